@@ -1,0 +1,36 @@
+//! The load benchmark: what a pooler's CPU time per transaction is, as a ratio to another's.
+//!
+//! One run puts the same load through two poolers and, for context, straight into Postgres. Windows of a few
+//! seconds alternate in random order on connections that stay open, so that both see the same machine; a window
+//! in which other processes were busy is dropped and repeated. The figure of a row is the median over pairs of
+//! the ratio of CPU time per transaction, with a bootstrap interval.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`rows`] | the table of rows: load, clients, pool size, bar |
+//! | [`workload`] | the bytes a client sends for one transaction |
+//! | [`replies`] | counts the answers in a stream of any chunking |
+//! | [`login`] | a blocking login (trust, SCRAM-SHA-256) |
+//! | [`generate`] | the load generator, a process of its own |
+//! | [`generator`] | the handle the benchmark holds on it |
+//! | [`pooler`] | starts `PgBouncer` or pgweir with equal settings |
+//! | [`machine`] | CPU time, memory and disturbance from the kernel |
+//! | [`syscalls`] | system calls of a process, by perf or strace |
+//! | [`trial`] | interleaves the windows of one row |
+//! | [`statistics`] | medians and bootstrap intervals |
+//! | [`report`] | the figures as JSON and Markdown |
+//! | [`fault`] | what can go wrong |
+
+pub mod fault;
+pub mod generate;
+pub mod generator;
+pub mod login;
+pub mod machine;
+pub mod pooler;
+pub mod replies;
+pub mod report;
+pub mod rows;
+pub mod statistics;
+pub mod syscalls;
+pub mod trial;
+pub mod workload;

@@ -1,0 +1,306 @@
+//! Starts a pooler with the settings both must have: transaction pooling, SCRAM on both sides from a list of
+//! users, connections not logged, statistics on, everything else at its default.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::unistd::{User, geteuid};
+use tempfile::TempDir;
+
+use crate::fault::Fault;
+use crate::login::{Account, Session};
+
+/// A pooler that accepts no login for this long will not.
+const READY_WITHIN: Duration = Duration::from_secs(15);
+
+/// Statements `PgBouncer` prepares per server connection; its default, written out.
+const MAX_PREPARED_STATEMENTS: u32 = 200;
+
+/// Which pooler a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `PgBouncer`.
+    PgBouncer,
+    /// pgweir.
+    Pgweir,
+}
+
+/// A pooler's program, asked for its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Where it is, or its name to be found by `PATH`.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// Name and version as it tells them.
+    pub version: String,
+}
+
+impl Program {
+    /// Asks the program what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Program`] if it cannot be run or is neither pooler.
+    pub fn identify(path: &Path) -> Result<Self, Fault> {
+        let fault = |reason: String| Fault::Program { path: path.to_owned(), reason };
+        let output = Command::new(path).arg("--version").output().map_err(|error| fault(error.to_string()))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.lines().next().unwrap_or_default().trim();
+        let kind =
+            kind(version).ok_or_else(|| fault(format!("tells the version {version:?}: no pooler known here")))?;
+        Ok(Self { path: path.to_owned(), kind, version: version.to_owned() })
+    }
+}
+
+fn kind(version: &str) -> Option<Kind> {
+    match version.split_ascii_whitespace().next()?.to_ascii_lowercase().as_str() {
+        "pgbouncer" => Some(Kind::PgBouncer),
+        "pgweir" => Some(Kind::Pgweir),
+        _ => None,
+    }
+}
+
+/// A running pooler; killed and cleared away when dropped.
+#[derive(Debug)]
+pub struct Pooler {
+    child: Child,
+    addr: SocketAddr,
+    // Holds its configuration and its log; removed last.
+    _folder: TempDir,
+}
+
+impl Pooler {
+    /// Starts `program` before the Postgres that `server` names and waits until it lets that account in.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotReady`] with the end of its log, [`Fault::Io`] if it cannot be started.
+    pub fn start(program: &Program, server: &Account, pool_size: u32) -> Result<Self, Fault> {
+        let folder = tempfile::Builder::new().prefix("pgweir-load-").tempdir();
+        let folder = folder.map_err(Fault::io("creating a folder"))?;
+        let addr = free_address()?;
+        let mut command = command(program, folder.path(), server, addr, pool_size)?;
+        let log = folder.path().join("log");
+        let writer = fs::File::create(&log).map_err(Fault::io("creating a log"))?;
+        let second = writer.try_clone().map_err(Fault::io("creating a log"))?;
+        command.stdin(Stdio::null()).stdout(writer).stderr(second);
+        die_with_parent(&mut command);
+        let spawned =
+            command.spawn().map_err(|error| Fault::Program { path: program.path.clone(), reason: error.to_string() });
+        let mut pooler = Self { child: spawned?, addr, _folder: folder };
+        let account = pooler.account(server);
+        let begin = Instant::now();
+        while Session::open(&account).and_then(Session::terminate).is_err() {
+            let ended = matches!(pooler.child.try_wait(), Ok(Some(_)));
+            if ended || begin.elapsed() > READY_WITHIN {
+                let label = program.version.clone();
+                return Err(Fault::NotReady { label, within: begin.elapsed(), log: tail(&log) });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(pooler)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The account of `server` as reached through this pooler.
+    #[must_use]
+    pub fn account(&self, server: &Account) -> Account {
+        Account { addr: self.addr, ..server.clone() }
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        // It has nothing to lose; an error only means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that is free now and outside the range clients' own ports come from (32768 and up by default), or
+/// thousands of clients would sooner or later sit on it.
+fn free_address() -> Result<SocketAddr, Fault> {
+    let mut last = None;
+    for _ in 0..100 {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(20_000..32_000)));
+        match TcpListener::bind(addr) {
+            Ok(_) => return Ok(addr),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(Fault::Io { what: "finding a free port", source: last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()) })
+}
+
+fn command(
+    program: &Program,
+    folder: &Path,
+    server: &Account,
+    addr: SocketAddr,
+    pool_size: u32,
+) -> Result<Command, Fault> {
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(Fault::io("writing a configuration"))?;
+        Ok::<_, Fault>(path)
+    };
+    let mut command = Command::new(&program.path);
+    // The caller's settings are not the benchmark's.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+        command.env_remove(name);
+    }
+    match program.kind {
+        Kind::PgBouncer => {
+            let users = write("users.txt", format!("\"{}\" \"{}\"\n", server.user, server.password))?;
+            let config = write("pgbouncer.ini", pgbouncer_ini(server, addr, pool_size, &users))?;
+            command.arg(&config);
+            // It refuses to be root.
+            if geteuid().is_root() {
+                give_away(&mut command, folder, &[&users, &config])?;
+            }
+        }
+        Kind::Pgweir => {
+            let config = write("pgweir.toml", pgweir_toml(server, addr, pool_size))?;
+            command.args(["serve", "--config"]).arg(config);
+        }
+    }
+    Ok(command)
+}
+
+fn give_away(command: &mut Command, folder: &Path, files: &[&Path]) -> Result<(), Fault> {
+    let named = User::from_name("nobody").map_err(Fault::errno("finding the user nobody"))?;
+    let (uid, gid) = named.map_or((65534, 65534), |user| (user.uid.as_raw(), user.gid.as_raw()));
+    for path in files.iter().chain([&folder]) {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(Fault::io("giving a file away"))?;
+    }
+    command.uid(uid).gid(gid).current_dir(folder);
+    Ok(())
+}
+
+fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Path) -> String {
+    format!(
+        "[databases]\n\
+         {database} = host={host} port={port} dbname={database}\n\
+         [pgbouncer]\n\
+         listen_addr = {listen}\n\
+         listen_port = {listen_port}\n\
+         listen_backlog = 1024\n\
+         unix_socket_dir =\n\
+         auth_type = scram-sha-256\n\
+         auth_file = {users}\n\
+         server_tls_sslmode = disable\n\
+         pool_mode = transaction\n\
+         default_pool_size = {pool_size}\n\
+         max_client_conn = 10000\n\
+         max_prepared_statements = {MAX_PREPARED_STATEMENTS}\n\
+         log_connections = 0\n\
+         log_disconnections = 0\n",
+        database = server.database,
+        host = server.addr.ip(),
+        port = server.addr.port(),
+        listen = addr.ip(),
+        listen_port = addr.port(),
+        users = users.display(),
+    )
+}
+
+fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32) -> String {
+    format!(
+        "[listen]\n\
+         listen_addr = \"{listen}\"\n\
+         listen_port = {listen_port}\n\
+         listen_backlog = 1024\n\
+         [auth]\n\
+         auth_type = \"scram-sha-256\"\n\
+         [pool]\n\
+         pool_mode = \"transaction\"\n\
+         default_pool_size = {pool_size}\n\
+         [client]\n\
+         max_client_conn = 10000\n\
+         [http]\n\
+         http_listen = \"127.0.0.1:0\"\n\
+         [log]\n\
+         log_connections = false\n\
+         log_disconnections = false\n\
+         [databases.{database}]\n\
+         host = \"{host}\"\n\
+         port = {port}\n\
+         [users.{user}]\n\
+         password = \"{password}\"\n",
+        listen = addr.ip(),
+        listen_port = addr.port(),
+        database = server.database,
+        host = server.addr.ip(),
+        port = server.addr.port(),
+        user = server.user,
+        password = server.password,
+    )
+}
+
+/// Puts a child into a process group of its own, so that Ctrl-C reaches only the benchmark, which then stops its
+/// children in order; and has the kernel kill it if the benchmark is killed.
+#[allow(unsafe_code, reason = "a fork hook has no safe form in std; the proof stands at its use")]
+pub fn die_with_parent(command: &mut Command) {
+    command.process_group(0);
+    let hook = || nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(std::io::Error::from);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: the hook makes one plain system
+    // call, prctl, and turns an errno into an io::Error, which does not allocate. It captures nothing. std runs
+    // it after changing the user, which would clear the setting (prctl(2)).
+    unsafe {
+        command.pre_exec(hook);
+    }
+}
+
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(15);
+    lines.into_iter().skip(from).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pooler_is_known_by_the_version_it_tells() {
+        #[rustfmt::skip]
+        let table = [
+            ("PgBouncer 1.25.2",           Some(Kind::PgBouncer)),
+            ("pgweir 0.1.0 (abc 2026)",    Some(Kind::Pgweir)),
+            ("psql (PostgreSQL) 15.3",     None),
+            ("",                           None),
+        ];
+        for (version, want) in table {
+            assert_eq!(kind(version), want, "{version}");
+        }
+    }
+
+    #[test]
+    fn both_configurations_have_the_same_pool_and_place() {
+        let server = Account {
+            addr: "127.0.0.1:5433".parse().unwrap(),
+            user: "app".to_owned(),
+            password: "secret".to_owned(),
+            database: "app".to_owned(),
+        };
+        let addr = "127.0.0.1:21000".parse().unwrap();
+        let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"));
+        let toml = pgweir_toml(&server, addr, 13);
+        for want in
+            ["default_pool_size = 13", "listen_port = 21000", "listen_backlog = 1024", "max_client_conn = 10000"]
+        {
+            assert!(ini.contains(want) && toml.contains(want), "{want}");
+        }
+        assert!(ini.contains("port=5433") && toml.contains("\nport = 5433"));
+    }
+}

@@ -1,0 +1,134 @@
+//! The table of rows: what is measured, with how many clients over how large a pool, and the bar it must meet.
+
+use crate::workload::Workload;
+
+/// Clients of the row that measures memory.
+const IDLE_CLIENTS: usize = 5000;
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// CPU time per transaction, rate and latency.
+    Cpu(Workload),
+    /// Anonymous memory per client that is logged in and idle after one query.
+    Memory,
+}
+
+/// One row of the benchmark.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Its name on the command line and in the tables.
+    pub name: String,
+    /// What it measures.
+    pub measure: Measure,
+    /// Client connections.
+    pub clients: usize,
+    /// Server connections the pooler may use.
+    pub pool_size: u32,
+    /// The highest ratio (CPU) or KiB per client (memory) that is good enough. `None`: only reported.
+    pub bar: Option<f64>,
+}
+
+impl Row {
+    /// Whether it makes sense without a pooler: with a thousand clients Postgres would measure its own
+    /// process switches, and memory is about the pooler.
+    #[must_use]
+    pub fn runs_direct(&self) -> bool {
+        self.clients <= 64 && self.measure != Measure::Memory
+    }
+}
+
+/// Every row, in the order of the table.
+#[must_use]
+pub fn all() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (mode, workload) in
+        [("simple", Workload::Simple), ("extended", Workload::Extended), ("prepared", Workload::Prepared)]
+    {
+        for (clients, pool_size) in [(1, 10), (16, 10), (16, 20), (64, 10), (1000, 20)] {
+            let suffix = if (clients, pool_size) == (16, 20) { "-pool20" } else { "" };
+            rows.push(Row {
+                name: format!("select1-{mode}-{clients}{suffix}"),
+                measure: Measure::Cpu(workload),
+                clients,
+                pool_size,
+                bar: select_bar(workload, clients),
+            });
+        }
+    }
+    let others = [
+        ("begin-16", Workload::Begin, 16, Some(0.95)),
+        ("result-1mb-4", Workload::Megabyte, 4, Some(0.65)),
+        ("reconnect-4", Workload::Reconnect, 4, Some(1.0)),
+    ];
+    rows.extend(others.map(|(name, workload, clients, bar)| Row {
+        name: name.to_owned(),
+        measure: Measure::Cpu(workload),
+        clients,
+        pool_size: 10,
+        bar,
+    }));
+    let name = format!("idle-{IDLE_CLIENTS}");
+    rows.push(Row { name, measure: Measure::Memory, clients: IDLE_CLIENTS, pool_size: 20, bar: Some(1.1) });
+    rows
+}
+
+/// The bars of issue 2's table for the select-1 rows.
+fn select_bar(workload: Workload, clients: usize) -> Option<f64> {
+    match (workload, clients) {
+        (Workload::Prepared, 16 | 64) => Some(0.85),
+        (_, 16) => Some(1.0),
+        (_, 64 | 1000) => Some(0.88),
+        _ => None,
+    }
+}
+
+/// The rows whose names are asked for, in the table's order; all of them if none is. A name ending in `*` asks
+/// for every row that begins with what stands before it.
+///
+/// # Errors
+///
+/// The first name no row answers to.
+pub fn select(wanted: &[String]) -> Result<Vec<Row>, String> {
+    let rows = all();
+    if wanted.is_empty() {
+        return Ok(rows);
+    }
+    let matches = |row: &Row, name: &str| match name.strip_suffix('*') {
+        Some(beginning) => row.name.starts_with(beginning),
+        None => row.name == name,
+    };
+    if let Some(unknown) = wanted.iter().find(|name| !rows.iter().any(|row| matches(row, name))) {
+        return Err(unknown.clone());
+    }
+    Ok(rows.into_iter().filter(|row| wanted.iter().any(|name| matches(row, name))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn names(wanted: &[&str]) -> Result<Vec<String>, String> {
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        Ok(select(&wanted)?.into_iter().map(|row| row.name).collect())
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let rows = all();
+        let names: BTreeSet<_> = rows.iter().map(|row| &row.name).collect();
+        assert_eq!(names.len(), rows.len());
+    }
+
+    #[test]
+    fn rows_are_chosen_by_name_or_beginning() {
+        assert_eq!(names(&[]).map(|rows| rows.len()), Ok(all().len()));
+        assert_eq!(names(&["begin-16"]), Ok(vec!["begin-16".to_owned()]));
+        assert_eq!(names(&["select1-simple-*"]).map(|rows| rows.len()), Ok(5));
+        assert_eq!(names(&["begin-16", "begin-*"]).map(|rows| rows.len()), Ok(1));
+        assert_eq!(names(&["begin-16", "begin-17"]), Err("begin-17".to_owned()));
+        assert_eq!(names(&["nothing-*"]), Err("nothing-*".to_owned()));
+    }
+}

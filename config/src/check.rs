@@ -1,0 +1,176 @@
+//! What no single raw value can tell: the shape of addresses and secrets, and values that contradict each other.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::choices::AuthType;
+use crate::config::Config;
+use crate::entries::LOCAL_HOST;
+use crate::fault::{Fault, Problem};
+use crate::origin::Origin;
+use crate::secret::Secret;
+use crate::url::{is_host, is_ipv6};
+
+/// `listen_addr`: `*` alone, or hosts separated by commas, each once.
+pub(crate) fn listen_addresses(text: &str) -> Result<(), Problem> {
+    if text.trim() == "*" {
+        return Ok(());
+    }
+    let mut seen = BTreeSet::new();
+    for address in text.split(',').map(str::trim) {
+        if !is_host(address) {
+            return Err(Problem::NotAnAddress { wanted: "a list of IPs and names separated by commas, nor * alone" });
+        }
+        if !seen.insert(address) {
+            return Err(Problem::Repeated);
+        }
+    }
+    Ok(())
+}
+
+/// `http_listen`: empty, or host:port.
+pub(crate) fn http_address(text: &str) -> Result<(), Problem> {
+    let host_and_port = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let host = match host.strip_prefix('[') {
+            Some(host) => host.strip_suffix(']').is_some_and(is_ipv6),
+            None => is_host(host) && !host.contains(':'),
+        };
+        host && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    });
+    if text.is_empty() || host_and_port {
+        Ok(())
+    } else {
+        Err(Problem::NotAnAddress { wanted: "host:port such as 127.0.0.1:9127, nor empty" })
+    }
+}
+
+/// `host` of a database entry: empty, or one host.
+pub(crate) fn server_host(text: &str) -> Result<(), Problem> {
+    if text.is_empty() || is_host(text) {
+        Ok(())
+    } else {
+        Err(Problem::NotAnAddress { wanted: "one host name or IP address" })
+    }
+}
+
+/// The kernel counts these in seconds; a fraction would be cut, and what is below one second would become 0.
+pub(crate) fn whole_seconds(time: &Duration) -> Result<(), Problem> {
+    if time.subsec_nanos() == 0 { Ok(()) } else { Err(Problem::Fraction) }
+}
+
+/// The faults that only show when all layers are in place. `suspects` are keys with a fault of their own, which
+/// would only repeat themselves here.
+pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if config.databases.is_empty() && !touched(suspects, "databases") {
+        faults.push(missing("databases", None, Problem::NoDatabase));
+    }
+    check_sizes(config, &mut faults);
+    check_users(config, suspects, &mut faults);
+    faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
+    faults
+}
+
+/// Whether any fault is about entries of this kind, so that there may be more of them than were understood.
+fn touched(suspects: &BTreeSet<String>, entries: &str) -> bool {
+    let flag = format!("--{}", entries.trim_end_matches('s'));
+    suspects.iter().any(|key| key.starts_with(entries) || *key == flag)
+}
+
+fn names_a_suspect(fault: &Fault, suspects: &BTreeSet<String>) -> bool {
+    matches!(&fault.problem, Problem::MinAboveSize { size_key, .. } if suspects.contains(size_key))
+}
+
+fn check_sizes(config: &Config, faults: &mut Vec<Fault>) {
+    let min = ("min_pool_size".to_owned(), config.pool.min_pool_size);
+    let size = ("default_pool_size".to_owned(), config.pool.default_pool_size);
+    let mut pairs = vec![(min.clone(), size.clone())];
+    for (name, database) in &config.databases {
+        let own = |key: &str| format!("databases.{name}.{key}");
+        let own_min = database.min_pool_size.map(|min| (own("min_pool_size"), min));
+        let own_size = database.pool_size.map(|size| (own("pool_size"), size));
+        if own_min.is_some() || own_size.is_some() {
+            pairs.push((own_min.unwrap_or_else(|| min.clone()), own_size.unwrap_or_else(|| size.clone())));
+        }
+    }
+    for (name, user) in &config.users {
+        if let Some(own_size) = user.pool_size {
+            pairs.push((min.clone(), (format!("users.{name}.pool_size"), own_size)));
+        }
+    }
+    for ((key, min), (size_key, size)) in pairs {
+        if min > size {
+            faults.push(Fault {
+                value: Some(min.to_string()),
+                origin: Some(config.origin(&key)),
+                key,
+                problem: Problem::MinAboveSize { size_key, size },
+            });
+        }
+    }
+}
+
+fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fault>) {
+    let scram = config.auth.auth_type == AuthType::ScramSha256 && !suspects.contains("auth_type");
+    for (name, user) in &config.users {
+        let key = format!("users.{name}.password");
+        let problem = match &user.password {
+            Some(secret) => secret_problem(secret),
+            None => scram.then_some(Problem::NoPassword),
+        };
+        if let Some(problem) = problem {
+            let at = if user.password.is_some() { key.as_str() } else { "" };
+            let origin = config.origins.get(at).or_else(|| config.origins.get(&format!("users.{name}")));
+            faults.push(missing(&key, origin.cloned(), problem));
+        }
+    }
+    if scram && config.users.is_empty() && !touched(suspects, "users") {
+        let origin = config.origin("auth_type");
+        faults.push(Fault {
+            key: "auth_type".to_owned(),
+            value: Some(config.auth.auth_type.to_string()),
+            origin: Some(origin),
+            problem: Problem::NoUser,
+        });
+    }
+}
+
+fn missing(key: &str, origin: Option<Origin>, problem: Problem) -> Fault {
+    Fault { key: key.to_owned(), value: None, origin, problem }
+}
+
+/// What is wrong with a stored secret, judged as Postgres judges `pg_authid.rolpassword`.
+///
+/// Source: the Postgres manual, "`pg_authid`"; Postgres takes `md5` and 32 hexadecimal digits for a hash.
+fn secret_problem(secret: &Secret) -> Option<Problem> {
+    let text = secret.expose();
+    if let Some(rest) = text.strip_prefix("SCRAM-SHA-256$") {
+        return (!is_verifier(rest)).then_some(Problem::Verifier);
+    }
+    let digits = text.strip_prefix("md5")?;
+    let hash = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    hash.then_some(Problem::Md5)
+}
+
+/// `<iterations>:<salt>$<StoredKey>:<ServerKey>`, where both keys are 32 bytes, so 43 digits of base64 and one `=`.
+fn is_verifier(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    let key = |text: &str| text.strip_suffix('=').is_some_and(|digits| digits.len() == 43 && digits.bytes().all(digit));
+    let salt =
+        |text: &str| !text.is_empty() && text.len().is_multiple_of(4) && text.trim_end_matches('=').bytes().all(digit);
+    let parts = || {
+        let (left, right) = text.split_once('$')?;
+        let (iterations, salt_text) = left.split_once(':')?;
+        let (stored, server) = right.split_once(':')?;
+        let count = iterations.parse::<u32>().ok()?;
+        Some(count > 0 && salt(salt_text) && key(stored) && key(server))
+    };
+    parts().unwrap_or(false)
+}
+
+/// What an absent or empty host means, put in its place.
+pub(crate) fn fill_hosts(config: &mut Config) {
+    for database in config.databases.values_mut().filter(|database| database.host.is_empty()) {
+        LOCAL_HOST.clone_into(&mut database.host);
+    }
+}

@@ -1,0 +1,108 @@
+//! The settings that are one word of a few.
+
+use crate::fault::Problem;
+use crate::setting::Bounds;
+use crate::typed::{Kind, Raw, Typed, choose};
+
+/// Defines an enum together with its words, so that a variant without a word cannot exist.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$variant_meta])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// Every word, in the same order.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// The word that stands for this value in a file, a variable, a flag and `SHOW CONFIG`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Typed for $name {
+            const KIND: Kind = Kind::Choice(Self::WORDS);
+            fn read(raw: &Raw<'_>, _: Option<Bounds>) -> Result<Self, Problem> {
+                choose(raw, Self::WORDS, Self::ALL)
+            }
+            fn show(&self) -> String {
+                self.as_str().to_owned()
+            }
+        }
+    };
+}
+
+choice! {
+    /// When a server connection goes back to its pool.
+    PoolMode {
+        /// When the client leaves.
+        Session = "session",
+        /// At the end of each transaction.
+        #[default]
+        Transaction = "transaction",
+        /// After each statement; transactions of several statements are refused.
+        Statement = "statement",
+    }
+}
+
+choice! {
+    /// How clients prove who they are.
+    AuthType {
+        /// They do not: anyone who reaches the port is believed.
+        Trust = "trust",
+        /// SCRAM-SHA-256, RFC 5802 and RFC 7677, against the secrets of `[users.NAME]`.
+        #[default]
+        ScramSha256 = "scram-sha-256",
+    }
+}
+
+choice! {
+    /// What becomes of a running query whose client is gone.
+    CancelOnDisconnect {
+        /// Cancelled if the client was lost (no `Terminate`); run to its end if it said goodbye.
+        #[default]
+        Lost = "lost",
+        /// Cancelled in either case.
+        Always = "always",
+        /// Run to its end in either case.
+        Never = "never",
+    }
+}
+
+choice! {
+    /// The shape of a log line.
+    LogFormat {
+        /// `key=value` pairs.
+        #[default]
+        Logfmt = "logfmt",
+        /// One JSON object.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// The least important line that is still written.
+    LogLevel {
+        /// What needs a human.
+        Error = "error",
+        /// What may soon need one.
+        Warn = "warn",
+        /// Logins, periods, reloads.
+        #[default]
+        Info = "info",
+        /// Decisions.
+        Debug = "debug",
+        /// Messages.
+        Trace = "trace",
+    }
+}

@@ -1,0 +1,87 @@
+//! The keys of `[databases.NAME]` and `[users.NAME]`, each named once.
+
+use std::time::Duration;
+
+use crate::check::server_host;
+use crate::choices::PoolMode;
+use crate::secret::Secret;
+use crate::setting::{Setting, group};
+
+/// The name of the database entry that answers for any name without its own.
+pub const FALLBACK: &str = "*";
+
+/// The name of the admin console, which no database entry may take.
+pub const CONSOLE: &str = "pgbouncer";
+
+/// The host that an absent or empty `host` means.
+pub const LOCAL_HOST: &str = "127.0.0.1";
+
+/// The keys of `[databases.NAME]`, in the order of the documentation.
+#[must_use]
+pub fn database_keys() -> &'static [Setting<Database>] {
+    DATABASE
+}
+
+/// The keys of `[users.NAME]`, in the order of the documentation.
+#[must_use]
+pub fn user_keys() -> &'static [Setting<User>] {
+    USER
+}
+
+group! {
+    /// `[databases.NAME]`: where the database that clients call NAME really is.
+    ///
+    /// The name `*` answers for every name without an entry. `NAME = "postgres://user:password@host:port/dbname"` under
+    /// `[databases]` is the short form. An absent key means the global setting of the same purpose.
+    Database, "databases", |database: Database| database, DATABASE {
+        /// Host of the server: a name or an IP; empty is `127.0.0.1`.
+        host: String = "127.0.0.1", check server_host => live;
+        /// Port of the server.
+        port: u16 = 5432, in 1..=65535 => live;
+        /// Name of the database on the server; absent: the name that the client gave.
+        dbname: Option<String> as "app_production" => live;
+        /// User of the server connections, whoever the client is; absent: the client's user.
+        user: Option<String> as "app" => live;
+        /// Password of `user` on the server.
+        password: Option<Secret> as "secret" => live;
+        /// Server connections of one pool, at most; absent: `default_pool_size`.
+        pool_size: Option<u32> as 20, in 1..=10000 => live;
+        /// Server connections of one pool kept open when idle; absent: the global `min_pool_size`.
+        min_pool_size: Option<u32> as 0, in 0..=10000 => live;
+        /// Further server connections for clients that waited; absent: the global `reserve_pool_size`.
+        reserve_pool_size: Option<u32> as 0, in 0..=10000 => live;
+        /// When a server connection goes back to its pool; absent: the global `pool_mode`.
+        pool_mode: Option<PoolMode> as "transaction" => live;
+        /// Server connections over all pools of this database, at most; absent: the global `max_db_connections`.
+        max_db_connections: Option<u32> as 0, in 0..=100000 => live;
+        /// Age at which a server connection is closed; absent: the global `server_lifetime`.
+        server_lifetime: Option<Duration> as "3600s", in 0..="365d" => live;
+        /// Longest wait for a server connection; absent: the global `query_wait_timeout`.
+        query_wait_timeout: Option<Duration> as "120s", in 0..="365d" => live;
+        /// Query sent once on every new server connection, before its first use.
+        connect_query: Option<String> as "SET statement_timeout = '60s'" => live;
+    }
+}
+
+group! {
+    /// `[users.NAME]`: a user that clients may log in as, and what differs for that user.
+    ///
+    /// An absent key means the database's or the global setting.
+    User, "users", |user: User| user, USER {
+        /// The password in plain text, or a stored verifier as in `pg_authid`:
+        /// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+        password: Option<Secret> as "secret" => live;
+        /// When a server connection of this user goes back to its pool.
+        pool_mode: Option<PoolMode> as "transaction" => live;
+        /// Server connections of one pool of this user, at most.
+        pool_size: Option<u32> as 20, in 1..=10000 => live;
+        /// Server connections of this user over all pools, at most; 0 sets no limit.
+        max_user_connections: Option<u32> as 0, in 0..=100000 => live;
+        /// Longest time for one query of this user; 0 sets no limit.
+        query_timeout: Option<Duration> as "0s", in 0..="365d" => live;
+        /// Idle time inside a transaction after which this user's client is disconnected; 0 sets no limit.
+        idle_transaction_timeout: Option<Duration> as "0s", in 0..="365d" => live;
+        /// Longest wait of this user for a server connection; 0 waits forever.
+        query_wait_timeout: Option<Duration> as "120s", in 0..="365d" => live;
+    }
+}

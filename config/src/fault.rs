@@ -1,0 +1,281 @@
+use std::fmt;
+
+use crate::origin::Origin;
+use crate::setting::Bounds;
+use crate::typed::Kind;
+use crate::url::UrlProblem;
+
+/// Characters of a key or a value that a fault shows; the rest is cut.
+const SHOWN: usize = 60;
+
+/// One fault of the configuration; whoever wrote it is to blame.
+///
+/// `Display` gives one line: what, where, how to mend it. Control characters are escaped, secrets are never shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What is wrong: a key (`databases.app.port` for an entry's), a file's path, or a flag as typed.
+    pub key: String,
+    /// The value as it was written; `None` if there is none or it must not be shown.
+    pub value: Option<String>,
+    /// Where it was written; `None` for what is missing everywhere.
+    pub origin: Option<Origin>,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Line(&self.key))?;
+        if let Some(value) = &self.value {
+            write!(f, " = {}", Line(value))?;
+        }
+        write!(f, ": {}", self.problem)?;
+        match &self.origin {
+            Some(Origin::Default) => f.write_str(" (the default)")?,
+            Some(origin) => write!(f, " (from {})", Path(origin))?,
+            None => {}
+        }
+        write!(f, ". {}", Remedy(&self.problem))
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Every fault that was found, in the order of the sources; never empty when it is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// What can be wrong. `Display` says what; [`Fault`] adds where, and how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// No setting, group or entry key has this name.
+    #[error("there is no such {what}")]
+    Unknown {
+        /// What it would have been: `setting`, `group`, `key of a database`.
+        what: &'static str,
+        /// The existing name that is spelled most alike.
+        nearest: String,
+    },
+    /// The setting exists under another table of the file.
+    #[error("it stands under the wrong table")]
+    WrongGroup {
+        /// The table it belongs to.
+        group: &'static str,
+    },
+    /// The value is of another type.
+    #[error("{found}, where {} is wanted", kind.noun())]
+    NotA {
+        /// What the setting is.
+        kind: Kind,
+        /// What was found, with its article.
+        found: &'static str,
+    },
+    /// A TOML table was wanted.
+    #[error("{found}, where a table is wanted")]
+    NotATable {
+        /// What was found, with its article.
+        found: &'static str,
+    },
+    /// A number, a time or a size outside its range.
+    #[error("outside {}", Span(*bounds))]
+    Outside {
+        /// The range; `None` if the type itself is exceeded.
+        bounds: Option<Bounds>,
+    },
+    /// A word that is none of the possible ones.
+    #[error("none of {}", words.join(", "))]
+    NotAChoice {
+        /// The possible words.
+        words: &'static [&'static str],
+    },
+    /// A time that the kernel counts in seconds has a fraction.
+    #[error("not in whole seconds, which is all the kernel counts")]
+    Fraction,
+    /// A NUL, which ends a text on the wire.
+    #[error("the text contains a NUL")]
+    Nul,
+    /// Not a host, an IP address, or host:port where that is wanted.
+    #[error("not {wanted}")]
+    NotAnAddress {
+        /// What would be right, with its article.
+        wanted: &'static str,
+    },
+    /// The same setting twice in one layer.
+    #[error("given twice")]
+    Repeated,
+    /// A flag at the end, or in front of another flag.
+    #[error("the flag has no value")]
+    NoValue,
+    /// A word that is neither a flag nor a flag's value.
+    #[error("not a flag")]
+    NotAFlag,
+    /// A word of a NAME=VALUE list without its `=`.
+    #[error("no = between a name and its value")]
+    NotAPair,
+    /// An entry whose name is empty.
+    #[error("the name is empty")]
+    NoName,
+    /// An entry with the name of the admin console.
+    #[error("the name belongs to the admin console")]
+    Reserved,
+    /// The file is not TOML.
+    #[error("not TOML: {message}")]
+    Syntax {
+        /// The parser's words; they quote nothing of the file.
+        message: String,
+    },
+    /// The file cannot be read.
+    #[error("the file cannot be read: {error}")]
+    Unreadable {
+        /// The system's words.
+        error: String,
+    },
+    /// The file is larger than any configuration.
+    #[error("the file has more than {limit} bytes")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The file is not UTF-8.
+    #[error("the line is not UTF-8")]
+    NotUtf8,
+    /// The variable is not UTF-8.
+    #[error("the value is not UTF-8")]
+    Mangled,
+    /// A Postgres URL with a fault; the URL itself is not shown, as it may hold a password.
+    #[error("{0}")]
+    Url(UrlProblem),
+    /// `min_pool_size` exceeds the pool size that applies.
+    #[error("above {size_key} = {size}, so that it can never be met")]
+    MinAboveSize {
+        /// The setting that gives the size.
+        size_key: String,
+        /// The size, in server connections.
+        size: u32,
+    },
+    /// A stored verifier that no server would accept.
+    #[error("a SCRAM-SHA-256 verifier that is not <iterations>:<salt>$<StoredKey>:<ServerKey>")]
+    Verifier,
+    /// An MD5 hash in place of a password.
+    #[error("an MD5 hash, which SCRAM cannot check")]
+    Md5,
+    /// SCRAM without any user who could log in.
+    #[error("no user has a password, so that no client could log in")]
+    NoUser,
+    /// SCRAM with a user who has no password.
+    #[error("the user has no password, so that auth_type scram-sha-256 refuses every login")]
+    NoPassword,
+    /// No database at all.
+    #[error("there is no database")]
+    NoDatabase,
+}
+
+/// How to mend a problem: one sentence, without its full stop where a key follows.
+struct Remedy<'a>(&'a Problem);
+
+impl fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Problem::Unknown { nearest, .. } => write!(f, "The nearest name is {nearest}."),
+            Problem::WrongGroup { group } => write!(f, "Move it under [{group}]."),
+            Problem::NotA { kind, .. } => write!(f, "{}.", kind.spelling()),
+            Problem::Outside { bounds } => write!(f, "Write a value of {}.", Span(*bounds)),
+            Problem::NotAChoice { .. } => f.write_str("Write one of these."),
+            Problem::Syntax { .. } => f.write_str("Mend that line; https://toml.io explains the format."),
+            Problem::Unreadable { .. } => f.write_str("Check the path and its permissions, or leave the file away."),
+            Problem::Url(problem) => f.write_str(problem.remedy()),
+            Problem::MinAboveSize { size_key, .. } => {
+                write!(f, "Lower it, or raise {size_key}.")
+            }
+            problem => f.write_str(plain_remedy(problem)),
+        }
+    }
+}
+
+fn plain_remedy(problem: &Problem) -> &'static str {
+    match problem {
+        Problem::NotATable { .. } => "Write a [table] header and the keys below it.",
+        Problem::Fraction => r#"Round it, such as "30s"."#,
+        Problem::Nul => "Remove the NUL.",
+        Problem::NotAnAddress { .. } => "Mend the address.",
+        Problem::Repeated => "Keep one of the two.",
+        Problem::NoValue => "Write --key=value or --key value.",
+        Problem::NotAFlag => "Write --key=value or --key value, or remove the word.",
+        Problem::NotAPair => "Write NAME=VALUE.",
+        Problem::NoName => "Give the entry a name.",
+        Problem::Reserved => "Choose another name and give the server's in dbname.",
+        Problem::TooLarge { .. } => "Name a configuration file.",
+        Problem::NotUtf8 => "Save the file as UTF-8.",
+        Problem::Mangled => "Set it in UTF-8; in a URL, percent-encode what is not ASCII.",
+        Problem::Verifier => "Copy it whole from pg_authid.rolpassword, or write the plain password.",
+        Problem::Md5 => "Write the plain password or a SCRAM-SHA-256 verifier.",
+        Problem::NoUser => {
+            r#"Add [users.NAME] with password = "...", or set auth_type = "trust" if everyone who reaches the port may log in."#
+        }
+        Problem::NoPassword => r#"Add password = "..."."#,
+        Problem::NoDatabase => {
+            r#"Add [databases.app] with host = "..." to the file, or pass --database app=postgres://user:password@host/dbname."#
+        }
+        _ => "Mend the value.",
+    }
+}
+
+/// A text on one line: control characters escaped, and cut where nobody reads on.
+struct Line<'a>(&'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_escaped(self.0.chars().take(SHOWN), f)?;
+        if self.0.chars().nth(SHOWN).is_some() {
+            f.write_str("...")?;
+        }
+        Ok(())
+    }
+}
+
+/// An origin on one line, uncut: a path is only useful whole.
+struct Path<'a>(&'a Origin);
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_escaped(self.0.to_string().chars(), f)
+    }
+}
+
+fn write_escaped(chars: impl Iterator<Item = char>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for char in chars {
+        // Beside control characters: the separators and direction marks that also break or reorder a line.
+        if char.is_control() || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            write!(f, "{}", char.escape_default())?;
+        } else {
+            write!(f, "{char}")?;
+        }
+    }
+    Ok(())
+}
+
+struct Span(Option<Bounds>);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(Bounds { low, high }) => write!(f, "{low}..={high}"),
+            None => f.write_str("what a computer can count"),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! pgweir's settings: what they are called, what they mean, where each value came from.
+//!
+//! Four layers, the later wins: the defaults, a TOML file, environment variables `PGWEIR_<KEY>`, the command line
+//! `--key=value`. [`Config::load`] reads them; [`Config::from_sources`] is the same without touching the disk.
+//! Either gives a whole [`Config`] or every [`Fault`] at once, each with its place and its remedy.
+//!
+//! The map of the house:
+//!
+//! | module | its noun |
+//! |---|---|
+//! | [`settings`] | the table: every setting named once, with type, default, range, reload class and doc |
+//! | [`entries`] | the same for the keys of `[databases.NAME]` and `[users.NAME]` |
+//! | `setting` | one row of either table, and the macro that turns rows into structs |
+//! | `typed` | how a raw value becomes a number, a time, a size, a word; and back to text |
+//! | `choices` | the settings that are one word of a few |
+//! | `config` | [`Config`] and the four layers |
+//! | `draft` | a [`Config`] under construction, and the faults found so far |
+//! | `file`, `env`, `args`, `url` | one source syntax each |
+//! | `check` | what no single value can tell |
+//! | `fault`, `origin`, `secret` | [`Fault`], [`Origin`], [`Secret`] |
+//!
+//! The crate knows nothing of the program that uses it.
+
+mod args;
+mod check;
+mod choices;
+mod config;
+mod draft;
+pub mod entries;
+mod env;
+mod fault;
+mod file;
+mod origin;
+mod secret;
+mod setting;
+pub mod settings;
+mod typed;
+mod url;
+
+pub use choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
+pub use config::{Config, Described, Sources};
+pub use entries::{Database, User};
+pub use env::environment;
+pub use fault::{Fault, Faults, Problem};
+pub use origin::Origin;
+pub use secret::Secret;
+pub use setting::{Bounds, Reload, Setting};
+pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process};
+pub use typed::Kind;
+pub use url::UrlProblem;

@@ -1,0 +1,184 @@
+//! The table: every setting named once, with type, default, range, reload class and doc.
+//!
+//! It drives parsing, range checks, this documentation, `pgweir.toml`, `SHOW CONFIG` and reload. The names are
+//! `PgBouncer`'s where `PgBouncer` has the setting (its `doc/config.md` gives their meaning).
+
+use std::time::Duration;
+
+use crate::check::{http_address, listen_addresses, whole_seconds};
+use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
+use crate::config::Config;
+use crate::setting::{Setting, group};
+
+/// A group of settings: a table of the file.
+pub struct Group {
+    /// The table's name, without brackets.
+    pub name: &'static str,
+    /// What its settings have in common.
+    pub doc: &'static str,
+    /// Its settings, in the order of the documentation.
+    pub settings: &'static [Setting<Config>],
+}
+
+/// Every group of global settings, in the order of the documentation.
+pub static GROUPS: &[Group] = &[
+    Group { name: "listen", doc: "Where clients connect.", settings: LISTEN },
+    Group { name: "auth", doc: "How clients prove who they are.", settings: AUTH },
+    Group { name: "pool", doc: "How many server connections there are, and how long they live.", settings: POOL },
+    Group { name: "client", doc: "What one client may hold, send and wait for.", settings: CLIENT },
+    Group { name: "http", doc: "Metrics, limits, health and the dashboard.", settings: HTTP },
+    Group { name: "log", doc: "What is logged, and how.", settings: LOG },
+    Group { name: "process", doc: "The process as a whole.", settings: PROCESS },
+];
+
+/// Every global setting, in the order of the documentation.
+pub fn all() -> impl Iterator<Item = &'static Setting<Config>> {
+    GROUPS.iter().flat_map(|group| group.settings)
+}
+
+/// The setting of this name, whatever its group.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Setting<Config>> {
+    all().find(|setting| setting.name == name)
+}
+
+group! {
+    /// `[listen]`: where clients connect.
+    Listen, "listen", |config: Config| config.listen, LISTEN {
+        /// Addresses to listen on: IPs or names, separated by commas; `*` is all of them.
+        listen_addr: String = "127.0.0.1", check listen_addresses => restart;
+        /// Port to listen on; 0 takes any free one.
+        listen_port: u16 = 6432, in 0..=65535 => restart;
+        /// Connections that the kernel holds until they are accepted.
+        listen_backlog: u32 = 1024, in 1..=65535 => restart;
+        /// Whether the kernel probes connections that are silent.
+        tcp_keepalive: bool = true => live;
+        /// Silence before the first probe, in whole seconds; 0 leaves it to the kernel.
+        tcp_keepidle: Duration = "0s", in 0..="32767s", check whole_seconds => live;
+        /// Pause between probes, in whole seconds; 0 leaves it to the kernel.
+        tcp_keepintvl: Duration = "0s", in 0..="32767s", check whole_seconds => live;
+        /// Unanswered probes after which a connection is dead; 0 leaves it to the kernel.
+        tcp_keepcnt: u32 = 0, in 0..=127 => live;
+        /// Longest that sent bytes may stay unacknowledged before a connection is dead; 0 leaves it to the kernel.
+        /// A bare number is seconds, as everywhere here; `PgBouncer` counts this one in milliseconds.
+        tcp_user_timeout: Duration = "0s", in 0..="1d" => live;
+    }
+}
+
+group! {
+    /// `[auth]`: how clients prove who they are.
+    Auth, "auth", |config: Config| config.auth, AUTH {
+        /// `trust` believes everyone who reaches the port; `scram-sha-256` asks for the secret of `[users.NAME]`.
+        auth_type: AuthType = "scram-sha-256" => live;
+        /// Rounds of PBKDF2 for verifiers made from plain passwords; more is slower for guessers and for us.
+        scram_iterations: u32 = 4096, in 4096..=1000000 => live;
+    }
+}
+
+group! {
+    /// `[pool]`: how many server connections there are, and how long they live.
+    ///
+    /// A pool belongs to one (database, user) pair.
+    Pool, "pool", |config: Config| config.pool, POOL {
+        /// When a server connection goes back to its pool: after a `session`, a `transaction` or a `statement`.
+        pool_mode: PoolMode = "transaction" => live;
+        /// Server connections of one pool, at most. Most servers do best between 2 and 4 per core.
+        default_pool_size: u32 = 20, in 1..=10000 => live;
+        /// Server connections of one pool that are kept open when idle; at most `default_pool_size`.
+        min_pool_size: u32 = 0, in 0..=10000 => live;
+        /// Further server connections of one pool for clients that waited `reserve_pool_timeout`; 0 is none.
+        reserve_pool_size: u32 = 0, in 0..=10000 => live;
+        /// Wait after which a client may use the reserve; 0 never opens the reserve.
+        reserve_pool_timeout: Duration = "5s", in 0..="1h" => live;
+        /// Server connections to one database over all its pools, at most; 0 sets no limit.
+        max_db_connections: u32 = 0, in 0..=100000 => live;
+        /// Server connections of one user over all pools, at most; 0 sets no limit.
+        max_user_connections: u32 = 0, in 0..=100000 => live;
+        /// Longest wait of a client for a server connection; 0 waits forever.
+        query_wait_timeout: Duration = "120s", in 0..="365d" => live;
+        /// Age at which a server connection is closed once it is idle; 0 closes it after its first use.
+        server_lifetime: Duration = "3600s", in 0..="365d" => live;
+        /// Idle time after which a server connection is closed; 0 keeps it.
+        server_idle_timeout: Duration = "600s", in 0..="365d" => live;
+        /// Longest time for a server connection to connect and log in.
+        server_connect_timeout: Duration = "15s", in "10ms"..="1h" => live;
+        /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter.
+        server_login_retry: Duration = "15s", in "100ms"..="1h" => live;
+        /// Server logins under way at once, per pool.
+        max_server_logins: u32 = 4, in 1..=1000 => live;
+        /// Longest wait of a cancel request for its turn.
+        cancel_wait_timeout: Duration = "10s", in "10ms"..="1h" => live;
+        /// Query that cleans a server connection between sessions, in session mode; empty sends none.
+        server_reset_query: String = "DISCARD ALL" => live;
+        /// Pinned server connections of one pool, at most; 0 allows the whole pool.
+        max_pinned: u32 = 0, in 0..=10000 => live;
+    }
+}
+
+group! {
+    /// `[client]`: what one client may hold, send and wait for.
+    Client, "client", |config: Config| config.client, CLIENT {
+        /// Client connections, at most. An idle one costs little; `PgBouncer`'s default is 100.
+        max_client_conn: u32 = 10000, in 1..=1000000 => live;
+        /// Client connections that have not logged in yet, at most.
+        max_login_clients: u32 = 1000, in 1..=1000000 => live;
+        /// Longest time for a client to log in.
+        client_login_timeout: Duration = "60s", in "10ms"..="1h" => live;
+        /// Idle time outside a transaction after which a client is disconnected; 0 sets no limit.
+        client_idle_timeout: Duration = "0s", in 0..="365d" => live;
+        /// Idle time inside a transaction after which a client is disconnected; 0 sets no limit.
+        idle_transaction_timeout: Duration = "0s", in 0..="365d" => live;
+        /// Longest time for one query; 0 sets no limit.
+        query_timeout: Duration = "0s", in 0..="365d" => live;
+        /// Longest time for one transaction; 0 sets no limit.
+        transaction_timeout: Duration = "0s", in 0..="365d" => live;
+        /// Largest message that is accepted, its length word included.
+        max_packet_size: usize = 2147483647, in 8192..=2147483647 => live;
+        /// Prepared statements that one client may hold.
+        max_client_statements: u32 = 10000, in 1..=1000000 => live;
+        /// Texts of prepared statements that the process may hold.
+        max_statement_memory: usize = "256MiB", in "64KiB"..="64GiB" => live;
+        /// What becomes of a running query whose client is gone: cancelled if the client was `lost` (no goodbye),
+        /// `always` or `never`. A COMMIT is never cancelled.
+        cancel_on_disconnect: CancelOnDisconnect = "lost" => live;
+        /// Text of a notice sent to each client after its login; empty sends none.
+        login_notify_message: String = "" => live;
+        /// Longest query text that is inspected; what is longer is treated as unknown.
+        inspect_max: usize = "256KiB", in 0..="1GiB" => live;
+    }
+}
+
+group! {
+    /// `[http]`: metrics, limits, health and the dashboard.
+    Http, "http", |config: Config| config.http, HTTP {
+        /// Address and port of the HTTP endpoint, such as `127.0.0.1:9127` or `[::1]:9127`; port 0 takes any free
+        /// one; empty switches it off.
+        http_listen: String = "127.0.0.1:9127", check http_address => restart;
+    }
+}
+
+group! {
+    /// `[log]`: what is logged, and how.
+    Log, "log", |config: Config| config.log, LOG {
+        /// Shape of a log line: `logfmt` or `json`.
+        log_format: LogFormat = "logfmt" => restart;
+        /// Least important line that is written: `error`, `warn`, `info`, `debug` or `trace`.
+        log_level: LogLevel = "info" => live;
+        /// Whether logins are logged.
+        log_connections: bool = true => live;
+        /// Whether disconnects are logged, with their reason.
+        log_disconnections: bool = true => live;
+        /// Whether errors that we sent to clients are logged.
+        log_pooler_errors: bool = true => live;
+    }
+}
+
+group! {
+    /// `[process]`: the process as a whole.
+    Process, "process", |config: Config| config.process, PROCESS {
+        /// Longest time after SIGTERM for transactions to finish; 0 closes at once.
+        shutdown_timeout: Duration = "25s", in 0..="1d" => live;
+        /// Period of the statistics lines and of averages.
+        stats_period: Duration = "60s", in "100ms"..="1d" => live;
+    }
+}

@@ -1,0 +1,228 @@
+//! Messages from a client: tags and views.
+//!
+//! Source: `PostgreSQL` 17 docs, §54.7 "Message Formats".
+
+use crate::Malformed;
+use crate::malformed::{cstr, u16_be, u32_be};
+
+/// A frontend message's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tag {
+    /// `Bind`.
+    Bind = b'B',
+    /// `Close`.
+    Close = b'C',
+    /// `CopyData`.
+    CopyData = b'd',
+    /// `CopyDone`.
+    CopyDone = b'c',
+    /// `CopyFail`.
+    CopyFail = b'f',
+    /// `Describe`.
+    Describe = b'D',
+    /// `Execute`.
+    Execute = b'E',
+    /// `Flush`.
+    Flush = b'H',
+    /// `FunctionCall`.
+    FunctionCall = b'F',
+    /// `Parse`.
+    Parse = b'P',
+    /// `PasswordMessage`, `SASLInitialResponse`, `SASLResponse` or `GSSResponse`.
+    Password = b'p',
+    /// `Query`.
+    Query = b'Q',
+    /// `Sync`.
+    Sync = b'S',
+    /// `Terminate`.
+    Terminate = b'X',
+}
+
+impl Tag {
+    /// The tag of a byte.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::Unknown`] for a byte that begins no frontend message.
+    #[inline]
+    pub const fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        Ok(match byte {
+            b'Q' => Self::Query,
+            b'P' => Self::Parse,
+            b'B' => Self::Bind,
+            b'E' => Self::Execute,
+            b'S' => Self::Sync,
+            b'D' => Self::Describe,
+            b'C' => Self::Close,
+            b'H' => Self::Flush,
+            b'd' => Self::CopyData,
+            b'c' => Self::CopyDone,
+            b'f' => Self::CopyFail,
+            b'F' => Self::FunctionCall,
+            b'p' => Self::Password,
+            b'X' => Self::Terminate,
+            value => return Err(Malformed::Unknown { field: "message type", value }),
+        })
+    }
+}
+
+/// A `Parse` message, borrowed from the receive buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parse<'a> {
+    /// Empty for the unnamed statement.
+    pub statement: &'a [u8],
+    /// The text of the statement.
+    pub query: &'a [u8],
+    /// Parameter types: a count and as many object ids, as they came.
+    pub types: &'a [u8],
+}
+
+impl<'a> Parse<'a> {
+    /// Reads a `Parse` from `body`. Copies nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::MissingNul`] or [`Malformed::Short`].
+    pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
+        let (statement, body) = cstr(body, "Parse.statement")?;
+        let (query, types) = cstr(body, "Parse.query")?;
+        let (count, oids) = u16_be(types, "Parse.types")?;
+        if oids.len() != usize::from(count) * 4 {
+            return Err(Malformed::Short { field: "Parse.types" });
+        }
+        Ok(Self { statement, query, types })
+    }
+}
+
+/// A `Bind` message, borrowed from the receive buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind<'a> {
+    /// Empty for the unnamed portal.
+    pub portal: &'a [u8],
+    /// Empty for the unnamed statement.
+    pub statement: &'a [u8],
+    /// Formats and parameters, forwarded untouched.
+    pub rest: &'a [u8],
+}
+
+impl<'a> Bind<'a> {
+    /// Reads a `Bind` from `body`, which may lack the end of the message as long as both names are
+    /// there. Copies nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::MissingNul`] if either name runs past the end of `body`.
+    #[inline]
+    pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
+        let (portal, body) = cstr(body, "Bind.portal")?;
+        let (statement, rest) = cstr(body, "Bind.statement")?;
+        Ok(Self { portal, statement, rest })
+    }
+}
+
+/// What a `Describe` or `Close` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// A prepared statement; empty for the unnamed one.
+    Statement(&'a [u8]),
+    /// A portal; empty for the unnamed one.
+    Portal(&'a [u8]),
+}
+
+impl<'a> Target<'a> {
+    /// Reads the body of a `Describe` or `Close`. Copies nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::Short`], [`Malformed::MissingNul`], or [`Malformed::Unknown`] for a kind that
+    /// is neither `S` nor `P`.
+    #[inline]
+    pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
+        let (&kind, rest) = body.split_first().ok_or(Malformed::Short { field: "Describe.kind" })?;
+        let (name, _) = cstr(rest, "Describe.name")?;
+        match kind {
+            b'S' => Ok(Self::Statement(name)),
+            b'P' => Ok(Self::Portal(name)),
+            value => Err(Malformed::Unknown { field: "Describe.kind", value }),
+        }
+    }
+}
+
+/// The text of a `Query` message.
+///
+/// # Errors
+///
+/// [`Malformed::MissingNul`] if the text is not terminated.
+#[inline]
+pub fn query_text(body: &[u8]) -> Result<&[u8], Malformed> {
+    match body.split_last() {
+        Some((0, text)) => Ok(text),
+        _ => Err(Malformed::MissingNul { field: "Query.query" }),
+    }
+}
+
+/// A `SASLInitialResponse`: the mechanism and its first message.
+///
+/// # Errors
+///
+/// [`Malformed`] if a field is cut short.
+pub fn sasl_initial(body: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (mechanism, body) = cstr(body, "SASLInitialResponse.mechanism")?;
+    let (length, rest) = u32_be(body, "SASLInitialResponse.length")?;
+    if length == u32::MAX && rest.is_empty() {
+        return Ok((mechanism, rest));
+    }
+    if length as usize != rest.len() {
+        return Err(Malformed::Short { field: "SASLInitialResponse.data" });
+    }
+    Ok((mechanism, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn bind_splits_at_the_second_nul() {
+        type Want = Result<(&'static str, &'static str, usize), Malformed>;
+        let missing = |field| Err(Malformed::MissingNul { field });
+        #[rustfmt::skip]
+        let table: [(&str, &[u8], Want); 4] = [
+            ("unnamed",      b"\0\0\0\0",    Ok(("", "", 2))),
+            ("named",        b"p\0s1\0\0\0", Ok(("p", "s1", 2))),
+            ("no NUL",       b"p",           missing("Bind.portal")),
+            ("one NUL only", b"p\0s1",       missing("Bind.statement")),
+        ];
+        for (name, body, want) in table {
+            let got = Bind::parse(body).map(|b| {
+                (std::str::from_utf8(b.portal).unwrap(), std::str::from_utf8(b.statement).unwrap(), b.rest.len())
+            });
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn parse_wants_as_many_types_as_it_counts() {
+        #[rustfmt::skip]
+        let table: [(&str, &[u8], bool); 6] = [
+            ("none",          b"s\0SELECT 1\0\0\0",                 true),
+            ("one",           b"s\0SELECT 1\0\0\x01\0\0\0\x17",     true),
+            ("one missing",   b"s\0SELECT 1\0\0\x01\0\0",           false),
+            ("too many",      b"s\0SELECT 1\0\0\0\0\0\0\x17",       false),
+            ("no count",      b"s\0SELECT 1\0",                     false),
+            ("no query",      b"s\0SELECT 1",                       false),
+        ];
+        for (name, body, ok) in table {
+            assert_eq!(Parse::parse(body).is_ok(), ok, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = (Parse::parse(&body), Bind::parse(&body), Target::parse(&body), query_text(&body), sasl_initial(&body));
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! One server connection: dialling, logging in, what is known of its state, and its end.
+
+mod farewell;
+mod login;
+mod settle;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashSet;
+use pgweir_proto::backend::Tag;
+use pgweir_proto::error::Fields;
+use pgweir_proto::pipeline::Pipeline;
+use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
+use pgweir_proto::scram::Keys;
+
+use crate::clock::Clock;
+use crate::net::{self, Stream, TcpOptions};
+use crate::prepared::Statement;
+use crate::settings::{Entry, Profile};
+use crate::stats::DiscardReason;
+
+pub use login::{DialError, LoggedIn, dial};
+pub use settle::{Settled, SettleError};
+
+/// Where a pool's server connections go, and as whom.
+#[derive(Debug)]
+pub struct Target {
+    /// Host name, address, or the directory of a Unix socket.
+    pub host: String,
+    /// TCP port, or the number in the socket's name.
+    pub port: u16,
+    /// The database on the server.
+    pub dbname: String,
+    /// The role to log in as.
+    pub user: String,
+    /// Its password, if one is known.
+    pub password: Option<String>,
+    /// Run after each login; empty for nothing.
+    pub connect_query: String,
+    /// Socket options.
+    pub tcp: TcpOptions,
+    /// The longest login.
+    pub connect_timeout: Duration,
+    /// The keys derived last: a server that asks for the same salt again costs no derivation.
+    pub keys: RefCell<Option<DerivedKeys>>,
+}
+
+/// SCRAM keys and what they were derived from besides the password.
+#[derive(Debug)]
+pub struct DerivedKeys {
+    salt: Vec<u8>,
+    iterations: u32,
+    keys: Keys,
+}
+
+/// One server's life: changes with every restart, promotion or change of address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Incarnation {
+    /// `pg_control_system().system_identifier`; empty if the server would not tell.
+    pub system_identifier: Box<str>,
+    /// `pg_postmaster_start_time()`; empty if the server would not tell.
+    pub started: Box<str>,
+    /// `inet_server_addr()` and port; empty on a Unix socket.
+    pub address: Box<str>,
+}
+
+/// A count with a limit, shared by all that draw on it.
+#[derive(Debug)]
+pub struct Count {
+    used: Cell<u32>,
+    limit: u32,
+}
+
+impl Count {
+    /// Nothing used yet; a `limit` of 0 is none.
+    #[must_use]
+    pub fn new(limit: u32) -> Rc<Self> {
+        Rc::new(Self { used: Cell::new(0), limit: if limit == 0 { u32::MAX } else { limit } })
+    }
+
+    /// How many permits are held.
+    #[must_use]
+    pub fn used(&self) -> u32 {
+        self.used.get()
+    }
+
+    /// Whether one more fits.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.used.get() < self.limit
+    }
+}
+
+/// The right to one server connection, held from before it is dialled until the server is known to have
+/// ended it. Dropping it gives the right back.
+#[derive(Debug)]
+pub struct Permit {
+    counts: [Rc<Count>; 3],
+}
+
+impl Permit {
+    /// Takes one of each of `counts`. None if any is at its limit; then none is taken.
+    #[must_use]
+    pub fn take(counts: [&Rc<Count>; 3]) -> Option<Self> {
+        if !counts.iter().all(|count| count.has_room()) {
+            return None;
+        }
+        for count in counts {
+            count.used.set(count.used.get() + 1);
+        }
+        Some(Self { counts: counts.map(Clone::clone) })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        for count in &self.counts {
+            debug_assert!(count.used.get() > 0);
+            count.used.set(count.used.get().saturating_sub(1));
+        }
+    }
+}
+
+/// Whether cancel requests are on their way to a server connection: until they have arrived it must not
+/// be lent on, lest they hit somebody else's query.
+#[derive(Debug, Default)]
+pub struct CancelGate {
+    /// Requests on their way.
+    pub in_flight: Cell<u32>,
+    /// The connection, while it waits for them.
+    pub parked: RefCell<Option<Box<ServerConn>>>,
+}
+
+/// The unnamed statement a server connection holds.
+#[derive(Clone, Debug, Default)]
+pub enum Unnamed {
+    /// None.
+    #[default]
+    Empty,
+    /// This one.
+    Holds(Rc<Statement>),
+    /// One that is not known (its message was streamed, or failed in a way that leaves it open).
+    Unknown,
+}
+
+/// A logged-in server connection.
+///
+/// Owned by the session it is lent to, else by its pool. Dropping it, for whatever reason, ends it cleanly
+/// and keeps its [`Permit`] until the server has let go.
+#[derive(Debug)]
+pub struct ServerConn {
+    stream: Stream,
+    /// Frames what the server sends.
+    pub scanner: Scanner,
+    /// What the server owes.
+    pub pipeline: Pipeline,
+    /// Bytes for the server that its socket would not take yet.
+    pub unsent: Vec<u8>,
+    /// Bytes from the server that are part of a message still incomplete.
+    pub carry: Vec<u8>,
+    /// The settings applied.
+    pub profile: Rc<Profile>,
+    /// Named statements that the server has or will have when what was sent has run.
+    pub statements: HashSet<u32, foldhash::fast::RandomState>,
+    /// Named statements of which it is not certain whether the server has them.
+    pub doubtful: HashSet<u32, foldhash::fast::RandomState>,
+    /// Its unnamed statement.
+    pub unnamed: Unnamed,
+    /// The server's process id.
+    pub pid: u32,
+    secret: Box<[u8]>,
+    /// Which life of which server this is.
+    pub incarnation: Rc<Incarnation>,
+    /// When it logged in.
+    pub born: Instant,
+    /// When it was released last.
+    pub idle_since: Instant,
+    /// When it is to be replaced; with some jitter, so that not all are at once.
+    pub expires: Option<Instant>,
+    /// Cancel requests on their way.
+    pub gate: Rc<CancelGate>,
+    /// Why it is closed, when it is.
+    pub discard_reason: DiscardReason,
+    /// Its place among the pool's lent connections.
+    pub lent: usize,
+    target: Rc<Target>,
+    clock: Rc<Clock>,
+    permit: Option<Permit>,
+}
+
+/// A server connection ended or broke.
+#[derive(Clone, Debug)]
+pub enum Lost {
+    /// End of stream or a socket error.
+    Io(io::ErrorKind),
+    /// The server said FATAL; its `ErrorResponse` body.
+    Fatal(Box<[u8]>),
+    /// The server broke the protocol.
+    Protocol,
+}
+
+impl ServerConn {
+    /// Reads into `buf`; see [`Stream::poll_read`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    #[inline]
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.stream.poll_read(cx, buf)
+    }
+
+    /// Writes `first` and `second` behind what is still unsent, and keeps what the socket does not take.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    #[inline]
+    pub fn write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> io::Result<()> {
+        if !self.unsent.is_empty() {
+            self.unsent.extend_from_slice(first);
+            self.unsent.extend_from_slice(second);
+            return self.flush(cx);
+        }
+        let taken = match self.stream.poll_write(cx, first, second) {
+            Poll::Ready(Ok(taken)) => taken,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => 0,
+        };
+        if taken < first.len() + second.len() {
+            self.unsent.extend_from_slice(first.get(taken..).unwrap_or_default());
+            self.unsent.extend_from_slice(second.get(taken.saturating_sub(first.len())..).unwrap_or_default());
+            return self.flush(cx);
+        }
+        Ok(())
+    }
+
+    /// Sends what is unsent, as far as the socket takes it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    pub fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest) = self.unsent.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.stream.poll_write(cx, rest, &[]) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(taken)) => done += taken,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        self.unsent.drain(..done);
+        if self.unsent.is_empty() && self.unsent.capacity() > KEPT_CAPACITY {
+            self.unsent = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is known against lending an idle connection. Costs no system call, unless the
+    /// server has sent something: then it is read, and only parameter changes and notices are fine.
+    pub fn is_alive(&mut self) -> bool {
+        if !self.stream.is_readable() {
+            return true;
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut buf = [0; 4096];
+        loop {
+            match self.stream.poll_read(&mut cx, &mut buf) {
+                Poll::Pending => return self.carry.is_empty(),
+                Poll::Ready(Ok(read)) if read > 0 => {
+                    self.carry.extend_from_slice(buf.get(..read).unwrap_or_default());
+                    if !self.take_idle_messages() {
+                        return false;
+                    }
+                }
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// Reads the messages that a server may send to an idle connection. False for any other.
+    fn take_idle_messages(&mut self) -> bool {
+        let mut at = 0;
+        loop {
+            let rest = self.carry.get(at..).unwrap_or_default();
+            match self.scanner.next(rest) {
+                Ok(Scanned::Short | Scanned::Part { .. }) => break,
+                Ok(Scanned::Whole { tag, body }) => {
+                    match Tag::from_byte(tag) {
+                        Ok(Tag::NoticeResponse | Tag::NotificationResponse) => {}
+                        // A setting changed by a reload of the server: the pool's picture of it is old.
+                        _ => return false,
+                    }
+                    at += HEADER + body.len();
+                }
+                Ok(Scanned::Inside { .. }) | Err(_) => return false,
+            }
+        }
+        self.carry.drain(..at);
+        true
+    }
+
+    /// A cancel request for what this connection runs now, to be sent by a task of its own.
+    #[must_use]
+    pub fn cancel_order(&self) -> CancelOrder {
+        self.gate.in_flight.set(self.gate.in_flight.get() + 1);
+        CancelOrder {
+            target: self.target.clone(),
+            clock: self.clock.clone(),
+            gate: self.gate.clone(),
+            pid: self.pid,
+            secret: self.secret.clone(),
+        }
+    }
+}
+
+/// Buffers above this many bytes are given back when they are empty.
+pub const KEPT_CAPACITY: usize = 64 * 1024;
+
+/// A cancel request on its way. While it exists, its connection is not lent on.
+#[derive(Debug)]
+pub struct CancelOrder {
+    target: Rc<Target>,
+    clock: Rc<Clock>,
+    gate: Rc<CancelGate>,
+    pid: u32,
+    secret: Box<[u8]>,
+}
+
+impl CancelOrder {
+    /// Sends the request and waits until the server has acted on it: it closes the connection after it
+    /// signalled the process. Returns the connection that waited for this, if it was the last.
+    ///
+    /// Source: `PostgreSQL` 17 docs, §54.2.8 "Canceling Requests in Progress".
+    pub async fn send(self, limit: Duration) -> Option<Box<ServerConn>> {
+        let _ = self.clock.limit(limit, cancel(&self.target, self.pid, &self.secret)).await;
+        let gate = self.gate.clone();
+        drop(self);
+        if gate.in_flight.get() == 0 { gate.parked.borrow_mut().take() } else { None }
+    }
+}
+
+impl Drop for CancelOrder {
+    fn drop(&mut self) {
+        self.gate.in_flight.set(self.gate.in_flight.get().saturating_sub(1));
+    }
+}
+
+async fn cancel(target: &Target, pid: u32, secret: &[u8]) -> io::Result<()> {
+    let mut stream = net::connect(&target.host, target.port, &target.tcp).await?;
+    let mut request = Vec::new();
+    pgweir_proto::encode::cancel_request(&mut request, pid, secret);
+    std::future::poll_fn(|cx| stream.poll_write(cx, &request, &[])).await?;
+    let mut byte = [0];
+    std::future::poll_fn(|cx| stream.poll_read(cx, &mut byte)).await?;
+    Ok(())
+}
+
+/// The SQLSTATE and message of an `ErrorResponse` body, for logs and errors of our own.
+#[must_use]
+pub fn describe_error(body: &[u8]) -> (String, String) {
+    let fields = Fields::parse(body).unwrap_or_default();
+    (fields.sqlstate().as_str().to_owned(), String::from_utf8_lossy(fields.message).into_owned())
+}
+
+/// What a server reported at login.
+pub type Parameters = Vec<Entry>;

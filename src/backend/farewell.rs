@@ -1,0 +1,89 @@
+//! The end of a server connection: a `Terminate`, and the permit kept until the server is gone.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgweir_proto::encode;
+
+use super::{Permit, ServerConn, Target, cancel};
+use crate::clock::Clock;
+use crate::net::Stream;
+
+/// How long a server is waited for before its permit is given back all the same. A server that is reachable
+/// ends in milliseconds: what still runs is cancelled.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// How often a server that still runs something is told to stop.
+const CANCEL_EVERY: Duration = Duration::from_secs(1);
+
+impl Drop for ServerConn {
+    fn drop(&mut self) {
+        let stream = std::mem::replace(&mut self.stream, Stream::Closed);
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        if matches!(stream, Stream::Closed) || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let farewell = Farewell {
+            stream,
+            permit,
+            // A message cut in the middle would make the Terminate part of its body.
+            terminate: self.unsent.is_empty(),
+            busy: !self.pipeline.is_settled(),
+            pid: self.pid,
+            secret: std::mem::take(&mut self.secret),
+            target: self.target.clone(),
+            clock: self.clock.clone(),
+        };
+        tokio::task::spawn_local(farewell.run());
+    }
+}
+
+struct Farewell {
+    stream: Stream,
+    permit: Permit,
+    terminate: bool,
+    busy: bool,
+    pid: u32,
+    secret: Box<[u8]>,
+    target: Rc<Target>,
+    clock: Rc<Clock>,
+}
+
+impl Farewell {
+    async fn run(mut self) {
+        let clock = self.clock.clone();
+        let _ = clock.limit(LIMIT, self.say()).await;
+        drop(self.stream);
+        drop(self.permit);
+    }
+
+    async fn say(&mut self) {
+        if self.terminate {
+            let _ = std::future::poll_fn(|cx| self.stream.poll_write(cx, &encode::TERMINATE, &[])).await;
+        }
+        let clock = self.clock.clone();
+        loop {
+            if self.busy {
+                let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, self.pid, &self.secret)).await;
+            }
+            // Without a Terminate the server notices only the end of the stream.
+            if !self.terminate {
+                let _ = self.stream.shutdown_write();
+            }
+            match clock.limit(CANCEL_EVERY, drain(&mut self.stream)).await {
+                Ok(_) => return,
+                Err(_) => self.busy = true,
+            }
+        }
+    }
+}
+
+/// Reads and forgets until the end of the stream or an error.
+async fn drain(stream: &mut Stream) -> io::Result<()> {
+    let mut buf = vec![0; 16 * 1024];
+    while std::future::poll_fn(|cx| stream.poll_read(cx, &mut buf)).await? > 0 {}
+    Ok(())
+}

@@ -1,0 +1,404 @@
+//! Dialling and logging in, one server connection.
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use hashbrown::HashSet;
+use pgweir_proto::backend::{self, Authentication, Tag};
+use pgweir_proto::error::Fields;
+use pgweir_proto::pipeline::Pipeline;
+use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
+use pgweir_proto::scram::{ChannelBinding, ClientExchange, Keys, MECHANISM, ScramError};
+use pgweir_proto::{Malformed, encode, startup};
+
+use super::{CancelGate, DerivedKeys, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
+use crate::clock::Clock;
+use crate::net::{self, Stream};
+use crate::settings::Profile;
+use crate::stats::DiscardReason;
+
+/// The longest message accepted before a login is complete; bytes.
+const LOGIN_MESSAGE_LIMIT: u32 = 64 * 1024;
+
+/// Notices kept of a login, to be shown to the client that caused it.
+const NOTICES_MAX: usize = 16;
+
+/// The most messages of a login: a server that sends more will never be ready.
+const MESSAGES_MAX: u32 = 1000;
+
+/// The most SCRAM iterations done for a server: it must not choose how much work we do.
+const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;
+
+/// What is learnt of every server at login; sent behind the last word of the authentication.
+const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+    pg_catalog.pg_postmaster_start_time(), pg_catalog.inet_server_addr(), pg_catalog.inet_server_port()";
+
+/// A new server connection and what the server told while it logged in.
+#[derive(Debug)]
+pub struct LoggedIn {
+    /// The connection, idle.
+    pub conn: Box<ServerConn>,
+    /// Its `ParameterStatus`es.
+    pub parameters: Parameters,
+    /// Bodies of its notices.
+    pub notices: Vec<Box<[u8]>>,
+}
+
+/// Why there is no server connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The network refused or broke it.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It took longer than `server_connect_timeout`.
+    #[error("no answer within server_connect_timeout")]
+    Timeout,
+    /// The server said no.
+    #[error("{code}: {message}")]
+    Refused {
+        /// The SQLSTATE.
+        code: String,
+        /// The server's message.
+        message: String,
+        /// The whole `ErrorResponse` body.
+        body: Box<[u8]>,
+    },
+    /// The server wants a password and none is configured.
+    #[error("the server asks for a password and none is configured for user {user:?}")]
+    NoPassword {
+        /// The role.
+        user: String,
+    },
+    /// The server wants a method that is not spoken.
+    #[error("the server asks for the authentication method {method}, which is not supported")]
+    Method {
+        /// Its name or number.
+        method: String,
+    },
+    /// The server failed to prove that it knows the password, or broke the exchange.
+    #[error("SCRAM: {0}")]
+    Scram(#[from] ScramError),
+    /// The server broke the protocol.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// The server sent something that has no place in a login.
+    #[error("message type {tag:#04x} out of place")]
+    OutOfPlace {
+        /// Its tag.
+        tag: u8,
+    },
+}
+
+impl DialError {
+    /// Whether trying again with the same credentials is of no use: to be told to clients at once.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D"),
+            Self::NoPassword { .. } | Self::Method { .. } | Self::Scram(_) => true,
+            Self::Io(_) | Self::Timeout | Self::Malformed(_) | Self::OutOfPlace { .. } => false,
+        }
+    }
+}
+
+/// Connects to the server and logs in. The permit is given back when this fails, after the server closed.
+///
+/// # Errors
+///
+/// [`DialError`].
+pub async fn dial(target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit) -> Result<LoggedIn, DialError> {
+    let limit = target.connect_timeout;
+    let mut login = None;
+    let outcome = clock.limit(limit, log_in(&target, &mut login)).await;
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(_) => Some(DialError::Timeout),
+    };
+    let Some(mut login) = login else {
+        return Err(failure.unwrap_or(DialError::Timeout));
+    };
+    if let Some(error) = failure {
+        // The backend may outlive the refusal by a moment, and counts until it closes.
+        let _ = clock.limit(limit, login.until_closed()).await;
+        drop(permit);
+        return Err(error);
+    }
+    let born = clock.now();
+    Ok(LoggedIn {
+        parameters: std::mem::take(&mut login.parameters),
+        notices: std::mem::take(&mut login.notices),
+        conn: Box::new(login.into_conn(target, clock, plain, permit, born)),
+    })
+}
+
+/// A login under way.
+struct Login {
+    stream: Stream,
+    scanner: Scanner,
+    input: Vec<u8>,
+    messages: u32,
+    parameters: Parameters,
+    notices: Vec<Box<[u8]>>,
+    key: Option<(u32, Box<[u8]>)>,
+    incarnation: Incarnation,
+}
+
+async fn log_in(target: &Target, slot: &mut Option<Login>) -> Result<(), DialError> {
+    let stream = net::connect(&target.host, target.port, &target.tcp).await?;
+    let login = slot.insert(Login {
+        stream,
+        scanner: Scanner::new(LOGIN_MESSAGE_LIMIT),
+        input: Vec::new(),
+        messages: 0,
+        parameters: Vec::new(),
+        notices: Vec::new(),
+        key: None,
+        incarnation: Incarnation::default(),
+    });
+    let mut out = Vec::new();
+    let params = [("user", &target.user), ("database", &target.dbname)];
+    let params = params.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    encode::startup(&mut out, startup::PROTOCOL_3_0, params);
+    login.send(&out).await?;
+    login.authenticate(target).await?;
+    login.until_ready().await?;
+    login.learn_incarnation().await?;
+    if !target.connect_query.is_empty() {
+        login.run(&target.connect_query).await?;
+    }
+    Ok(())
+}
+
+impl Login {
+    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), DialError> {
+        while !bytes.is_empty() {
+            let taken = poll_fn(|cx| self.stream.poll_write(cx, bytes, &[])).await?;
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// The next message that is not a notice, a parameter or a refusal.
+    async fn recv(&mut self) -> Result<(Tag, Vec<u8>), DialError> {
+        loop {
+            let (tag, body) = self.recv_any().await?;
+            match tag {
+                Tag::ErrorResponse => return Err(refused(&body)),
+                Tag::NoticeResponse if self.notices.len() < NOTICES_MAX => self.notices.push(body.into()),
+                Tag::NoticeResponse => {}
+                Tag::ParameterStatus => {
+                    let (name, value) = backend::parameter_status(&body)?;
+                    let name = String::from_utf8_lossy(name).into_owned().into_boxed_str();
+                    self.parameters.retain(|(known, _)| *known != name);
+                    self.parameters.push((name, value.into()));
+                }
+                _ => return Ok((tag, body)),
+            }
+        }
+    }
+
+    async fn recv_any(&mut self) -> Result<(Tag, Vec<u8>), DialError> {
+        loop {
+            if let Scanned::Whole { tag, body } = self.scanner.next(&self.input)? {
+                let (tag, body) = (Tag::from_byte(tag)?, body.to_vec());
+                self.input.drain(..HEADER + body.len());
+                self.messages += 1;
+                if self.messages > MESSAGES_MAX {
+                    return Err(DialError::OutOfPlace { tag: tag as u8 });
+                }
+                return Ok((tag, body));
+            }
+            let mut buf = [0; 2048];
+            let read = poll_fn(|cx| self.stream.poll_read(cx, &mut buf)).await?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            self.input.extend_from_slice(buf.get(..read).unwrap_or_default());
+        }
+    }
+
+    async fn authenticate(&mut self, target: &Target) -> Result<(), DialError> {
+        let (tag, body) = self.recv().await?;
+        if tag != Tag::Authentication {
+            return Err(DialError::OutOfPlace { tag: tag as u8 });
+        }
+        match Authentication::parse(&body)? {
+            Authentication::Ok => Ok(()),
+            Authentication::Sasl { mechanisms } => self.scram(target, mechanisms).await,
+            other => Err(DialError::Method { method: method_name(&other) }),
+        }
+    }
+
+    async fn scram(&mut self, target: &Target, mechanisms: &[u8]) -> Result<(), DialError> {
+        if !mechanisms.split(|byte| *byte == 0).any(|name| name == MECHANISM.as_bytes()) {
+            return Err(DialError::Method { method: String::from_utf8_lossy(mechanisms).replace('\0', " ") });
+        }
+        let password =
+            target.password.as_ref().ok_or_else(|| DialError::NoPassword { user: target.user.clone() })?;
+        let mut nonce = [0; pgweir_proto::scram::NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|_| io::Error::other("the system gives no random bytes"))?;
+        let mut exchange = ClientExchange::new(nonce, &ChannelBinding::None);
+
+        let mut out = Vec::new();
+        encode::sasl_initial(&mut out, MECHANISM, &exchange.first());
+        self.send(&out).await?;
+        let challenge = match Authentication::parse(&self.recv_auth().await?)? {
+            Authentication::SaslContinue(data) => exchange.server_first(data, SCRAM_ITERATIONS_MAX)?,
+            other => return Err(DialError::Method { method: method_name(&other) }),
+        };
+        let keys = derive_keys(target, password, challenge.salt, challenge.iterations).await?;
+        out.clear();
+        encode::sasl_response(&mut out, &exchange.client_final(&keys)?);
+        self.send(&out).await?;
+        match Authentication::parse(&self.recv_auth().await?)? {
+            Authentication::SaslFinal(data) => exchange.server_final(data)?,
+            other => return Err(DialError::Method { method: method_name(&other) }),
+        }
+        match Authentication::parse(&self.recv_auth().await?)? {
+            Authentication::Ok => Ok(()),
+            other => Err(DialError::Method { method: method_name(&other) }),
+        }
+    }
+
+    async fn recv_auth(&mut self) -> Result<Vec<u8>, DialError> {
+        match self.recv().await? {
+            (Tag::Authentication, body) => Ok(body),
+            (tag, _) => Err(DialError::OutOfPlace { tag: tag as u8 }),
+        }
+    }
+
+    /// Reads up to the first `ReadyForQuery`. The question that follows it is already on its way.
+    async fn until_ready(&mut self) -> Result<(), DialError> {
+        let mut out = Vec::new();
+        encode::query(&mut out, WHO_ARE_YOU.as_bytes());
+        self.send(&out).await?;
+        loop {
+            match self.recv().await? {
+                (Tag::BackendKeyData, body) => {
+                    let (pid, secret) = backend::backend_key_data(&body)?;
+                    self.key = Some((pid, secret.into()));
+                }
+                (Tag::NegotiateProtocolVersion, _) => {}
+                (Tag::ReadyForQuery, _) => return Ok(()),
+                (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
+            }
+        }
+    }
+
+    /// Reads the answer to [`WHO_ARE_YOU`]. A server that will not tell (another product) is served all
+    /// the same, as one whose life cannot be told from another's.
+    async fn learn_incarnation(&mut self) -> Result<(), DialError> {
+        loop {
+            match self.recv_any().await? {
+                (Tag::DataRow, body) => {
+                    let mut columns = columns(&body);
+                    let mut next = || columns.next().flatten().map_or("", |c| std::str::from_utf8(c).unwrap_or(""));
+                    let (system_identifier, started) = (next().into(), next().into());
+                    let address = format!("{}:{}", next(), next()).into();
+                    self.incarnation = Incarnation { system_identifier, started, address };
+                }
+                (Tag::ErrorResponse, body) if Fields::parse(&body)?.is_fatal() => return Err(refused(&body)),
+                (Tag::ReadyForQuery, _) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs `connect_query`; its error is the login's.
+    async fn run(&mut self, text: &str) -> Result<(), DialError> {
+        let mut out = Vec::new();
+        encode::query(&mut out, text.as_bytes());
+        self.send(&out).await?;
+        let mut failure = None;
+        loop {
+            match self.recv_any().await? {
+                (Tag::ErrorResponse, body) => failure = Some(refused(&body)),
+                (Tag::ReadyForQuery, _) => return failure.map_or(Ok(()), Err),
+                _ => {}
+            }
+        }
+    }
+
+    async fn until_closed(&mut self) {
+        let _ = self.stream.shutdown_write();
+        let mut buf = [0; 2048];
+        while matches!(poll_fn(|cx| self.stream.poll_read(cx, &mut buf)).await, Ok(read) if read > 0) {}
+    }
+
+    fn into_conn(self, target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit, born: Instant) -> ServerConn {
+        let (pid, secret) = self.key.unwrap_or_default();
+        ServerConn {
+            stream: self.stream,
+            scanner: Scanner::new(u32::MAX >> 1),
+            pipeline: Pipeline::default(),
+            unsent: Vec::new(),
+            carry: Vec::new(),
+            profile: plain,
+            statements: HashSet::default(),
+            doubtful: HashSet::default(),
+            unnamed: Unnamed::Empty,
+            pid,
+            secret,
+            incarnation: Rc::new(self.incarnation),
+            born,
+            idle_since: born,
+            expires: None,
+            gate: Rc::new(CancelGate::default()),
+            discard_reason: DiscardReason::Lost,
+            lent: 0,
+            target,
+            clock,
+            permit: Some(permit),
+        }
+    }
+}
+
+/// Keys for a salt and an iteration count: the cached ones, or new ones, derived off this thread.
+async fn derive_keys(target: &Target, password: &str, salt: Vec<u8>, iterations: u32) -> Result<Keys, DialError> {
+    if let Some(known) = &*target.keys.borrow() {
+        if known.salt == salt && known.iterations == iterations {
+            return Ok(known.keys.clone());
+        }
+    }
+    let password = password.to_owned();
+    let asked = salt.clone();
+    let derive = tokio::task::spawn_blocking(move || Keys::derive(password.as_bytes(), &asked, iterations));
+    let keys = derive.await.map_err(|_| io::Error::other("the key derivation was interrupted"))?;
+    *target.keys.borrow_mut() = Some(DerivedKeys { salt, iterations, keys: keys.clone() });
+    Ok(keys)
+}
+
+fn refused(body: &[u8]) -> DialError {
+    let (code, message) = super::describe_error(body);
+    DialError::Refused { code, message, body: body.into() }
+}
+
+fn method_name(method: &Authentication<'_>) -> String {
+    match method {
+        Authentication::Ok => "none".to_owned(),
+        Authentication::Cleartext => "password".to_owned(),
+        Authentication::Md5 { .. } => "md5".to_owned(),
+        Authentication::Sasl { .. } | Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => "SASL".to_owned(),
+        Authentication::Other(number) => format!("number {number}"),
+    }
+}
+
+/// The columns of a `DataRow`; `None` for NULL. Ends early if the row is malformed.
+pub(crate) fn columns(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = body.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (word, tail) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*word);
+        if length == u32::MAX {
+            rest = tail;
+            return Some(None);
+        }
+        let value = tail.get(..length as usize)?;
+        rest = tail.get(length as usize..)?;
+        Some(Some(value))
+    })
+}

@@ -1,0 +1,216 @@
+//! Sockets: one stream type for both sides, listening and connecting.
+
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use pgweir_config::Listen;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket. Plain today; TLS will be a third variant.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix-domain socket (a server's).
+    Unix(UnixStream),
+    /// None any more: reads are the end of the stream.
+    Closed,
+}
+
+impl Stream {
+    /// Reads into `buf`; `Ready(Ok(0))` is the end of the stream. A read that does not fill `buf` leaves
+    /// the socket known to be empty, so that the next call costs no system call.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    #[inline]
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(buf);
+        let polled = match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+            Self::Closed => return Poll::Ready(Ok(0)),
+        };
+        polled.map(|result| result.map(|()| buf.filled().len()))
+    }
+
+    /// Writes two slices as one; returns the bytes taken.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    #[inline]
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+        let one = if first.is_empty() { second } else { first };
+        if first.is_empty() || second.is_empty() {
+            return match self {
+                Self::Tcp(stream) => Pin::new(stream).poll_write(cx, one),
+                Self::Unix(stream) => Pin::new(stream).poll_write(cx, one),
+                Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            };
+        }
+        let both = [IoSlice::new(first), IoSlice::new(second)];
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, &both),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, &both),
+            Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Whether something (bytes, end or error) waits to be read, without a system call. Forgets
+    /// whoever was to be woken by this socket.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = match self {
+            Self::Tcp(stream) => stream.poll_read_ready(&mut cx),
+            Self::Unix(stream) => stream.poll_read_ready(&mut cx),
+            Self::Closed => return true,
+        };
+        ready.is_ready()
+    }
+
+    /// Tells the peer that no more bytes will come.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket reports.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Closed => Ok(()),
+        }
+    }
+
+    /// Makes the close of this socket a reset, so that the peer is not left in TIME_WAIT or reading on.
+    pub fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// The peer's address, for logs.
+    #[must_use]
+    pub fn peer(&self) -> String {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string()),
+            Self::Unix(_) | Self::Closed => "unix".to_owned(),
+        }
+    }
+}
+
+/// Options of accepted and of dialled TCP connections.
+#[derive(Clone, Debug)]
+pub struct TcpOptions {
+    keepalive: Option<TcpKeepalive>,
+    user_timeout: Option<Duration>,
+}
+
+impl TcpOptions {
+    /// What `[listen]` says of TCP.
+    #[must_use]
+    pub fn new(listen: &Listen) -> Self {
+        let some = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        let keepalive = listen.tcp_keepalive.then(|| {
+            let mut keepalive = TcpKeepalive::new();
+            if let Some(idle) = some(listen.tcp_keepidle) {
+                keepalive = keepalive.with_time(idle);
+            }
+            if let Some(interval) = some(listen.tcp_keepintvl) {
+                keepalive = keepalive.with_interval(interval);
+            }
+            if listen.tcp_keepcnt > 0 {
+                keepalive = keepalive.with_retries(listen.tcp_keepcnt);
+            }
+            keepalive
+        });
+        Self { keepalive, user_timeout: some(listen.tcp_user_timeout) }
+    }
+
+    /// Sets the options. A kernel that refuses one is no reason to refuse the connection.
+    pub fn apply(&self, stream: &TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let socket = SockRef::from(stream);
+        if let Some(keepalive) = &self.keepalive {
+            let _ = socket.set_tcp_keepalive(keepalive);
+        }
+        if let Some(timeout) = self.user_timeout {
+            let _ = socket.set_tcp_user_timeout(Some(timeout));
+        }
+    }
+}
+
+/// Listens on every address that `listen_addr` names.
+///
+/// # Errors
+///
+/// The address that could not be bound, and why.
+pub fn listen(listen: &Listen) -> Result<Vec<std::net::TcpListener>, ListenError> {
+    let mut listeners = Vec::new();
+    for name in listen.listen_addr.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let fail = |source| ListenError { address: format!("{name}:{}", listen.listen_port), source };
+        for address in resolve_listen(name, listen.listen_port).map_err(fail)? {
+            listeners.push(bind(address, listen.listen_backlog).map_err(fail)?);
+        }
+    }
+    Ok(listeners)
+}
+
+/// A listening address that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} (listen_addr, listen_port): {source}")]
+pub struct ListenError {
+    address: String,
+    source: io::Error,
+}
+
+fn resolve_listen(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if name == "*" {
+        return Ok(vec![SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0u16; 8], port))]);
+    }
+    Ok((name, port).to_socket_addrs()?.collect())
+}
+
+fn bind(address: SocketAddr, backlog: u32) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// Connects to a server: to the directory of a Unix socket if `host` begins with a slash, else by TCP
+/// to the first of the host's addresses that answers.
+///
+/// # Errors
+///
+/// The last address' error.
+pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<Stream> {
+    if host.starts_with('/') {
+        let path = Path::new(host).join(format!(".s.PGSQL.{port}"));
+        return Ok(Stream::Unix(UnixStream::connect(path).await?));
+    }
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for address in tokio::net::lookup_host((host, port)).await? {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                options.apply(&stream);
+                return Ok(Stream::Tcp(stream));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

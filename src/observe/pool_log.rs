@@ -1,0 +1,284 @@
+//! One log line per pool and statistics period, with keys that log drains understand.
+//!
+//! The keys follow l2met: `sample#` is the latest value, `count#` a sum over the period, `measure#` a
+//! measurement; a unit is glued to its number. The first eight are those of Heroku's `PgBouncer`
+//! add-on lines, so that parsers and dashboards made for them go on working.
+
+use super::log::Excerpt;
+use crate::stats::{Histogram, PoolGauges, PoolName, PoolSnapshot, PoolStats, Snapshot};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where the lines come from, as the platform names it; printed as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// `source`, such as `web.1`; what l2met groups by.
+    pub source: Option<String>,
+    /// `dyno`: differs for each start, where `source` stays.
+    pub dyno: Option<String>,
+}
+
+/// Logs the pools, period after period.
+pub struct PoolLog {
+    origin: Origin,
+    /// When the first period began.
+    start: Instant,
+    before: Option<Arc<Snapshot>>,
+}
+
+impl PoolLog {
+    /// A log whose first period begins at `start`.
+    #[must_use]
+    pub fn new(origin: Origin, start: Instant) -> Self {
+        Self { origin, start, before: None }
+    }
+
+    /// Ends a period: logs one line for each pool that has clients or server connections, or had
+    /// some at the end of the period before, or did anything. Call it once per `stats_period`.
+    pub fn period(&mut self, now: Arc<Snapshot>) {
+        let began = self.before.as_ref().map_or(self.start, |before| before.taken);
+        let length = now.taken.saturating_duration_since(began);
+        for pool in &now.pools {
+            let before = self.before.as_ref().and_then(|before| before.pool(&pool.name));
+            let period = PoolPeriod::between(before, pool, length);
+            if !period.at_rest() {
+                period.log(&self.origin);
+            }
+        }
+        self.before = Some(now);
+    }
+}
+
+/// What one pool did in one period, and how it stands at the end.
+struct PoolPeriod<'a> {
+    name: &'a PoolName,
+    gauges: PoolGauges,
+    /// How it stood at the end of the period before.
+    gauges_before: PoolGauges,
+    queries: u64,
+    transactions: u64,
+    errors: u64,
+    pins: u64,
+    login_failures: u64,
+    /// Bytes per second.
+    received: u64,
+    /// Bytes per second.
+    sent: u64,
+    wait: Histogram,
+    query: Histogram,
+}
+
+impl<'a> PoolPeriod<'a> {
+    /// `before` is `None` in the first period of a pool: everything it counted is of this one.
+    fn between(before: Option<&PoolSnapshot>, now: &'a PoolSnapshot, length: Duration) -> Self {
+        let nothing = PoolStats::default();
+        let (then, stats) = (before.map_or(&nothing, |before| &before.stats), &now.stats);
+        let since = |count: fn(&PoolStats) -> u64| count(stats).saturating_sub(count(then));
+        let login_failures = |stats: &PoolStats| stats.server_login_failures.total() + stats.server_logins_unanswered;
+        Self {
+            name: &now.name,
+            gauges: now.gauges,
+            gauges_before: before.map_or_else(PoolGauges::default, |before| before.gauges),
+            queries: since(|stats| stats.queries),
+            transactions: since(|stats| stats.transactions),
+            errors: since(|stats| stats.errors.total()),
+            pins: since(|stats| stats.pins.total()),
+            login_failures: since(login_failures),
+            received: per_second(since(|stats| stats.bytes_from_clients), length),
+            sent: per_second(since(|stats| stats.bytes_to_clients), length),
+            wait: stats.wait.since(&then.wait),
+            query: stats.query.since(&then.query),
+        }
+    }
+
+    /// Nobody is connected, nobody was, and nothing happened in between.
+    fn at_rest(&self) -> bool {
+        let limit = |gauges: &PoolGauges| gauges.servers_limit;
+        let empty =
+            |gauges: &PoolGauges| *gauges == PoolGauges { servers_limit: limit(gauges), ..PoolGauges::default() };
+        let happened = self.queries + self.transactions + self.errors + self.login_failures + self.wait.count();
+        empty(&self.gauges) && empty(&self.gauges_before) && happened == 0
+    }
+
+    fn log(&self, origin: &Origin) {
+        let Self { name, gauges, wait, query, .. } = self;
+        let quantile = |of: &Histogram, permille| Ms(of.quantile(permille).unwrap_or(0));
+        tracing::info!(
+            target: "pgweir::pool",
+            source = origin.source.as_deref(),
+            dyno = origin.dyno.as_deref(),
+            pgweir = "stats",
+            pool = %Excerpt::of(&name.database),
+            user = %Excerpt::of(&name.user),
+            role = %name.role,
+            "sample#client_active" = gauges.clients_active,
+            "sample#client_waiting" = gauges.clients_waiting,
+            "sample#server_active" = gauges.servers_active,
+            "sample#server_idle" = gauges.servers_idle,
+            "sample#max_wait" = %Ms(gauges.oldest_wait_us),
+            "sample#avg_query" = %Ms(query.mean()),
+            "sample#avg_recv" = self.received,
+            "sample#avg_sent" = self.sent,
+            "sample#client_idle" = gauges.clients_idle,
+            "sample#server_pinned" = gauges.servers_pinned,
+            "sample#server_limit" = gauges.servers_limit,
+            "count#queries" = self.queries,
+            "count#transactions" = self.transactions,
+            "count#errors" = self.errors,
+            "count#pinned" = self.pins,
+            "count#login_failures" = self.login_failures,
+            "count#waits" = wait.count(),
+            "measure#wait.p50" = %quantile(wait, 500),
+            "measure#wait.p95" = %quantile(wait, 950),
+            "measure#wait.p99" = %quantile(wait, 990),
+            "measure#query.p50" = %quantile(query, 500),
+            "measure#query.p95" = %quantile(query, 950),
+            "measure#query.p99" = %quantile(query, 990),
+        );
+    }
+}
+
+/// Microseconds, written as milliseconds with their unit, as l2met reads them.
+struct Ms(u64);
+
+impl fmt::Display for Ms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}ms", self.0 / 1000, self.0 % 1000)
+    }
+}
+
+/// Rounded down; 0 over no time.
+fn per_second(count: u64, length: Duration) -> u64 {
+    let rate = (u128::from(count) * 1_000_000).checked_div(length.as_micros());
+    u64::try_from(rate.unwrap_or(0)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::log::tests::logged;
+    use crate::stats::{Blame, PinReason, PoolHealth};
+    use pgweir_config::{LogFormat, LogLevel};
+    use std::collections::BTreeMap;
+
+    fn snapshot(taken: Instant, name: PoolName, stats: PoolStats, gauges: PoolGauges) -> Arc<Snapshot> {
+        let pool = PoolSnapshot { name, health: PoolHealth::Usable, stats, gauges };
+        Arc::new(Snapshot { pools: vec![pool], ..Snapshot::empty(taken) })
+    }
+
+    /// The lines of these snapshots, one period each.
+    fn lines(origin: &Origin, start: Instant, snapshots: &[Arc<Snapshot>]) -> Vec<String> {
+        let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
+            let mut log = PoolLog::new(origin.clone(), start);
+            snapshots.iter().for_each(|snapshot| log.period(Arc::clone(snapshot)));
+        });
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// A line of unquoted values as l2met splits it.
+    fn fields(line: &str) -> BTreeMap<&str, &str> {
+        line.split(' ').map(|pair| pair.split_once('=').expect(line)).collect()
+    }
+
+    fn counted(stats: &mut PoolStats, queries: u64, us: u64) {
+        for _ in 0..queries {
+            stats.queries += 1;
+            stats.transactions += 1;
+            stats.bytes_from_clients += 100;
+            stats.bytes_to_clients += 300;
+            stats.query.record(us);
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_state_at_its_end_and_the_counts_of_its_period() {
+        let start = Instant::now();
+        let mut stats = PoolStats::default();
+        let gauges = PoolGauges {
+            clients_active: 4,
+            clients_waiting: 2,
+            servers_active: 4,
+            servers_idle: 1,
+            servers_limit: 5,
+            oldest_wait_us: 12_345,
+            ..PoolGauges::default()
+        };
+        counted(&mut stats, 1000, 9_000_000);
+        stats.errors.add(Blame::Client, b"42601");
+        let first = snapshot(start + Duration::from_secs(60), PoolName::primary("app", "web"), stats.clone(), gauges);
+        counted(&mut stats, 100, 2_000);
+        stats.wait.record(20);
+        stats.pins.add(PinReason::Temp);
+        let second = snapshot(start + Duration::from_secs(70), PoolName::primary("app", "web"), stats, gauges);
+
+        let origin = Origin { source: Some("web.1".into()), dyno: Some("1-2-3".into()) };
+        let lines = lines(&origin, start, &[first, second]);
+        assert_eq!(lines.len(), 2);
+        let got = fields(&lines[1]);
+        #[rustfmt::skip]
+        let table = [
+            ("source", "web.1"), ("dyno", "1-2-3"), ("pgweir", "stats"), ("pool", "app"), ("user", "web"),
+            ("role", "primary"),
+            ("sample#client_active", "4"), ("sample#client_waiting", "2"), ("sample#server_active", "4"),
+            ("sample#server_idle", "1"), ("sample#max_wait", "12.345ms"), ("sample#avg_query", "2.000ms"),
+            ("sample#avg_recv", "1000"), ("sample#avg_sent", "3000"), ("sample#server_limit", "5"),
+            ("count#queries", "100"), ("count#errors", "0"), ("count#pinned", "1"), ("count#waits", "1"),
+            ("measure#wait.p95", "0.020ms"), ("measure#query.p99", "2.048ms"),
+        ];
+        for (key, want) in table {
+            assert_eq!(got.get(key), Some(&want), "{key} in {}", lines[1]);
+        }
+        let first = fields(&lines[0]);
+        assert_eq!((first["count#queries"], first["count#errors"]), ("1000", "1"));
+        assert_eq!(first["sample#avg_recv"], "1666", "over the 60 s from the start");
+    }
+
+    #[test]
+    fn a_pool_at_rest_is_silent_after_one_line_that_says_so() {
+        let start = Instant::now();
+        let name = || PoolName::primary("app", "web");
+        let mut stats = PoolStats::default();
+        counted(&mut stats, 1, 1);
+        let busy = PoolGauges { clients_active: 1, servers_active: 1, servers_limit: 20, ..PoolGauges::default() };
+        let empty = PoolGauges { servers_limit: 20, ..PoolGauges::default() };
+        let at = |second, gauges| snapshot(start + Duration::from_secs(second), name(), stats.clone(), gauges);
+        let lines = lines(&Origin::default(), start, &[at(60, busy), at(120, empty), at(180, empty), at(240, empty)]);
+        let active: Vec<&str> = lines.iter().map(|line| fields(line)["sample#client_active"]).collect();
+        assert_eq!(active, ["1", "0"], "drains keep the last sample, so the 0 must be told");
+    }
+
+    #[test]
+    fn a_line_stays_under_a_kilobyte_with_the_longest_names_and_numbers() {
+        let start = Instant::now();
+        // 63 bytes is the longest identifier of a default server build.
+        let name = PoolName::primary(&"d".repeat(63), &"u".repeat(63));
+        let mut stats = PoolStats::default();
+        counted(&mut stats, 1, 2_000_000_000);
+        stats.wait.record(2_000_000_000);
+        (stats.queries, stats.bytes_to_clients, stats.bytes_from_clients) = (1 << 40, 1 << 50, 1 << 50);
+        let gauges = PoolGauges { oldest_wait_us: 2_000_000_000, clients_idle: 10_000, ..PoolGauges::default() };
+        let origin = Origin { source: Some("worker.100".into()), dyno: Some("a".repeat(36)) };
+        let lines = lines(&origin, start, &[snapshot(start + Duration::from_secs(1), name, stats, gauges)]);
+        assert!(lines[0].len() < 1024, "{} bytes: {}", lines[0].len(), lines[0]);
+    }
+
+    #[test]
+    fn a_name_cannot_forge_a_field_or_a_line() {
+        let start = Instant::now();
+        let name = PoolName::primary("app sample#client_active=99", "a\nb");
+        let gauges = PoolGauges { clients_idle: 1, ..PoolGauges::default() };
+        let lines = lines(&Origin::default(), start, &[snapshot(start, name, PoolStats::default(), gauges)]);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains("pool=\"app sample#client_active=99\" user=a\\u{a}b "), "{}", lines[0]);
+    }
+
+    #[test]
+    fn a_period_of_no_length_has_no_rate() {
+        #[rustfmt::skip]
+        let table = [(10, 0, 0), (10, 2000, 5), (u64::MAX, 1, u64::MAX)];
+        for (count, length_ms, want) in table {
+            assert_eq!(per_second(count, Duration::from_millis(length_ms)), want);
+        }
+    }
+}

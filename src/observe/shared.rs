@@ -1,0 +1,235 @@
+//! What the worker and its observers share.
+
+use crate::stats::{PoolHealth, PoolName, Snapshot};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A worker that published nothing for this long is stalled; it ticks every second.
+pub const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// How far the process has come.
+///
+/// ```text
+/// Starting ──▶ Listening ──▶ Draining
+///     └─────────────────────────▲
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The listener is not up yet.
+    Starting,
+    /// Clients are served.
+    Listening,
+    /// No new clients; the sessions that are left come to their end.
+    Draining,
+}
+
+/// Why clients should not be sent here now; the reasons of `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotReady {
+    /// The listener is not up yet.
+    Starting,
+    /// The process is stopping.
+    Draining,
+    /// The worker has not published for [`STALLED_AFTER`].
+    Stalled {
+        /// Seconds since it last did; `None` if it never did.
+        for_s: Option<u64>,
+    },
+    /// A pool's clients cannot be served.
+    Pool {
+        /// Which pool.
+        name: PoolName,
+        /// What is wrong with it.
+        health: PoolHealth,
+    },
+}
+
+/// The worker writes it once per tick, the HTTP server reads it per request.
+///
+/// The lock is held for the copy of one pointer, on both sides.
+pub struct Shared {
+    /// What ticks are measured from.
+    start: Instant,
+    stage: AtomicU8,
+    /// Milliseconds from `start` to the last tick, plus one; 0 before the first.
+    last_tick: AtomicU64,
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+}
+
+impl Shared {
+    /// Of a process that starts at `now`: starting, with nothing published.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            start: now,
+            stage: AtomicU8::new(Stage::Starting as u8),
+            last_tick: AtomicU64::new(0),
+            snapshot: Mutex::new(None),
+        }
+    }
+
+    /// Goes on to `stage`; a process does not go back, so an earlier stage is ignored.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+
+    /// How far the process has come.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Starting,
+            1 => Stage::Listening,
+            // Only `enter` writes, so this is 2.
+            _ => Stage::Draining,
+        }
+    }
+
+    /// Replaces the snapshot and counts as a tick at `now`. Called by the worker, once per tick and on
+    /// demand.
+    pub fn publish(&self, snapshot: Arc<Snapshot>, now: Instant) {
+        let old = self.lock().replace(snapshot);
+        let since_start = now.saturating_duration_since(self.start).as_millis();
+        let stamp = u64::try_from(since_start).unwrap_or(u64::MAX).saturating_add(1);
+        // The larger wins: a tick that is late to write must not turn time back.
+        self.last_tick.fetch_max(stamp, Ordering::AcqRel);
+        // May be the last copy; freed here, with the lock open.
+        drop(old);
+    }
+
+    /// The latest snapshot; `None` before the first tick.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.lock().clone()
+    }
+
+    /// How long ago the worker last published; `None` if it never did.
+    #[must_use]
+    pub fn since_tick(&self, now: Instant) -> Option<Duration> {
+        let stamp = self.last_tick.load(Ordering::Acquire).checked_sub(1)?;
+        let now = now.saturating_duration_since(self.start);
+        Some(now.saturating_sub(Duration::from_millis(stamp)))
+    }
+
+    /// Whether the worker ticks: it published less than [`STALLED_AFTER`] ago.
+    #[must_use]
+    pub fn is_healthy(&self, now: Instant) -> bool {
+        self.since_tick(now).is_some_and(|since| since < STALLED_AFTER)
+    }
+
+    /// Everything that speaks against sending clients here; ready if empty.
+    #[must_use]
+    pub fn not_ready(&self, now: Instant) -> Vec<NotReady> {
+        let mut reasons = Vec::new();
+        match self.stage() {
+            Stage::Starting => reasons.push(NotReady::Starting),
+            Stage::Listening => {}
+            Stage::Draining => reasons.push(NotReady::Draining),
+        }
+        if !self.is_healthy(now) {
+            let for_s = self.since_tick(now).map(|since| since.as_secs());
+            reasons.push(NotReady::Stalled { for_s });
+        }
+        if let Some(snapshot) = self.snapshot() {
+            let failed = snapshot.pools.iter().filter(|pool| !pool.health.serves());
+            let reason = failed.map(|pool| NotReady::Pool { name: pool.name.clone(), health: pool.health });
+            reasons.extend(reason);
+        }
+        reasons
+    }
+
+    /// A poisoned lock still holds a whole pointer.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Snapshot>>> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{PoolGauges, PoolSnapshot, PoolStats, Sqlstate};
+
+    fn snapshot(health: &[PoolHealth]) -> Arc<Snapshot> {
+        let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {
+            name: PoolName::primary("app", &format!("user{number}")),
+            health,
+            stats: PoolStats::default(),
+            gauges: PoolGauges::default(),
+        };
+        let pools = health.iter().enumerate().map(pool).collect();
+        Arc::new(Snapshot { pools, ..Snapshot::empty(Instant::now()) })
+    }
+
+    #[test]
+    fn a_worker_is_healthy_until_five_seconds_after_its_last_tick() {
+        let start = Instant::now();
+        let shared = Shared::new(start);
+        assert!(!shared.is_healthy(start), "it has never ticked");
+        shared.publish(snapshot(&[]), start + Duration::from_secs(10));
+        #[rustfmt::skip]
+        let table = [
+            ("at the tick",     10_000, true),
+            ("just before",     14_999, true),
+            ("at the limit",    15_000, false),
+            ("a reader whose clock was read before the tick", 9_000, true),
+        ];
+        for (name, at_ms, want) in table {
+            assert_eq!(shared.is_healthy(start + Duration::from_millis(at_ms)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tick_at_the_very_start_counts() {
+        let start = Instant::now();
+        let shared = Shared::new(start);
+        shared.publish(snapshot(&[]), start);
+        assert_eq!(shared.since_tick(start), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_process_never_goes_back_to_an_earlier_stage() {
+        let shared = Shared::new(Instant::now());
+        assert_eq!(shared.stage(), Stage::Starting);
+        for (enter, want) in [
+            (Stage::Listening, Stage::Listening),
+            (Stage::Draining, Stage::Draining),
+            (Stage::Listening, Stage::Draining),
+        ] {
+            shared.enter(enter);
+            assert_eq!(shared.stage(), want);
+        }
+    }
+
+    #[test]
+    fn readiness_names_every_reason() {
+        let now = Instant::now();
+        let refused = PoolHealth::WrongCredentials(Sqlstate::new(b"28P01").expect("a SQLSTATE"));
+        let of_user = |user: &str, health| NotReady::Pool { name: PoolName::primary("app", user), health };
+        #[rustfmt::skip]
+        let table: [(&str, Stage, &[PoolHealth], Vec<NotReady>); 5] = [
+            ("starting",  Stage::Starting,  &[],                                        vec![NotReady::Starting]),
+            ("no pools",  Stage::Listening, &[],                                        vec![]),
+            ("all well",  Stage::Listening, &[PoolHealth::Untried, PoolHealth::Usable], vec![]),
+            ("draining",  Stage::Draining,  &[PoolHealth::Usable],                      vec![NotReady::Draining]),
+            ("two pools", Stage::Listening, &[refused, PoolHealth::Usable, PoolHealth::Unreachable],
+                vec![of_user("user0", refused), of_user("user2", PoolHealth::Unreachable)]),
+        ];
+        for (name, stage, health, want) in table {
+            let shared = Shared::new(now);
+            shared.enter(stage);
+            shared.publish(snapshot(health), now);
+            assert_eq!(shared.not_ready(now), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stalled_worker_is_not_ready_and_says_for_how_long() {
+        let now = Instant::now();
+        let shared = Shared::new(now);
+        shared.enter(Stage::Listening);
+        assert_eq!(shared.not_ready(now), [NotReady::Stalled { for_s: None }]);
+        shared.publish(snapshot(&[]), now);
+        let later = now + Duration::from_secs(7);
+        assert_eq!(shared.not_ready(later), [NotReady::Stalled { for_s: Some(7) }]);
+    }
+}

@@ -1,0 +1,625 @@
+//! The server connections of one (database, user): idle ones on a stack, waiters in a queue, new ones
+//! dialled when both say so.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use pgweir_config::PoolMode;
+use rand::RngExt;
+use slab::Slab;
+
+use crate::backend::{self, Count, DialError, LoggedIn, Parameters, Permit, ServerConn, Target};
+use crate::clock::Clock;
+use crate::settings::{Profile, Profiles};
+use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Sqlstate};
+
+/// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a pool may do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// When server connections return.
+    pub mode: PoolMode,
+    /// Server connections, at most.
+    pub pool_size: u32,
+    /// Server connections kept open, once a client has logged in.
+    pub min_pool_size: u32,
+    /// Server connections beyond `pool_size` for waits longer than `reserve_pool_timeout`.
+    pub reserve_pool_size: u32,
+    /// See there.
+    pub reserve_pool_timeout: Duration,
+    /// The longest wait; zero waits for ever.
+    pub query_wait_timeout: Duration,
+    /// The age at which a server connection is replaced; zero never.
+    pub server_lifetime: Duration,
+    /// The idle time after which it is closed; zero never.
+    pub server_idle_timeout: Duration,
+    /// The longest pause between failed logins.
+    pub server_login_retry: Duration,
+    /// Logins under way at once.
+    pub max_server_logins: u32,
+    /// The longest wait for a cancel request to arrive.
+    pub cancel_wait_timeout: Duration,
+    /// Pinned server connections, at most.
+    pub max_pinned: u32,
+}
+
+/// What all pools of one database share.
+#[derive(Debug)]
+pub struct Database {
+    /// `max_db_connections`.
+    pub count: Rc<Count>,
+    pools: RefCell<Vec<Weak<Pool>>>,
+}
+
+impl Database {
+    /// No pools yet.
+    #[must_use]
+    pub fn new(max_db_connections: u32) -> Rc<Self> {
+        Rc::new(Self { count: Count::new(max_db_connections), pools: RefCell::default() })
+    }
+
+    /// Closes the longest idle server connection of any pool, to make room for another pool's.
+    fn evict_idle(&self) -> bool {
+        let pools: Vec<_> = self.pools.borrow().iter().filter_map(Weak::upgrade).collect();
+        let oldest = |pool: &Rc<Pool>| pool.inner.borrow().idle.first().map(|conn| conn.idle_since);
+        let Some(pool) = pools.iter().filter(|pool| oldest(pool).is_some()).min_by_key(|pool| oldest(pool)) else {
+            return false;
+        };
+        let conn = pool.inner.borrow_mut().idle.remove(0);
+        pool.discard(conn, DiscardReason::Shrink);
+        true
+    }
+}
+
+/// What the first server connection of a pool told, and every client is told.
+#[derive(Debug, Default)]
+pub struct Learned {
+    /// `ParameterStatus`es.
+    pub parameters: Parameters,
+    /// Notices of the login.
+    pub notices: Vec<Box<[u8]>>,
+}
+
+/// Why a wait ended without a server connection.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// It took longer than `query_wait_timeout`.
+    Timeout {
+        /// The setting's value.
+        limit: Duration,
+        /// How the pool stood.
+        picture: Picture,
+    },
+    /// The server will not let the pool in; its `ErrorResponse` body, if it sent one, and what to log.
+    Hopeless {
+        /// The server's own words.
+        body: Option<Box<[u8]>>,
+        /// Ours.
+        reason: Rc<str>,
+    },
+    /// The client's own cancel request.
+    Cancelled,
+}
+
+/// How a pool stands, for the error of who waited in vain.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// The pool.
+    pub name: PoolName,
+    /// Clients waiting.
+    pub waiters: usize,
+    /// Server connections lent.
+    pub holders: usize,
+    /// How long the longest of them is lent.
+    pub longest: Duration,
+    /// How many of them are pinned.
+    pub pinned: u32,
+    /// Server connections that may be open.
+    pub pool_size: u32,
+    /// Why the last login failed; empty if it did not.
+    pub trouble: String,
+}
+
+/// A place in the queue.
+#[derive(Debug)]
+enum Slot {
+    Waiting { waker: Waker, since: Instant },
+    Granted(Box<ServerConn>),
+    Refused(Refusal),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The most recently used last.
+    idle: Vec<Box<ServerConn>>,
+    /// The longest waiting first.
+    queue: VecDeque<usize>,
+    slots: Slab<Slot>,
+    /// Since when each lent connection is.
+    lent: Slab<Instant>,
+}
+
+/// The pauses between failed logins.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    not_before: Option<Instant>,
+    trouble: String,
+}
+
+/// The pool of one (database, user).
+#[derive(Debug)]
+pub struct Pool {
+    /// Distinguishes the statements of pools.
+    pub id: u32,
+    /// Its name in errors and metrics.
+    pub name: PoolName,
+    /// What it may do.
+    pub limits: Limits,
+    /// The settings of its clients.
+    pub profiles: Profiles,
+    /// What it counted.
+    pub stats: RefCell<PoolStats>,
+    /// Clients logged in.
+    pub clients: Cell<u32>,
+    /// Server connections pinned.
+    pub pinned: Cell<u32>,
+    target: Rc<Target>,
+    clock: Rc<Clock>,
+    counts: [Rc<Count>; 3],
+    database: Rc<Database>,
+    inner: RefCell<Inner>,
+    logging_in: Cell<u32>,
+    backoff: RefCell<Backoff>,
+    learned: RefCell<Option<Rc<Learned>>>,
+    health: Cell<PoolHealth>,
+    draining: Cell<bool>,
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(
+        id: u32,
+        name: PoolName,
+        limits: Limits,
+        target: Target,
+        clock: Rc<Clock>,
+        database: Rc<Database>,
+        user: Rc<Count>,
+    ) -> Rc<Self> {
+        let own = Count::new(limits.pool_size + limits.reserve_pool_size);
+        let pool = Rc::new(Self {
+            id,
+            name,
+            limits,
+            profiles: Profiles::default(),
+            stats: RefCell::default(),
+            clients: Cell::new(0),
+            pinned: Cell::new(0),
+            target: Rc::new(target),
+            clock,
+            counts: [own, database.count.clone(), user],
+            database: database.clone(),
+            inner: RefCell::default(),
+            logging_in: Cell::new(0),
+            backoff: RefCell::default(),
+            learned: RefCell::default(),
+            health: Cell::default(),
+            draining: Cell::new(false),
+        });
+        database.pools.borrow_mut().push(Rc::downgrade(&pool));
+        pool
+    }
+
+    /// The worker's clock.
+    #[must_use]
+    pub const fn clock(&self) -> &Rc<Clock> {
+        &self.clock
+    }
+
+    /// What the server tells at login; none before the first login.
+    #[must_use]
+    pub fn learned(&self) -> Option<Rc<Learned>> {
+        self.learned.borrow().clone()
+    }
+
+    /// Server connections that count: logging in, idle, lent and closing.
+    #[must_use]
+    pub fn open(&self) -> u32 {
+        self.counts.first().map_or(0, |count| count.used())
+    }
+
+    /// Lends an idle server connection, if no one waits: the most recently used with the settings
+    /// `want`, else the most recently used.
+    #[must_use]
+    pub fn try_lease(&self, want: &Rc<Profile>) -> Option<Box<ServerConn>> {
+        loop {
+            let mut conn = {
+                let mut inner = self.inner.borrow_mut();
+                if !inner.queue.is_empty() {
+                    return None;
+                }
+                let last = inner.idle.len().checked_sub(1)?;
+                let at = inner.idle.iter().rposition(|conn| Rc::ptr_eq(&conn.profile, want)).unwrap_or(last);
+                inner.idle.remove(at)
+            };
+            if conn.is_alive() {
+                self.lend(&mut conn);
+                return Some(conn);
+            }
+            self.discard(conn, DiscardReason::Lost);
+        }
+    }
+
+    fn lend(&self, conn: &mut ServerConn) {
+        debug_assert!(conn.pipeline.is_free() && conn.unsent.is_empty() && conn.carry.is_empty());
+        debug_assert!(!conn.scanner.is_inside() && conn.gate.in_flight.get() == 0);
+        conn.lent = self.inner.borrow_mut().lent.insert(self.clock.now());
+        self.stats.borrow_mut().leases += 1;
+    }
+
+    fn unlend(&self, conn: &ServerConn) {
+        let lent = &mut self.inner.borrow_mut().lent;
+        if lent.contains(conn.lent) {
+            lent.remove(conn.lent);
+        }
+    }
+
+    /// Queues up. The caller polls the ticket; dropping it leaves the queue.
+    #[must_use]
+    pub fn wait(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        let key = {
+            let mut inner = self.inner.borrow_mut();
+            let key = inner.slots.insert(Slot::Waiting { waker: cx.waker().clone(), since: self.clock.now() });
+            inner.queue.push_back(key);
+            key
+        };
+        self.dial_if_wanted();
+        Ticket { pool: self.clone(), key }
+    }
+
+    /// Takes a lent server connection back. It must owe nothing and be known to be clean.
+    pub fn release(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        self.unlend(&conn);
+        let clean = conn.pipeline.is_free() && conn.unsent.is_empty() && conn.carry.is_empty();
+        debug_assert!(clean && !conn.scanner.is_inside());
+        if !clean || conn.scanner.is_inside() {
+            self.discard(conn, DiscardReason::Protocol);
+        } else if conn.gate.in_flight.get() > 0 {
+            let gate = conn.gate.clone();
+            *gate.parked.borrow_mut() = Some(conn);
+        } else {
+            conn.idle_since = self.clock.now();
+            self.offer(conn);
+        }
+    }
+
+    /// Takes back a server connection whose cancel requests have all arrived.
+    pub fn unpark(self: &Rc<Self>, conn: Box<ServerConn>) {
+        self.offer(conn);
+    }
+
+    /// Gives a free server connection to the first waiter, or to the idle stack.
+    fn offer(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        if self.draining.get() && self.inner.borrow().queue.is_empty() {
+            return self.discard(conn, DiscardReason::Shutdown);
+        }
+        if conn.expires.is_some_and(|at| at <= self.clock.now()) {
+            self.discard(conn, DiscardReason::Lifetime);
+            return self.dial_if_wanted();
+        }
+        let first = self.inner.borrow_mut().queue.pop_front();
+        let Some(key) = first else {
+            return self.inner.borrow_mut().idle.push(conn);
+        };
+        self.lend(&mut conn);
+        self.settle_slot(key, Slot::Granted(conn));
+    }
+
+    /// Ends a wait.
+    fn settle_slot(&self, key: usize, end: Slot) {
+        let previous = self.inner.borrow_mut().slots.get_mut(key).map(|slot| std::mem::replace(slot, end));
+        if let Some(Slot::Waiting { waker, since }) = previous {
+            let waited = self.clock.now().saturating_duration_since(since);
+            self.stats.borrow_mut().wait.record(micros(waited));
+            waker.wake();
+        }
+    }
+
+    /// Closes a server connection.
+    pub fn discard(&self, mut conn: Box<ServerConn>, reason: DiscardReason) {
+        conn.discard_reason = reason;
+        self.stats.borrow_mut().discards.add(reason);
+        tracing::debug!(
+            pool = %self.name.database, user = %self.name.user, server_pid = conn.pid, reason = reason.as_str(),
+            "server connection closed"
+        );
+    }
+
+    /// Closes a lent server connection, and lets a waiter have another in its place.
+    pub fn discard_lent(self: &Rc<Self>, conn: Box<ServerConn>, reason: DiscardReason) {
+        self.unlend(&conn);
+        self.discard(conn, reason);
+        self.dial_if_wanted();
+    }
+
+    /// Dials as many server connections as waiters want and limits allow.
+    fn dial_if_wanted(self: &Rc<Self>) {
+        loop {
+            let (waiters, oldest) = self.waiters();
+            let missing = self.limits.min_pool_size.saturating_sub(self.open());
+            let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(self.logging_in.get()).max(missing);
+            if wanted == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
+                return;
+            }
+            let counts = self.counts.each_ref();
+            let permit = Permit::take(counts).or_else(|| {
+                // Another pool of this database may sit on what this one needs.
+                if waiters > 0 && !self.database.count.has_room() {
+                    self.database.evict_idle();
+                }
+                None
+            });
+            let Some(permit) = permit else {
+                return;
+            };
+            self.logging_in.set(self.logging_in.get() + 1);
+            tokio::task::spawn_local(self.clone().dial(permit));
+        }
+    }
+
+    fn may_dial(&self, oldest_wait: Duration) -> bool {
+        let reserve = self.limits.reserve_pool_size > 0 && oldest_wait >= self.limits.reserve_pool_timeout;
+        let size = self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 };
+        let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
+        self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
+    }
+
+    /// Clients waiting, and how long the first of them has.
+    fn waiters(&self) -> (usize, Duration) {
+        let inner = self.inner.borrow();
+        let since = inner.queue.front().and_then(|key| inner.slots.get(*key)).and_then(|slot| match slot {
+            Slot::Waiting { since, .. } => Some(*since),
+            Slot::Granted(_) | Slot::Refused(_) => None,
+        });
+        let waited = since.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since));
+        (inner.queue.len(), waited)
+    }
+
+    async fn dial(self: Rc<Self>, permit: Permit) {
+        let outcome = backend::dial(self.target.clone(), self.clock.clone(), self.profiles.plain(), permit).await;
+        self.logging_in.set(self.logging_in.get().saturating_sub(1));
+        match outcome {
+            Ok(logged_in) => self.welcome(logged_in),
+            Err(error) => self.mourn(&error),
+        }
+        self.dial_if_wanted();
+    }
+
+    fn welcome(self: &Rc<Self>, LoggedIn { mut conn, parameters, notices }: LoggedIn) {
+        *self.backoff.borrow_mut() = Backoff::default();
+        self.health.set(PoolHealth::Usable);
+        self.stats.borrow_mut().server_logins += 1;
+        if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
+            *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
+        }
+        if !self.limits.server_lifetime.is_zero() {
+            // Up to a tenth sooner, so that connections made together do not end together.
+            let share = rand::rng().random_range(0.9..=1.0);
+            conn.expires = self.clock.now().checked_add(self.limits.server_lifetime.mul_f64(share));
+        }
+        tracing::debug!(pool = %self.name.database, user = %self.name.user, server_pid = conn.pid, "server login");
+        self.offer(conn);
+    }
+
+    fn mourn(&self, error: &DialError) {
+        let hopeless = error.is_hopeless();
+        {
+            let mut stats = self.stats.borrow_mut();
+            match error {
+                DialError::Refused { code, .. } => stats.server_login_failures.add(code.as_bytes()),
+                _ => stats.server_logins_unanswered += 1,
+            }
+        }
+        self.health.set(match error {
+            DialError::Refused { code, .. } if hopeless => {
+                Sqlstate::new(code.as_bytes()).map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
+            }
+            DialError::NoPassword { .. } | DialError::Method { .. } | DialError::Scram(_) => {
+                Sqlstate::new(b"28000").map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
+            }
+            // The server is there, and full.
+            DialError::Refused { code, .. } if code == "53300" => self.health.get(),
+            _ => PoolHealth::Unreachable,
+        });
+        let pause = self.pause(error);
+        tracing::warn!(
+            pool = %self.name.database, user = %self.name.user, host = %self.target.host, port = self.target.port,
+            error = %error, retry_ms = micros(pause) / 1000, "server login failed"
+        );
+        if hopeless {
+            let body = if let DialError::Refused { body, .. } = error { Some(body.clone()) } else { None };
+            self.refuse_all(&Refusal::Hopeless { body, reason: error.to_string().into() });
+        }
+    }
+
+    /// Notes a failure; the next login waits for the pause returned.
+    fn pause(&self, error: &DialError) -> Duration {
+        let mut backoff = self.backoff.borrow_mut();
+        let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
+        backoff.failures += 1;
+        let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
+        let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
+        backoff.not_before = self.clock.now().checked_add(pause);
+        backoff.trouble = error.to_string();
+        pause
+    }
+
+    fn refuse_all(&self, refusal: &Refusal) {
+        loop {
+            let first = self.inner.borrow_mut().queue.pop_front();
+            let Some(key) = first else { return };
+            self.settle_slot(key, Slot::Refused(refusal.clone()));
+        }
+    }
+
+    /// The pool's housekeeping, at every tick.
+    pub fn tick(self: &Rc<Self>) {
+        self.refuse_late();
+        self.close_stale();
+        let served = self.clients.get() > 0 || self.waiters().0 > 0;
+        if served || self.open() > 0 {
+            self.dial_if_wanted();
+        }
+    }
+
+    /// Ends the waits that reached their limit.
+    fn refuse_late(&self) {
+        let limit = self.limits.query_wait_timeout;
+        if limit.is_zero() {
+            return;
+        }
+        while self.waiters().1 >= limit {
+            let refusal = Refusal::Timeout { limit, picture: self.picture() };
+            let first = self.inner.borrow_mut().queue.pop_front();
+            let Some(key) = first else { return };
+            self.settle_slot(key, Slot::Refused(refusal));
+        }
+    }
+
+    /// Closes idle server connections that are dead, too old, or idle too long.
+    fn close_stale(self: &Rc<Self>) {
+        let now = self.clock.now();
+        let idle_limit = self.limits.server_idle_timeout;
+        let mut at = 0;
+        loop {
+            let surplus = self.open() > self.limits.min_pool_size;
+            let mut inner = self.inner.borrow_mut();
+            let Some(conn) = inner.idle.get_mut(at) else { return };
+            let idle = now.saturating_duration_since(conn.idle_since);
+            let reason = if self.draining.get() {
+                DiscardReason::Shutdown
+            } else if conn.expires.is_some_and(|expires| expires <= now) {
+                DiscardReason::Lifetime
+            } else if surplus && !idle_limit.is_zero() && idle >= idle_limit {
+                DiscardReason::Idle
+            } else if !conn.is_alive() {
+                DiscardReason::Lost
+            } else {
+                at += 1;
+                continue;
+            };
+            let conn = inner.idle.remove(at);
+            drop(inner);
+            self.discard(conn, reason);
+        }
+    }
+
+    /// From now on server connections are closed when they are no longer needed.
+    pub fn drain(self: &Rc<Self>) {
+        self.draining.set(true);
+        self.close_stale();
+    }
+
+    /// How the pool stands, in words' material.
+    #[must_use]
+    pub fn picture(&self) -> Picture {
+        let inner = self.inner.borrow();
+        let oldest = inner.lent.iter().map(|(_, since)| *since).min();
+        Picture {
+            name: self.name.clone(),
+            waiters: inner.queue.len(),
+            holders: inner.lent.len(),
+            longest: oldest.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since)),
+            pinned: self.pinned.get(),
+            pool_size: self.limits.pool_size,
+            trouble: self.backoff.borrow().trouble.clone(),
+        }
+    }
+
+    /// How the pool stands, in numbers.
+    #[must_use]
+    pub fn gauges(&self) -> PoolGauges {
+        let (waiters, oldest) = self.waiters();
+        let inner = self.inner.borrow();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (idle, lent, waiting) = (count(inner.idle.len()), count(inner.lent.len()), count(waiters));
+        PoolGauges {
+            clients_idle: self.clients.get().saturating_sub(lent + waiting),
+            clients_active: lent,
+            clients_waiting: waiting,
+            servers_idle: idle,
+            servers_active: lent,
+            servers_pinned: self.pinned.get(),
+            servers_logging_in: self.logging_in.get(),
+            servers_closing: self.open().saturating_sub(idle + lent + self.logging_in.get()),
+            servers_limit: self.limits.pool_size + self.limits.reserve_pool_size,
+            oldest_wait_us: micros(oldest),
+        }
+    }
+
+    /// Whether the server takes logins.
+    #[must_use]
+    pub fn health(&self) -> PoolHealth {
+        self.health.get()
+    }
+}
+
+/// A place in a pool's queue. Dropping it leaves the queue; a connection already granted goes on to the next.
+#[derive(Debug)]
+pub struct Ticket {
+    pool: Rc<Pool>,
+    key: usize,
+}
+
+impl Ticket {
+    /// The end of the wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] when it ended without a server connection.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Box<ServerConn>, Refusal>> {
+        let mut inner = self.pool.inner.borrow_mut();
+        let Some(slot) = inner.slots.get_mut(self.key) else {
+            return Poll::Pending;
+        };
+        match slot {
+            Slot::Waiting { waker, .. } => {
+                if !waker.will_wake(cx.waker()) {
+                    waker.clone_from(cx.waker());
+                }
+                Poll::Pending
+            }
+            Slot::Granted(_) | Slot::Refused(_) => match std::mem::replace(slot, Slot::Refused(Refusal::Cancelled)) {
+                Slot::Granted(conn) => Poll::Ready(Ok(conn)),
+                Slot::Refused(refusal) => Poll::Ready(Err(refusal)),
+                Slot::Waiting { .. } => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let slot = {
+            let mut inner = self.pool.inner.borrow_mut();
+            inner.queue.retain(|key| *key != self.key);
+            inner.slots.try_remove(self.key)
+        };
+        if let Some(Slot::Granted(conn)) = slot {
+            self.pool.release(conn);
+        }
+    }
+}
+
+/// A duration in microseconds, as the histograms take it.
+#[must_use]
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

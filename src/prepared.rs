@@ -1,0 +1,202 @@
+//! Prepared statements, interned once per worker: the same text under the same parse-time settings is one
+//! [`Statement`], whatever its clients call it.
+
+use std::cell::{Cell, RefCell};
+use std::hash::BuildHasher;
+use std::rc::Rc;
+
+use hashbrown::HashTable;
+
+use crate::sql::{self, Effects};
+
+/// What a server-side name of ours begins with; a number follows.
+pub const PREFIX: &[u8] = b"pgweir_s";
+
+/// A statement's text and all that gives it its meaning.
+#[derive(Debug)]
+pub struct Statement {
+    /// Never given twice in the life of the process.
+    pub id: u32,
+    /// The text.
+    pub text: Box<[u8]>,
+    /// Parameter types: a count and as many object ids, as in the `Parse` message.
+    pub types: Box<[u8]>,
+    /// The parse-time settings; see [`crate::settings::Profile::parse_key`].
+    pub parse_key: u32,
+    /// The pool whose clients may share it.
+    pub pool: u32,
+    /// What running it may do to session state.
+    pub effects: Effects,
+    /// When it was last named, in steps of the interner.
+    used: Cell<u64>,
+}
+
+impl Statement {
+    /// Bytes it takes.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.text.len() + self.types.len() + size_of::<Self>()
+    }
+
+    /// Appends the server-side name.
+    pub fn write_name(&self, out: &mut Vec<u8>) {
+        write_name(self.id, out);
+    }
+}
+
+/// Appends the server-side name of statement `id`.
+pub fn write_name(id: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(PREFIX);
+    let mut digits = [0; 10];
+    let mut at = digits.len();
+    let mut rest = id;
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        }
+        rest /= 10;
+        if rest == 0 || at == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
+/// All statements that clients of this worker named, and those lately unnamed.
+#[derive(Debug)]
+pub struct Interner {
+    table: RefCell<HashTable<Rc<Statement>>>,
+    hasher: foldhash::fast::RandomState,
+    /// Bytes of the statements in the table.
+    bytes: Cell<usize>,
+    /// The most bytes wanted; what no client names goes first.
+    limit: usize,
+    next_id: Cell<u32>,
+    step: Cell<u64>,
+}
+
+impl Interner {
+    /// An interner that keeps at most `limit` bytes, if the clients' own statements leave that much.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            table: RefCell::default(),
+            hasher: foldhash::fast::RandomState::default(),
+            bytes: Cell::new(0),
+            limit,
+            next_id: Cell::new(1),
+            step: Cell::new(0),
+        }
+    }
+
+    /// Bytes of all statements kept.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+
+    /// Whether a new text may be kept: the process is below its limit.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.bytes.get() < self.limit
+    }
+
+    /// The one statement with this text, types and meaning. Allocates only when it is new.
+    #[must_use]
+    pub fn intern(&self, pool: u32, parse_key: u32, text: &[u8], types: &[u8]) -> Rc<Statement> {
+        let hash = self.hasher.hash_one((text, types, parse_key, pool));
+        let same =
+            |s: &Rc<Statement>| s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types;
+        self.step.set(self.step.get() + 1);
+        if let Some(found) = self.table.borrow().find(hash, same) {
+            found.used.set(self.step.get());
+            return found.clone();
+        }
+        self.insert(hash, pool, parse_key, text, types)
+    }
+
+    #[cold]
+    fn insert(&self, hash: u64, pool: u32, parse_key: u32, text: &[u8], types: &[u8]) -> Rc<Statement> {
+        let id = self.next_id.get();
+        self.next_id.set(id.wrapping_add(1).max(1));
+        let statement = Rc::new(Statement {
+            id,
+            text: text.into(),
+            types: types.into(),
+            parse_key,
+            pool,
+            effects: sql::scan(text),
+            used: Cell::new(self.step.get()),
+        });
+        self.bytes.set(self.bytes.get() + statement.size());
+        if self.bytes.get() > self.limit {
+            self.sweep();
+        }
+        let rehash = |s: &Rc<Statement>| self.hasher.hash_one((&*s.text, &*s.types, s.parse_key, s.pool));
+        self.table.borrow_mut().insert_unique(hash, statement.clone(), rehash);
+        statement
+    }
+
+    /// Forgets statements that no one names, the longest unused first, down to three quarters of the
+    /// limit: so that a sweep pays for many insertions.
+    fn sweep(&self) {
+        let mut table = self.table.borrow_mut();
+        let mut unused: Vec<(u64, usize)> =
+            table.iter().filter(|s| Rc::strong_count(s) == 1).map(|s| (s.used.get(), s.size())).collect();
+        unused.sort_unstable();
+        let mut left = self.bytes.get();
+        let mut until = 0;
+        for (used, size) in unused {
+            if left <= self.limit / 4 * 3 {
+                break;
+            }
+            left = left.saturating_sub(size);
+            until = used;
+        }
+        table.retain(|s| Rc::strong_count(s) > 1 || s.used.get() > until);
+        self.bytes.set(table.iter().map(|s| s.size()).sum());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_text_is_one_statement_only_under_the_same_settings_types_and_pool() {
+        let interner = Interner::new(1 << 20);
+        let one = interner.intern(1, 0, b"SELECT 1", b"\0\0");
+        #[rustfmt::skip]
+        let table: [(&str, u32, u32, &[u8], &[u8], bool); 5] = [
+            ("same",          1, 0, b"SELECT 1", b"\0\0",              true),
+            ("other pool",    2, 0, b"SELECT 1", b"\0\0",              false),
+            ("other profile", 1, 7, b"SELECT 1", b"\0\0",              false),
+            ("other text",    1, 0, b"SELECT 2", b"\0\0",              false),
+            ("other types",   1, 0, b"SELECT 1", b"\0\x01\0\0\0\x17",  false),
+        ];
+        for (name, pool, key, text, types, same) in table {
+            assert_eq!(Rc::ptr_eq(&one, &interner.intern(pool, key, text, types)), same, "{name}");
+        }
+    }
+
+    #[test]
+    fn texts_in_use_survive_and_the_others_stay_below_the_limit() {
+        let interner = Interner::new(20_000);
+        let kept = interner.intern(1, 0, b"SELECT kept", b"\0\0");
+        for n in 0..10_000 {
+            let _ = interner.intern(1, 0, format!("SELECT {n}").as_bytes(), b"\0\0");
+            assert!(interner.bytes() <= 20_000);
+        }
+        assert!(Rc::ptr_eq(&kept, &interner.intern(1, 0, b"SELECT kept", b"\0\0")));
+    }
+
+    #[test]
+    fn names_are_the_prefix_and_the_number() {
+        for id in [0, 7, 10, 1234, u32::MAX] {
+            let mut name = Vec::new();
+            write_name(id, &mut name);
+            assert_eq!(name, [PREFIX, id.to_string().as_bytes()].concat());
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! A client's settings as a value: interned, compared by pointer, replayed as a difference.
+//!
+//! Every client has a [`Profile`], every server connection knows which one is applied to it. Lending
+//! a connection whose profile is another one sends the difference first. A profile is plain data
+//! ([`Profile::entries`]), so that a session can be written out and read back.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use hashbrown::HashMap;
+use pgweir_proto::backend::TxStatus;
+
+/// A setting's name (lower case) and value, as `set_config` takes them.
+pub type Entry = (Box<str>, Box<[u8]>);
+
+/// The names that the parser freezes into a prepared statement: a statement parsed under other values
+/// is another statement. Source: measured, and `PostgreSQL` 17 docs, PREPARE, "Notes".
+const FROZEN: [&str; 13] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "role",
+    "search_path",
+    "session_authorization",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
+
+/// A set of session settings that differ from what a fresh server connection of the pool has.
+#[derive(Debug)]
+pub struct Profile {
+    entries: Vec<Entry>,
+    /// Equal for profiles that agree in every frozen setting.
+    parse_key: u32,
+    /// What the server reported when this profile was first applied: names and values in its own
+    /// spelling. None until then: only a profile that was applied once cannot fail.
+    reported: RefCell<Option<Rc<[Entry]>>>,
+}
+
+impl Profile {
+    /// The settings, sorted by name.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Equal for profiles under which a statement's text means the same.
+    #[must_use]
+    pub const fn parse_key(&self) -> u32 {
+        self.parse_key
+    }
+
+    /// Whether this profile was applied to a server connection before, and so can be again.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.entries.is_empty() || self.reported.borrow().is_some()
+    }
+
+    /// What the server reported when the profile was applied.
+    #[must_use]
+    pub fn reported(&self) -> Option<Rc<[Entry]>> {
+        self.reported.borrow().clone()
+    }
+
+    /// The profile was applied, and the server reported `values` meanwhile.
+    pub fn prove(&self, values: Vec<Entry>) {
+        *self.reported.borrow_mut() = Some(values.into());
+    }
+
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        let at = self.entries.binary_search_by(|(entry, _)| (**entry).cmp(name)).ok()?;
+        self.entries.get(at).map(|(_, value)| &**value)
+    }
+}
+
+/// The profiles of one pool.
+#[derive(Debug)]
+pub struct Profiles {
+    plain: Rc<Profile>,
+    known: RefCell<HashMap<Vec<Entry>, Weak<Profile>, foldhash::fast::RandomState>>,
+    parse_keys: RefCell<HashMap<Vec<Entry>, u32, foldhash::fast::RandomState>>,
+    next_key: Cell<u32>,
+}
+
+/// Above this many remembered profiles those that no one uses are forgotten.
+const SWEEP_AT: usize = 1024;
+
+impl Default for Profiles {
+    fn default() -> Self {
+        let plain = Profile { entries: Vec::new(), parse_key: 0, reported: RefCell::new(Some(Rc::from([]))) };
+        Self {
+            plain: Rc::new(plain),
+            known: RefCell::default(),
+            parse_keys: RefCell::default(),
+            next_key: Cell::new(1),
+        }
+    }
+}
+
+impl Profiles {
+    /// The profile of a client that set nothing.
+    #[must_use]
+    pub fn plain(&self) -> Rc<Profile> {
+        self.plain.clone()
+    }
+
+    /// The one profile with these entries; of equal names the last wins.
+    pub fn intern(&self, entries: impl IntoIterator<Item = Entry>) -> Rc<Profile> {
+        let mut sorted: Vec<Entry> = Vec::new();
+        for entry in entries {
+            match sorted.binary_search_by(|(name, _)| name.cmp(&entry.0)) {
+                Ok(at) => {
+                    if let Some(slot) = sorted.get_mut(at) {
+                        *slot = entry;
+                    }
+                }
+                Err(at) => sorted.insert(at, entry),
+            }
+        }
+        if sorted.is_empty() {
+            return self.plain();
+        }
+        if let Some(known) = self.known.borrow().get(&sorted).and_then(Weak::upgrade) {
+            return known;
+        }
+        let parse_key = self.parse_key(&sorted);
+        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported: RefCell::default() });
+        let mut known = self.known.borrow_mut();
+        if known.len() >= SWEEP_AT {
+            known.retain(|_, weak| weak.strong_count() > 0);
+        }
+        known.insert(sorted, Rc::downgrade(&profile));
+        profile
+    }
+
+    /// A parse key that no profile has: for statements parsed while a setting's value is not known.
+    pub fn private_key(&self) -> u32 {
+        let key = self.next_key.get();
+        self.next_key.set(key.wrapping_add(1).max(1));
+        key
+    }
+
+    fn parse_key(&self, entries: &[Entry]) -> u32 {
+        let frozen: Vec<Entry> = entries.iter().filter(|(name, _)| FROZEN.contains(&&**name)).cloned().collect();
+        if frozen.is_empty() {
+            return 0;
+        }
+        let mut keys = self.parse_keys.borrow_mut();
+        if keys.len() >= SWEEP_AT {
+            // Forgotten keys are never given again: equal settings merely stop sharing statements.
+            keys.clear();
+        }
+        *keys.entry(frozen).or_insert_with(|| self.private_key())
+    }
+}
+
+/// Appends the text of one simple query that turns a connection with the settings `from` into one with the
+/// settings `to`. Appends nothing if they agree.
+///
+/// The order is: leave role and session authorization, settings as the login role, then session
+/// authorization, then role; a failure undoes all of it, because one simple query is one transaction.
+pub fn replay(from: &Profile, to: &Profile, out: &mut Vec<u8>) {
+    if std::ptr::eq(from, to) {
+        return;
+    }
+    for (name, command) in [("role", "RESET ROLE;"), ("session_authorization", "RESET SESSION AUTHORIZATION;")] {
+        if from.get(name).is_some() {
+            out.extend_from_slice(command.as_bytes());
+        }
+    }
+    for (name, _) in from.entries.iter().filter(|(name, _)| to.get(name).is_none() && !is_role(name)) {
+        out.extend_from_slice(b"RESET ");
+        identifier(out, name);
+        out.push(b';');
+    }
+    let changed = |name: &str, value: &[u8]| !is_role(name) && from.get(name) != Some(value);
+    for (name, value) in to.entries.iter().filter(|(name, value)| changed(name, value)) {
+        out.extend_from_slice(b"SELECT pg_catalog.set_config(");
+        literal(out, name.as_bytes());
+        out.push(b',');
+        literal(out, value);
+        out.extend_from_slice(b",false);");
+    }
+    for (name, command) in [("session_authorization", "SET SESSION AUTHORIZATION "), ("role", "SET ROLE ")] {
+        if let Some(value) = to.get(name) {
+            out.extend_from_slice(command.as_bytes());
+            literal(out, value);
+            out.push(b';');
+        }
+    }
+}
+
+fn is_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
+/// Appends a literal that reads the same whatever `standard_conforming_strings` says.
+fn literal(out: &mut Vec<u8>, value: &[u8]) {
+    out.extend_from_slice(b"E'");
+    for byte in value {
+        if matches!(byte, b'\'' | b'\\') {
+            out.push(*byte);
+        }
+        out.push(*byte);
+    }
+    out.push(b'\'');
+}
+
+/// Appends a possibly dotted setting's name, each part quoted.
+fn identifier(out: &mut Vec<u8>, name: &str) {
+    for (n, part) in name.split('.').enumerate() {
+        if n > 0 {
+            out.push(b'.');
+        }
+        out.push(b'"');
+        for byte in part.bytes() {
+            if byte == b'"' {
+                out.push(b'"');
+            }
+            out.push(byte);
+        }
+        out.push(b'"');
+    }
+}
+
+/// Reads the startup parameter `options`: `-c name=value`, `-cname=value` and `--name=value`, a backslash
+/// keeping the next character.
+///
+/// # Errors
+///
+/// The argument that is none of these.
+///
+/// Source: `PostgreSQL` 17 docs, §34.1.2 "options" and §20.1.4 "Parameter Interaction via the Shell".
+pub fn parse_options(text: &[u8]) -> Result<Vec<Entry>, String> {
+    let mut entries = Vec::new();
+    let mut words = split_words(text).into_iter();
+    while let Some(word) = words.next() {
+        let setting = if word == b"-c" {
+            words.next().unwrap_or_default()
+        } else if let Some(rest) = word.strip_prefix(b"--").or_else(|| word.strip_prefix(b"-c")) {
+            rest.to_vec()
+        } else {
+            return Err(String::from_utf8_lossy(&word).into_owned());
+        };
+        let Some(at) = memchr::memchr(b'=', &setting) else {
+            return Err(String::from_utf8_lossy(&setting).into_owned());
+        };
+        let (name, value) = setting.split_at(at);
+        entries.push((setting_name(name).replace('-', "_").into(), value.get(1..).unwrap_or_default().into()));
+    }
+    Ok(entries)
+}
+
+/// A setting's name as a key: Postgres folds its ASCII letters.
+#[must_use]
+pub fn setting_name(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).to_ascii_lowercase()
+}
+
+fn split_words(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    let mut word: Option<Vec<u8>> = None;
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => words.extend(word.take()),
+            b'\\' => word.get_or_insert_default().extend(bytes.next()),
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Whether a profile may be applied now: only outside a transaction, where nothing hangs on the old one.
+#[must_use]
+pub fn may_replay(status: TxStatus) -> bool {
+    status == TxStatus::Idle
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(all: &[(&str, &str)]) -> Vec<Entry> {
+        all.iter().map(|(n, v)| ((*n).into(), v.as_bytes().into())).collect()
+    }
+
+    fn text(profiles: &Profiles, from: &[(&str, &str)], to: &[(&str, &str)]) -> String {
+        let mut out = Vec::new();
+        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn only_the_difference_is_replayed_and_roles_come_last() {
+        let profiles = Profiles::default();
+        #[rustfmt::skip]
+        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 6] = [
+            ("same",     &[("a", "1")],    &[("a", "1")], ""),
+            ("new",      &[],              &[("a", "1")], "SELECT pg_catalog.set_config(E'a',E'1',false);"),
+            ("gone",     &[("a.b", "1")],  &[],           r#"RESET "a"."b";"#),
+            ("changed",  &[("a", "1")],    &[("a", "2")], "SELECT pg_catalog.set_config(E'a',E'2',false);"),
+            ("quoting",  &[],              &[("search_path", r#""$user", o'c\d"#)],
+                r#"SELECT pg_catalog.set_config(E'search_path',E'"$user", o''c\\d',false);"#),
+            ("role",     &[("role", "x")], &[("a", "1"), ("role", "y"), ("session_authorization", "z")],
+                "RESET ROLE;SELECT pg_catalog.set_config(E'a',E'1',false);SET SESSION AUTHORIZATION E'z';SET ROLE E'y';"),
+        ];
+        for (name, from, to, want) in table {
+            assert_eq!(text(&profiles, from, to), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn equal_settings_are_one_profile() {
+        let profiles = Profiles::default();
+        let one = profiles.intern(entries(&[("b", "1"), ("a", "2"), ("b", "3")]));
+        let two = profiles.intern(entries(&[("a", "2"), ("b", "3")]));
+        assert!(Rc::ptr_eq(&one, &two));
+        assert!(Rc::ptr_eq(&profiles.intern([]), &profiles.plain()));
+        assert_eq!(one.parse_key(), 0);
+        assert_ne!(profiles.intern(entries(&[("timezone", "UTC")])).parse_key(), 0);
+    }
+
+    #[test]
+    fn options_are_read_as_the_server_reads_them() {
+        type Want<'a> = Result<&'a [(&'a str, &'a str)], &'a str>;
+        #[rustfmt::skip]
+        let table: [(&str, &str, Want<'_>); 6] = [
+            ("spaced",    "-c statement_timeout=5s",             Ok(&[("statement_timeout", "5s")])),
+            ("joined",    "-cgeqo=off --Work-Mem=4MB",           Ok(&[("geqo", "off"), ("work_mem", "4MB")])),
+            ("backslash", r"-c search_path=a,\ b",               Ok(&[("search_path", "a, b")])),
+            ("empty",     "  ",                                  Ok(&[])),
+            ("unknown",   "-x",                                  Err("-x")),
+            ("no value",  "-c geqo",                             Err("geqo")),
+        ];
+        for (name, input, want) in table {
+            let want = want.map(entries).map_err(str::to_owned);
+            assert_eq!(parse_options(input.as_bytes()), want, "{name}");
+        }
+    }
+}

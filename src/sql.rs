@@ -1,0 +1,109 @@
+//! What a statement's text may do to the session it runs in.
+//!
+//! In transaction mode a server connection goes to another client after every transaction, so the pooler has to know
+//! which texts leave something behind: a setting, a lock, a temporary table, a listening channel. [`scan`] answers
+//! that from the text alone, in two stages:
+//!
+//! 1. `prefilter`: one pass over the bytes that clears the ordinary text (a `SELECT`, `INSERT`, `UPDATE` or `DELETE`
+//!    with none of a few rare names in it, a bare `BEGIN` or `COMMIT`) without knowing a quote from a comment;
+//! 2. `statement`: a small lexer that works statement by statement over what the prefilter did not clear.
+//!
+//! The answer errs on one side only: a text may do less than its [`Effects`] say, never more, with two exceptions that
+//! no text can show: what a *function* does that the text calls by some other name, and what a *trigger* does.
+//!
+//! The bytes are read as the server reads them, whatever `standard_conforming_strings` is: a text whose quotes depend
+//! on it is read both ways and has the effects of both.
+//!
+//! Source: the `PostgreSQL` 17 docs, §4.1 "Lexical Structure", and the reference pages of the commands.
+
+mod effects;
+mod head;
+mod lexer;
+mod prefilter;
+mod statement;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+
+pub use effects::{EffectSet, Effects};
+pub use head::FirstWord;
+
+use lexer::{Backslash, Doubt, Lexer, Token};
+
+/// What `text` may do to its session. `text` is the body of a `Query` or `Parse`, without its NUL.
+///
+/// Any bytes are answered; what cannot be read to its end is [`EffectSet::OPAQUE`]. Allocates nothing; takes time
+/// linear in the length of `text`.
+#[must_use]
+pub fn scan(text: &[u8]) -> Effects {
+    prefilter::clear(text).unwrap_or_else(|| read(text))
+}
+
+/// The custom settings (with a dot in their name) that `text` sets or resets for the session.
+/// A name may come more than once.
+///
+/// `pg_settings` does not list such settings when no extension owns them, so their names are known from the text or not
+/// at all. Upper-case ASCII is folded, because the server compares the names of settings without it. A name that the
+/// text does not spell out (a parameter, an expression, bytes that are not UTF-8) is left out, and then
+/// [`scan`] says [`EffectSet::OPAQUE`]. Cold: allocates.
+pub fn custom_names(text: &[u8]) -> impl Iterator<Item = Cow<'_, str>> {
+    let mut names = Vec::new();
+    for backslash in readings(text) {
+        statement::read(text, *backslash, Some(&mut names));
+    }
+    names.into_iter()
+}
+
+/// Whether `text` is one `COMMIT`, `END`, `ROLLBACK` or `ABORT` and nothing else.
+///
+/// `WORK`, `TRANSACTION`, `AND NO CHAIN`, comments and trailing semicolons are allowed. `AND CHAIN` is not (it opens
+/// the next transaction), nor `ROLLBACK TO`, nor the two `PREPARED` commands.
+#[must_use]
+pub fn is_transaction_end(text: &[u8]) -> bool {
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    let ends = |word: &[u8]| {
+        matches!(FirstWord::of(word), FirstWord::Commit | FirstWord::End | FirstWord::Rollback | FirstWord::Abort)
+    };
+    if !matches!(lexer.token(), Some(Token::Word(word)) if ends(word)) {
+        return false;
+    }
+    let _ = lexer.take_word(b"work") || lexer.take_word(b"transaction");
+    if lexer.take_word(b"and") && !(lexer.take_word(b"no") && lexer.take_word(b"chain")) {
+        return false;
+    }
+    while let Some(token) = lexer.token() {
+        if token != Token::Mark(b';') {
+            return false;
+        }
+    }
+    lexer.doubt() == Doubt::None
+}
+
+/// The second stage: the effects of every way in which `text` may be read.
+fn read(text: &[u8]) -> Effects {
+    let mut effects = Effects::default();
+    // A reading that the text ends in the middle of is one in which the server refuses the text: that counts only
+    // where no other reading makes sense.
+    let mut cut = true;
+    for (nth, backslash) in readings(text).iter().enumerate() {
+        let reading = statement::read(text, *backslash, None);
+        if nth == 0 {
+            effects.first = reading.first;
+        }
+        effects.set |= reading.set;
+        cut &= reading.doubt != Doubt::None;
+        if reading.doubt == Doubt::Encoding {
+            effects.set |= EffectSet::OPAQUE;
+        }
+    }
+    if cut {
+        effects.set |= EffectSet::OPAQUE;
+    }
+    effects
+}
+
+/// The values of `standard_conforming_strings` that make a difference to `text`.
+fn readings(text: &[u8]) -> &'static [Backslash] {
+    if memchr::memchr(b'\\', text).is_some() { &[Backslash::Plain, Backslash::Escape] } else { &[Backslash::Plain] }
+}

@@ -1,0 +1,310 @@
+//! Bytes into tokens, as the server's own lexer cuts them.
+//!
+//! Only what decides where a token ends is read; numbers, parameters and operators stay single marks. A multi-character
+//! operator comes as its characters: no effect depends on one.
+
+use memchr::{memchr, memchr2, memmem};
+
+/// What a backslash means in a string without prefix: `standard_conforming_strings` on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backslash {
+    /// A character like others (`on`, the default since 9.1).
+    Plain,
+    /// It takes the next character with it (`off`).
+    Escape,
+}
+
+/// One token; what it borrows lies in the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token<'a> {
+    /// A keyword or an unquoted identifier, as typed.
+    Word(&'a [u8]),
+    /// What stands between double quotes; a doubled quote stays doubled.
+    Quoted(&'a [u8]),
+    /// An identifier with Unicode escapes, `U&"..."`.
+    Escaped,
+    /// A string of any kind.
+    Text {
+        /// What stands between the delimiters, untouched.
+        body: &'a [u8],
+        /// Whether `body` is the string's value: no escape, no doubled quote, no continuation on another line.
+        exact: bool,
+    },
+    /// Digits, or a parameter (`$1`).
+    Number,
+    /// Any other single byte.
+    Mark(u8),
+}
+
+/// Why the tokens of a text may not be those that the server finds, the graver the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubt {
+    #[default]
+    None,
+    /// The text ended inside something. The server refuses such a text as a whole if it reads it likewise.
+    Cut,
+    /// A string may have ended elsewhere in another client encoding.
+    Encoding,
+}
+
+/// A place in a text. A copy looks ahead without moving the original.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lexer<'a> {
+    rest: &'a [u8],
+    backslash: Backslash,
+    doubt: Doubt,
+}
+
+impl<'a> Lexer<'a> {
+    pub(super) const fn new(text: &'a [u8], backslash: Backslash) -> Self {
+        Self { rest: text, backslash, doubt: Doubt::None }
+    }
+
+    /// What has not been read yet.
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// What is wrong with the tokens so far.
+    pub(super) const fn doubt(&self) -> Doubt {
+        self.doubt
+    }
+
+    /// The next token; `None` at the end of the text.
+    pub(super) fn token(&mut self) -> Option<Token<'a>> {
+        self.skip_blank();
+        let (&byte, tail) = self.rest.split_first()?;
+        Some(match byte {
+            b'\'' => self.text(tail, self.backslash == Backslash::Escape, true),
+            b'"' => Token::Quoted(self.quoted(tail)),
+            b'$' => self.dollar(tail),
+            b'0'..=b'9' => self.number(tail),
+            _ if starts_word(byte) => self.word(),
+            _ => {
+                self.rest = tail;
+                Token::Mark(byte)
+            }
+        })
+    }
+
+    /// Moves past the keyword `word` (lower case) if it is next.
+    pub(super) fn take_word(&mut self, word: &[u8]) -> bool {
+        let mut ahead = *self;
+        let taken = matches!(ahead.token(), Some(Token::Word(next)) if next.eq_ignore_ascii_case(word));
+        if taken {
+            *self = ahead;
+        }
+        taken
+    }
+
+    /// Moves past the single byte `mark` if it is next.
+    pub(super) fn take_mark(&mut self, mark: u8) -> bool {
+        let mut ahead = *self;
+        let taken = ahead.token() == Some(Token::Mark(mark));
+        if taken {
+            *self = ahead;
+        }
+        taken
+    }
+
+    /// Moves past blanks and comments.
+    pub(super) fn skip_blank(&mut self) {
+        loop {
+            match (self.rest.first(), self.rest.get(1)) {
+                (Some(byte), _) if is_blank(*byte) => self.skip(1),
+                (Some(b'-'), Some(b'-')) => self.skip(line_length(self.rest)),
+                (Some(b'/'), Some(b'*')) => self.skip_comment(),
+                _ => return,
+            }
+        }
+    }
+
+    /// Moves past a comment that begins here. Comments nest.
+    fn skip_comment(&mut self) {
+        let mut depth = 0_usize;
+        while let Some(step) = memchr2(b'*', b'/', self.rest) {
+            self.skip(step);
+            match (self.rest.first(), self.rest.get(1)) {
+                (Some(b'/'), Some(b'*')) => {
+                    self.skip(2);
+                    depth += 1;
+                }
+                (Some(b'*'), Some(b'/')) => {
+                    self.skip(2);
+                    depth = depth.saturating_sub(1);
+                    if depth == 0 {
+                        return;
+                    }
+                }
+                _ => self.skip(1),
+            }
+        }
+        self.cut();
+    }
+
+    /// A word, or the string whose prefix it is.
+    fn word(&mut self) -> Token<'a> {
+        let length = self.rest.iter().position(|byte| !continues_word(*byte)).unwrap_or(self.rest.len());
+        let word = self.rest.get(..length).unwrap_or_default();
+        self.skip(length);
+        match (word, self.rest) {
+            (b"e" | b"E", [b'\'', tail @ ..]) => self.text(tail, true, true),
+            (b"b" | b"B" | b"x" | b"X", [b'\'', tail @ ..]) | (b"u" | b"U", [b'&', b'\'', tail @ ..]) => {
+                self.text(tail, false, false)
+            }
+            (b"u" | b"U", [b'&', b'"', tail @ ..]) => {
+                self.quoted(tail);
+                Token::Escaped
+            }
+            _ => Token::Word(word),
+        }
+    }
+
+    /// Digits. Letters that follow are a word of their own, as in servers before 15; later ones refuse them.
+    fn number(&mut self, tail: &'a [u8]) -> Token<'a> {
+        self.rest = tail;
+        self.skip(digits(tail));
+        Token::Number
+    }
+
+    /// A parameter, a string in dollar quotes, or a lone dollar sign.
+    fn dollar(&mut self, tail: &'a [u8]) -> Token<'a> {
+        if tail.first().is_some_and(u8::is_ascii_digit) {
+            return self.number(tail);
+        }
+        let whole = self.rest;
+        self.rest = tail;
+        let Some(length) = tag_length(tail) else {
+            return Token::Mark(b'$');
+        };
+        // The delimiter is the tag between its two dollar signs.
+        let delimiter = whole.get(..length + 2).unwrap_or_default();
+        self.skip(length + 1);
+        let inside = self.rest;
+        let Some(end) = memmem::find(inside, delimiter) else {
+            self.cut();
+            return Token::Text { body: inside, exact: false };
+        };
+        self.skip(end + delimiter.len());
+        Token::Text { body: inside.get(..end).unwrap_or_default(), exact: true }
+    }
+
+    /// What is left of a quoted identifier after its first quote.
+    fn quoted(&mut self, tail: &'a [u8]) -> &'a [u8] {
+        let mut at = 0;
+        while let Some(step) = memchr(b'"', after(tail, at)) {
+            let end = at + step;
+            if tail.get(end + 1) != Some(&b'"') {
+                self.rest = after(tail, end + 1);
+                return tail.get(..end).unwrap_or_default();
+            }
+            at = end + 2;
+        }
+        self.cut();
+        tail
+    }
+
+    /// What is left of a string after its first quote.
+    fn text(&mut self, tail: &'a [u8], escapes: bool, mut exact: bool) -> Token<'a> {
+        let mut at = 0;
+        loop {
+            let rest = after(tail, at);
+            let step = if escapes { memchr2(b'\'', b'\\', rest) } else { memchr(b'\'', rest) };
+            let Some(step) = step else {
+                self.cut();
+                return Token::Text { body: tail, exact: false };
+            };
+            let hit = at + step;
+            match (tail.get(hit), tail.get(hit + 1)) {
+                (Some(b'\\'), next) => {
+                    // In SJIS, BIG5, GBK and their like a backslash can be the second half of a character.
+                    let high = hit.checked_sub(1).and_then(|before| tail.get(before)).is_some_and(|byte| *byte >= 0x80);
+                    if high && matches!(next, Some(b'\'' | b'\\')) {
+                        self.doubt = Doubt::Encoding;
+                    }
+                    at = hit + 2;
+                    exact = false;
+                }
+                (_, Some(b'\'')) => {
+                    at = hit + 2;
+                    exact = false;
+                }
+                _ => {
+                    let Some(gap) = continuation(after(tail, hit + 1)) else {
+                        self.rest = after(tail, hit + 1);
+                        return Token::Text { body: tail.get(..hit).unwrap_or_default(), exact };
+                    };
+                    at = hit + 1 + gap;
+                    exact = false;
+                }
+            }
+        }
+    }
+
+    /// Moves `count` bytes on, at most to the end.
+    fn skip(&mut self, count: usize) {
+        self.rest = after(self.rest, count);
+    }
+
+    /// The text ended inside a token.
+    fn cut(&mut self) {
+        self.rest = &[];
+        self.doubt = self.doubt.max(Doubt::Cut);
+    }
+}
+
+/// Whether `byte` separates tokens without being one.
+pub(super) const fn is_blank(byte: u8) -> bool {
+    // The vertical tab joined them in 16.
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+}
+
+/// Whether `byte` may stand inside a word. Every byte of a character beyond ASCII may.
+pub(super) const fn continues_word(byte: u8) -> bool {
+    starts_word(byte) || matches!(byte, b'0'..=b'9' | b'$')
+}
+
+const fn starts_word(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80..)
+}
+
+/// `bytes` without its first `count`.
+fn after(bytes: &[u8], count: usize) -> &[u8] {
+    bytes.get(count..).unwrap_or_default()
+}
+
+fn digits(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
+}
+
+/// How far the end of the line is.
+fn line_length(bytes: &[u8]) -> usize {
+    memchr2(b'\n', b'\r', bytes).unwrap_or(bytes.len())
+}
+
+/// The length of a dollar quote's tag (0 for `$$`), if a tag and its second dollar sign are what `bytes` begins with.
+fn tag_length(bytes: &[u8]) -> Option<usize> {
+    let length = bytes.iter().position(|byte| *byte == b'$' || !continues_word(*byte))?;
+    let starts = bytes.first().is_some_and(|byte| *byte == b'$' || starts_word(*byte));
+    (starts && bytes.get(length) == Some(&b'$')).then_some(length)
+}
+
+/// How many bytes lie between a string's closing quote and the inside of its next piece, the opening quote included.
+///
+/// A string goes on after blanks that hold a line break, and keeps its kind: what continues an `E''` string has escapes.
+fn continuation(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    let mut line_break = false;
+    loop {
+        match (bytes.get(at), bytes.get(at + 1)) {
+            (Some(b'\n' | b'\r'), _) => {
+                line_break = true;
+                at += 1;
+            }
+            (Some(byte), _) if is_blank(*byte) => at += 1,
+            (Some(b'-'), Some(b'-')) => at += line_length(after(bytes, at)),
+            (Some(b'\''), _) if line_break => return Some(at + 1),
+            _ => return None,
+        }
+    }
+}

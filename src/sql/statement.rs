@@ -1,0 +1,351 @@
+//! The second stage: a text read token by token, statement by statement.
+
+use std::borrow::Cow;
+
+use super::effects::EffectSet;
+use super::head::{FirstWord, Head, is_role};
+use super::lexer::{Backslash, Doubt, Lexer, Token};
+
+/// What one way of reading a text has found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reading {
+    /// Everything that any of the statements may do.
+    pub(super) set: EffectSet,
+    /// The command word of the first non-empty statement.
+    pub(super) first: FirstWord,
+    /// Whether there is more to fear than `set` tells.
+    pub(super) doubt: Doubt,
+}
+
+/// Reads `text`; adds to `names` each custom setting it sets for the session, if asked to.
+pub(super) fn read<'a>(text: &'a [u8], backslash: Backslash, names: Option<&mut Vec<Cow<'a, str>>>) -> Reading {
+    let mut reader = Reader { reading: Reading::default(), names, statement: None, seen: false };
+    let mut lexer = Lexer::new(text, backslash);
+    loop {
+        let here = lexer;
+        let Some(token) = lexer.token() else { break };
+        reader.token(token, here);
+    }
+    reader.finish(lexer.doubt())
+}
+
+/// The state between two tokens of a text.
+struct Reader<'a, 'n> {
+    reading: Reading,
+    names: Option<&'n mut Vec<Cow<'a, str>>>,
+    statement: Option<Statement<'a>>,
+    /// Whether a statement came before this one.
+    seen: bool,
+}
+
+/// The state between two tokens of a statement.
+struct Statement<'a> {
+    command: FirstWord,
+    routine: bool,
+    /// Parentheses open.
+    depth: u32,
+    /// Open `BEGIN ATOMIC` and the `CASE`s in it: semicolons do not end the statement.
+    blocks: u32,
+    last: Last,
+    /// The function that the last token names.
+    callee: Option<Callee>,
+    /// The call of `set_config` whose arguments are being read.
+    call: Option<SetConfig<'a>>,
+}
+
+/// The last token, as far as it matters to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// `INSERT`, `MERGE`: the `INTO` that follows names a table that exists.
+    Insert,
+    /// Any other `INTO`, perhaps with `LOCAL` or `GLOBAL`: a table is created.
+    Into,
+    As,
+    Begin,
+    Dot,
+    Other,
+}
+
+#[derive(Clone, Copy)]
+enum Callee {
+    SetConfig,
+    Does(EffectSet),
+}
+
+/// A call of `set_config(name, value, is_local)` as far as it has been read.
+#[derive(Clone, Copy)]
+struct SetConfig<'a> {
+    /// Parentheses open inside it, its own included.
+    depth: u32,
+    /// The argument being read, from 0.
+    argument: u32,
+    name: Argument<&'a [u8]>,
+    /// Whether the change is local.
+    local: Argument<()>,
+}
+
+/// An argument that is of use only as a literal.
+#[derive(Clone, Copy)]
+enum Argument<T> {
+    Missing,
+    Literal(T),
+    Unreadable,
+}
+
+impl<'a> Reader<'a, '_> {
+    /// Takes the next token; `here` stands before it.
+    fn token(&mut self, token: Token<'a>, here: Lexer<'a>) {
+        let Some(statement) = self.statement.take() else {
+            if token != Token::Mark(b';') {
+                let statement = self.begin(here);
+                self.inside(statement, token);
+            }
+            return;
+        };
+        if token == Token::Mark(b';') && statement.depth == 0 && statement.blocks == 0 {
+            self.seen = true;
+            return;
+        }
+        self.inside(statement, token);
+    }
+
+    /// A statement begins.
+    fn begin(&mut self, here: Lexer<'a>) -> Statement<'a> {
+        let head = Head::read(here);
+        if self.seen {
+            self.reading.set |= EffectSet::MULTI;
+        } else {
+            self.reading.first = head.first;
+        }
+        self.reading.set |= head.set;
+        if let Some(name) = head.custom {
+            self.custom(name.is_spelled(), || name.spell());
+        }
+        Statement {
+            command: head.command,
+            routine: head.routine,
+            depth: 0,
+            blocks: 0,
+            last: Last::Other,
+            callee: None,
+            call: None,
+        }
+    }
+
+    /// A token inside `statement`, which goes on after it.
+    fn inside(&mut self, mut statement: Statement<'a>, token: Token<'a>) {
+        let callee = statement.callee.take();
+        let last = std::mem::replace(&mut statement.last, Last::Other);
+        if let Some(call) = &mut statement.call {
+            call.token(token, statement.depth);
+        }
+        match token {
+            Token::Word(word) => {
+                self.reading.set |= statement.word(word, last) | statement.name(word, last);
+            }
+            Token::Quoted(name) => self.reading.set |= statement.name(name, last),
+            Token::Escaped => self.reading.set |= EffectSet::OPAQUE,
+            Token::Text { body, .. } => {
+                let value = statement.command == FirstWord::Set || statement.call.is_some();
+                if value && names_temp_schema(body) {
+                    self.reading.set |= EffectSet::TEMP;
+                }
+            }
+            Token::Mark(b'(') => {
+                statement.depth += 1;
+                match callee {
+                    Some(Callee::Does(set)) => self.reading.set |= set,
+                    Some(Callee::SetConfig) => {
+                        // A call among the arguments of another would need a stack; nobody writes it.
+                        let outer = statement.call.replace(SetConfig::open(statement.depth));
+                        self.reading.set |= outer.map_or(EffectSet::NONE, |_| SetConfig::UNREAD);
+                    }
+                    None => {}
+                }
+            }
+            Token::Mark(b')') => {
+                if let Some(call) = statement.call.take_if(|call| call.depth == statement.depth) {
+                    self.set_config(call);
+                }
+                statement.depth = statement.depth.saturating_sub(1);
+            }
+            Token::Mark(b'.') => statement.last = Last::Dot,
+            Token::Mark(_) | Token::Number => {}
+        }
+        self.statement = Some(statement);
+    }
+
+    /// A call of `set_config` has been read to its end.
+    fn set_config(&mut self, call: SetConfig<'a>) {
+        let set = match (call.local, call.name) {
+            (Argument::Literal(()), _) => EffectSet::LOCAL,
+            (_, Argument::Literal(name)) if is_role(name) => EffectSet::SETTINGS | EffectSet::ROLE,
+            (_, Argument::Literal(name)) if name.contains(&b'.') => {
+                self.custom(std::str::from_utf8(name).is_ok(), || spell(name));
+                EffectSet::SETTINGS | EffectSet::CUSTOM
+            }
+            (_, Argument::Literal(_)) => EffectSet::SETTINGS,
+            (_, Argument::Missing | Argument::Unreadable) => SetConfig::UNREAD,
+        };
+        self.reading.set |= set;
+    }
+
+    /// The text sets a custom setting; `spelled` if its name can be read.
+    fn custom(&mut self, spelled: bool, spell: impl FnOnce() -> Option<Cow<'a, str>>) {
+        if !spelled {
+            self.reading.set |= EffectSet::OPAQUE;
+        }
+        let Some(names) = &mut self.names else { return };
+        names.extend(spell());
+    }
+
+    /// The text has ended.
+    fn finish(self, doubt: Doubt) -> Reading {
+        let mut reading = Reading { doubt, ..self.reading };
+        if let Some(statement) = self.statement {
+            if statement.depth > 0 || statement.blocks > 0 {
+                reading.doubt = doubt.max(Doubt::Cut);
+            }
+            if statement.call.is_some() {
+                reading.set |= SetConfig::UNREAD;
+            }
+        }
+        reading
+    }
+}
+
+impl Statement<'_> {
+    /// What `word` does as a keyword behind `last`.
+    fn word(&mut self, word: &[u8], last: Last) -> EffectSet {
+        let is = |keyword: &[u8]| word.eq_ignore_ascii_case(keyword);
+        let mut set = EffectSet::NONE;
+        match last {
+            Last::Into if is(b"temp") || is(b"temporary") => set = EffectSet::TEMP,
+            Last::Into if is(b"local") || is(b"global") => self.last = Last::Into,
+            Last::As if self.command == FirstWord::Create && is(b"execute") => {
+                set = EffectSet::EXECUTE | EffectSet::OPAQUE;
+            }
+            Last::Begin if self.routine && is(b"atomic") => self.blocks += 1,
+            _ => {}
+        }
+        // `x AS end` and `t.end` are names.
+        if self.blocks > 0 && !matches!(last, Last::As | Last::Dot) {
+            if is(b"case") {
+                self.blocks += 1;
+            } else if is(b"end") {
+                self.blocks -= 1;
+            }
+        }
+        if is(b"into") && last != Last::Insert {
+            self.last = Last::Into;
+        } else if is(b"insert") || is(b"merge") {
+            self.last = Last::Insert;
+        } else if is(b"as") {
+            self.last = Last::As;
+        } else if is(b"begin") {
+            self.last = Last::Begin;
+        }
+        set
+    }
+
+    /// What `name` does as the name of an object behind `last`, quoted or not.
+    fn name(&mut self, name: &[u8], last: Last) -> EffectSet {
+        self.callee = Callee::of(name);
+        let creates = self.command.is_ddl() || self.command == FirstWord::Set || last == Last::Into;
+        if creates && names_temp_schema(name) { EffectSet::TEMP } else { EffectSet::NONE }
+    }
+}
+
+impl Callee {
+    /// The function of interest that `name` names. Upper case in quotes counts too, though the server has no such name.
+    fn of(name: &[u8]) -> Option<Self> {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            6 if is(b"setval") => Some(Self::Does(EffectSet::SEQUENCE)),
+            7 if is(b"nextval") => Some(Self::Does(EffectSet::SEQUENCE)),
+            7 if is(b"currval") || is(b"lastval") => Some(Self::Does(EffectSet::SEQUENCE.union(EffectSet::CURRVAL))),
+            10 if is(b"set_config") => Some(Self::SetConfig),
+            16 | 20 | 23 | 27
+                if is(b"pg_advisory_lock")
+                    || is(b"pg_try_advisory_lock")
+                    || is(b"pg_advisory_lock_shared")
+                    || is(b"pg_try_advisory_lock_shared") =>
+            {
+                Some(Self::Does(EffectSet::ADVISORY_LOCK))
+            }
+            18 | 22 | 25
+                if is(b"pg_advisory_unlock") || is(b"pg_advisory_unlock_all") || is(b"pg_advisory_unlock_shared") =>
+            {
+                Some(Self::Does(EffectSet::ADVISORY_UNLOCK))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'a> SetConfig<'a> {
+    /// What a call may do whose arguments cannot be read.
+    const UNREAD: EffectSet =
+        EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::CUSTOM).union(EffectSet::OPAQUE);
+
+    const fn open(depth: u32) -> Self {
+        Self { depth, argument: 0, name: Argument::Missing, local: Argument::Missing }
+    }
+
+    /// A token somewhere inside the parentheses, with `depth` of them open before it.
+    fn token(&mut self, token: Token<'a>, depth: u32) {
+        if depth != self.depth || token == Token::Mark(b')') {
+            return;
+        }
+        if token == Token::Mark(b',') {
+            self.argument = self.argument.saturating_add(1);
+            return;
+        }
+        match self.argument {
+            0 => {
+                self.name = match (self.name, token) {
+                    (Argument::Missing, Token::Text { body, exact: true }) => Argument::Literal(body),
+                    (name @ Argument::Literal(_), token) if casts(token, b"text") => name,
+                    _ => Argument::Unreadable,
+                }
+            }
+            2 => {
+                self.local = match (self.local, token) {
+                    (Argument::Missing, Token::Word(word)) if word.eq_ignore_ascii_case(b"true") => {
+                        Argument::Literal(())
+                    }
+                    (Argument::Missing, Token::Text { body: b"true" | b"t", exact: true }) => Argument::Literal(()),
+                    (local @ Argument::Literal(()), token) if casts(token, b"boolean") || casts(token, b"bool") => {
+                        local
+                    }
+                    _ => Argument::Unreadable,
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether `token` can be part of a cast to the type `name`, written with two colons.
+fn casts(token: Token<'_>, name: &[u8]) -> bool {
+    match token {
+        Token::Mark(mark) => mark == b':',
+        Token::Word(word) => word.eq_ignore_ascii_case(name),
+        _ => false,
+    }
+}
+
+/// Whether the schema of temporary objects is named somewhere in `bytes`: `pg_temp`, or `pg_temp_3` as the server calls it.
+fn names_temp_schema(bytes: &[u8]) -> bool {
+    bytes.windows(7).any(|name| name.eq_ignore_ascii_case(b"pg_temp"))
+}
+
+/// The value of a literal as the name of a setting, folded.
+fn spell(literal: &[u8]) -> Option<Cow<'_, str>> {
+    let name = std::str::from_utf8(literal).ok()?;
+    Some(if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(name.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(name)
+    })
+}

@@ -1,0 +1,128 @@
+//! The process handle, tested with a stand-in that logs what pgweir logs.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgweir_harness::{HarnessError, Pgweir, PgweirOptions};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A program in Python with this body after its first log lines; Python since it can serve HTTP.
+fn program(body: &str) -> (TempDir, PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("pgweir");
+    let text = format!(
+        "#!/usr/bin/env python3\n\
+         import http.server, os, signal, sys, time\n\
+         def log(line): print(line, file=sys.stderr, flush=True)\n\
+         {body}\n"
+    );
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+    (directory, path)
+}
+
+fn start(bin: PathBuf) -> Result<Pgweir, HarnessError> {
+    Pgweir::start_with(PgweirOptions {
+        toml: "[listen]\nlisten_port = 0\n".to_owned(),
+        args: vec!["--log-level=debug".to_owned()],
+        env: vec![("PGWEIR_TEST".to_owned(), "kept".to_owned())],
+        bin: Some(bin),
+    })
+}
+
+#[test]
+fn a_ready_process_is_known_asked_signalled_and_awaited() {
+    let (_directory, bin) = program(
+        "\
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = ('page ' + self.path).encode()
+        self.send_response(404 if self.path == '/none' else 200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+def stop(*_):
+    log('msg=\"shutting down\"')
+    os._exit(7)
+signal.signal(signal.SIGTERM, stop)
+server = http.server.HTTPServer(('127.0.0.1', 0), Page)
+log('msg=\"started as\" args=\"%s\"' % ' '.join(sys.argv[1:]))
+log('config=' + repr(open(sys.argv[3]).read()))
+log('inherited=' + ','.join(k for k in os.environ if k.startswith('PG')))
+log('level=info msg=listening role=postgres addr=127.0.0.1:7001')
+log('addr=\"127.0.0.1:7002\" role=\"postgres\" msg=\"listening\"')
+log('msg=listening role=http addr=127.0.0.1:%d' % server.server_port)
+log('msg=ready')
+server.serve_forever()",
+    );
+    let pgweir = start(bin).unwrap();
+    assert_eq!(pgweir.port(), 7001);
+    assert_eq!(pgweir.addrs().len(), 2);
+    assert_eq!(pgweir.url("app", "x"), "postgres://app:app-secret@127.0.0.1:7001/x");
+    let log = pgweir.log();
+    let config = pgweir.config_path();
+    let args = format!("args=\"serve --config {} --log-level=debug\"", config.display());
+    assert!(log.contains(&args), "{log}");
+    assert!(log.contains("listen_port = 0"), "{log}");
+    assert!(log.contains("inherited=PGWEIR_TEST\n"), "{log}");
+    assert_eq!(pgweir.http_get("/limits").unwrap(), (200, "page /limits".to_owned()));
+    assert_eq!(pgweir.http_get("/none").unwrap().0, 404);
+    assert!(pgweir.rss_anon_kib().unwrap() > 1000);
+    let (user, system) = pgweir.cpu_time().unwrap();
+    assert!(user + system > Duration::ZERO);
+
+    let late = pgweir.wait_log("shutting", Duration::from_millis(20));
+    assert!(matches!(late, Err(HarnessError::Late { .. })));
+    pgweir.signal(libc::SIGTERM).unwrap();
+    let line = pgweir.wait_log_from(log.len(), "shutting", SOON).unwrap();
+    assert_eq!(line, "msg=\"shutting down\"");
+    assert_eq!(pgweir.wait_exit(SOON).unwrap().code(), Some(7));
+    assert!(!pgweir.is_running());
+    pgweir.signal(libc::SIGTERM).unwrap();
+}
+
+#[test]
+fn an_early_end_is_reported_with_its_log() {
+    let (_directory, bin) = program("log('default_pool_size = 0: outside'); sys.exit(3)");
+    match start(bin) {
+        Err(HarnessError::Ended { status, log, .. }) => {
+            assert_eq!(status.code(), Some(3));
+            assert!(log.contains("default_pool_size"), "{log}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_dropped_process_is_gone() {
+    let (_directory, bin) = program(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)
+log('msg=listening role=postgres addr=127.0.0.1:7001')
+log('msg=ready')
+time.sleep(300)",
+    );
+    let pgweir = start(bin).unwrap();
+    let (pid, config) = (pgweir.pid(), pgweir.config_path());
+    assert!(pgweir.is_running() && config.exists());
+    assert!(pgweir.wait_exit(Duration::from_millis(10)).is_err());
+    pgweir.signal(libc::SIGKILL).unwrap();
+    assert_eq!(pgweir.wait_exit(SOON).unwrap().signal(), Some(9));
+    drop(pgweir);
+    assert!(!config.exists());
+    assert!(fs::metadata(format!("/proc/{pid}")).is_err());
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let error = start(PathBuf::from("/nowhere/pgweir")).unwrap_err();
+    assert!(error.to_string().contains("/nowhere/pgweir"), "{error}");
+}
