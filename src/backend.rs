@@ -23,7 +23,7 @@ use crate::prepared::Statement;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
-pub use login::{DialError, LoggedIn, dial};
+pub use login::{DialError, LoggedIn, columns as row_columns, dial};
 pub use settle::{Settled, SettleError};
 
 /// Where a pool's server connections go, and as whom.
@@ -185,6 +185,8 @@ pub struct ServerConn {
     pub gate: Rc<CancelGate>,
     /// Why it is closed, when it is.
     pub discard_reason: DiscardReason,
+    /// It was lent before.
+    pub used: bool,
     /// Its place among the pool's lent connections.
     pub lent: usize,
     target: Rc<Target>,
@@ -317,6 +319,33 @@ impl ServerConn {
             secret: self.secret.clone(),
         }
     }
+}
+
+/// What a server said before its connection broke, as far as it can still be read: its FATAL, if it sent one.
+#[must_use]
+pub fn last_words(conn: &mut ServerConn, cx: &mut Context<'_>) -> Option<Lost> {
+    let mut buf = vec![0; 16 * 1024];
+    while conn.carry.len() < KEPT_CAPACITY {
+        match conn.stream.poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(read)) if read > 0 => conn.carry.extend_from_slice(buf.get(..read).unwrap_or_default()),
+            _ => break,
+        }
+    }
+    let mut rest = &conn.carry[..];
+    while let Ok(scanned) = conn.scanner.next(rest) {
+        let used = match scanned {
+            Scanned::Short | Scanned::Part { .. } => return None,
+            Scanned::Inside { len } => len,
+            Scanned::Whole { tag, body } => {
+                if tag == Tag::ErrorResponse as u8 && Fields::parse(body).is_ok_and(|fields| fields.is_fatal()) {
+                    return Some(Lost::Fatal(body.into()));
+                }
+                HEADER + body.len()
+            }
+        };
+        rest = rest.get(used..)?;
+    }
+    None
 }
 
 /// Buffers above this many bytes are given back when they are empty.

@@ -1,1 +1,41 @@
-//! placeholder
+//! pgweir: a Postgres connection pooler that runs as a sidecar next to the application.
+//!
+//! # The map of the house
+//!
+//! A module uses only floors below its own; modules of one floor do not use each other; going up is a
+//! returned value, never a callback. A test reads the sources and enforces this.
+//!
+//! | floor | modules | what lives there |
+//! |---|---|---|
+//! | 0 | [`stats`], [`clock`] | plain counters; one clock read per turn |
+//! | 1 | [`net`], [`sql`], [`settings`], [`prepared`], [`metrics`] | sockets; the SQL scanner; settings profiles; interned statements; metric names |
+//! | 2 | [`backend`] | one server connection: dial, log in, settle, cancel, farewell |
+//! | 3 | [`pool`] | idle stack, FIFO waiters, dialling within limits |
+//! | 4 | [`route`], [`cancel`], [`state`] | which pool; cancel keys; what a client left on a server connection |
+//! | 5 | [`client`] | one client connection: login, relay (the hot path), inspection, aftermath |
+//! | 6 | [`observe`] | HTTP endpoints, log lines |
+//! | 7 | [`worker`] | one thread and its event loop: owns pools and sessions |
+//! | 8 | [`supervisor`], [`check`], `demo` | start, signals, drain; checking a configuration; the demonstration |
+//!
+//! The way of a query is `client/relay.rs`, read down the page. The wire protocol is the crate
+//! [`pgweir_proto`], the settings are the crate [`pgweir_config`].
+
+pub mod backend;
+pub mod cancel;
+pub mod check;
+pub mod client;
+pub mod clock;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod metrics;
+pub mod net;
+pub mod observe;
+pub mod pool;
+pub mod prepared;
+pub mod route;
+pub mod settings;
+pub mod sql;
+pub mod state;
+pub mod stats;
+pub mod supervisor;
+pub mod worker;

@@ -81,7 +81,7 @@ catalogue! {
     POOL_USABLE = Gauge Count "pgweir_pool_usable" "0 while the server refuses the pool's credentials or is unreachable, else 1.";
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
-    QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server to ReadyForQuery.";
+    QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
     CLIENTS_ACCEPTED = Counter Count "pgweir_clients_accepted_total" "Client connections accepted.";
     CLIENTS_REFUSED = Counter Count "pgweir_clients_refused_total" "Client connections turned away, by reason.";
     SESSIONS = Counter Count "pgweir_sessions_total" "Sessions begun.";

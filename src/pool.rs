@@ -14,7 +14,7 @@ use slab::Slab;
 use crate::backend::{self, Count, DialError, LoggedIn, Parameters, Permit, ServerConn, Target};
 use crate::clock::Clock;
 use crate::settings::{Profile, Profiles};
-use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Sqlstate};
+use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _, Sqlstate};
 
 /// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -29,12 +29,14 @@ pub struct Limits {
     /// Server connections kept open, once a client has logged in.
     pub min_pool_size: u32,
     /// Server connections beyond `pool_size` for waits longer than `reserve_pool_timeout`.
+    ///
+    /// A `reserve_pool_timeout` of zero never opens the reserve.
     pub reserve_pool_size: u32,
     /// See there.
     pub reserve_pool_timeout: Duration,
     /// The longest wait; zero waits for ever.
     pub query_wait_timeout: Duration,
-    /// The age at which a server connection is replaced; zero never.
+    /// The age at which a server connection is replaced once it is idle; zero after its first use.
     pub server_lifetime: Duration,
     /// The idle time after which it is closed; zero never.
     pub server_idle_timeout: Duration,
@@ -223,6 +225,12 @@ impl Pool {
         &self.clock
     }
 
+    /// The role that logs in to the server.
+    #[must_use]
+    pub fn login_user(&self) -> &str {
+        &self.target.user
+    }
+
     /// What the server tells at login; none before the first login.
     #[must_use]
     pub fn learned(&self) -> Option<Rc<Learned>> {
@@ -260,6 +268,7 @@ impl Pool {
     fn lend(&self, conn: &mut ServerConn) {
         debug_assert!(conn.pipeline.is_free() && conn.unsent.is_empty() && conn.carry.is_empty());
         debug_assert!(!conn.scanner.is_inside() && conn.gate.in_flight.get() == 0);
+        conn.used = true;
         conn.lent = self.inner.borrow_mut().lent.insert(self.clock.now());
         self.stats.borrow_mut().leases += 1;
     }
@@ -310,7 +319,7 @@ impl Pool {
         if self.draining.get() && self.inner.borrow().queue.is_empty() {
             return self.discard(conn, DiscardReason::Shutdown);
         }
-        if conn.expires.is_some_and(|at| at <= self.clock.now()) {
+        if conn.used && conn.expires.is_some_and(|at| at <= self.clock.now()) {
             self.discard(conn, DiscardReason::Lifetime);
             return self.dial_if_wanted();
         }
@@ -375,7 +384,8 @@ impl Pool {
     }
 
     fn may_dial(&self, oldest_wait: Duration) -> bool {
-        let reserve = self.limits.reserve_pool_size > 0 && oldest_wait >= self.limits.reserve_pool_timeout;
+        let patience = self.limits.reserve_pool_timeout;
+        let reserve = self.limits.reserve_pool_size > 0 && !patience.is_zero() && oldest_wait >= patience;
         let size = self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 };
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
         self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
@@ -409,11 +419,9 @@ impl Pool {
         if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }
-        if !self.limits.server_lifetime.is_zero() {
-            // Up to a tenth sooner, so that connections made together do not end together.
-            let share = rand::rng().random_range(0.9..=1.0);
-            conn.expires = self.clock.now().checked_add(self.limits.server_lifetime.mul_f64(share));
-        }
+        // Up to a tenth sooner, so that connections made together do not end together.
+        let share = rand::rng().random_range(0.9..=1.0);
+        conn.expires = conn.born.checked_add(self.limits.server_lifetime.mul_f64(share));
         tracing::debug!(pool = %self.name.database, user = %self.name.user, server_pid = conn.pid, "server login");
         self.offer(conn);
     }
@@ -505,7 +513,7 @@ impl Pool {
             let idle = now.saturating_duration_since(conn.idle_since);
             let reason = if self.draining.get() {
                 DiscardReason::Shutdown
-            } else if conn.expires.is_some_and(|expires| expires <= now) {
+            } else if conn.used && conn.expires.is_some_and(|expires| expires <= now) {
                 DiscardReason::Lifetime
             } else if surplus && !idle_limit.is_zero() && idle >= idle_limit {
                 DiscardReason::Idle

@@ -12,10 +12,33 @@ use crate::sql::{self, Effects};
 /// What a server-side name of ours begins with; a number follows.
 pub const PREFIX: &[u8] = b"pgweir_s";
 
+/// The note, in a pipeline, of a `Parse` or `Close` that changes one of the client's names. A statement's number
+/// may stand beside it.
+pub const NAMED: u32 = 1 << 31;
+/// The note of a `Parse` of the unnamed statement.
+pub const UNNAMED: u32 = 1 << 30;
+/// The note of a replay of settings.
+pub const REPLAY: u32 = u32::MAX;
+/// The note of an audit.
+pub const AUDIT: u32 = u32::MAX - 1;
+
+/// The largest number of a statement; after it they are given again from 1.
+const ID_MAX: u32 = UNNAMED - 3;
+
+/// The statement's number in a note, if there is one.
+#[must_use]
+pub const fn statement_id(note: u32) -> Option<u32> {
+    match note & (UNNAMED - 1) {
+        0 => None,
+        _ if note >= AUDIT => None,
+        id => Some(id),
+    }
+}
+
 /// A statement's text and all that gives it its meaning.
 #[derive(Debug)]
 pub struct Statement {
-    /// Never given twice in the life of the process.
+    /// Never given twice in the life of a server connection.
     pub id: u32,
     /// The text.
     pub text: Box<[u8]>,
@@ -119,7 +142,7 @@ impl Interner {
     #[cold]
     fn insert(&self, hash: u64, pool: u32, parse_key: u32, text: &[u8], types: &[u8]) -> Rc<Statement> {
         let id = self.next_id.get();
-        self.next_id.set(id.wrapping_add(1).max(1));
+        self.next_id.set(if id >= ID_MAX { 1 } else { id + 1 });
         let statement = Rc::new(Statement {
             id,
             text: text.into(),

@@ -8,8 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use hashbrown::HashMap;
-use pgweir_proto::backend::TxStatus;
-
 /// A setting's name (lower case) and value, as `set_config` takes them.
 pub type Entry = (Box<str>, Box<[u8]>);
 
@@ -37,8 +35,8 @@ pub struct Profile {
     entries: Vec<Entry>,
     /// Equal for profiles that agree in every frozen setting.
     parse_key: u32,
-    /// What the server reported when this profile was first applied: names and values in its own
-    /// spelling. None until then: only a profile that was applied once cannot fail.
+    /// What the server reported when this profile was applied for a login: names and values in its own
+    /// spelling. None until then.
     reported: RefCell<Option<Rc<[Entry]>>>,
 }
 
@@ -55,21 +53,23 @@ impl Profile {
         self.parse_key
     }
 
-    /// Whether this profile was applied to a server connection before, and so can be again.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.entries.is_empty() || self.reported.borrow().is_some()
-    }
-
-    /// What the server reported when the profile was applied.
+    /// What the server reported when the profile was applied to a plain connection. None: it never was, and
+    /// may be refused.
     #[must_use]
     pub fn reported(&self) -> Option<Rc<[Entry]>> {
         self.reported.borrow().clone()
     }
 
-    /// The profile was applied, and the server reported `values` meanwhile.
+    /// The profile was applied to a plain connection, and the server reported `values` meanwhile.
     pub fn prove(&self, values: Vec<Entry>) {
         *self.reported.borrow_mut() = Some(values.into());
+    }
+
+    /// Whether it changes the role, so that what runs under it must not be sent before it is known to
+    /// be applied: as the login role it would do something else.
+    #[must_use]
+    pub fn has_role(&self) -> bool {
+        self.entries.iter().any(|(name, _)| is_role(name))
     }
 
     fn get(&self, name: &str) -> Option<&[u8]> {
@@ -275,12 +275,6 @@ fn split_words(text: &[u8]) -> Vec<Vec<u8>> {
     }
     words.extend(word);
     words
-}
-
-/// Whether a profile may be applied now: only outside a transaction, where nothing hangs on the old one.
-#[must_use]
-pub fn may_replay(status: TxStatus) -> bool {
-    status == TxStatus::Idle
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! No input, however odd, makes the parser panic, show a secret, or break a line.
 
-use pgweir_config::{Config, Faults, Kind, Sources, settings};
+use pgweir_config::{Config, Faults, Kind, Setting, Sources, settings};
 use proptest::prelude::*;
 
 fn check(result: Result<Config, Faults>) -> Result<(), TestCaseError> {
@@ -43,6 +43,11 @@ fn value() -> impl Strategy<Value = String> {
     ]
 }
 
+/// The settings that are numbers, sizes or times.
+fn measured() -> impl Iterator<Item = &'static Setting<Config>> {
+    settings::all().filter(|setting| matches!(setting.kind, Kind::Count | Kind::Bytes | Kind::Time))
+}
+
 fn header() -> impl Strategy<Value = String> {
     let groups =
         ["[pool]", "[client]", "[databases]", "[databases.app]", "[users.app]", "[[pool]]", "[databases.\"*\"]"];
@@ -50,7 +55,7 @@ fn header() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     #[test]
     fn no_text_makes_the_file_parser_panic(text in any::<String>()) {
@@ -90,9 +95,8 @@ proptest! {
     }
 
     #[test]
-    fn what_a_setting_shows_sets_it_to_the_same(index in 0..settings::all().count(), count in 0_u64..3_000_000, unit in "(ms|s|min|KiB|MiB|)") {
-        let Some(setting) = settings::all().nth(index) else { return Ok(()) };
-        prop_assume!(matches!(setting.kind, Kind::Count | Kind::Bytes | Kind::Time));
+    fn what_a_setting_shows_sets_it_to_the_same(index in 0..measured().count(), count in 0_u64..3_000_000, unit in "(ms|s|min|KiB|MiB|)") {
+        let Some(setting) = measured().nth(index) else { return Ok(()) };
         let build = |value: &str| {
             let args = [format!("--{}={value}", setting.name), "--auth-type=trust".to_owned(), "--database=a=postgres://h".to_owned()];
             Config::from_sources(Sources { args: &args, ..Sources::default() })

@@ -241,7 +241,7 @@ impl Login {
             target.password.as_ref().ok_or_else(|| DialError::NoPassword { user: target.user.clone() })?;
         let mut nonce = [0; pgweir_proto::scram::NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| io::Error::other("the system gives no random bytes"))?;
-        let mut exchange = ClientExchange::new(nonce, &ChannelBinding::None);
+        let mut exchange = ClientExchange::new(nonce, &ChannelBinding::Unavailable);
 
         let mut out = Vec::new();
         encode::sasl_initial(&mut out, MECHANISM, &exchange.first());
@@ -349,6 +349,7 @@ impl Login {
             expires: None,
             gate: Rc::new(CancelGate::default()),
             discard_reason: DiscardReason::Lost,
+            used: false,
             lent: 0,
             target,
             clock,
@@ -388,7 +389,7 @@ fn method_name(method: &Authentication<'_>) -> String {
 }
 
 /// The columns of a `DataRow`; `None` for NULL. Ends early if the row is malformed.
-pub(crate) fn columns(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+pub fn columns(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     let mut rest = body.get(2..).unwrap_or_default();
     std::iter::from_fn(move || {
         let (word, tail) = rest.split_first_chunk::<4>()?;

@@ -2,15 +2,18 @@
 //! middle of something, and between two clients.
 
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::Poll;
 
-use pgweir_proto::backend::{Tag, TxStatus};
+use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
-use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::ServerConn;
+use super::{ServerConn, Unnamed};
+use crate::prepared::statement_id;
+use crate::settings::{self, Entry, Profile};
 
 /// What settling a connection had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,18 +65,50 @@ impl ServerConn {
         if self.until_settled().await? { Ok(()) } else { Err(SettleError) }
     }
 
+    /// Makes the settings of an idle connection those of `to`. Returns what the server reported meanwhile, or the
+    /// body of its error; then nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`].
+    pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
+        let mut text = Vec::new();
+        settings::replay(&self.profile, to, &mut text);
+        if text.is_empty() {
+            self.profile = to.clone();
+            return Ok(Ok(Vec::new()));
+        }
+        let mut out = Vec::new();
+        encode::query(&mut out, &text);
+        self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+        self.unnamed = Unnamed::Empty;
+        self.send(&out).await?;
+        let mut heard = Heard::default();
+        self.until_settled_hearing(&mut heard).await?;
+        if let Some(body) = heard.error {
+            return Ok(Err(body));
+        }
+        self.profile = to.clone();
+        Ok(Ok(heard.parameters))
+    }
+
     async fn send(&mut self, bytes: &[u8]) -> Result<(), SettleError> {
         poll_fn(|cx| Poll::Ready(self.write(cx, bytes, &[]))).await.map_err(|_| SettleError)
     }
 
     /// Reads until nothing is owed. False if there was an error among it.
     async fn until_settled(&mut self) -> Result<bool, SettleError> {
+        let mut heard = Heard::default();
+        self.until_settled_hearing(&mut heard).await?;
+        Ok(heard.error.is_none())
+    }
+
+    async fn until_settled_hearing(&mut self, heard: &mut Heard) -> Result<(), SettleError> {
         let mut buf = vec![0; 16 * 1024];
-        let mut clean = true;
         loop {
-            clean &= self.take_replies()?;
+            self.take_replies(heard)?;
             if self.pipeline.is_settled() && self.unsent.is_empty() && !self.scanner.is_inside() && self.carry.is_empty() {
-                return Ok(clean);
+                return Ok(());
             }
             let read = poll_fn(|cx| {
                 if !self.unsent.is_empty() && self.flush(cx).is_err() {
@@ -88,10 +123,9 @@ impl ServerConn {
         }
     }
 
-    /// Goes through the whole messages in `carry`. False if there was an error among them.
-    fn take_replies(&mut self) -> Result<bool, SettleError> {
+    /// Goes through the whole messages in `carry`.
+    fn take_replies(&mut self, heard: &mut Heard) -> Result<(), SettleError> {
         let mut at = 0;
-        let mut clean = true;
         loop {
             let rest = self.carry.get(at..).unwrap_or_default();
             let used = match self.scanner.next(rest).map_err(|_| SettleError)? {
@@ -99,29 +133,11 @@ impl ServerConn {
                 Scanned::Inside { len } => len,
                 Scanned::Whole { tag, body } => {
                     let tag = Tag::from_byte(tag).map_err(|_| SettleError)?;
-                    clean &= tag != Tag::ErrorResponse;
                     let used = HEADER + body.len();
-                    match tag {
-                        Tag::ErrorResponse if Fields::parse(body).map_or(true, |fields| fields.is_fatal()) => {
-                            return Err(SettleError);
-                        }
-                        Tag::ErrorResponse => {
-                            let doubtful = &mut self.doubtful;
-                            self.pipeline
-                                .error(|owed| {
-                                    if owed.expect == Expect::Parse && owed.note != 0 {
-                                        doubtful.insert(owed.note);
-                                    }
-                                })
-                                .map_err(|_| SettleError)?;
-                        }
-                        Tag::ReadyForQuery => {
-                            let status = TxStatus::parse(body).map_err(|_| SettleError)?;
-                            self.pipeline.ready(status).map_err(|_| SettleError)?;
-                        }
-                        tag => drop(self.pipeline.reply(tag).map_err(|_| SettleError)?),
-                    }
-                    while self.pipeline.next_local().is_some() {}
+                    // The body is in `carry`: what is kept of it is copied.
+                    heard.note(tag, body);
+                    let status = if tag == Tag::ReadyForQuery { TxStatus::parse(body).ok() } else { None };
+                    self.take_reply(tag, status, heard.fatal)?;
                     used
                 }
                 Scanned::Part { tag, body_len, seen } => {
@@ -139,6 +155,61 @@ impl ServerConn {
             at += used;
         }
         self.carry.drain(..at);
-        Ok(clean)
+        Ok(())
+    }
+
+    fn take_reply(&mut self, tag: Tag, status: Option<TxStatus>, fatal: bool) -> Result<(), SettleError> {
+        if fatal {
+            return Err(SettleError);
+        }
+        match (tag, status) {
+            (Tag::ErrorResponse, _) => {
+                let (known, doubtful) = (&mut self.statements, &mut self.doubtful);
+                // Whether a statement that was to be parsed is there is of no interest to anyone now.
+                let undone = |owed: Owed| {
+                    if let Some(id) = statement_id(owed.note) {
+                        known.remove(&id);
+                        doubtful.insert(id);
+                    }
+                };
+                self.pipeline.error(undone).map_err(|_| SettleError)?;
+                self.unnamed = Unnamed::Unknown;
+            }
+            (Tag::ReadyForQuery, Some(status)) => drop(self.pipeline.ready(status).map_err(|_| SettleError)?),
+            (Tag::ReadyForQuery, None) => return Err(SettleError),
+            (tag, _) => drop(self.pipeline.reply(tag).map_err(|_| SettleError)?),
+        }
+        while self.pipeline.next_local().is_some() {}
+        Ok(())
+    }
+}
+
+/// What the server said while it came to rest.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The first error's body.
+    error: Option<Box<[u8]>>,
+    /// It ends the connection.
+    fatal: bool,
+    /// `ParameterStatus`es.
+    parameters: Vec<Entry>,
+}
+
+impl Heard {
+    fn note(&mut self, tag: Tag, body: &[u8]) {
+        match tag {
+            Tag::ErrorResponse => {
+                self.fatal |= Fields::parse(body).map_or(true, |fields| fields.is_fatal());
+                self.error.get_or_insert_with(|| body.into());
+            }
+            Tag::ParameterStatus => {
+                if let Ok((name, value)) = backend::parameter_status(body) {
+                    let name: Box<str> = String::from_utf8_lossy(name).into();
+                    self.parameters.retain(|(known, _)| *known != name);
+                    self.parameters.push((name, value.into()));
+                }
+            }
+            _ => {}
+        }
     }
 }

@@ -142,7 +142,7 @@ const ENDPOINTS: [(&str, &str); 4] = [
 ];
 
 async fn index() -> String {
-    let lines: String = ENDPOINTS.iter().map(|(path, what)| format!("{path:<10} {what}\n")).collect();
+    let lines = ENDPOINTS.map(|(path, what)| format!("{path:<10} {what}\n")).concat();
     format!("pgweir {}\n\n{lines}", env!("CARGO_PKG_VERSION"))
 }
 

@@ -359,7 +359,7 @@ pub(super) mod tests {
         }
         let lost = handle.lost();
         handle.flush();
-        let lines = sink.lock().iter().filter(|&&byte| byte == b'\n').count() as u64;
+        let lines = str::from_utf8(&sink.lock()).unwrap().lines().count() as u64;
         assert_eq!(lines + lost, total, "every line is written or counted as lost");
     }
 

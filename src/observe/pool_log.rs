@@ -171,7 +171,9 @@ mod tests {
     fn lines(origin: &Origin, start: Instant, snapshots: &[Arc<Snapshot>]) -> Vec<String> {
         let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
             let mut log = PoolLog::new(origin.clone(), start);
-            snapshots.iter().for_each(|snapshot| log.period(Arc::clone(snapshot)));
+            for snapshot in snapshots {
+                log.period(Arc::clone(snapshot));
+            }
         });
         text.lines().map(str::to_owned).collect()
     }
@@ -206,7 +208,8 @@ mod tests {
         };
         counted(&mut stats, 1000, 9_000_000);
         stats.errors.add(Blame::Client, b"42601");
-        let first = snapshot(start + Duration::from_secs(60), PoolName::primary("app", "web"), stats.clone(), gauges);
+        stats.wait.record(5_000_000);
+        let first = snapshot(start + Duration::from_mins(1), PoolName::primary("app", "web"), stats.clone(), gauges);
         counted(&mut stats, 100, 2_000);
         stats.wait.record(20);
         stats.pins.add(PinReason::Temp);

@@ -512,8 +512,8 @@ proptest! {
 
 #[test]
 fn time_is_linear_in_hostile_texts() {
-    // The largest inspected text; a quadratic pass over one of these takes minutes, a linear one milliseconds.
-    const LENGTH: usize = 256 * 1024;
+    // A pass that looks back or ahead from every piece takes minutes here, a linear one milliseconds.
+    const LENGTH: usize = 64 * 1024;
     let pieces = [
         ";",
         "(",
@@ -559,8 +559,8 @@ fn the_cost_of_hot_texts_is_told() {
                 FROM \"users\" WHERE \"users\".\"account_id\" = $1 AND \"users\".\"deleted_at\" IS NULL ORDER BY \"id\" LIMIT 11";
     let longer = format!("{long} /* {} */", "controller=users action=index ".repeat(10));
     let hot = ["SELECT 1", long, &longer, "BEGIN", "COMMIT;", "INSERT INTO t (a, b) VALUES ($1, $2) RETURNING id"];
-    let read = ["SET search_path = a", "SELECT nextval('users_id_seq')", "SELECT set_config('role', $1, true)"];
-    for text in hot.into_iter().chain(read) {
+    let cold = ["SET search_path = a", "SELECT nextval('users_id_seq')", "SELECT set_config('role', $1, true)"];
+    for text in hot.into_iter().chain(cold) {
         let rounds = 2_000_u32;
         let best = (0..10)
             .map(|_| {
@@ -573,10 +573,6 @@ fn the_cost_of_hot_texts_is_told() {
             .min();
         println!("{:3} bytes {best:?} {}", text.len(), text.get(..40).unwrap_or(text));
         assert_eq!(prefilter::clear(text.as_bytes()).is_some(), hot.contains(&text), "{text}");
-        assert_eq!(scan(text.as_bytes()).set, read_all(text), "{text}");
+        assert_eq!(scan(text.as_bytes()), read(text.as_bytes()), "{text}");
     }
-}
-
-fn read_all(text: &str) -> Set {
-    read(text.as_bytes()).set
 }

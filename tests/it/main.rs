@@ -1,1 +1,19 @@
-fn main(){}
+//! The integration tests: pgweir between real clients and a real Postgres. `tests/README.md` says what
+//! each module shows.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's failure is a panic"
+)]
+
+mod floors;
+mod login;
+mod observe;
+mod pool;
+mod prepared;
+mod protocol;
+mod stage;
+mod support;
+mod transcript;

@@ -419,8 +419,8 @@ mod tests {
         assert_eq!(window.total_transactions, 6);
         assert!((window.seconds - 0.1).abs() < 1e-6, "{}", window.seconds);
         assert!(window.cpu.is_some());
-        let (p50, p99) = (window.p50_ns as f64 / 1e6, window.p99_ns as f64 / 1e6);
-        assert!((p50 - 40.0).abs() < 0.1 && (p99 - 52.0).abs() < 0.1, "{p50} {p99}");
+        let about = |ns: u64, millis: u64| ns.abs_diff(millis * 1_000_000) < 100_000;
+        assert!(about(window.p50_ns, 40) && about(window.p99_ns, 52), "{window:?}");
     }
 
     #[test]

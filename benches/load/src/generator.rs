@@ -1,6 +1,7 @@
 //! The handle on a load generator process.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::fault::Fault;
@@ -26,6 +27,15 @@ impl Generator {
     /// [`Fault::Generator`] with what it said; [`Fault::Io`] if it cannot be started.
     pub fn start(spec: &Spec) -> Result<Self, Fault> {
         let program = std::env::current_exe().map_err(Fault::io("finding this program"))?;
+        Self::start_program(&program, spec)
+    }
+
+    /// As [`Generator::start`], with `pgweir-load` where it is said to be.
+    ///
+    /// # Errors
+    ///
+    /// As [`Generator::start`].
+    pub fn start_program(program: &Path, spec: &Spec) -> Result<Self, Fault> {
         let spec = serde_json::to_string(spec).map_err(|error| Fault::Generator(error.to_string()))?;
         let mut command = Command::new(program);
         command.args([SUBCOMMAND, &spec]).stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pgweir_harness::{APP_DATABASE, APP_PASSWORD, APP_USER, Auth, Cluster, ClusterOptions};
 use pgweir_load::fault::Fault;
@@ -19,8 +19,9 @@ use pgweir_load::rows::{self, Measure, Row};
 use pgweir_load::syscalls::Tool;
 use pgweir_load::trial::{Plan, postmaster};
 
-/// Compares pgweir's CPU time per transaction with `PgBouncer`'s, window by window on the same machine.
+/// Compares pgweir's CPU time per transaction with PgBouncer's, window by window on the same machine.
 #[derive(Debug, Parser)]
+#[allow(clippy::doc_markdown, reason = "these are the words of --help, where backticks would show")]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
@@ -31,13 +32,13 @@ struct Arguments {
     /// Only list the rows
     #[arg(long)]
     list: bool,
-    /// `PgBouncer`'s program. Default: from PATH
-    #[arg(long, env = "PGBOUNCER", default_value = "pgbouncer", value_name = "PROGRAM")]
-    pgbouncer: PathBuf,
+    /// PgBouncer's program. Default: from PATH or /usr/sbin, where Debian's package puts it
+    #[arg(long, env = "PGBOUNCER", value_name = "PROGRAM")]
+    pgbouncer: Option<PathBuf>,
     /// pgweir's program. Default: beside this one
     #[arg(long, env = "PGWEIR_BIN", value_name = "PROGRAM")]
     pgweir: Option<PathBuf>,
-    /// Two programs of either pooler, instead of `PgBouncer` and pgweir: the ratio is B's to A's
+    /// Two programs, each either pooler, instead of PgBouncer and pgweir: the ratio is B's to A's
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Vec<PathBuf>,
     /// Pairs of windows per row
@@ -53,7 +54,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0.5, value_name = "SECONDS")]
     warm_up: f64,
     /// Cores other processes may use on average in a window that counts
-    #[arg(long, default_value_t = 0.5, value_name = "CORES")]
+    #[arg(long, default_value_t = 0.25, value_name = "CORES")]
     others: f64,
     /// Per row, how long windows may be repeated in which other processes used more than that
     #[arg(long, default_value_t = 180.0, value_name = "SECONDS")]
@@ -64,18 +65,24 @@ struct Arguments {
     /// A running Postgres on this machine with role, database and password of the harness, instead of a private one
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<SocketAddr>,
-    /// Do not count system calls
-    #[arg(long)]
-    no_syscalls: bool,
-    /// Do not go straight to Postgres, for context, in the first pairs
-    #[arg(long)]
-    no_direct: bool,
+    /// Leave something out
+    #[arg(long, value_enum, value_name = "WHAT")]
+    without: Vec<Extra>,
     /// Write everything there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write the tables there; they are printed anyway
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+}
+
+/// What a run can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Extra {
+    /// The windows of the first pairs that go straight to Postgres, for context
+    Direct,
+    /// System calls per transaction
+    Syscalls,
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,13 +114,21 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
         let spec: Spec = serde_json::from_str(spec).map_err(|error| Fault::Generator(error.to_string()))?;
         return generate::serve(&spec);
     }
-    let rows = rows::select(&arguments.row).map_err(|name| Fault::Program {
+    let mut rows = rows::select(&arguments.row).map_err(|name| Fault::Program {
         path: PathBuf::from("--row"),
         reason: format!("no row is named {name}; --list lists them"),
     })?;
     if arguments.list {
-        rows.iter().for_each(|row| println!("{}", row.name));
+        for row in &rows {
+            println!("{}", row.name);
+        }
         return Ok(());
+    }
+    if !arguments.compare.is_empty() {
+        // The bars are pgweir's against PgBouncer.
+        for row in &mut rows {
+            row.bar = None;
+        }
     }
     raise_file_limit()?;
     watch_signals()?;
@@ -124,12 +139,12 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
         server,
         baseline,
         subject,
-        direct: !arguments.no_direct,
+        direct: !arguments.without.contains(&Extra::Direct),
         order: Order { warm_up: seconds(arguments.warm_up)?, window: seconds(arguments.seconds)? },
         pairs: if arguments.quick { 5 } else { arguments.pairs.max(1) },
         patience: seconds(arguments.patience)?,
         others_at_most: arguments.others,
-        tool: if arguments.no_syscalls { None } else { Tool::find() },
+        tool: if arguments.without.contains(&Extra::Syscalls) { None } else { Tool::find() },
         seed: arguments.seed.unwrap_or_else(rand::random),
         ours: [std::process::id()].into_iter().chain(postmaster).collect(),
         stop: &STOP,
@@ -137,12 +152,14 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     let mut report = Report { context: Context::read(), method: method(&plan, cluster.as_ref()), rows: Vec::new() };
     let outcome = run_rows(&plan, &rows, &mut report);
     // What ran before a fault or a signal is told all the same.
-    write(arguments, &report)?;
+    if !report.rows.is_empty() {
+        write(arguments, &report)?;
+    }
     outcome
 }
 
 fn run_rows(plan: &Plan, rows: &[Row], report: &mut Report) -> Result<(), Fault> {
-    let windows = rows.iter().filter(|row| row.measure != Measure::Memory).count() * plan.pairs * 2;
+    let windows = rows.iter().filter(|row| matches!(row.measure, Measure::Cpu(_))).count() * plan.pairs * 2;
     let each = plan.order.warm_up + plan.order.window;
     let estimate = each * u32::try_from(windows).unwrap_or(u32::MAX);
     eprintln!("{} against {}", plan.subject.version, plan.baseline.version);
@@ -168,7 +185,18 @@ fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
         Ok::<_, Fault>(here.with_file_name("pgweir"))
     };
     let pgweir = arguments.pgweir.clone().map_or_else(beside, Ok)?;
-    Ok((Program::identify(&arguments.pgbouncer)?, Program::identify(&pgweir)?))
+    Ok((pgbouncer(arguments.pgbouncer.as_deref())?, Program::identify(&pgweir)?))
+}
+
+fn pgbouncer(named: Option<&Path>) -> Result<Program, Fault> {
+    if let Some(path) = named {
+        return Program::identify(path);
+    }
+    let usual = ["pgbouncer", "/usr/sbin/pgbouncer"].into_iter().map(Path::new);
+    usual.map(Program::identify).find(Result::is_ok).unwrap_or_else(|| {
+        let reason = "not found; install the package pgbouncer, or name one by PGBOUNCER or --pgbouncer".to_owned();
+        Err(Fault::Program { path: PathBuf::from("pgbouncer"), reason })
+    })
 }
 
 fn server(arguments: &Arguments) -> Result<(Account, Option<Cluster>), Fault> {

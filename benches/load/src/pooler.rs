@@ -302,5 +302,11 @@ mod tests {
             assert!(ini.contains(want) && toml.contains(want), "{want}");
         }
         assert!(ini.contains("port=5433") && toml.contains("\nport = 5433"));
+
+        let sources = pgweir_config::Sources { file: Some(("pgweir.toml", &toml)), env: &[], args: &[] };
+        let config = pgweir_config::Config::from_sources(sources).unwrap();
+        assert_eq!((config.pool.default_pool_size, config.listen.listen_port), (13, 21000));
+        assert!(!config.log.log_connections && !config.log.log_disconnections);
+        assert_eq!(config.databases.get("app").map(|database| database.port), Some(5433));
     }
 }

@@ -241,7 +241,7 @@ impl Report {
                 number(row.baseline.syscalls, 2),
                 number(row.subject.syscalls, 2),
                 row.trial.subject.windows.len(),
-                if row.trial.disturbed > 0 { format!(", {} disturbed", row.trial.disturbed) } else { String::new() },
+                if row.trial.disturbed > 0 { format!(", {} windows disturbed", row.trial.disturbed) } else { String::new() },
                 row.trial.dropped,
             )?;
         }
@@ -290,7 +290,10 @@ impl Report {
         if rows.is_empty() {
             return Ok(());
         }
-        writeln!(out, "Anonymous memory per client, KiB, logged in and idle after a query each.\n")?;
+        writeln!(
+            out,
+            "Anonymous memory per client, KiB, idle after a query each: in turn (idle), or all at the same moment (burst).\n"
+        )?;
         writeln!(out, "| row | clients | {baseline} | {subject} | bar |\n|---|--:|--:|--:|--:|")?;
         for row in rows {
             let (left, right) = (number(row.baseline.kib_per_client, 2), number(row.subject.kib_per_client, 2));
@@ -348,6 +351,7 @@ fn verdict(row: &RowReport) -> String {
 mod tests {
     use super::*;
     use crate::machine::CpuTime;
+    use crate::rows::Queries;
     use crate::workload::Workload;
 
     fn window(transactions: u64, total_ns: u64) -> Window {
@@ -394,7 +398,7 @@ mod tests {
         let mut memory = Trial::default();
         memory.baseline.kib_per_client = vec![1.0];
         memory.subject.kib_per_client = vec![1.2];
-        let idle = Row { name: "idle".to_owned(), measure: Measure::Memory, bar: Some(1.1), ..row() };
+        let idle = Row { name: "idle".to_owned(), measure: Measure::Memory(Queries::InTurn), bar: Some(1.1), ..row() };
         let report = Report {
             context: Context::read(),
             method: Method {

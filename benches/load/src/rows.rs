@@ -2,7 +2,7 @@
 
 use crate::workload::Workload;
 
-/// Clients of the row that measures memory.
+/// Clients of the rows that measure memory.
 const IDLE_CLIENTS: usize = 5000;
 
 /// What a row measures.
@@ -11,7 +11,16 @@ pub enum Measure {
     /// CPU time per transaction, rate and latency.
     Cpu(Workload),
     /// Anonymous memory per client that is logged in and idle after one query.
-    Memory,
+    Memory(Queries),
+}
+
+/// How the clients of a memory row make their one query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// Each before the next client logs in.
+    InTurn,
+    /// All at the same moment, so that most of them wait for a server connection.
+    AtOnce,
 }
 
 /// One row of the benchmark.
@@ -34,7 +43,7 @@ impl Row {
     /// process switches, and memory is about the pooler.
     #[must_use]
     pub fn runs_direct(&self) -> bool {
-        self.clients <= 64 && self.measure != Measure::Memory
+        self.clients <= 64 && matches!(self.measure, Measure::Cpu(_))
     }
 }
 
@@ -68,8 +77,14 @@ pub fn all() -> Vec<Row> {
         pool_size: 10,
         bar,
     }));
-    let name = format!("idle-{IDLE_CLIENTS}");
-    rows.push(Row { name, measure: Measure::Memory, clients: IDLE_CLIENTS, pool_size: 20, bar: Some(1.1) });
+    let memory = [("idle", Queries::InTurn, Some(1.1)), ("burst", Queries::AtOnce, None)];
+    rows.extend(memory.map(|(name, queries, bar)| Row {
+        name: format!("{name}-{IDLE_CLIENTS}"),
+        measure: Measure::Memory(queries),
+        clients: IDLE_CLIENTS,
+        pool_size: 20,
+        bar,
+    }));
     rows
 }
 

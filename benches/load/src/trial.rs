@@ -15,7 +15,7 @@ use crate::generator::Generator;
 use crate::login::{Account, Session};
 use crate::machine::{Usage, anonymous_kib, parent};
 use crate::pooler::{Pooler, Program};
-use crate::rows::{Measure, Row};
+use crate::rows::{Measure, Queries, Row};
 use crate::syscalls::Tool;
 use crate::workload::Workload;
 
@@ -105,7 +105,7 @@ impl Plan {
     pub fn run(&self, row: &Row, tell: &mut dyn FnMut(String)) -> Result<Trial, Fault> {
         match row.measure {
             Measure::Cpu(workload) => self.run_pairs(row, workload, tell),
-            Measure::Memory => self.run_memory(row),
+            Measure::Memory(queries) => self.run_memory(row, queries),
         }
     }
 
@@ -188,9 +188,10 @@ impl Plan {
 
     /// Anonymous memory before and after thousands of clients have logged in and made a query each. A pooler's
     /// first clients, its server connections and what it allocates once are there before.
-    fn run_memory(&self, row: &Row) -> Result<Trial, Fault> {
+    fn run_memory(&self, row: &Row, queries: Queries) -> Result<Trial, Fault> {
         let mut trial = Trial::default();
         let once = Order { warm_up: Duration::ZERO, window: Duration::ZERO };
+        let workload = if queries == Queries::InTurn { Workload::Idle } else { Workload::Simple };
         for _ in 0..MEMORY_TRIES {
             for role in [Role::Baseline, Role::Subject] {
                 if self.stop.load(Ordering::Relaxed) {
@@ -202,9 +203,10 @@ impl Plan {
                 lane.generator.run(Order { warm_up: Duration::ZERO, window: Duration::from_millis(300) })?;
                 let before = anonymous_kib(pooler.pid())?;
                 let account = pooler.account(&self.server);
-                let spec = Spec { account, workload: Workload::Simple, clients: row.clients, watch: None };
-                let mut many = Generator::start(&spec)?;
-                many.run(once)?;
+                let mut many = Generator::start(&Spec { account, workload, clients: row.clients, watch: None })?;
+                if queries == Queries::AtOnce {
+                    many.run(once)?;
+                }
                 let grown = anonymous_kib(pooler.pid())?.saturating_sub(before);
                 let clients = u64::try_from(row.clients).unwrap_or(u64::MAX);
                 trial.side(role).kib_per_client.push(ratio(grown, clients));

@@ -30,6 +30,8 @@ pub enum Workload {
     Megabyte,
     /// Connect, login, `SELECT 1`, Terminate.
     Reconnect,
+    /// One `SELECT 1` after login, before the next client logs in; then nothing.
+    Idle,
 }
 
 /// A workload's bytes.
@@ -59,6 +61,7 @@ impl Workload {
         let nothing = Vec::new();
         Ok(match self {
             Self::Simple | Self::Reconnect => Script { setup: nothing, steps: vec![simple("SELECT 1")?], rows: 1 },
+            Self::Idle => Script { setup: simple("SELECT 1")?, steps: vec![simple("SELECT 1")?], rows: 1 },
             Self::Extended => Script { setup: nothing, steps: vec![build(&extended)?], rows: 1 },
             Self::Prepared => Script { setup: build(&prepare)?, steps: vec![build(&prepared)?], rows: 1 },
             Self::Begin => {
@@ -127,6 +130,7 @@ mod tests {
             (Workload::Begin,     "",   "Q Q Q"),
             (Workload::Megabyte,  "",   "Q"),
             (Workload::Reconnect, "",   "Q"),
+            (Workload::Idle,      "Q",  "Q"),
         ];
         for (workload, setup, steps) in table {
             let script = workload.script().unwrap();

@@ -9,6 +9,7 @@
 //! | [`wire`] | a raw client of the wire protocol ([`wire::Wire`]) |
 //! | [`fault_proxy`] | a TCP proxy with faults ([`FaultProxy`]) |
 //! | [`wait`] | polls a condition up to a deadline |
+//! | `cache` | where the drivers' Python and the data-directory templates are ([`drivers_python`]) |
 //! | [`error`] | what can go wrong ([`HarnessError`]) |
 //!
 //! Nothing outlives the process that asked for it: every child dies with it, even when it is killed
@@ -16,6 +17,7 @@
 //! (see `home`). `pgweir demo` uses [`programs`] and [`cluster`], so these return errors; what only
 //! tests use may panic.
 
+mod cache;
 pub mod cluster;
 pub mod error;
 pub mod fault_proxy;
@@ -27,6 +29,7 @@ mod sql;
 pub mod wait;
 pub mod wire;
 
+pub use cache::drivers_python;
 pub use cluster::{
     APP_DATABASE, APP_PASSWORD, APP_USER, Auth, Cluster, ClusterOptions, ConnectionFilter, ConnectionWatch, Role,
     SUPERUSER, SUPERUSER_PASSWORD,

@@ -179,13 +179,22 @@ fn single_bytes_arrive_in_order() {
     let (proxy, mut client, mut end, _server) = pair();
     proxy.one_byte_per_write(true);
     let bytes: Vec<u8> = (0..=255).collect();
-    client.write_all(&bytes).unwrap();
-    let mut chunk = [0; 256];
-    let first = end.read(&mut chunk).unwrap();
-    assert!(first < 256, "not in one piece");
-    let mut got = chunk[..first].to_vec();
-    got.extend(read(&mut end, 256 - first));
-    assert_eq!(got, bytes);
+    // On a busy machine a round may arrive whole because this thread did not run meanwhile.
+    let mut most_reads = 0;
+    for _ in 0..50 {
+        client.write_all(&bytes).unwrap();
+        let (mut got, mut reads) = (Vec::<u8>::new(), 0);
+        while got.len() < bytes.len() {
+            let mut chunk = [0; 256];
+            let read = end.read(&mut chunk).unwrap();
+            got.extend(&chunk[..read]);
+            reads += 1;
+        }
+        assert_eq!(got, bytes);
+        most_reads = most_reads.max(reads);
+    }
+    println!("at most {most_reads} reads for 256 bytes");
+    assert!(most_reads > 10, "{most_reads}");
 }
 
 #[test]

@@ -8,10 +8,36 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgweir_harness::{HarnessError, Pgweir, PgweirOptions};
+use pgweir_config::{AuthType, Config, Sources};
+use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, pgweir_toml};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn the_configuration_text_is_one_that_pgweir_accepts() {
+    let cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    let text = pgweir_toml(
+        &cluster,
+        &[
+            ("default_pool_size", "3"),
+            ("query_wait_timeout", "250ms"),
+            ("auth_type", "trust"),
+            ("databases.app.pool_size", "2"),
+        ],
+    );
+    let config = Config::from_sources(Sources { file: Some(("pgweir.toml", &text)), env: &[], args: &[] })
+        .unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+    assert_eq!(config.listen.listen_port, 0);
+    assert_eq!(config.http.http_listen, "127.0.0.1:0");
+    assert_eq!(config.pool.default_pool_size, 3);
+    assert_eq!(config.pool.query_wait_timeout, Duration::from_millis(250));
+    assert_eq!(config.auth.auth_type, AuthType::Trust, "what is given wins");
+    let database = &config.databases["app"];
+    assert_eq!(database.port, cluster.port());
+    assert_eq!(database.pool_size, Some(2));
+    assert_eq!(config.users["app"].password.as_ref().unwrap().expose(), "app-secret");
+}
 
 /// A program in Python with this body after its first log lines; Python since it can serve HTTP.
 fn program(body: &str) -> (TempDir, PathBuf) {

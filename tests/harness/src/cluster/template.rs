@@ -1,11 +1,11 @@
 //! A data directory, fresh from `initdb` or, faster, copied from one made earlier.
 
-use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use super::options::{APP_DATABASE, APP_PASSWORD, APP_USER, SUPERUSER, SUPERUSER_PASSWORD};
+use crate::cache;
 use crate::error::{Doing, HarnessError};
 use crate::home::Home;
 use crate::os;
@@ -38,9 +38,7 @@ pub(super) fn place(programs: &ServerPrograms, home: &Home) -> Result<PathBuf, H
 
 /// The cache folder, made if need be, and the template's place in it; `None` where there is none.
 fn template_path(programs: &ServerPrograms) -> Option<(PathBuf, PathBuf)> {
-    let own = env::var_os("PGWEIR_CACHE").map(PathBuf::from);
-    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cache/pgweir"));
-    let cache = own.or_else(home)?.join("clusters");
+    let cache = cache::directory()?.join("clusters");
     fs::create_dir_all(&cache).ok()?;
     let uid = os::account().map_or_else(os::effective_uid, |account| account.uid);
     let name = format!("pg{}-uid{uid}-r{REVISION}", programs.version());

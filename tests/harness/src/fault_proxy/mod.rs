@@ -183,7 +183,8 @@ impl FaultProxy {
         self.change(|faults| faults.way_mut(direction).delay = delay);
     }
 
-    /// Writes every byte on its own, in both directions.
+    /// Writes every byte on its own, in both directions. A receiver that is kept from running may
+    /// still find several in its buffer.
     pub fn one_byte_per_write(&self, on: bool) {
         self.change(|faults| {
             faults.to_server.one_byte = on;

@@ -5,11 +5,11 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -50,7 +50,7 @@ impl Relay {
     /// Connects to the target and passes bytes until both directions have ended. A failure of one
     /// side is passed on as a reset of the other.
     pub(super) async fn run(&self, target: SocketAddr, faults: watch::Receiver<Faults>, counts: &Counts) {
-        let Ok(server) = TcpStream::connect(target).await else {
+        let Ok(server) = connect(target).await else {
             self.reset_on_close();
             return;
         };
@@ -115,6 +115,19 @@ impl Relay {
     }
 }
 
+/// Connects such that a cut in the middle of it is a reset, too: the target may already have
+/// accepted what we have not yet seen connected.
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match target {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_zero_linger()?;
+    let stream = socket.connect(target).await?;
+    SockRef::from(&stream).set_linger(None)?;
+    Ok(stream)
+}
+
 async fn read(
     from: &TcpStream,
     direction: Direction,
@@ -122,7 +135,7 @@ async fn read(
     queue: mpsc::Sender<Chunk>,
 ) -> io::Result<()> {
     loop {
-        let delay = open_way(&mut faults, direction).await.delay;
+        open_way(&mut faults, direction).await;
         tokio::select! {
             // A black hole may open while nothing is to be read.
             _ = faults.changed() => continue,
@@ -135,7 +148,7 @@ async fn read(
             Err(error) => return Err(error),
         }
         let ended = bytes.is_empty();
-        let due = Instant::now() + delay;
+        let due = Instant::now() + faults.borrow().way(direction).delay;
         let sent = queue.send(Chunk { due, bytes }).await;
         if ended || sent.is_err() {
             return Ok(());
@@ -162,14 +175,14 @@ async fn write(
             let wanted = if one_byte { 1 } else { rest.len() };
             let allowed = wanted.min(before_cut(counts, direction));
             let (now, _) = rest.split_at(allowed);
-            let written = write_some(to, now).await?;
-            let passed = u64::try_from(written).unwrap_or(u64::MAX);
-            counts.bytes(direction).fetch_add(passed, Ordering::Relaxed);
+            let written = write_some(to, now, counts.bytes(direction)).await?;
             rest = rest.split_at(written).1;
-            if reaches_cut(counts, direction, passed) {
+            if reaches_cut(counts, direction, count(written)) {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             if one_byte {
+                // Let the receiver read it before the next one joins it in its buffer.
+                std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
         }
@@ -177,18 +190,27 @@ async fn write(
     Ok(())
 }
 
-/// Writes at least one byte, unless there is none to write.
-async fn write_some(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+/// Writes at least one byte, unless there is none to write. Counts before it writes and corrects
+/// itself after, so that no receiver has more bytes than were counted.
+async fn write_some(to: &TcpStream, bytes: &[u8], counter: &AtomicU64) -> io::Result<usize> {
     loop {
         if bytes.is_empty() {
             return Ok(0);
         }
         to.writable().await?;
-        match to.try_write(bytes) {
+        counter.fetch_add(count(bytes.len()), Ordering::Relaxed);
+        let done = to.try_write(bytes);
+        let unwritten = bytes.len() - done.as_ref().map_or(0, |written| *written);
+        counter.fetch_sub(count(unwritten), Ordering::Relaxed);
+        match done {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
     }
+}
+
+fn count(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Waits until this direction is no black hole; then its faults.

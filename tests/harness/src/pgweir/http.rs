@@ -32,7 +32,8 @@ fn parse(answer: &[u8]) -> Option<(u16, String)> {
     let (head, body) = answer.split_at_checked(end)?;
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
     let mut lines = head.lines();
-    let status = lines.next()?.strip_prefix("http/1.1 ")?.get(..3)?;
+    let (_version, status) = lines.next()?.strip_prefix("http/1.")?.split_once(' ')?;
+    let status = status.get(..3)?;
     let chunked = lines
         .filter_map(|line| line.split_once(':'))
         .any(|(name, value)| name == "transfer-encoding" && value.trim() == "chunked");

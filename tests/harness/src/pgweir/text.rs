@@ -4,37 +4,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use pgweir_config::settings;
+
 use crate::cluster::{APP_DATABASE, APP_PASSWORD, APP_USER, Cluster};
 
-/// Which table of the configuration a key stands in.
-#[rustfmt::skip]
-const TABLES: [(&str, &[&str]); 7] = [
-    ("listen", &["listen_addr", "listen_port", "listen_backlog", "tcp_keepalive", "tcp_keepidle", "tcp_keepintvl", "tcp_keepcnt", "tcp_user_timeout"]),
-    ("auth", &["auth_type", "scram_iterations"]),
-    ("pool", &[
-        "pool_mode", "default_pool_size", "min_pool_size", "reserve_pool_size", "reserve_pool_timeout", "max_db_connections", "max_user_connections",
-        "query_wait_timeout", "server_lifetime", "server_idle_timeout", "server_connect_timeout", "server_login_retry", "max_server_logins",
-        "cancel_wait_timeout", "server_reset_query", "max_pinned",
-    ]),
-    ("client", &[
-        "max_client_conn", "max_login_clients", "client_login_timeout", "client_idle_timeout", "idle_transaction_timeout", "query_timeout",
-        "transaction_timeout", "max_packet_size", "max_client_statements", "max_statement_memory", "cancel_on_disconnect", "login_notify_message", "inspect_max",
-    ]),
-    ("http", &["http_listen"]),
-    ("log", &["log_format", "log_level", "log_connections", "log_disconnections", "log_pooler_errors"]),
-    ("process", &["shutdown_timeout", "stats_period"]),
-];
-
 /// A configuration for tests: any free ports, SCRAM, the user [`APP_USER`], and the database
-/// [`APP_DATABASE`] on `cluster`; then `settings`, which win. A value that reads as a number or
-/// a boolean is written bare, any other as a string. A key that this function does not know is
-/// given as `table.key`, for example `databases.app.pool_size`.
+/// [`APP_DATABASE`] on `cluster`; then what is `given`, which wins. A value that reads as a number or
+/// a boolean is written bare, any other as a string. A key of a database or a user is given with its
+/// table: `databases.app.pool_size`.
 ///
 /// # Panics
 ///
-/// On an unknown key without a table.
+/// On a key that `pgweir-config` does not know, unless it is given with its table.
 #[must_use]
-pub fn pgweir_toml(cluster: &Cluster, settings: &[(&str, &str)]) -> String {
+pub fn pgweir_toml(cluster: &Cluster, given: &[(&str, &str)]) -> String {
     let (host, port) = (cluster.host(), cluster.port().to_string());
     let database = format!("databases.{APP_DATABASE}");
     let user = format!("users.{APP_USER}");
@@ -50,7 +33,7 @@ pub fn pgweir_toml(cluster: &Cluster, settings: &[(&str, &str)]) -> String {
         (&database, "password", APP_PASSWORD),
         (&user, "password", APP_PASSWORD),
     ];
-    let given = settings.iter().map(|(key, value)| {
+    let given = given.iter().map(|(key, value)| {
         let (table, key) = key.rsplit_once('.').unwrap_or_else(|| (table_of(key), key));
         (table, key, *value)
     });
@@ -71,10 +54,9 @@ pub fn pgweir_toml(cluster: &Cluster, settings: &[(&str, &str)]) -> String {
 }
 
 fn table_of(key: &str) -> &'static str {
-    let found = TABLES.iter().find(|(_, keys)| keys.contains(&key));
-    match found {
-        Some((table, _)) => table,
-        None => panic!("{key}: in no table known to the harness; write it as table.key"),
+    match settings::find(key) {
+        Some(setting) => setting.group,
+        None => panic!("{key}: no setting of pgweir; one of a database or a user is table.key"),
     }
 }
 

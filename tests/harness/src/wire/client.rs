@@ -194,11 +194,11 @@ impl Wire {
         let mut named = parameters.iter().filter(|(name, _)| *name == "user");
         let user = named.next().map_or("", |(_, user)| user);
         self.authenticate(user, password).await?;
-        let messages = self.recv_until_ready().await?;
-        match messages.iter().find(|message| message.tag == b'E') {
-            Some(error) => Err(WireError::Refused(error.server_error().unwrap_or_default())),
-            None => Ok(messages),
-        }
+        // After AuthenticationOk an error (no such database) is fatal: the peer closes.
+        self.recv_until_ready().await.map_err(|error| match error.server_error() {
+            Some(refusal) => WireError::Refused(refusal),
+            None => error,
+        })
     }
 
     /// Answers `Authentication` messages until `AuthenticationOk`. Call after a startup message.

@@ -1,0 +1,35 @@
+# `make` alone prints the targets.
+export DEMO_SECONDS ?= 30
+
+.PHONY: help deps build demo test test-long lint bench
+
+help: ## Print this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "%-18s %s\n", $$1, $$2}'
+
+deps: ## Get Postgres' server programs, crates and drivers
+	@.ci/deps
+
+build: ## Build the release program, target/release/pgweir
+	cargo build --release --locked
+
+# exec: a Ctrl-C reaches the demo itself, which stops what it started.
+demo: ## See pgweir work on a private Postgres primary and follower (DEMO_SECONDS=30; 0 until Ctrl-C)
+	@.ci/deps demo
+	cargo build --release --locked
+	@exec target/release/pgweir demo
+
+test: deps ## Run every test
+	cargo test --workspace --locked --no-fail-fast
+
+test-long: deps ## Run every test, also those marked as long
+	cargo test --workspace --locked --no-fail-fast -- --include-ignored
+
+lint: ## Check format, lints and documentation; warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+bench: ## Compare CPU per transaction with PgBouncer's (PGBOUNCER=/path, ARGS=...)
+	@.ci/deps demo
+	cargo build --release --locked --workspace
+	target/release/pgweir-load $(ARGS)

@@ -1,0 +1,190 @@
+//! One client connection: from its first packet to its goodbye.
+
+mod aftermath;
+mod answer;
+mod end;
+mod local;
+mod login;
+mod plan;
+mod relay;
+mod request;
+mod statements;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll};
+use std::time::Instant;
+
+use pgweir_config::Config;
+
+use crate::cancel::Registry;
+use crate::clock::Clock;
+use crate::net::Stream;
+use crate::prepared::Interner;
+use crate::route::Router;
+use crate::stats::ProcessStats;
+
+pub use login::Secrets;
+use login::log_in;
+use relay::{Active, Relay};
+
+/// Bytes read at once. Large enough that a burst of rows costs few system calls.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Working parts of sessions that are kept for the next one.
+const SPARE_ACTIVES: usize = 256;
+
+/// What all sessions of a worker share.
+#[derive(Debug)]
+pub struct Context {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// The worker's clock.
+    pub clock: Rc<Clock>,
+    /// The pools.
+    pub router: Router,
+    /// The sessions.
+    pub registry: Registry,
+    /// The prepared statements.
+    pub interner: Interner,
+    /// What belongs to no pool.
+    pub process: RefCell<ProcessStats>,
+    /// Client connections, those that log in included.
+    pub clients: Cell<u32>,
+    /// Client connections that have not logged in yet.
+    pub logging_in: Cell<u32>,
+    /// No more clients, please.
+    pub draining: Cell<bool>,
+    /// Sessions that were ended before they were done.
+    pub sessions_cut: Cell<u32>,
+    /// What clients prove themselves by.
+    pub secrets: Secrets,
+    scratch: ScratchPad,
+    actives: Actives,
+}
+
+impl Context {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(config: Arc<Config>, secrets: Secrets) -> Rc<Self> {
+        let clock = Rc::new(Clock::default());
+        Rc::new(Self {
+            clock: clock.clone(),
+            router: Router::new(config.clone(), clock),
+            registry: Registry::default(),
+            interner: Interner::new(config.client.max_statement_memory),
+            process: RefCell::default(),
+            clients: Cell::new(0),
+            logging_in: Cell::new(0),
+            draining: Cell::new(false),
+            sessions_cut: Cell::new(0),
+            secrets,
+            scratch: ScratchPad::default(),
+            actives: Actives::default(),
+            config,
+        })
+    }
+}
+
+/// Buffers for one poll: what is read, and what is made of it.
+#[derive(Debug)]
+struct Scratch {
+    input: Vec<u8>,
+    made: Vec<u8>,
+}
+
+/// The worker's buffers. A session has them for one poll; a panic in it costs the buffers.
+#[derive(Default)]
+struct ScratchPad(Cell<Option<Box<Scratch>>>);
+
+impl std::fmt::Debug for ScratchPad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScratchPad").finish_non_exhaustive()
+    }
+}
+
+impl ScratchPad {
+    fn lend(&self) -> Box<Scratch> {
+        self.0.take().unwrap_or_else(|| Box::new(Scratch { input: vec![0; READ_SIZE], made: Vec::new() }))
+    }
+
+    fn put_back(&self, mut scratch: Box<Scratch>) {
+        if scratch.made.capacity() > 4 * READ_SIZE {
+            scratch.made = Vec::new();
+        }
+        self.0.set(Some(scratch));
+    }
+}
+
+/// Working parts for sessions at work.
+#[derive(Debug, Default)]
+struct Actives(RefCell<Vec<Box<Active>>>);
+
+impl Actives {
+    fn lend(&self, now: Instant) -> Box<Active> {
+        self.0.borrow_mut().pop().unwrap_or_else(|| Box::new(Active::new(now)))
+    }
+
+    fn put_back(&self, active: Box<Active>) {
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < SPARE_ACTIVES {
+            spare.push(active);
+        }
+    }
+}
+
+/// A client connection as one future: logging in, then relaying.
+///
+/// The start-up part is boxed and freed, so that a logged-in client costs only its relay.
+pub struct Session {
+    stage: Stage,
+    context: Rc<Context>,
+}
+
+enum Stage {
+    LogIn(Pin<Box<dyn Future<Output = Option<Relay>>>>),
+    Relay(Relay),
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session for a connection just accepted.
+    #[must_use]
+    pub fn new(context: Rc<Context>, stream: Stream) -> Self {
+        context.clients.set(context.clients.get() + 1);
+        context.process.borrow_mut().clients_accepted += 1;
+        Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream))), context }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.context.clients.set(self.context.clients.get().saturating_sub(1));
+    }
+}
+
+impl Future for Session {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            match &mut this.stage {
+                Stage::Relay(relay) => return relay.poll(cx),
+                Stage::LogIn(login) => match login.as_mut().poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Ready(Some(relay)) => this.stage = Stage::Relay(relay),
+                },
+            }
+        }
+    }
+}

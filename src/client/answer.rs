@@ -1,0 +1,256 @@
+//! From server to client: what becomes of each message. Pure: bytes in, decisions out.
+
+use std::borrow::Cow;
+
+use pgweir_proto::backend::{Tag, TxStatus};
+use pgweir_proto::encode;
+use pgweir_proto::error::Fields;
+use pgweir_proto::pipeline::{Expect, Origin, Owed};
+use pgweir_proto::scanner::{HEADER, Scanned};
+
+use super::plan::Plan;
+use super::request::Marks;
+use super::statements::{Statements, Unnamed};
+use crate::backend::{Lost, ServerConn, Unnamed as Held};
+use crate::prepared::{AUDIT, NAMED, PREFIX, REPLAY, UNNAMED, statement_id};
+use crate::state::Findings;
+use crate::stats::{Blame, PinReason, PoolStats};
+
+/// The longest message, rows and data apart, that a server may send; bytes. Postgres' own limit for most.
+const MESSAGE_MAX: u32 = 1 << 30;
+
+/// Why reading the server's messages stopped.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// At the end of the input, or in front of an incomplete message.
+    Short,
+    /// The server is lost to us.
+    Lost(Lost),
+    /// The settings could not be replayed; the body of the server's error.
+    ReplayFailed(Box<[u8]>),
+}
+
+/// The pooler's own conversation with the server, between the client's.
+#[derive(Debug, Default)]
+pub struct Aside {
+    /// An audit is on its way, and found this so far.
+    pub audit: Option<Findings>,
+    /// The audit is complete.
+    pub audited: bool,
+    /// A replay of settings is on its way.
+    pub replaying: bool,
+}
+
+/// Everything that a server's message is judged by.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// The server connection.
+    pub conn: &'a mut ServerConn,
+    /// The client's statements.
+    pub statements: &'a mut Statements,
+    /// What the client's messages changed.
+    pub marks: &'a mut Marks,
+    /// What the pooler asked itself.
+    pub aside: &'a mut Aside,
+    /// What the pool counts.
+    pub stats: &'a mut PoolStats,
+}
+
+impl Answer<'_> {
+    /// Goes through the input and plans what the client gets.
+    pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Heard {
+        loop {
+            match self.conn.scanner.next(plan.rest()) {
+                Ok(Scanned::Short) => return Heard::Short,
+                Ok(Scanned::Inside { len }) => plan.forward(len),
+                Ok(Scanned::Whole { tag, body }) => {
+                    if let Err(heard) = self.whole(tag, body, plan) {
+                        return heard;
+                    }
+                }
+                Ok(Scanned::Part { tag, body_len, seen }) => match self.part(tag, body_len, seen.len(), plan) {
+                    Ok(true) => {}
+                    Ok(false) => return Heard::Short,
+                    Err(heard) => return heard,
+                },
+                Err(_) => return Heard::Lost(Lost::Protocol),
+            }
+        }
+    }
+
+    /// Rows and data pass as they come; whatever has to be read is waited for.
+    fn part(&mut self, tag: u8, body_len: u32, seen: usize, plan: &mut Plan<'_>) -> Result<bool, Heard> {
+        let tag = Tag::from_byte(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        let streams = matches!(tag, Tag::DataRow | Tag::CopyData | Tag::FunctionCallResponse);
+        if !streams || self.conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Client) {
+            return if body_len > MESSAGE_MAX { Err(Heard::Lost(Lost::Protocol)) } else { Ok(false) };
+        }
+        self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        self.conn.scanner.stream(body_len, seen);
+        plan.forward(HEADER + seen);
+        Ok(true)
+    }
+
+    #[inline]
+    fn whole(&mut self, tag: u8, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Heard> {
+        let len = HEADER + body.len();
+        let protocol = || Heard::Lost(Lost::Protocol);
+        let tag = Tag::from_byte(tag).map_err(|_| protocol())?;
+        let origin = match tag {
+            Tag::ReadyForQuery => self.ready(TxStatus::parse(body).map_err(|_| protocol())?)?,
+            Tag::ErrorResponse => return self.error(body, len, plan),
+            Tag::ParameterStatus => self.parameter(),
+            Tag::NotificationResponse if self.marks.listening => Origin::Client,
+            // Not this client's: it never listened.
+            Tag::NotificationResponse => Origin::Pooler,
+            tag => {
+                let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
+                if let Some(done) = reply.done {
+                    self.done(done);
+                }
+                if reply.origin == Origin::Pooler && tag == Tag::DataRow {
+                    self.own_row(body);
+                }
+                reply.origin
+            }
+        };
+        if origin == Origin::Client { plan.forward(len) } else { plan.skip(len) }
+        self.answer_locally(plan);
+        Ok(())
+    }
+
+    /// Answers whose turn has come.
+    #[inline]
+    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) {
+        while let Some(owed) = self.conn.pipeline.next_local() {
+            let message = if owed.expect == Expect::Close { encode::CLOSE_COMPLETE } else { encode::PARSE_COMPLETE };
+            plan.insert(|out| out.extend_from_slice(&message));
+            self.done(owed);
+        }
+    }
+
+    fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
+        let reply = self.conn.pipeline.ready(status).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        if reply.origin == Origin::Client {
+            self.stats.queries += 1;
+            if status == TxStatus::Idle {
+                self.stats.transactions += 1;
+            }
+            if self.conn.pipeline.ready_owed() == 0 {
+                self.marks.commit_sent = false;
+                self.marks.begin_sent = false;
+            }
+            return Ok(Origin::Client);
+        }
+        match reply.done.map(|owed| owed.note) {
+            Some(AUDIT) => self.aside.audited = true,
+            Some(REPLAY) => self.aside.replaying = false,
+            _ => {}
+        }
+        Ok(Origin::Pooler)
+    }
+
+    /// An entry was answered.
+    #[inline]
+    fn done(&mut self, owed: Owed) {
+        if owed.note & NAMED != 0 && owed.note < AUDIT {
+            self.statements.confirm();
+        }
+    }
+
+    fn own_row(&mut self, body: &[u8]) {
+        if self.conn.pipeline.front().is_some_and(|owed| owed.note == AUDIT) {
+            if let Some(findings) = &mut self.aside.audit {
+                findings.row(body);
+            }
+        }
+    }
+
+    /// A setting changed: by a replay of the client's own, which it knows; or by its statement, at the end of its
+    /// transaction, or from outside.
+    fn parameter(&mut self) -> Origin {
+        if self.conn.pipeline.front().is_some_and(|owed| owed.note == REPLAY) {
+            return Origin::Pooler;
+        }
+        self.marks.tainted = true;
+        self.marks.unsettled = true;
+        Origin::Client
+    }
+
+    #[cold]
+    fn error(&mut self, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
+        let fields = Fields::parse(body).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        if fields.is_fatal() {
+            return Err(Heard::Lost(Lost::Fatal(body.into())));
+        }
+        let Some(front) = self.conn.pipeline.front() else {
+            return Err(Heard::Lost(Lost::Protocol));
+        };
+        if front.note == REPLAY {
+            return Err(Heard::ReplayFailed(body.into()));
+        }
+        if front.note == AUDIT {
+            // What cannot be known must not be lent on.
+            self.marks.pins.add(PinReason::Unknown);
+        }
+        self.fail()?;
+        if front.note == AUDIT {
+            plan.skip(len);
+            return Ok(());
+        }
+        self.stats.errors.add(Blame::Server, fields.code);
+        match self.rename(body) {
+            Cow::Borrowed(_) => plan.forward(len),
+            Cow::Owned(renamed) => {
+                plan.insert(|out| encode::message(out, b'E', |out| out.extend_from_slice(&renamed)));
+                plan.skip(len);
+            }
+        }
+        self.answer_locally(plan);
+        Ok(())
+    }
+
+    /// Takes back everything that the failed batch was to do and did not.
+    fn fail(&mut self) -> Result<(), Heard> {
+        let statements = &mut *self.statements;
+        let conn = &mut *self.conn;
+        let (known, doubtful, unnamed) = (&mut conn.statements, &mut conn.doubtful, &mut conn.unnamed);
+        let undone = |owed: Owed| {
+            let named = owed.note & NAMED != 0;
+            match (owed.expect, statement_id(owed.note)) {
+                (Expect::Parse, id) => {
+                    if named {
+                        statements.undo();
+                    }
+                    if owed.note & UNNAMED != 0 {
+                        *unnamed = Held::Unknown;
+                        statements.unnamed = Unnamed::Empty;
+                    }
+                    if let (Some(id), false) = (id, owed.origin == Origin::Local) {
+                        known.remove(&id);
+                    }
+                }
+                (Expect::Close, Some(id)) if owed.origin == Origin::Pooler => drop(doubtful.insert(id)),
+                (Expect::Close, _) if named => statements.undo(),
+                _ => {}
+            }
+        };
+        conn.pipeline.error(undone).map(drop).map_err(|_| Heard::Lost(Lost::Protocol))
+    }
+
+    /// The error with the client's own names in it.
+    fn rename<'b>(&self, body: &'b [u8]) -> Cow<'b, [u8]> {
+        let Some(at) = memchr::memmem::find(body, PREFIX) else {
+            return Cow::Borrowed(body);
+        };
+        let (head, tail) = body.split_at(at);
+        let digits = tail.get(PREFIX.len()..).unwrap_or_default();
+        let count = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (number, rest) = digits.split_at(count);
+        let id = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+        match id.and_then(|id| self.statements.name_of(id)) {
+            Some(name) => Cow::Owned([head, name, rest].concat()),
+            None => Cow::Borrowed(body),
+        }
+    }
+}

@@ -1,0 +1,1032 @@
+//! A query's way, read down this page:
+//!
+//! `read_client → inspect → acquire → write_server → read_server → inspect → write_client → release`
+//!
+//! Everything happens in one poll, from a buffer that the worker lends: bytes are copied only when a socket
+//! will not take them, a message is incomplete, or a server connection has to be waited for.
+
+use std::io;
+use std::rc::Rc;
+use std::task::{Context as Task, Poll};
+use std::time::Instant;
+
+use pgweir_config::{CancelOnDisconnect, PoolMode};
+use pgweir_proto::backend::TxStatus;
+use pgweir_proto::encode;
+use pgweir_proto::frontend::Tag;
+use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
+
+use super::aftermath::{Orphan, say_goodbye};
+use super::answer::{Answer, Aside, Heard};
+use super::end::{End, refused};
+use super::local::{Failure, Local};
+use super::plan::Plan;
+use super::request::{Marks, Request, Stop};
+use super::statements::Statements;
+use super::{Context, Scratch};
+use crate::backend::{Lost, ServerConn, Unnamed, last_words};
+use crate::cancel::{Activity, Entry, Order};
+use crate::net::Stream;
+use crate::pool::{Pool, Refusal, Ticket, micros};
+use crate::prepared::{AUDIT, REPLAY};
+use crate::settings::{self, Profile};
+use crate::state::{self, Findings};
+use crate::stats::{Blame, CancelOutcome, DiscardReason, PinReason, Reason as _};
+
+/// Rounds of reading in one poll before other sessions get a turn.
+const ROUNDS: u32 = 16;
+
+/// What a client may send ahead while it waits for a server connection; bytes. More stays in its socket.
+const AHEAD_MAX: usize = 64 * 1024;
+
+/// A message that is skipped unread while no server is there; bytes.
+const LOCAL_MAX: u32 = 256 * 1024;
+
+/// The server connection of a session.
+#[derive(Debug)]
+enum Lease {
+    None,
+    Waiting(Ticket),
+    Held(Box<ServerConn>),
+}
+
+/// Bytes of a session that could not be passed on at once.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// From the client: not yet looked at, or the front of an incomplete message.
+    input: Vec<u8>,
+    /// For the client: its socket would not take them.
+    output: Vec<u8>,
+}
+
+/// One logged-in client.
+#[derive(Debug)]
+pub struct Relay {
+    context: Rc<Context>,
+    entry: Rc<Entry>,
+    pool: Rc<Pool>,
+    link: Stream,
+    scanner: Scanner,
+    lease: Lease,
+    profile: Rc<Profile>,
+    statements: Statements,
+    active: Option<Box<Active>>,
+    /// The server connection is counted as pinned.
+    pinned: bool,
+    /// The goodbye was said: nothing is left for `Drop` to do.
+    ended: bool,
+}
+
+/// What only a session at work needs; an idle one has none of it.
+#[derive(Debug)]
+pub struct Active {
+    backlog: Backlog,
+    marks: Marks,
+    aside: Aside,
+    /// The replay on its way changes the role: nothing may follow it before it is known to be applied.
+    hold: bool,
+    /// The input is to be looked at before more is read.
+    resume: bool,
+    local: Option<Local>,
+    leased: Instant,
+}
+
+impl Active {
+    /// A blank one, for a lease that begins now.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            backlog: Backlog::default(),
+            marks: Marks::default(),
+            aside: Aside::default(),
+            hold: false,
+            resume: false,
+            local: None,
+            leased: now,
+        }
+    }
+
+    /// Whether forgetting it loses nothing.
+    fn is_blank(&self) -> bool {
+        self.backlog.input.is_empty() && self.backlog.output.is_empty() && self.local.is_none() && self.marks.is_blank()
+    }
+}
+
+impl Relay {
+    /// A session whose client was just told that it is ready. `input` are bytes that it sent ahead.
+    pub fn new(
+        context: Rc<Context>,
+        entry: Rc<Entry>,
+        pool: Rc<Pool>,
+        link: Stream,
+        profile: Rc<Profile>,
+        input: Vec<u8>,
+    ) -> Self {
+        pool.clients.set(pool.clients.get() + 1);
+        let scanner = Scanner::new(u32::try_from(context.config.client.max_packet_size).unwrap_or(u32::MAX));
+        let mut relay = Self {
+            context,
+            entry,
+            pool,
+            link,
+            scanner,
+            lease: Lease::None,
+            profile,
+            statements: Statements::default(),
+            active: None,
+            pinned: false,
+            ended: false,
+        };
+        if !input.is_empty() {
+            let active = relay.active();
+            active.backlog.input = input;
+            active.resume = true;
+        }
+        relay
+    }
+
+    /// Moves what can be moved. Ready when the session is over; the goodbye is already on its way then.
+    pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<()> {
+        self.context.clock.refresh();
+        self.entry.set_waker(cx.waker());
+        let mut scratch = self.context.scratch.lend();
+        match self.turn(cx, &mut scratch) {
+            Ok(()) => {
+                self.context.scratch.put_back(scratch);
+                Poll::Pending
+            }
+            Err(end) => {
+                self.context.scratch.put_back(scratch);
+                self.finish(&end);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<(), End> {
+        for _ in 0..ROUNDS {
+            self.heed(cx)?;
+            let moved = self.turn_server(cx, scratch)?;
+            if !(self.turn_client(cx, scratch)? || moved) {
+                return Ok(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// Orders and cancel requests from outside.
+    #[inline]
+    fn heed(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        if self.entry.is_cancelled() {
+            self.cancel(cx)?;
+        }
+        match self.entry.order.get() {
+            Order::None => Ok(()),
+            Order::Drain if !matches!(self.lease, Lease::None) || self.backlogged() => Ok(()),
+            Order::QueryLong => {
+                self.entry.order.set(Order::None);
+                self.cancel_server(Vec::new());
+                Ok(())
+            }
+            order => Err(End::Told(order)),
+        }
+    }
+
+    fn backlogged(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.local.is_some())
+    }
+
+    fn active(&mut self) -> &mut Active {
+        let now = self.context.clock.now();
+        self.active.get_or_insert_with(|| self.context.actives.lend(now))
+    }
+
+    // ---- server to client ----
+
+    fn turn_server(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<bool, End> {
+        if !self.flush_client(cx)? {
+            return Ok(false);
+        }
+        let Lease::Held(conn) = &mut self.lease else {
+            return Ok(false);
+        };
+        if !conn.unsent.is_empty() {
+            if let Err(error) = conn.flush(cx) {
+                return self.lose(Lost::Io(error.kind()), cx).map(|()| true);
+            }
+            if conn.unsent.is_empty() {
+                // What stopped for want of room may go on.
+                self.active().resume = true;
+            }
+        }
+        let Lease::Held(conn) = &mut self.lease else {
+            return Ok(false);
+        };
+        let carried = conn.carry.len();
+        let read = if carried == 0 {
+            conn.poll_read(cx, &mut scratch.input)
+        } else {
+            let mut carry = std::mem::take(&mut conn.carry);
+            carry.resize(carried + scratch.input.len(), 0);
+            let read = conn.poll_read(cx, carry.get_mut(carried..).unwrap_or_default());
+            carry.truncate(carried + if let Poll::Ready(Ok(read)) = read { read } else { 0 });
+            conn.carry = carry;
+            read
+        };
+        match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => self.lose(Lost::Io(io::ErrorKind::UnexpectedEof), cx).map(|()| true),
+            Poll::Ready(Err(error)) => self.lose(Lost::Io(error.kind()), cx).map(|()| true),
+            Poll::Ready(Ok(read)) => {
+                let mut carry = std::mem::take(&mut conn.carry);
+                let input = if carried == 0 { scratch.input.get(..read).unwrap_or_default() } else { &carry };
+                let used = self.take_answers(input, &mut scratch.made, cx)?;
+                // The lease may be gone by now; what it left over is then nobody's.
+                if let Lease::Held(conn) = &mut self.lease {
+                    if carried > 0 {
+                        carry.drain(..used);
+                        conn.carry = carry;
+                    } else if used < read {
+                        conn.carry.extend_from_slice(scratch.input.get(used..read).unwrap_or_default());
+                    }
+                }
+                self.rest(cx)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Reads the server's messages and writes the client's share of them. Returns the bytes dealt with.
+    fn take_answers(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Err(End::Broken("an answer without a lease"));
+        };
+        let mut plan = Plan::new(input, made);
+        let heard = Answer {
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            aside: &mut active.aside,
+            stats: &mut self.pool.stats.borrow_mut(),
+        }
+        .inspect(&mut plan);
+        let used = plan.at();
+        let (first, second) = plan.slices();
+        self.write_client(cx, first, second)?;
+        match heard {
+            Heard::Short => Ok(used),
+            Heard::Lost(lost) => self.lose(lost, cx).map(|()| used),
+            Heard::ReplayFailed(body) => self.replay_failed(&body, cx).map(|()| used),
+        }
+    }
+
+    /// After answers: is the server connection at rest, and what then?
+    fn rest(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        if active.hold && !active.aside.replaying {
+            active.hold = false;
+            active.resume = true;
+        }
+        if active.aside.audited {
+            self.audited()?;
+            return self.rest(cx);
+        }
+        if !conn.pipeline.is_settled() {
+            return Ok(());
+        }
+        active.resume |= !active.backlog.input.is_empty();
+        if conn.pipeline.status() != TxStatus::Idle {
+            self.note(Activity::InTransaction);
+            return if self.pool.limits.mode == PoolMode::Statement { Err(End::StatementMode) } else { Ok(()) };
+        }
+        if self.is_free() { self.end_lease(cx) } else { Ok(()) }
+    }
+
+    /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
+    fn is_free(&self) -> bool {
+        let Lease::Held(conn) = &self.lease else { return false };
+        #[cfg(feature = "broken-release")]
+        return conn.unsent.is_empty() && conn.carry.is_empty();
+        #[cfg(not(feature = "broken-release"))]
+        return conn.pipeline.is_free()
+            && conn.unsent.is_empty()
+            && conn.carry.is_empty()
+            && !conn.scanner.is_inside()
+            && !self.scanner.is_inside();
+    }
+
+    /// The transaction is over: audit, keep, or release.
+    fn end_lease(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        if self.pool.limits.mode == PoolMode::Session {
+            self.note(Activity::Idle);
+            return Ok(());
+        }
+        if active.marks.tainted {
+            return self.audit(cx);
+        }
+        if !active.marks.pins.is_empty() {
+            self.note(Activity::Idle);
+            return self.pin();
+        }
+        self.unpin();
+        self.release();
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
+            return;
+        };
+        let now = self.context.clock.now();
+        self.note(Activity::Idle);
+        if let Some(active) = &mut self.active {
+            let taken = now.saturating_duration_since(active.leased);
+            self.pool.stats.borrow_mut().transaction.record(micros(taken));
+            if active.is_blank() {
+                if let Some(active) = self.active.take() {
+                    self.context.actives.put_back(active);
+                }
+            }
+        }
+        self.pool.release(conn);
+    }
+
+    // ---- pins and audits ----
+
+    /// Asks the server what the client left behind.
+    fn audit(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        active.marks.tainted = false;
+        active.aside.audit = Some(Findings::default());
+        for (name, _) in self.profile.entries().iter().filter(|(name, _)| name.contains('.')) {
+            if !active.marks.custom.contains(name) {
+                active.marks.custom.push(name.clone());
+            }
+        }
+        let mut text = Vec::new();
+        state::audit(self.pool.login_user(), &active.marks.custom, &mut text);
+        let mut message = Vec::new();
+        encode::query(&mut message, &text);
+        conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+        conn.unnamed = Unnamed::Empty;
+        match conn.write(cx, &message, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
+    }
+
+    fn audited(&mut self) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        active.aside.audited = false;
+        let Some(findings) = active.aside.audit.take() else {
+            return Err(End::Broken("an audit nobody asked for"));
+        };
+        let marks = &mut active.marks;
+        let failed = marks.pins.has(PinReason::Unknown);
+        if !failed {
+            let profile = self.pool.profiles.intern(findings.settings);
+            conn.profile = profile.clone();
+            self.profile = profile;
+        }
+        let mut pins = marks.pins.lasting();
+        for reason in findings.pins.iter() {
+            pins.add(reason);
+        }
+        for reason in pins.iter().filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
+            self.pool.stats.borrow_mut().pins.add(reason);
+            tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
+        }
+        marks.pins = pins;
+        // What the client sent meanwhile may have changed things again.
+        marks.unsettled = marks.tainted;
+        if !marks.tainted {
+            marks.listening = pins.has(PinReason::Listen);
+        }
+        Ok(())
+    }
+
+    fn pin(&mut self) -> Result<(), End> {
+        if !self.pinned {
+            let limit = self.pool.limits.max_pinned;
+            if self.pool.pinned.get() >= limit {
+                return Err(End::PinLimit { limit });
+            }
+            self.pinned = true;
+            self.pool.pinned.set(self.pool.pinned.get() + 1);
+        }
+        Ok(())
+    }
+
+    fn unpin(&mut self) {
+        if std::mem::take(&mut self.pinned) {
+            self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
+        }
+    }
+
+    // ---- client to server ----
+
+    fn turn_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<bool, End> {
+        if self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty()) {
+            return Ok(false);
+        }
+        let mut moved = self.granted(cx)?;
+        let waiting = match &self.lease {
+            Lease::Waiting(_) => true,
+            Lease::Held(conn) if !conn.unsent.is_empty() => return Ok(moved),
+            Lease::Held(_) | Lease::None => false,
+        };
+        if let Some(active) = &mut self.active {
+            if active.hold {
+                return Ok(moved);
+            }
+            if std::mem::take(&mut active.resume) && !waiting {
+                moved |= self.take_backlog(cx, &mut scratch.made)?;
+            }
+        }
+        self.read_client(cx, scratch, waiting).map(|read| read || moved)
+    }
+
+    /// The end of a wait.
+    fn granted(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+        let Lease::Waiting(ticket) = &self.lease else {
+            return Ok(false);
+        };
+        let granted = match ticket.poll(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(granted) => granted,
+        };
+        self.lease = Lease::None;
+        self.active().resume = true;
+        match granted {
+            Ok(conn) => self.begin(conn, cx).map(|()| true),
+            Err(refusal) => self.refuse(refusal).map(|()| true),
+        }
+    }
+
+    fn read_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch, waiting: bool) -> Result<bool, End> {
+        let have = self.active.as_ref().map_or(0, |active| active.backlog.input.len());
+        if have == 0 && !waiting {
+            let read = match self.link.poll_read(cx, &mut scratch.input) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0)) => return Err(End::Gone(None)),
+                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
+                Poll::Ready(Ok(read)) => read,
+            };
+            let Scratch { input, made } = scratch;
+            let input = input.get(..read).unwrap_or_default();
+            self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
+            let used = self.take_input(input, made, cx)?;
+            if let Some(rest) = input.get(used..).filter(|rest| !rest.is_empty()) {
+                let active = self.active();
+                active.backlog.input.extend_from_slice(rest);
+            }
+            return Ok(true);
+        }
+        if waiting && have >= AHEAD_MAX {
+            return Ok(false);
+        }
+        let link = &mut self.link;
+        let active = match &mut self.active {
+            Some(active) => active,
+            none => none.insert(self.context.actives.lend(self.context.clock.now())),
+        };
+        let input = &mut active.backlog.input;
+        input.resize(have + scratch.input.len(), 0);
+        let read = link.poll_read(cx, input.get_mut(have..).unwrap_or_default());
+        input.truncate(have + if let Poll::Ready(Ok(read)) = read { read } else { 0 });
+        match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => Err(End::Gone(None)),
+            Poll::Ready(Err(error)) => Err(End::Gone(Some(error.kind()))),
+            Poll::Ready(Ok(read)) => {
+                self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
+                if waiting {
+                    return Ok(true);
+                }
+                self.take_backlog(cx, &mut scratch.made).map(|_| true)
+            }
+        }
+    }
+
+    /// Looks at the input kept from before. True if some of it was dealt with.
+    fn take_backlog(&mut self, cx: &mut Task<'_>, made: &mut Vec<u8>) -> Result<bool, End> {
+        let Some(active) = &mut self.active else { return Ok(false) };
+        let mut input = std::mem::take(&mut active.backlog.input);
+        if input.is_empty() {
+            return Ok(false);
+        }
+        let used = self.take_input(&input, made, cx)?;
+        input.drain(..used);
+        if input.is_empty() && input.capacity() > crate::backend::KEPT_CAPACITY {
+            input = Vec::new();
+        }
+        self.active().backlog.input = input;
+        Ok(used > 0)
+    }
+
+    /// Reads the client's messages and passes them on as far as possible. Returns the bytes dealt with.
+    fn take_input(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        let mut at = 0;
+        loop {
+            let rest = input.get(at..).unwrap_or_default();
+            if self.active.as_ref().is_some_and(|active| active.local.is_some()) {
+                match self.answer_alone(rest, cx)? {
+                    0 => return Ok(at),
+                    used => at += used,
+                }
+                continue;
+            }
+            match &self.lease {
+                Lease::None => match self.first(rest)? {
+                    First::Wait => return Ok(at),
+                    First::Drop(len) => at += len,
+                    First::Lease if self.acquire(cx)? => {}
+                    First::Lease => return Ok(at),
+                },
+                Lease::Waiting(_) => return Ok(at),
+                Lease::Held(_) => {
+                    let (used, more) = self.pass(rest, made, cx)?;
+                    at += used;
+                    if !more {
+                        return Ok(at);
+                    }
+                }
+            }
+            if self.active.as_ref().is_some_and(|active| active.hold) {
+                return Ok(at);
+            }
+        }
+    }
+
+    /// The first message of a transaction: is it one that needs a server?
+    #[inline]
+    fn first(&mut self, input: &[u8]) -> Result<First, End> {
+        let (tag, whole, body_len) = match self.scanner.next(input).map_err(End::Malformed)? {
+            Scanned::Short => return Ok(First::Wait),
+            // The end of a message whose server is gone.
+            Scanned::Inside { len } => return Ok(First::Drop(len)),
+            Scanned::Whole { tag, body } => (tag, true, body.len()),
+            Scanned::Part { tag, body_len, .. } => (tag, false, body_len as usize),
+        };
+        match Tag::from_byte(tag).map_err(|_| End::Tag(tag))? {
+            Tag::Terminate => Err(End::Quit),
+            Tag::Password => Err(End::Tag(tag)),
+            // Postgres ignores what is left of a COPY that failed.
+            Tag::CopyData | Tag::CopyDone | Tag::CopyFail | Tag::Flush if whole => Ok(First::Drop(HEADER + body_len)),
+            _ if whole => Ok(First::Lease),
+            // It will be read as a whole: no server connection sits idle until it is there.
+            Tag::Query | Tag::Parse if body_len <= self.context.config.client.inspect_max => Ok(First::Wait),
+            _ if input.len() < AHEAD_MAX.min(HEADER + body_len) => Ok(First::Wait),
+            _ => Ok(First::Lease),
+        }
+    }
+
+    /// Takes a server connection. False if it has to be waited for.
+    fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+        if let Some(conn) = self.pool.try_lease(&self.profile) {
+            self.begin(conn, cx)?;
+            return Ok(true);
+        }
+        self.note(Activity::Waiting);
+        self.lease = Lease::Waiting(self.pool.wait(cx));
+        Ok(false)
+    }
+
+    /// A lease begins: the client's settings first.
+    fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
+        self.note(Activity::Running);
+        let now = self.context.clock.now();
+        self.entry.begun.set(now);
+        self.active().leased = now;
+        let mut sent = Ok(());
+        if !Rc::ptr_eq(&conn.profile, &self.profile) {
+            let hold = self.profile.has_role() || conn.profile.has_role();
+            let mut text = Vec::new();
+            settings::replay(&conn.profile, &self.profile, &mut text);
+            conn.profile = self.profile.clone();
+            if !text.is_empty() {
+                let mut message = Vec::new();
+                encode::query(&mut message, &text);
+                conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+                conn.unnamed = Unnamed::Empty;
+                sent = conn.write(cx, &message, &[]);
+                let active = self.active();
+                active.aside.replaying = true;
+                active.hold = hold;
+            }
+        }
+        self.lease = Lease::Held(conn);
+        sent.or_else(|error| self.lose(Lost::Io(error.kind()), cx))
+    }
+
+    /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
+    fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
+        let context = self.context.clone();
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Err(End::Broken("a lease without its session's working part"));
+        };
+        let client = &context.config.client;
+        let was_settled = conn.pipeline.is_settled();
+        let mut plan = Plan::new(input, made);
+        let private_key = if active.marks.unsettled { self.pool.profiles.private_key() } else { 0 };
+        let stop = Request {
+            scanner: &mut self.scanner,
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            interner: &context.interner,
+            stats: &mut self.pool.stats.borrow_mut(),
+            pool: self.pool.id,
+            parse_key: self.profile.parse_key(),
+            private_key,
+            inspect_max: client.inspect_max,
+            statements_max: client.max_client_statements as usize,
+        }
+        .inspect(&mut plan);
+        if stop == Stop::Full {
+            // A server that has nothing to flush on its own would never make room.
+            plan.insert(|out| out.extend_from_slice(&encode::FLUSH));
+        }
+        let used = plan.at();
+        if used > 0 {
+            // What pins a connection may be gone after any statement.
+            active.marks.tainted |= !active.marks.pins.is_empty();
+        }
+        let (first, second) = plan.slices();
+        let sent = if first.is_empty() && second.is_empty() { Ok(()) } else { conn.write(cx, first, second) };
+        if was_settled && used > 0 {
+            self.note(Activity::Running);
+        }
+        if let Err(error) = sent {
+            self.lose(Lost::Io(error.kind()), cx)?;
+            return Ok((used, true));
+        }
+        self.local_answers(made, cx)?;
+        match stop {
+            Stop::Short | Stop::Full => {
+                // A lease may end here: nothing was owed, and the message that kept it is complete.
+                self.rest(cx)?;
+                Ok((used, false))
+            }
+            Stop::Quit => Err(End::Quit),
+            Stop::Malformed(malformed) => Err(End::Malformed(malformed)),
+            Stop::Tag(tag) => Err(End::Tag(tag)),
+            Stop::TooManyStatements => Err(End::TooManyStatements { limit: client.max_client_statements as usize }),
+        }
+    }
+
+    /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
+    fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
+            let mut plan = Plan::new(&[], made);
+            Answer {
+                conn,
+                statements: &mut self.statements,
+                marks: &mut active.marks,
+                aside: &mut active.aside,
+                stats: &mut self.pool.stats.borrow_mut(),
+            }
+            .answer_locally(&mut plan);
+            let (first, second) = plan.slices();
+            if !first.is_empty() {
+                self.write_client(cx, first, second)?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- without a server ----
+
+    /// Answers messages alone, until the client can be served again.
+    fn answer_alone(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<usize, End> {
+        let Some(active) = &mut self.active else { return Ok(0) };
+        let Some(local) = &mut active.local else { return Ok(0) };
+        let mut out = Vec::new();
+        let used = match self.scanner.next(input).map_err(End::Malformed)? {
+            Scanned::Short => return Ok(0),
+            Scanned::Inside { len } => len,
+            Scanned::Whole { tag, body } => {
+                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
+                match tag {
+                    Tag::Terminate => return Err(End::Quit),
+                    Tag::Password => return Err(End::Tag(tag as u8)),
+                    tag => local.message(tag, body, &mut out),
+                }
+                HEADER + body.len()
+            }
+            Scanned::Part { tag, body_len, seen } => {
+                if body_len <= LOCAL_MAX {
+                    return Ok(0);
+                }
+                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
+                local.message(tag, b"", &mut out);
+                self.scanner.stream(body_len, seen.len());
+                HEADER + seen.len()
+            }
+        };
+        if local.is_over() {
+            active.local = None;
+        }
+        self.write_client(cx, &out, &[])?;
+        Ok(used)
+    }
+
+    /// A wait ended in vain: the statement that waited gets the error.
+    fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
+        self.note(Activity::Idle);
+        if matches!(refusal, Refusal::Hopeless { .. }) {
+            return Err(End::Hopeless(refusal));
+        }
+        let failure = refused(&refusal);
+        let blame = if matches!(refusal, Refusal::Cancelled) { Blame::Client } else { Blame::Pooler };
+        self.pool.stats.borrow_mut().errors.add(blame, failure.code.as_bytes());
+        if self.context.config.log.log_pooler_errors && blame == Blame::Pooler {
+            tracing::warn!(client = self.entry.pid, code = failure.code, detail = %failure.detail, "{}", failure.message);
+        }
+        let active = self.active();
+        active.local = Some(Local::new(failure, false));
+        active.resume = true;
+        Ok(())
+    }
+
+    /// The server connection is lost.
+    fn lose(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(mut conn), Some(active)) = (std::mem::replace(&mut self.lease, Lease::None), &mut self.active)
+        else {
+            return Err(End::Broken("a loss without a lease"));
+        };
+        let lost = match lost {
+            // What it said before it went may not have been read yet.
+            Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
+            lost => lost,
+        };
+        self.statements.undo_all();
+        let marks = std::mem::take(&mut active.marks);
+        active.aside = Aside::default();
+        active.hold = false;
+        active.resume = true;
+        let pipeline = &mut conn.pipeline;
+        let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
+        let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
+        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
+        let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
+        let kept = self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
+        let mid_message = conn.scanner.is_inside();
+        self.pool.discard_lent(conn, DiscardReason::Lost);
+        self.unpin();
+        self.note(Activity::Idle);
+        match lost {
+            _ if mid_message => return Err(End::MidMessage),
+            Lost::Fatal(body) if concerned || kept => return Err(End::Fatal(body)),
+            Lost::Io(_) | Lost::Protocol if kept => return Err(End::ServerLost),
+            _ if !concerned => return Ok(()),
+            Lost::Fatal(_) | Lost::Io(_) | Lost::Protocol => {}
+        }
+        let failure = lost_failure(in_transaction);
+        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
+        let mut local = Local::new(failure, in_transaction);
+        let mut out = Vec::new();
+        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
+        if !local.is_over() {
+            self.active().local = Some(local);
+        }
+        self.write_client(cx, &out, &[])
+    }
+
+    /// The client's settings could not be applied: its statement was not run, and its error is this one.
+    fn replay_failed(&mut self, body: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
+        let held = self.active.as_ref().is_some_and(|active| active.hold);
+        if !held {
+            // Something of the client's followed already, and ran under settings that are not its own.
+            return self.lose(Lost::Protocol, cx);
+        }
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            self.pool.discard_lent(conn, DiscardReason::Dirty);
+        }
+        Err(End::Fatal(body.into()))
+    }
+
+    // ---- cancel ----
+
+    fn cancel(&mut self, _cx: &mut Task<'_>) -> Result<(), End> {
+        let waiting_for_it = self.entry.take_cancels();
+        match &self.lease {
+            Lease::None => Ok(()),
+            Lease::Waiting(_) => {
+                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
+                self.lease = Lease::None;
+                self.refuse(Refusal::Cancelled)
+            }
+            Lease::Held(_) => {
+                self.cancel_server(waiting_for_it);
+                Ok(())
+            }
+        }
+    }
+
+    /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
+    fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
+        let Lease::Held(conn) = &self.lease else { return };
+        if conn.pipeline.is_settled() {
+            return;
+        }
+        self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
+        let order = conn.cancel_order();
+        let pool = self.pool.clone();
+        tokio::task::spawn_local(async move {
+            let parked = order.send(pool.limits.cancel_wait_timeout).await;
+            drop(waiting);
+            if let Some(conn) = parked {
+                pool.unpark(conn);
+            }
+        });
+    }
+
+    // ---- writing to the client ----
+
+    fn write_client(&mut self, cx: &mut Task<'_>, first: &[u8], second: &[u8]) -> Result<(), End> {
+        let len = first.len() + second.len();
+        if len == 0 {
+            return Ok(());
+        }
+        self.pool.stats.borrow_mut().bytes_to_clients += len as u64;
+        let behind = self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty());
+        let taken = if behind {
+            0
+        } else {
+            match self.link.poll_write(cx, first, second) {
+                Poll::Ready(Ok(taken)) => taken,
+                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
+                Poll::Pending => 0,
+            }
+        };
+        if taken < len {
+            let output = &mut self.active().backlog.output;
+            output.extend_from_slice(first.get(taken..).unwrap_or_default());
+            output.extend_from_slice(second.get(taken.saturating_sub(first.len())..).unwrap_or_default());
+            // Registers for the moment when there is room again.
+            self.flush_client(cx)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept for the client. False if some is left.
+    fn flush_client(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+        let Some(active) = &mut self.active else { return Ok(true) };
+        let output = &mut active.backlog.output;
+        if output.is_empty() {
+            return Ok(true);
+        }
+        let mut done = 0;
+        while let Some(rest) = output.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.link.poll_write(cx, rest, &[]) {
+                Poll::Ready(Ok(0)) => return Err(End::Gone(Some(io::ErrorKind::WriteZero))),
+                Poll::Ready(Ok(taken)) => done += taken,
+                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
+                Poll::Pending => break,
+            }
+        }
+        output.drain(..done);
+        if !output.is_empty() {
+            return Ok(false);
+        }
+        active.resume = true;
+        if matches!(self.lease, Lease::None) && active.is_blank() {
+            if let Some(active) = self.active.take() {
+                self.context.actives.put_back(active);
+            }
+        }
+        Ok(true)
+    }
+
+    fn note(&self, activity: Activity) {
+        self.entry.activity.set(activity);
+        self.entry.since.set(self.context.clock.now());
+    }
+
+    // ---- the end ----
+
+    /// Says goodbye on both sides.
+    fn finish(&mut self, end: &End) {
+        self.ended = true;
+        self.leave();
+        self.log_end(end);
+        let cut_client = self.scanner.is_inside();
+        let reset = self.context.config.pool.server_reset_query.clone();
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            let marks = self.active.as_ref().map(|active| &active.marks);
+            let commit = marks.is_some_and(|marks| marks.commit_sent);
+            let dirty = self.pool.limits.mode == PoolMode::Session
+                || self.pinned
+                || marks.is_some_and(|marks| marks.tainted || !marks.pins.is_empty())
+                || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
+            if cut_client || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty() {
+                // The server waits for the rest of a message that will never come.
+                self.unpin();
+                self.pool.discard_lent(conn, DiscardReason::Protocol);
+            } else {
+                let cancel = match self.context.config.client.cancel_on_disconnect {
+                    CancelOnDisconnect::Lost => end.is_loss(),
+                    CancelOnDisconnect::Always => true,
+                    CancelOnDisconnect::Never => false,
+                };
+                let pinned = std::mem::take(&mut self.pinned);
+                let pool = self.pool.clone();
+                let orphan = Orphan { conn, pool, cancel: cancel && !commit, dirty, pinned, reset };
+                tokio::task::spawn_local(orphan.settle());
+            }
+        }
+        self.lease = Lease::None;
+        self.last_words(end);
+    }
+
+    fn last_words(&mut self, end: &End) {
+        let mut words = self.active.take().map_or_else(Vec::new, |active| active.backlog.output);
+        if matches!(end, End::Gone(_)) {
+            return;
+        }
+        if !matches!(end, End::MidMessage) {
+            end.write(&mut words);
+        }
+        if !words.is_empty() {
+            let stream = std::mem::replace(&mut self.link, Stream::Closed);
+            tokio::task::spawn_local(say_goodbye(self.context.clock.clone(), stream, words));
+        }
+    }
+
+    fn log_end(&self, end: &End) {
+        let code = end.code();
+        if !code.is_empty() {
+            self.pool.stats.borrow_mut().errors.add(end.blame(), code.as_bytes());
+        }
+        if let End::Told(_) = end {
+            if !matches!(self.lease, Lease::None) {
+                self.context.sessions_cut.set(self.context.sessions_cut.get() + 1);
+            }
+        }
+        let log = &self.context.config.log;
+        if let End::Broken(what) = end {
+            self.context.process.borrow_mut().broken_invariants += 1;
+            tracing::error!(client = self.entry.pid, what, "broken invariant: session ended");
+        } else if !code.is_empty() && log.log_pooler_errors {
+            tracing::warn!(client = self.entry.pid, code, blame = end.blame().as_str(), "{}", end.reason());
+        } else if log.log_disconnections {
+            tracing::info!(client = self.entry.pid, reason = end.reason(), "client disconnected");
+        }
+    }
+
+    fn leave(&self) {
+        self.context.registry.leave(&self.entry);
+        self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
+    }
+}
+
+/// What the first message of a transaction wants.
+enum First {
+    /// More of it has to come.
+    Wait,
+    /// Nothing: it is left out.
+    Drop(usize),
+    /// A server connection.
+    Lease,
+}
+
+fn lost_failure(in_transaction: bool) -> Failure {
+    let (message, hint) = if in_transaction {
+        ("the server connection was lost inside the transaction", "The transaction is lost: roll it back and begin again.")
+    } else {
+        (
+            "the server connection was lost: the outcome of the statement is unknown",
+            "Find out whether it took effect before it is sent again.",
+        )
+    };
+    Failure { code: "08006", message: message.to_owned(), detail: String::new(), hint: hint.to_owned() }
+}
+
+impl Drop for Relay {
+    /// A session that did not get to its goodbye: it panicked, or the worker is going down.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if std::thread::panicking() {
+            self.context.process.borrow_mut().sessions_panicked += 1;
+        }
+        self.leave();
+        self.unpin();
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            self.pool.discard_lent(conn, DiscardReason::Protocol);
+        }
+    }
+}

@@ -1,0 +1,581 @@
+//! From client to server: what becomes of each message. Pure: bytes in, decisions out.
+
+use std::rc::Rc;
+
+use pgweir_proto::backend::TxStatus;
+use pgweir_proto::frontend::{self, Bind, Parse, Tag, Target};
+use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
+use pgweir_proto::{Malformed, encode};
+
+use super::plan::Plan;
+use super::statements::{Named, Statements, Unnamed};
+use crate::backend::{ServerConn, Unnamed as Held};
+use crate::prepared::{self, Interner, NAMED, Statement, UNNAMED};
+use crate::sql::{self, EffectSet, Effects};
+use crate::state::{self, Pins};
+use crate::stats::{PinReason, PoolStats};
+
+/// Replies that may be owed before reading from the client stops.
+pub const PIPELINE_MAX: usize = 16 * 1024;
+
+/// The longest name of a statement or portal; bytes.
+const NAME_MAX: usize = 16 * 1024;
+
+/// What of a session the messages of its client change.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// The lease has to be audited before it is released.
+    pub tainted: bool,
+    /// Settings may differ from the profile: texts parsed now are private.
+    pub unsettled: bool,
+    /// The client may have listened: notifications are its own.
+    pub listening: bool,
+    /// A COMMIT is on its way.
+    pub commit_sent: bool,
+    /// A BEGIN is on its way.
+    pub begin_sent: bool,
+    /// Why the server connection is kept.
+    pub pins: Pins,
+    /// Custom settings that the client may have set.
+    pub custom: Vec<Box<str>>,
+}
+
+/// Custom settings remembered of one client, at most.
+const CUSTOM_MAX: usize = 100;
+
+impl Marks {
+    /// Whether nothing is marked.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        let Self { tainted, unsettled, listening, commit_sent, begin_sent, pins, custom } = self;
+        let any = *tainted || *unsettled || *listening || *commit_sent || *begin_sent;
+        !any && pins.is_empty() && custom.is_empty()
+    }
+
+    /// A text with these effects is about to run.
+    #[inline]
+    pub fn runs(&mut self, effects: Effects, text: &[u8]) {
+        if effects.set.is_empty() {
+            return;
+        }
+        self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
+        self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
+        if state::taints(effects) {
+            self.taints(effects, text);
+        }
+    }
+
+    #[cold]
+    fn taints(&mut self, effects: Effects, text: &[u8]) {
+        self.tainted = true;
+        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::OPAQUE));
+        self.listening |= effects.set.intersects(EffectSet::LISTEN.union(EffectSet::OPAQUE));
+        if effects.set.intersects(EffectSet::LOAD) {
+            self.pins.add(PinReason::Load);
+        }
+        if effects.set.intersects(EffectSet::CUSTOM) {
+            for name in sql::custom_names(text) {
+                if self.custom.iter().any(|known| **known == *name) {
+                    continue;
+                }
+                if self.custom.len() >= CUSTOM_MAX {
+                    // Too many to ask for: the server connection stays with its client instead.
+                    self.pins.add(PinReason::Settings);
+                    break;
+                }
+                self.custom.push(name.into());
+            }
+        }
+    }
+
+    /// A text that cannot be read runs.
+    pub fn runs_unknown(&mut self) {
+        self.tainted = true;
+        self.unsettled = true;
+    }
+}
+
+/// Why reading the client's messages stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// At the end of the input, or in front of an incomplete message.
+    Short,
+    /// Too much is owed: go on when some of it has come.
+    Full,
+    /// The client said goodbye.
+    Quit,
+    /// The client broke the protocol.
+    Malformed(Malformed),
+    /// A tag that no client may send here.
+    Tag(u8),
+    /// The client has as many statements as it may.
+    TooManyStatements,
+}
+
+/// Everything that a client's message is judged by.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Frames the client's messages.
+    pub scanner: &'a mut Scanner,
+    /// The server connection lent to it.
+    pub conn: &'a mut ServerConn,
+    /// Its statements.
+    pub statements: &'a mut Statements,
+    /// What its messages change.
+    pub marks: &'a mut Marks,
+    /// All statements.
+    pub interner: &'a Interner,
+    /// What the pool counts.
+    pub stats: &'a mut PoolStats,
+    /// The pool's number.
+    pub pool: u32,
+    /// The client's parse-time settings.
+    pub parse_key: u32,
+    /// A key that no one shares, for when they are not known.
+    pub private_key: u32,
+    /// The longest text that is read; bytes.
+    pub inspect_max: usize,
+    /// Statements that a client may name.
+    pub statements_max: usize,
+}
+
+impl Request<'_> {
+    /// Goes through the input and plans what the server gets.
+    pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Stop {
+        loop {
+            if self.conn.pipeline.depth() >= PIPELINE_MAX {
+                return Stop::Full;
+            }
+            match self.scanner.next(plan.rest()) {
+                Ok(Scanned::Short) => return Stop::Short,
+                Ok(Scanned::Inside { len }) => plan.forward(len),
+                Ok(Scanned::Whole { tag, body }) => match self.whole(tag, body, plan) {
+                    Ok(()) => {}
+                    Err(stop) => return stop,
+                },
+                Ok(Scanned::Part { tag, body_len, seen }) => match self.part(tag, body_len, seen, plan) {
+                    Ok(true) => {}
+                    Ok(false) => return Stop::Short,
+                    Err(stop) => return stop,
+                },
+                Err(malformed) => return Stop::Malformed(malformed),
+            }
+        }
+    }
+
+    /// A whole message.
+    #[inline]
+    fn whole(&mut self, tag: u8, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
+        let len = HEADER + body.len();
+        match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
+            Tag::Query => {
+                let text = frontend::query_text(body).map_err(Stop::Malformed)?;
+                self.query(sql::scan(text), text);
+                plan.forward(len);
+            }
+            Tag::Parse => self.parse(body, plan)?,
+            Tag::Bind => {
+                let bind = Bind::parse(body).map_err(Stop::Malformed)?;
+                self.bind(bind, body.len(), plan);
+            }
+            Tag::Describe => self.describe(body, plan)?,
+            Tag::Close => self.close(body, plan)?,
+            tag => {
+                self.note_plain(tag)?;
+                plan.forward(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Messages that pass as they are.
+    fn note_plain(&mut self, tag: Tag) -> Result<(), Stop> {
+        let pipeline = &mut self.conn.pipeline;
+        match tag {
+            Tag::Execute => drop(pipeline.sent(Expect::Execute, Origin::Client, 0)),
+            Tag::Sync => drop(pipeline.sent(Expect::Sync, Origin::Client, 0)),
+            Tag::Flush => pipeline.flushed(),
+            Tag::CopyDone | Tag::CopyFail => drop(pipeline.sent(Expect::CopyEnd, Origin::Client, 0)),
+            Tag::FunctionCall => {
+                pipeline.sent(Expect::FunctionCall, Origin::Client, 0);
+                self.marks.runs_unknown();
+            }
+            Tag::CopyData => {}
+            Tag::Terminate => return Err(Stop::Quit),
+            tag => return Err(Stop::Tag(tag as u8)),
+        }
+        Ok(())
+    }
+
+    /// The front of a message whose end has not arrived. False: wait for more of it.
+    fn part(&mut self, tag: u8, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
+        let tag = Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))?;
+        match tag {
+            Tag::CopyData | Tag::FunctionCall => self.note_plain(tag)?,
+            Tag::Query if body_len as usize > self.inspect_max => {
+                self.query(Effects::default(), b"");
+                self.marks.runs_unknown();
+            }
+            Tag::Parse if body_len as usize > self.inspect_max => return self.long_parse(body_len, seen, plan),
+            Tag::Query | Tag::Parse => return Ok(false),
+            Tag::Bind => {
+                let Ok(bind) = Bind::parse(seen) else {
+                    return if seen.len() > 2 * NAME_MAX { Err(too_long(tag, body_len)) } else { Ok(false) };
+                };
+                let seen = seen.len();
+                self.bind(bind, body_len as usize, plan);
+                self.scanner.stream(body_len, seen);
+                return Ok(true);
+            }
+            tag if body_len as usize > NAME_MAX => return Err(too_long(tag, body_len)),
+            _ => return Ok(false),
+        }
+        self.scanner.stream(body_len, seen.len());
+        plan.forward(HEADER + seen.len());
+        Ok(true)
+    }
+
+    #[inline]
+    fn query(&mut self, effects: Effects, text: &[u8]) {
+        if !self.conn.pipeline.sent(Expect::Query, Origin::Client, 0) {
+            return;
+        }
+        // A simple query destroys the unnamed statement.
+        self.statements.unnamed = Unnamed::Empty;
+        self.conn.unnamed = Held::Empty;
+        self.runs(effects, text);
+    }
+
+    #[inline]
+    fn runs(&mut self, effects: Effects, text: &[u8]) {
+        self.marks.runs(effects, text);
+        if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
+            self.statements.clear();
+            self.doubt_all();
+        }
+    }
+
+    /// The server may be about to drop every statement, or may refuse to.
+    fn doubt_all(&mut self) {
+        let all = std::mem::take(&mut self.conn.statements);
+        self.conn.doubtful.extend(all);
+        self.conn.unnamed = Held::Unknown;
+    }
+
+    fn parse(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
+        let len = HEADER + body.len();
+        if self.conn.pipeline.is_skipping() {
+            plan.forward(len);
+            return Ok(());
+        }
+        let parse = Parse::parse(body).map_err(Stop::Malformed)?;
+        let key = if self.marks.unsettled { self.private_key } else { self.parse_key };
+        if parse.statement.is_empty() {
+            let statement = self.interner.intern(self.pool, key, parse.query, parse.types);
+            self.conn.pipeline.sent(Expect::Parse, Origin::Client, UNNAMED);
+            self.conn.unnamed = Held::Holds(statement.clone());
+            self.statements.unnamed = Unnamed::Holds(statement);
+            self.stats.server_parses += 1;
+            plan.forward(len);
+            return Ok(());
+        }
+        if let Some(existing) = self.statements.get(parse.statement).cloned() {
+            self.parse_again(&existing, parse, plan, len);
+            return Ok(());
+        }
+        if self.statements.len() >= self.statements_max || parse.statement.len() > NAME_MAX {
+            return Err(Stop::TooManyStatements);
+        }
+        if !self.interner.has_room() {
+            // Kept by no one but the server: the client keeps this server connection.
+            self.marks.pins.add(PinReason::Statements);
+            self.marks.tainted = true;
+            self.statements.parsed(parse.statement, Named::Raw);
+            self.conn.pipeline.sent(Expect::Parse, Origin::Client, NAMED);
+            plan.forward(len);
+            return Ok(());
+        }
+        let statement = self.interner.intern(self.pool, key, parse.query, parse.types);
+        self.statements.parsed(parse.statement, Named::Shared(statement.clone()));
+        self.parse_shared(&statement, plan);
+        plan.skip(len);
+        Ok(())
+    }
+
+    /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
+    fn parse_shared(&mut self, statement: &Statement, plan: &mut Plan<'_>) {
+        let present = self.conn.statements.contains(&statement.id);
+        let status = self.conn.pipeline.certain_status();
+        if present && status.is_some_and(|status| status != TxStatus::Failed) {
+            self.conn.pipeline.sent(Expect::Parse, Origin::Local, NAMED | statement.id);
+            self.stats.local_parses += 1;
+            return;
+        }
+        if present || self.conn.doubtful.contains(&statement.id) {
+            self.send_close(statement.id, plan);
+        }
+        self.send_parse(statement, Origin::Client, NAMED, plan);
+    }
+
+    /// A `Parse` for a name in use: the server itself is to refuse it, or whatever else is wrong with it first.
+    fn parse_again(&mut self, existing: &Named, parse: Parse<'_>, plan: &mut Plan<'_>, len: usize) {
+        match existing {
+            Named::Shared(statement) => {
+                self.ensure(statement, plan);
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
+                plan.insert(|out| {
+                    let mut name = Vec::new();
+                    statement.write_name(&mut name);
+                    encode::parse(out, &name, parse.query, parse.types);
+                });
+                plan.skip(len);
+            }
+            Named::Raw => {
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
+                plan.forward(len);
+            }
+        }
+    }
+
+    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u32, plan: &mut Plan<'_>) {
+        if self.conn.pipeline.sent(Expect::Parse, origin, note | statement.id) {
+            self.conn.statements.insert(statement.id);
+            self.stats.server_parses += 1;
+        }
+        plan.insert(|out| {
+            encode::header(out, b'P', name_len(statement.id) + 1 + statement.text.len() + 1 + statement.types.len());
+            statement.write_name(out);
+            out.push(0);
+            out.extend_from_slice(&statement.text);
+            out.push(0);
+            out.extend_from_slice(&statement.types);
+        });
+    }
+
+    fn send_close(&mut self, id: u32, plan: &mut Plan<'_>) {
+        self.conn.doubtful.remove(&id);
+        self.conn.statements.remove(&id);
+        self.conn.pipeline.sent(Expect::Close, Origin::Pooler, id);
+        plan.insert(|out| {
+            encode::header(out, b'C', 1 + name_len(id) + 1);
+            out.push(b'S');
+            prepared::write_name(id, out);
+            out.push(0);
+        });
+    }
+
+    /// Makes sure that the server has the statement when the next message arrives.
+    #[inline]
+    fn ensure(&mut self, statement: &Statement, plan: &mut Plan<'_>) {
+        if !self.conn.statements.contains(&statement.id) {
+            if self.conn.doubtful.contains(&statement.id) {
+                self.send_close(statement.id, plan);
+            }
+            self.send_parse(statement, Origin::Pooler, 0, plan);
+        }
+    }
+
+    /// Makes the server's unnamed statement the client's.
+    #[inline]
+    fn ensure_unnamed(&mut self, plan: &mut Plan<'_>) {
+        match (&self.statements.unnamed, &self.conn.unnamed) {
+            (Unnamed::Holds(mine), Held::Holds(theirs)) if Rc::ptr_eq(mine, theirs) => {}
+            (Unnamed::Empty, Held::Empty) | (Unnamed::Raw, _) => {}
+            (Unnamed::Holds(mine), _) => {
+                let statement = mine.clone();
+                self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
+                plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
+                self.stats.server_parses += 1;
+                self.conn.unnamed = Held::Holds(statement);
+            }
+            (Unnamed::Empty, _) => {
+                self.conn.pipeline.sent(Expect::Close, Origin::Pooler, 0);
+                plan.insert(|out| encode::close_statement(out, b""));
+                self.conn.unnamed = Held::Empty;
+            }
+        }
+    }
+
+    /// What the server calls a statement that the client names: none if it is the same name.
+    #[inline]
+    fn resolve(&mut self, name: &[u8], runs: bool, plan: &mut Plan<'_>) -> Renamed {
+        if self.conn.pipeline.is_skipping() {
+            return Renamed::Same;
+        }
+        if name.is_empty() {
+            self.ensure_unnamed(plan);
+            if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
+                let statement = statement.clone();
+                self.runs(statement.effects, &statement.text);
+            } else if runs {
+                self.marks.runs_unknown();
+            }
+            return Renamed::Same;
+        }
+        match self.statements.get(name) {
+            Some(Named::Shared(statement)) => {
+                let statement = statement.clone();
+                self.ensure(&statement, plan);
+                if runs {
+                    self.runs(statement.effects, &statement.text);
+                }
+                Renamed::To(statement.id)
+            }
+            Some(Named::Raw) => {
+                self.marks.runs_unknown();
+                Renamed::Same
+            }
+            // Unknown names go to the server for its own error; but none of ours by accident.
+            None if name.starts_with(prepared::PREFIX) => Renamed::Unknown,
+            None => Renamed::Same,
+        }
+    }
+
+    /// `bind` may lack the end of the message; `body_len` is its whole length.
+    #[inline]
+    fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) {
+        let renamed = self.resolve(bind.statement, true, plan);
+        self.conn.pipeline.sent(Expect::Bind, Origin::Client, 0);
+        self.stats.binds += 1;
+        let names = bind.portal.len() + 1 + bind.statement.len() + 1;
+        match renamed {
+            Renamed::Same => plan.forward(HEADER + names + bind.rest.len()),
+            renamed => {
+                plan.insert(|out| {
+                    encode::header(out, b'B', body_len - bind.statement.len() + renamed.len());
+                    out.extend_from_slice(bind.portal);
+                    out.push(0);
+                    renamed.write(out);
+                    out.push(0);
+                });
+                plan.skip(HEADER + names);
+                plan.forward(bind.rest.len());
+            }
+        }
+    }
+
+    fn describe(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
+        let renamed = match Target::parse(body).map_err(Stop::Malformed)? {
+            Target::Statement(name) => self.resolve(name, false, plan),
+            Target::Portal(_) => Renamed::Same,
+        };
+        self.conn.pipeline.sent(Expect::Describe, Origin::Client, 0);
+        self.renamed(b'D', &renamed, HEADER + body.len(), plan);
+        Ok(())
+    }
+
+    fn close(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
+        let len = HEADER + body.len();
+        match Target::parse(body).map_err(Stop::Malformed)? {
+            _ if self.conn.pipeline.is_skipping() => plan.forward(len),
+            Target::Statement(name) if !name.is_empty() => match self.statements.get(name) {
+                Some(Named::Shared(_)) => {
+                    // The server keeps it, for the others.
+                    self.statements.closed(name);
+                    self.conn.pipeline.sent(Expect::Close, Origin::Local, NAMED);
+                    plan.skip(len);
+                }
+                Some(Named::Raw) => {
+                    self.statements.closed(name);
+                    self.conn.pipeline.sent(Expect::Close, Origin::Client, NAMED);
+                    plan.forward(len);
+                }
+                None => {
+                    // To the server, for names that SQL gave; but not for one of ours.
+                    let renamed = if name.starts_with(prepared::PREFIX) { Renamed::Unknown } else { Renamed::Same };
+                    self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
+                    self.renamed(b'C', &renamed, len, plan);
+                }
+            },
+            Target::Statement(_) => {
+                self.statements.unnamed = Unnamed::Empty;
+                self.conn.unnamed = Held::Empty;
+                self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
+                plan.forward(len);
+            }
+            Target::Portal(_) => {
+                self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
+                plan.forward(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// A `Describe` or `Close` of a statement, under the server's name for it.
+    fn renamed(&mut self, tag: u8, renamed: &Renamed, len: usize, plan: &mut Plan<'_>) {
+        if matches!(renamed, Renamed::Same) {
+            plan.forward(len);
+            return;
+        }
+        plan.insert(|out| {
+            encode::header(out, tag, 1 + renamed.len() + 1);
+            out.push(b'S');
+            renamed.write(out);
+            out.push(0);
+        });
+        plan.skip(len);
+    }
+
+    /// A `Parse` too long to be kept. It passes under the client's name, and the client keeps the connection.
+    fn long_parse(&mut self, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
+        let Some(end) = memchr::memchr(0, seen) else {
+            return if seen.len() > NAME_MAX { Err(too_long(Tag::Parse, body_len)) } else { Ok(false) };
+        };
+        let name = seen.get(..end).unwrap_or_default();
+        if !self.conn.pipeline.is_skipping() {
+            self.marks.pins.add(PinReason::Statements);
+            self.marks.tainted = true;
+            if name.is_empty() {
+                self.conn.unnamed = Held::Unknown;
+                self.statements.unnamed = Unnamed::Raw;
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, UNNAMED);
+            } else if name.starts_with(prepared::PREFIX) || self.statements.get(name).is_some() {
+                return Err(too_long(Tag::Parse, body_len));
+            } else {
+                self.statements.parsed(name, Named::Raw);
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, NAMED);
+            }
+        }
+        self.scanner.stream(body_len, seen.len());
+        plan.forward(HEADER + seen.len());
+        Ok(true)
+    }
+}
+
+/// The server's name for a statement.
+enum Renamed {
+    /// The client's own.
+    Same,
+    /// That of one of ours.
+    To(u32),
+    /// One that no statement has.
+    Unknown,
+}
+
+impl Renamed {
+    fn len(&self) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::To(id) => name_len(*id),
+            Self::Unknown => prepared::PREFIX.len(),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Same => {}
+            Self::To(id) => prepared::write_name(*id, out),
+            Self::Unknown => out.extend_from_slice(prepared::PREFIX),
+        }
+    }
+}
+
+fn name_len(id: u32) -> usize {
+    prepared::PREFIX.len() + id.checked_ilog10().unwrap_or(0) as usize + 1
+}
+
+fn too_long(tag: Tag, body_len: u32) -> Stop {
+    let limit = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
+    Stop::Malformed(Malformed::Length { tag: tag as u8, length: body_len.saturating_add(4), limit })
+}

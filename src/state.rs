@@ -1,0 +1,156 @@
+//! Virtual session state: what a client left on a server connection, found out by asking.
+//!
+//! A statement that may have changed session state *taints* its lease. Before a tainted connection is
+//! released, one query of ours (the audit) reads what is really there: settings become the client's
+//! profile, everything that cannot be carried over pins the connection to its client.
+
+use crate::backend::row_columns;
+use crate::settings::Entry;
+use crate::sql::{EffectSet, Effects};
+use crate::stats::{PinReason, Reason as _};
+
+/// Effects after which the connection has to be audited before another client gets it.
+const TAINTS: EffectSet = EffectSet::SETTINGS
+    .union(EffectSet::ROLE)
+    .union(EffectSet::LISTEN)
+    .union(EffectSet::PREPARE)
+    .union(EffectSet::HOLD_CURSOR)
+    .union(EffectSet::TEMP)
+    .union(EffectSet::ADVISORY_LOCK)
+    .union(EffectSet::DISCARD)
+    .union(EffectSet::OPAQUE);
+
+/// Whether running a text with these effects taints the lease.
+#[must_use]
+#[inline]
+pub fn taints(effects: Effects) -> bool {
+    effects.set.intersects(TAINTS)
+}
+
+/// Why a session keeps its server connection: a set of reasons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pins(u16);
+
+impl Pins {
+    /// Whether there is none.
+    #[must_use]
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Adds a reason.
+    pub fn add(&mut self, reason: PinReason) {
+        self.0 |= Self::bit(reason);
+    }
+
+    /// Whether the reason is among them.
+    #[must_use]
+    pub fn has(self, reason: PinReason) -> bool {
+        self.0 & Self::bit(reason) != 0
+    }
+
+    /// The reasons.
+    pub fn iter(self) -> impl Iterator<Item = PinReason> {
+        PinReason::ALL.iter().copied().filter(move |reason| self.has(*reason))
+    }
+
+    /// Those that an audit cannot see, and so cannot find gone: they last as long as the session.
+    #[must_use]
+    pub fn lasting(self) -> Self {
+        let mut lasting = Self::default();
+        for reason in [PinReason::Load, PinReason::Statements, PinReason::Startup, PinReason::Unknown] {
+            if self.has(reason) {
+                lasting.add(reason);
+            }
+        }
+        lasting
+    }
+
+    fn bit(reason: PinReason) -> u16 {
+        1 << (reason as u16)
+    }
+}
+
+/// Appends the audit: one query, one row per finding: kind, name, value. `custom` names the custom settings
+/// that the client may have set: the catalog does not list them. `login` is the role that logged in.
+///
+/// Everything is schema-qualified: the client's own `search_path` is in force.
+pub fn audit(login: &str, custom: &[Box<str>], out: &mut Vec<u8>) {
+    let escape = |text: &str| text.replace('\'', "''").replace('\\', "\\\\");
+    let session = format!(
+        " UNION ALL SELECT 's', 'session_authorization', session_user::pg_catalog.text \
+         WHERE session_user OPERATOR(pg_catalog.<>) E'{}'",
+        escape(login)
+    );
+    out.extend_from_slice(AUDIT.as_bytes());
+    out.extend_from_slice(session.as_bytes());
+    for name in custom {
+        let name = escape(name);
+        let value = format!("pg_catalog.current_setting(E'{name}', true)");
+        out.extend_from_slice(
+            format!(" UNION ALL SELECT 's', E'{name}', {value} WHERE {value} OPERATOR(pg_catalog.<>) ''").as_bytes(),
+        );
+    }
+}
+
+const AUDIT: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
+    WHERE source OPERATOR(pg_catalog.=) 'session' AND name OPERATOR(pg_catalog.!~~) 'transaction\\_%' \
+    UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role') \
+    WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
+    UNION ALL SELECT 'l', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
+    WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
+    UNION ALL SELECT 't', '', '' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 AND EXISTS \
+    (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
+    UNION ALL SELECT 'n', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+    UNION ALL SELECT 'c', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
+    UNION ALL SELECT 'p', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
+
+/// What an audit found so far.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Settings of the session.
+    pub settings: Vec<Entry>,
+    /// Why the connection must stay with its client.
+    pub pins: Pins,
+}
+
+impl Findings {
+    /// Takes in one `DataRow` of the audit.
+    pub fn row(&mut self, body: &[u8]) {
+        let mut columns = row_columns(body).map(Option::unwrap_or_default);
+        let mut next = || columns.next().unwrap_or_default();
+        let (kind, name, value) = (next(), next(), next());
+        match kind {
+            b"s" => self.settings.push((crate::settings::setting_name(name).into(), value.into())),
+            b"l" => self.pins.add(PinReason::AdvisoryLock),
+            b"t" => self.pins.add(PinReason::Temp),
+            b"n" => self.pins.add(PinReason::Listen),
+            b"c" => self.pins.add(PinReason::HoldCursor),
+            b"p" => self.pins.add(PinReason::Prepare),
+            _ => self.pins.add(PinReason::Unknown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_a_set_and_some_outlast_an_audit() {
+        let mut pins = Pins::default();
+        assert!(pins.is_empty());
+        pins.add(PinReason::Temp);
+        pins.add(PinReason::Load);
+        assert_eq!(pins.iter().collect::<Vec<_>>(), [PinReason::Temp, PinReason::Load]);
+        assert_eq!(pins.lasting().iter().collect::<Vec<_>>(), [PinReason::Load]);
+    }
+
+    #[test]
+    fn custom_names_are_asked_for_as_literals() {
+        let mut out = Vec::new();
+        audit("app", &["app.it's".into()], &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("current_setting(E'app.it''s', true)"));
+    }
+}

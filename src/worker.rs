@@ -1,0 +1,269 @@
+//! One thread and its event loop: owns pools and sessions.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgweir_config::Config;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cancel::{Activity, Entry, Order};
+use crate::client::{Context, Secrets, Session};
+use crate::net::{Stream, TcpOptions};
+use crate::observe::Shared;
+use crate::stats::{PoolSnapshot, ProcessGauges, RefusalReason, Snapshot};
+
+/// Ticks between two publications of the statistics.
+const TICKS_PER_PUBLICATION: u32 = 10;
+
+/// How long server connections may take to close at the very end.
+const CLOSING_LIMIT: Duration = Duration::from_secs(3);
+
+/// What a worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A tenth of a second has passed.
+    Tick,
+    /// No new clients; end each session when its transaction is over; then end.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Sessions that were ended in a transaction or with an answer owed.
+    pub sessions_cut: u32,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// Where to send commands.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// Resolves when the worker has ended.
+    pub finished: oneshot::Receiver<Summary>,
+    /// Its thread.
+    pub thread: std::thread::JoinHandle<()>,
+}
+
+/// Starts a worker that serves `listeners`.
+///
+/// # Errors
+///
+/// The thread or its event loop cannot be made, or there are no random bytes.
+pub fn start(
+    config: Arc<Config>,
+    listeners: Vec<std::net::TcpListener>,
+    shared: Arc<Shared>,
+) -> io::Result<WorkerHandle> {
+    let secrets = Secrets::derive(&config)?;
+    let (commands, orders) = mpsc::unbounded_channel();
+    let (done, finished) = oneshot::channel();
+    let runtime_check = Builder::new_current_thread().enable_io().build_local(LocalOptions::default());
+    drop(runtime_check?);
+    let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
+        let summary = run(config, listeners, shared, secrets, orders);
+        let _ = done.send(summary.unwrap_or_default());
+    })?;
+    Ok(WorkerHandle { commands, finished, thread })
+}
+
+fn run(
+    config: Arc<Config>,
+    listeners: Vec<std::net::TcpListener>,
+    shared: Arc<Shared>,
+    secrets: Secrets,
+    orders: mpsc::UnboundedReceiver<Command>,
+) -> io::Result<Summary> {
+    let runtime = Builder::new_current_thread().enable_io().build_local(LocalOptions::default())?;
+    let context = Context::new(config, secrets);
+    let worker = Worker { context, shared, ticks: 0, stage: Stage::Serving };
+    runtime.block_on(worker.run(listeners, orders))
+}
+
+/// ```text
+/// Serving ──Drain──▶ Draining ──no client, no server left──▶ (ends)
+///    └────Stop──────────┴──▶ Closing{until} ──none left, or the time is up──▶ (ends)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Draining,
+    Closing { until: Instant },
+}
+
+struct Worker {
+    context: Rc<Context>,
+    shared: Arc<Shared>,
+    ticks: u32,
+    stage: Stage,
+}
+
+impl Worker {
+    async fn run(
+        mut self,
+        listeners: Vec<std::net::TcpListener>,
+        mut orders: mpsc::UnboundedReceiver<Command>,
+    ) -> io::Result<Summary> {
+        let options = TcpOptions::new(&self.context.config.listen);
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            let accept = accept(self.context.clone(), listener, options.clone());
+            accepting.push(tokio::task::spawn_local(accept).abort_handle());
+        }
+        // The publication of nothing says that the worker lives.
+        self.publish();
+        while let Some(command) = orders.recv().await {
+            match command {
+                Command::Tick => self.tick(),
+                Command::Drain => {
+                    accepting.drain(..).for_each(|task| task.abort());
+                    self.drain();
+                }
+                Command::Stop => {
+                    accepting.drain(..).for_each(|task| task.abort());
+                    self.stop();
+                }
+            }
+            if self.is_over() {
+                break;
+            }
+        }
+        self.publish();
+        Ok(Summary { sessions_cut: self.context.sessions_cut.get() })
+    }
+
+    fn tick(&mut self) {
+        self.context.clock.tick();
+        self.watch();
+        for pool in self.context.router.pools() {
+            pool.tick();
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks % TICKS_PER_PUBLICATION == 0 {
+            self.context.router.sweep();
+            self.publish();
+        }
+    }
+
+    /// Sessions that do one thing for too long.
+    fn watch(&self) {
+        let config = &self.context.config;
+        let client = &config.client;
+        let limits = [
+            client.client_idle_timeout,
+            client.idle_transaction_timeout,
+            client.query_timeout,
+            client.transaction_timeout,
+        ];
+        let none = limits.iter().all(Duration::is_zero);
+        if none || self.stage != Stage::Serving {
+            return;
+        }
+        let now = self.context.clock.now();
+        for session in self.context.registry.sessions() {
+            let order = overdue(&session, now, limits);
+            if order != Order::None && session.order.get() == Order::None {
+                session.tell(order);
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        if self.stage != Stage::Serving {
+            return;
+        }
+        self.stage = Stage::Draining;
+        self.context.draining.set(true);
+        self.end_sessions(Order::Drain);
+    }
+
+    fn stop(&mut self) {
+        self.context.draining.set(true);
+        self.stage = Stage::Closing { until: self.context.clock.refresh() + CLOSING_LIMIT };
+        self.end_sessions(Order::Stop);
+    }
+
+    fn end_sessions(&self, order: Order) {
+        for session in self.context.registry.sessions() {
+            session.tell(order);
+        }
+        for pool in self.context.router.pools() {
+            pool.drain();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let open: u32 = self.context.router.pools().iter().map(|pool| pool.open()).sum();
+        let empty = open == 0 && self.context.registry.is_empty();
+        match self.stage {
+            Stage::Serving => false,
+            Stage::Draining => empty && self.context.clients.get() == 0,
+            Stage::Closing { until } => empty || self.context.clock.now() >= until,
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = self.context.clock.refresh();
+        let mut snapshot = Snapshot::empty(now);
+        snapshot.process = self.context.process.borrow().clone();
+        for pool in self.context.router.pools() {
+            snapshot.pools.push(PoolSnapshot {
+                name: pool.name.clone(),
+                health: pool.health(),
+                stats: pool.stats.borrow().clone(),
+                gauges: pool.gauges(),
+            });
+        }
+        let open = |pool: &PoolSnapshot| {
+            let g = &pool.gauges;
+            g.servers_idle + g.servers_active + g.servers_logging_in + g.servers_closing
+        };
+        snapshot.gauges = ProcessGauges {
+            clients: self.context.clients.get(),
+            clients_logging_in: self.context.logging_in.get(),
+            servers: snapshot.pools.iter().map(open).sum(),
+        };
+        self.shared.publish(Arc::new(snapshot), now);
+    }
+}
+
+fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, transaction]: [Duration; 4]) -> Order {
+    let past = |limit: Duration, since: Instant| !limit.is_zero() && now.saturating_duration_since(since) >= limit;
+    let since = session.since.get();
+    let begun = session.begun.get();
+    match session.activity.get() {
+        Activity::Idle if past(idle, since) => Order::ClientIdle,
+        Activity::InTransaction if past(idle_in_transaction, since) => Order::TransactionIdle,
+        Activity::Running if past(query, since) => Order::QueryLong,
+        Activity::InTransaction | Activity::Running if past(transaction, begun) => Order::TransactionLong,
+        _ => Order::None,
+    }
+}
+
+async fn accept(context: Rc<Context>, listener: TcpListener, options: TcpOptions) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if context.logging_in.get() >= context.config.client.max_login_clients {
+                    // Bounded before anything is read: whoever fills this gets no memory of ours.
+                    context.process.borrow_mut().clients_refused.add(RefusalReason::MaxLoginClients);
+                    continue;
+                }
+                options.apply(&stream);
+                tokio::task::spawn_local(Session::new(context.clone(), Stream::Tcp(stream)));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: waiting for some to be closed beats spinning.
+                tracing::warn!(%error, "cannot accept a client connection");
+                context.clock.sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,621 @@
+//! Cancels: a client's own request, and the one that pgweir makes when a client vanishes. Neither ever reaches a
+//! query of somebody else.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use pgweir_harness::wire::{Wire, build, cancel};
+use pgweir_harness::{Direction, wait_until_async};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::sleep;
+
+use crate::stage::{Dice, SOON, Stage, fail, read_to_end, run, succeed, value};
+
+/// In which time pgweir cancels what a vanished client left behind.
+const PROMPT: Duration = Duration::from_secs(1);
+
+const QUERY_CANCELED: &str = "57014";
+
+#[derive(Default)]
+struct Tally {
+    /// Cancels sent to this client's key.
+    sent: Cell<u32>,
+    /// Queries of this client that ended in 57014.
+    hit: Cell<u32>,
+    /// Queries of this client that were answered.
+    answered: Cell<u32>,
+}
+
+fn add_one(count: &Cell<u32>) {
+    count.set(count.get() + 1);
+}
+
+/// One client's queries, each with its own tag, until told to stop.
+async fn query_until(mut wire: Wire, number: usize, mut dice: Dice, tally: Rc<Tally>, stop: Rc<Cell<bool>>) {
+    let mut counter = 0;
+    while !stop.get() {
+        counter += 1;
+        let tag = format!("c{number}-{counter}");
+        let transaction = dice.once_in(3);
+        if transaction {
+            succeed_or_cancelled(&mut wire, "BEGIN", "BEGIN", &tally).await;
+        }
+        let sql = match dice.below(4) {
+            0 => format!("SELECT '{tag}' FROM generate_series(1, {}) n ORDER BY -n LIMIT 1", dice.below(20_000) + 1),
+            1 => format!("SELECT '{tag}'"),
+            _ => format!("SELECT '{tag}' FROM pg_sleep({})", dice.time_below(Duration::from_millis(20)).as_secs_f64()),
+        };
+        let outcome =
+            if dice.once_in(2) { wire.query(&sql).await.unwrap() } else { wire.extended(&sql, &[]).await.unwrap() };
+        match outcome.sqlstate() {
+            "" => {
+                assert_eq!(outcome.value(), Some(tag.as_str()), "client {number}");
+                add_one(&tally.answered);
+            }
+            QUERY_CANCELED => add_one(&tally.hit),
+            // The transaction's BEGIN was what the cancel hit, or it failed earlier.
+            _ => panic!("client {number}: {sql}: {outcome:?}"),
+        }
+        if transaction {
+            let failed = outcome.status == b'E';
+            let end = if dice.once_in(2) { "COMMIT" } else { "ROLLBACK" };
+            let want = if failed { "ROLLBACK" } else { end };
+            succeed_or_cancelled(&mut wire, end, want, &tally).await;
+            if wire.query("ROLLBACK").await.unwrap().status != b'I' {
+                // A cancel that hits even this ROLLBACK leaves the next one to do it.
+                assert_eq!(wire.query("ROLLBACK").await.unwrap().status, b'I', "client {number}");
+            }
+        }
+    }
+}
+
+async fn succeed_or_cancelled(wire: &mut Wire, sql: &str, tag: &str, tally: &Tally) {
+    let outcome = wire.query(sql).await.unwrap();
+    match outcome.sqlstate() {
+        "" if outcome.tags == [tag] => {}
+        // BEGIN was cancelled while it waited for a server connection: COMMIT then has no transaction to end.
+        "" if outcome.tags == [sql] && outcome.status == b'I' => {}
+        QUERY_CANCELED => add_one(&tally.hit),
+        _ => panic!("{sql}: {outcome:?}"),
+    }
+}
+
+#[test]
+fn a_cancel_reaches_only_its_own_server() {
+    const CLIENTS: usize = 36;
+    const CANCELLERS: usize = 6;
+    const CANCELS: u32 = 4000;
+    let seed = Dice::seed("a_cancel_reaches_only_its_own_server");
+    let stage = Stage::new(&[("default_pool_size", "4")]);
+    let watch = stage.place.cap_watch(4);
+    run(Duration::from_mins(3), async {
+        let stop = Rc::new(Cell::new(false));
+        let mut dice = Dice::new(seed);
+        let mut clients: Vec<(Rc<Tally>, JoinHandle<()>)> = Vec::new();
+        let mut keys = Vec::new();
+        for number in 0..CLIENTS {
+            let wire = stage.client().await;
+            let tally = Rc::new(Tally::default());
+            // Every third client's key is never used.
+            if number % 3 != 0 {
+                keys.push((wire.pid, wire.secret.clone(), Rc::clone(&tally)));
+            }
+            let task = query_until(wire, number, Dice::new(dice.next()), Rc::clone(&tally), Rc::clone(&stop));
+            clients.push((tally, spawn_local(task)));
+        }
+        let keys = Rc::new(keys);
+        let left = Rc::new(Cell::new(CANCELS));
+        let cancellers: Vec<JoinHandle<()>> = (0..CANCELLERS)
+            .map(|_| {
+                let (keys, left, addr, mut dice) =
+                    (Rc::clone(&keys), Rc::clone(&left), stage.addr(), Dice::new(dice.next()));
+                spawn_local(async move {
+                    while left.get() > 0 {
+                        left.set(left.get() - 1);
+                        let (pid, secret, tally) = dice.pick(&keys);
+                        add_one(&tally.sent);
+                        cancel(addr, *pid, secret).await.unwrap();
+                        sleep(dice.time_below(Duration::from_millis(3))).await;
+                    }
+                })
+            })
+            .collect();
+        for canceller in cancellers {
+            canceller.await.unwrap();
+        }
+        stop.set(true);
+        let (mut hits, mut answers) = (0, 0);
+        for (number, (tally, task)) in clients.into_iter().enumerate() {
+            task.await.unwrap();
+            let (sent, hit) = (tally.sent.get(), tally.hit.get());
+            assert!(hit <= sent, "client {number} had {hit} queries cancelled by {sent} cancels");
+            assert!(tally.answered.get() > 0, "client {number} had answers");
+            hits += hit;
+            answers += tally.answered.get();
+        }
+        println!("{CANCELS} cancels: {hits} hit, {answers} queries were answered");
+        assert!(hits > CANCELS / 20, "only {hits} of {CANCELS} cancels hit: the test shows nothing");
+    });
+    assert!(watch.finish() > 0);
+}
+
+#[test]
+fn a_cancel_that_comes_late_does_not_hit_whoever_is_next() {
+    const ROUNDS: u32 = 400;
+    let seed = Dice::seed("a_cancel_that_comes_late_does_not_hit_whoever_is_next");
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    run(Duration::from_mins(1), async {
+        let mut dice = Dice::new(seed);
+        let mut first = stage.client().await;
+        let mut second = stage.client().await;
+        let (pid, secret) = (first.pid, first.secret.clone());
+        let mut hits = 0;
+        for round in 0..ROUNDS {
+            let addr = stage.addr();
+            first.send(&build::query("SELECT pg_sleep(0.002)")).await.unwrap();
+            second.send(&build::query(&format!("SELECT {round} FROM pg_sleep(0.006)"))).await.unwrap();
+            let pause = dice.time_below(Duration::from_millis(5));
+            let secret = secret.clone();
+            let canceller = spawn_local(async move {
+                sleep(pause).await;
+                cancel(addr, pid, &secret).await.unwrap();
+            });
+            let outcome = first.outcome().await.unwrap();
+            hits += u32::from(outcome.sqlstate() == QUERY_CANCELED);
+            let outcome = second.outcome().await.unwrap();
+            assert_eq!(outcome.value(), Some(round.to_string().as_str()), "round {round}: {outcome:?}");
+            canceller.await.unwrap();
+        }
+        println!("{hits} of {ROUNDS} cancels hit the query they were meant for");
+        assert!(hits > 0 && hits < ROUNDS, "{hits} of {ROUNDS}: the cancels were not near the end of the query");
+    });
+}
+
+#[test]
+fn a_cancel_of_an_idle_client_does_nothing() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    run(SOON, async {
+        let mut idle = stage.client().await;
+        let mut busy = stage.client().await;
+        assert_eq!(value(&mut idle, "SELECT 1").await, "1");
+        busy.send(&build::query("SELECT 'whole' FROM pg_sleep(0.3)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        for _ in 0..20 {
+            cancel(stage.addr(), idle.pid, &idle.secret).await.unwrap();
+        }
+        assert_eq!(busy.outcome().await.unwrap().value(), Some("whole"));
+        assert_eq!(value(&mut idle, "SELECT 2").await, "2", "nor does it hit the client's own next query");
+    });
+}
+
+#[test]
+fn a_queued_client_can_be_cancelled() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(SOON, async {
+        let mut holder = stage.client().await;
+        let mut simple = stage.client().await;
+        let mut extended = stage.client().await;
+        let mut last = stage.client().await;
+        succeed(&mut holder, "BEGIN; SELECT 1").await;
+        simple.send(&build::query("INSERT INTO mark VALUES ('simple')")).await.unwrap();
+        let insert = [
+            build::parse("s", "INSERT INTO mark VALUES ('extended')", &[]),
+            build::bind("", "s", &[]),
+            build::execute("", 0),
+            build::sync(),
+        ];
+        extended.send(&insert.concat()).await.unwrap();
+        last.send(&build::query("SELECT 'last'")).await.unwrap();
+        assert!(simple.recv_within(Duration::from_millis(200)).await.unwrap().is_none(), "it waits");
+        for client in [&mut simple, &mut extended] {
+            let start = Instant::now();
+            cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
+            let outcome = client.outcome().await.unwrap();
+            assert_eq!((outcome.sqlstate(), outcome.status), (QUERY_CANCELED, b'I'), "{outcome:?}");
+            assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+        }
+        succeed(&mut holder, "COMMIT").await;
+        assert_eq!(last.outcome().await.unwrap().value(), Some("last"), "those who left are not in its way");
+        assert_eq!(value(&mut simple, "SELECT 'usable'").await, "usable");
+        let outcome = extended.extended("SELECT 'usable'", &[]).await.unwrap();
+        assert_eq!(outcome.value(), Some("usable"));
+    });
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0", "what was cancelled in the queue never ran");
+}
+
+#[test]
+fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(SOON, async {
+        let mut client = stage.client().await;
+        let other = stage.client().await;
+        let backend: i32 = value(&mut client, "SELECT pg_backend_pid()").await.parse().unwrap();
+        client.send(&build::query("SELECT 'whole' FROM pg_sleep(0.5)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let mut wrong = client.secret.clone();
+        wrong[0] ^= 1;
+        let mut last = client.secret.clone();
+        *last.last_mut().unwrap() ^= 0x80;
+        let unknown = client.pid.wrapping_add(12_345);
+        #[rustfmt::skip]
+        let table: [(&str, i32, &[u8]); 9] = [
+            ("first bit of the secret", client.pid,  &wrong),
+            ("last bit of the secret",  client.pid,  &last),
+            ("another's secret",        client.pid,  &other.secret),
+            ("another's process id",    other.pid,   &client.secret),
+            ("unknown process id",      unknown,     &client.secret),
+            ("the backend's own",       backend,     &client.secret),
+            ("zero",                    0,           &[0; 4]),
+            ("a shorter secret",        client.pid,  &client.secret[..3]),
+            ("no secret",               client.pid,  &[]),
+        ];
+        for (name, pid, secret) in table {
+            // A malformed one may be answered with an error; all that counts is that nothing is cancelled.
+            let _ = cancel(stage.addr(), pid, secret).await;
+            assert!(stage.is_running("pg_sleep"), "{name}");
+        }
+        assert_eq!(client.outcome().await.unwrap().value(), Some("whole"));
+    });
+}
+
+#[test]
+fn process_ids_lie_above_any_real_one() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(SOON, async {
+        let mut clients = Vec::new();
+        for _ in 0..50 {
+            clients.push(stage.client().await);
+        }
+        let pids: HashSet<i32> = clients.iter().map(|client| client.pid).collect();
+        let secrets: HashSet<Vec<u8>> = clients.iter().map(|client| client.secret.clone()).collect();
+        assert_eq!(pids.len(), clients.len(), "process ids differ");
+        assert_eq!(secrets.len(), clients.len(), "secrets differ");
+        for client in &clients {
+            // Source: Linux' PID_MAX_LIMIT, proc_sys_kernel(5).
+            assert!(client.pid > 4_194_304, "{}", client.pid);
+            // Source: PostgreSQL 17 docs, §53.7, BackendKeyData.
+            assert_eq!(client.secret.len(), 4, "protocol 3.0 has four bytes");
+        }
+        let client = &mut clients[0];
+        let terminated = value(client, &format!("SELECT pg_terminate_backend({})", client.pid)).await;
+        assert_eq!(terminated, "f", "no backend has that process id");
+    });
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vanish {
+    Reset,
+    EndOfStream,
+}
+
+impl Vanish {
+    const ALL: [Self; 2] = [Self::Reset, Self::EndOfStream];
+
+    fn go(self, wire: Wire) {
+        match self {
+            Self::Reset => wire.abort().unwrap(),
+            Self::EndOfStream => drop(wire),
+        }
+    }
+}
+
+#[test]
+fn a_vanished_clients_query_is_cancelled_and_rolled_back() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE held (n int)");
+    for vanish in Vanish::ALL {
+        run(SOON, async {
+            let mut client = stage.client().await;
+            succeed(&mut client, "BEGIN; LOCK TABLE held; INSERT INTO held VALUES (1)").await;
+            let before = stage.backends();
+            client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+            vanish.go(client);
+            let start = Instant::now();
+            wait_until_async(PROMPT, async || !stage.is_running("pg_sleep")).await;
+            wait_until_async(PROMPT, async || {
+                stage.sql("SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass") == "0"
+            })
+            .await;
+            println!("{vanish:?}: gone after {:?}", start.elapsed());
+            let mut next = stage.client().await;
+            let backend: i32 = value(&mut next, "SELECT pg_backend_pid()").await.parse().unwrap();
+            assert_eq!(vec![backend], before, "{vanish:?}: the server connection lives on");
+            assert_eq!(stage.backends(), before, "{vanish:?}");
+            assert_eq!(value(&mut next, "SELECT count(*) FROM held").await, "0", "{vanish:?}: it was rolled back");
+        });
+    }
+}
+
+#[test]
+fn a_vanished_clients_idle_transaction_is_rolled_back() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE held (n int)");
+    for vanish in Vanish::ALL {
+        run(SOON, async {
+            let mut client = stage.client().await;
+            succeed(&mut client, "BEGIN; LOCK TABLE held; INSERT INTO held VALUES (1)").await;
+            let before = stage.backends();
+            vanish.go(client);
+            let mut next = stage.client().await;
+            assert_eq!(value(&mut next, "SELECT count(*) FROM held").await, "0", "{vanish:?}");
+            assert_eq!(stage.backends(), before, "{vanish:?}: the server connection lives on");
+        });
+    }
+}
+
+#[test]
+fn a_vanished_client_leaves_the_queue() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(SOON, async {
+        let mut holder = stage.client().await;
+        succeed(&mut holder, "BEGIN; SELECT 1").await;
+        for vanish in Vanish::ALL {
+            let mut queued = stage.client().await;
+            queued.send(&build::query("INSERT INTO mark VALUES ('queued')")).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+            vanish.go(queued);
+        }
+        // pgweir learns of it by reading; the goodbye of a client that came later is read after it.
+        let mut last = stage.client().await;
+        last.send(&build::query("SELECT 'last'")).await.unwrap();
+        sleep(Duration::from_millis(200)).await;
+        succeed(&mut holder, "COMMIT").await;
+        assert_eq!(last.outcome().await.unwrap().value(), Some("last"));
+    });
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+}
+
+#[test]
+fn what_was_sent_before_a_goodbye_runs_to_its_end() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    let extended = |by: &str| {
+        [
+            build::parse("", &format!("INSERT INTO mark SELECT '{by}' FROM pg_sleep(0.3)"), &[]),
+            build::bind("", "", &[]),
+            build::execute("", 0),
+            build::sync(),
+        ]
+        .concat()
+    };
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>); 3] = [
+        ("one query",   build::query("SELECT pg_sleep(0.5); INSERT INTO mark VALUES ('one query')")),
+        ("two queries", [build::query("SELECT pg_sleep(0.5)"), build::query("INSERT INTO mark VALUES ('two queries')")].concat()),
+        ("extended",    extended("extended")),
+    ];
+    for (name, bytes) in table {
+        run(SOON, async {
+            let mut client = stage.client().await;
+            client.send(&[bytes, build::terminate()].concat()).await.unwrap();
+            // Closes the socket with answers unread, as a program does that exits: the kernel then sends a reset.
+            drop(client);
+            let count = format!("SELECT count(*) FROM mark WHERE by = '{name}'");
+            wait_until_async(SOON, async || !stage.is_running("pg_sleep") && stage.sql(&count) == "1").await;
+        });
+    }
+}
+
+/// A table whose commits take a while: a deferred trigger sleeps.
+fn slow_commits(stage: &Stage<'_>) {
+    stage.own_sql(
+        "CREATE TABLE slow (how text); \
+         CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION doze()",
+    );
+}
+
+#[test]
+fn a_commit_that_was_sent_is_never_cancelled() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    slow_commits(&stage);
+    let extended = [build::parse("", "COMMIT", &[]), build::bind("", "", &[]), build::execute("", 0), build::sync()];
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>); 6] = [
+        ("commit",         build::query("COMMIT")),
+        ("end",            build::query("end;")),
+        ("comment",        build::query("/* now */ commit -- done")),
+        ("extended",       extended.concat()),
+        ("with a query",   build::query("SELECT 1; COMMIT")),
+        ("a query before", [build::query("SELECT 1"), build::query("COMMIT")].concat()),
+    ];
+    for (name, bytes) in table {
+        for vanish in Vanish::ALL {
+            let how = format!("{name}, {vanish:?}");
+            run(SOON, async {
+                let mut client = stage.client().await;
+                succeed(&mut client, &format!("BEGIN; INSERT INTO slow VALUES ('{how}')")).await;
+                client.send(&bytes).await.unwrap();
+                // A reset may overtake bytes that were not read yet; then the COMMIT was never sent at all.
+                wait_until_async(SOON, async || !stage.pids("wait_event = 'PgSleep'").is_empty()).await;
+                vanish.go(client);
+                wait_until_async(SOON, async || stage.pids("state <> 'idle'").is_empty()).await;
+            });
+            let count = stage.sql(&format!("SELECT count(*) FROM slow WHERE how = '{how}'"));
+            assert_eq!(count, "1", "{how}");
+        }
+    }
+}
+
+#[test]
+fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("cancel_on_disconnect", "always")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    slow_commits(&stage);
+    run(SOON, async {
+        let mut client = stage.client().await;
+        client.send(&build::query("SELECT pg_sleep(60); INSERT INTO mark VALUES ('never')")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        client.terminate().await.unwrap();
+        wait_until_async(PROMPT, async || !stage.is_running("pg_sleep")).await;
+        let mut client = stage.client().await;
+        succeed(&mut client, "BEGIN; INSERT INTO slow VALUES ('commit')").await;
+        client.send(&[build::query("COMMIT"), build::terminate()].concat()).await.unwrap();
+        drop(client);
+        wait_until_async(SOON, async || stage.sql("SELECT count(*) FROM slow") == "1").await;
+    });
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+}
+
+#[test]
+fn cancel_on_disconnect_never_lets_a_vanished_clients_query_run() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("cancel_on_disconnect", "never")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    for vanish in Vanish::ALL {
+        run(SOON, async {
+            let mut client = stage.client().await;
+            let sql = format!("INSERT INTO mark SELECT '{vanish:?}' FROM pg_sleep(1.5)");
+            client.send(&build::query(&sql)).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+            vanish.go(client);
+            let count = format!("SELECT count(*) FROM mark WHERE by = '{vanish:?}'");
+            wait_until_async(SOON, async || !stage.is_running("pg_sleep")).await;
+            wait_until_async(SOON, async || stage.sql(&count) == "1").await;
+        });
+    }
+}
+
+/// Bytes that a client sent before it vanished in the middle of a message, and what must have been there before.
+fn halves() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let cut = |bytes: Vec<u8>, at: usize| bytes[..at].to_vec();
+    let big = build::query(&format!("INSERT INTO mark VALUES ('{}')", "x".repeat(1 << 20)));
+    let copy = || build::query("COPY mark FROM STDIN");
+    let row = build::copy_data(b"half\n");
+    let big_row = build::copy_data(&[&b"y".repeat(1 << 20)[..], b"\n"].concat());
+    let parse = build::parse("half", "INSERT INTO mark VALUES ('half')", &[]);
+    let bind = build::bind("", "half", &[]);
+    let begin = || build::query("BEGIN; INSERT INTO mark VALUES ('half')");
+    #[rustfmt::skip]
+    let table = vec![
+        ("Query, its tag",                 vec![],  cut(build::query("INSERT INTO mark VALUES ('half')"), 1)),
+        ("Query, its header",              vec![],  cut(build::query("INSERT INTO mark VALUES ('half')"), 5)),
+        ("Query, all but the NUL",         vec![],  { let q = build::query("INSERT INTO mark VALUES ('half')"); let n = q.len() - 1; cut(q, n) }),
+        ("large Query, half",              vec![],  cut(big.clone(), 700_000)),
+        ("Query, half in a transaction",   begin(), cut(build::query("INSERT INTO mark VALUES ('half')"), 9)),
+        ("large Query in a transaction",   begin(), cut(big, 700_000)),
+        ("Parse, half",                    vec![],  cut(parse.clone(), 20)),
+        ("Parse whole, Bind half",         vec![],  [parse.clone(), cut(bind.clone(), 7)].concat()),
+        ("no Sync",                        vec![],  [parse, bind, build::execute("", 0)].concat()),
+        ("CopyData, its header",           copy(),  cut(row.clone(), 5)),
+        ("CopyData, half",                 copy(),  cut(row.clone(), 8)),
+        ("CopyData, large, half",          copy(),  cut(big_row, 700_000)),
+        ("CopyData whole, no CopyDone",    copy(),  row),
+    ];
+    table
+}
+
+#[test]
+fn half_a_message_of_a_vanished_client_corrupts_nothing() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    let watch = stage.place.cap_watch(1);
+    for (name, before, half) in halves() {
+        for vanish in Vanish::ALL {
+            run(SOON, async {
+                let mut client = stage.client().await;
+                let copies = before.windows(4).any(|four| four == b"COPY");
+                if !before.is_empty() {
+                    client.send(&before).await.unwrap();
+                    client.recv_until(if copies { b'G' } else { b'Z' }).await.unwrap();
+                }
+                client.send(&half).await.unwrap();
+                // Long enough for pgweir to have read, and perhaps passed on, what it got.
+                sleep(Duration::from_millis(50)).await;
+                vanish.go(client);
+                let mut next = stage.client().await;
+                for counter in 0..3 {
+                    assert_eq!(value(&mut next, &format!("SELECT 'tag {counter}'")).await, format!("tag {counter}"));
+                    let outcome = next.extended("SELECT $1::text", &[Some("param")]).await.unwrap();
+                    assert_eq!(outcome.value(), Some("param"), "{name}, {vanish:?}: {outcome:?}");
+                }
+                assert_eq!(stage.backends().len(), 1, "{name}, {vanish:?}");
+            });
+            assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0", "{name}, {vanish:?}");
+        }
+    }
+    assert_eq!(watch.finish(), 1);
+}
+
+#[test]
+fn a_server_connection_is_not_lent_on_while_a_cancel_is_under_way() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1"), ("cancel_wait_timeout", "20s")]);
+    run(Duration::from_mins(1), async {
+        let mut first = stage.client().await;
+        let mut second = stage.client().await;
+        for round in 0..5 {
+            first.send(&build::query("SELECT 'first' FROM pg_sleep(0.3)")).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+            second.send(&build::query(&format!("SELECT {round} FROM pg_sleep(0.5)"))).await.unwrap();
+            // From here on nothing reaches the server: neither the cancel nor, if it were sent, the second query.
+            proxy.black_hole(Direction::ToServer);
+            let (addr, pid, secret) = (stage.addr(), first.pid, first.secret.clone());
+            let canceller = spawn_local(async move { cancel(addr, pid, &secret).await });
+            assert_eq!(first.outcome().await.unwrap().value(), Some("first"), "round {round}");
+            sleep(Duration::from_millis(200)).await;
+            // Both, if both were sent, now arrive at once, and the cancel would find the second query.
+            proxy.heal();
+            let outcome = second.outcome().await.unwrap();
+            assert_eq!(outcome.value(), Some(round.to_string().as_str()), "round {round}: {outcome:?}");
+            let _ = canceller.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_cancel_that_never_ends_is_given_up_after_cancel_wait_timeout() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1"), ("cancel_wait_timeout", "500ms")]);
+    run(Duration::from_mins(1), async {
+        let mut first = stage.client().await;
+        let mut second = stage.client().await;
+        first.send(&build::query("SELECT 'first' FROM pg_sleep(0.3)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        second.send(&build::query("SELECT 'second' FROM pg_sleep(0.2)")).await.unwrap();
+        // The cancel hangs on its way, and might still arrive after pgweir has given it up.
+        proxy.black_hole(Direction::ToServer);
+        let (addr, pid, secret) = (stage.addr(), first.pid, first.secret.clone());
+        let canceller = spawn_local(async move { cancel(addr, pid, &secret).await });
+        assert_eq!(first.outcome().await.unwrap().value(), Some("first"));
+        sleep(Duration::from_millis(1500)).await;
+        proxy.heal();
+        let outcome = second.outcome().await.unwrap();
+        assert_eq!(outcome.value(), Some("second"), "{outcome:?}");
+        let _ = canceller.await.unwrap();
+        assert_eq!(value(&mut first, "SELECT 'on'").await, "on");
+    });
+}
+
+#[test]
+fn many_cancels_at_once_do_not_keep_clients_from_logging_in() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(1), async {
+        let mut victim = stage.client().await;
+        let done = Rc::new(RefCell::new(Vec::new()));
+        let (pid, secret, addr) = (victim.pid, victim.secret.clone(), stage.addr());
+        victim.send(&build::query("SELECT pg_sleep(30)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let storm: Vec<_> = (0..200)
+            .map(|_| {
+                let (secret, done) = (secret.clone(), Rc::clone(&done));
+                spawn_local(async move { done.borrow_mut().push(cancel(addr, pid, &secret).await.is_ok()) })
+            })
+            .collect();
+        let start = Instant::now();
+        let mut other = stage.client().await;
+        assert_eq!(value(&mut other, "SELECT 'in'").await, "in");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        for task in storm {
+            task.await.unwrap();
+        }
+        assert_eq!(done.borrow().len(), 200);
+        assert_eq!(victim.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
+        fail(&mut victim, "SELECT 1/0", "22012", b'I').await;
+        victim.send(&build::terminate()).await.unwrap();
+        assert!(read_to_end(&mut victim).await.messages.is_empty());
+    });
+}

@@ -1,0 +1,273 @@
+//! The oracle: many clients with small pools, each of which knows what every answer must be. Every query carries the
+//! client's own tag; every setting, statement name, lock, temporary table, channel and cursor that a client could
+//! see of another is looked for.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | the tests, and the play: threads, kills, the accounts at the end |
+//! | `actor` | one client: its connection, and how it asks |
+//! | `acts` | what a client does in transaction mode |
+//! | `belongings` | what a client does with state that stays in a server connection |
+//! | `model` | what a client's settings must be |
+//!
+//! `PGWEIR_ORACLE` sets the number of transactions, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing).
+//! The oracle is itself tested: it must agree with Postgres without a pooler, and `tests/oracle-catches.sh` shows that
+//! it fails on a pooler that lends server connections too early.
+
+mod actor;
+mod acts;
+mod belongings;
+mod model;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pgweir_harness::{Pgweir, PgweirOptions};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::stage::{Dice, Stage};
+use crate::support::{self, PASSWORD, Place, primary};
+use actor::{Account, Actor};
+use acts::Act;
+use model::Setting;
+
+/// Clients of a play.
+const CLIENTS: usize = 64;
+/// Threads that play them.
+const THREADS: usize = 2;
+/// Sizes of the pools, over which the clients are spread.
+const POOLS: [u32; 4] = [1, 2, 4, 8];
+
+/// What every client of a play knows.
+pub(crate) struct Play {
+    /// Where clients connect.
+    addr: SocketAddr,
+    /// The role, which is also the database's real name and the prefix of the other roles.
+    name: String,
+    /// Databases to connect to; a client keeps to one.
+    databases: Vec<String>,
+    password: &'static str,
+    /// What clients do, as often as it is in here.
+    acts: Vec<Act>,
+    /// What clients set.
+    settings: Vec<Setting>,
+    /// The server's own values of the settings.
+    defaults: BTreeMap<Setting, String>,
+    /// Whether backends are killed meanwhile, so that clients may be told so.
+    kills: bool,
+    /// Transactions still to be done.
+    left: AtomicU64,
+    /// Set with the first violation: everybody stops.
+    over: AtomicBool,
+    violation: Mutex<Option<String>>,
+}
+
+impl Play {
+    fn new(addr: SocketAddr, place: &Place<'_>, acts: &[(Act, usize)], transactions: u64) -> Self {
+        set_the_scene(place);
+        let settings = Setting::ALL.to_vec();
+        Self {
+            addr,
+            name: place.name.clone(),
+            databases: vec![place.name.clone()],
+            password: PASSWORD,
+            acts: acts.iter().flat_map(|(act, times)| vec![*act; *times]).collect(),
+            defaults: settings.iter().map(|setting| (*setting, setting.default_at(place))).collect(),
+            settings,
+            kills: false,
+            left: AtomicU64::new(transactions),
+            over: AtomicBool::new(false),
+            violation: Mutex::new(None),
+        }
+    }
+
+    /// Whether there is more to do.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.left.load(Ordering::Relaxed) > 0 && !self.over.load(Ordering::Relaxed)
+    }
+
+    /// Counts a finished transaction.
+    pub(crate) fn count(&self) {
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    }
+
+    /// Ends the play with what a client saw and must not have seen. Only the first counts.
+    pub(crate) fn violated(&self, what: String) {
+        self.over.store(true, Ordering::Relaxed);
+        self.violation.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+    }
+
+    /// Plays to the end. The violation, if there was one.
+    fn perform(self, place: &Place<'_>, seed: u64) -> Result<(), String> {
+        let start = Instant::now();
+        let transactions = self.left.load(Ordering::Relaxed);
+        let play = Arc::new(self);
+        let killer = play.kills.then(|| {
+            let (play, role) = (Arc::clone(&play), place.name.clone());
+            let cluster = place.cluster;
+            (play, role, cluster)
+        });
+        let (accounts, kills) = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|number| {
+                    let play = Arc::clone(&play);
+                    scope.spawn(move || play_some(&play, number, seed))
+                })
+                .collect();
+            let killer = killer.map(|(play, role, cluster)| {
+                scope.spawn(move || {
+                    let mut dice = Dice::new(seed ^ 0xdead);
+                    let kill = format!(
+                        "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
+                         WHERE usename = '{role}' ORDER BY random() LIMIT 1) victim"
+                    );
+                    let mut kills = 0_u64;
+                    while play.goes_on() {
+                        thread::sleep(Duration::from_millis(20 + dice.below(400)));
+                        kills += cluster.psql("postgres", &kill).unwrap().parse::<u64>().unwrap();
+                    }
+                    kills
+                })
+            });
+            let accounts: Vec<Account> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+            (accounts, killer.map_or(0, |killer| killer.join().unwrap()))
+        });
+        if let Some(violation) = play.violation.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(format!("PGWEIR_SEED={seed}: {violation}"));
+        }
+        let mut total = Account::default();
+        for account in &accounts {
+            check_ledger(place, account)?;
+            total.add(account);
+        }
+        let took = start.elapsed();
+        let rate = u128::from(transactions) * 1000 / took.as_millis().max(1);
+        println!("{transactions} transactions in {took:.1?} ({rate}/s), {kills} backends killed; {total}");
+        Ok(())
+    }
+}
+
+/// One thread's clients, from login to the end.
+fn play_some(play: &Arc<Play>, thread: usize, seed: u64) -> Vec<Account> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = LocalSet::new();
+    runtime.block_on(local.run_until(async {
+        let mut tasks = JoinSet::new();
+        for number in (thread..CLIENTS).step_by(THREADS) {
+            let seed = seed.wrapping_mul(1000).wrapping_add(u64::try_from(number).unwrap());
+            let actor = Actor::new(Arc::clone(play), number, Dice::new(seed));
+            tasks.spawn_local(actor.play());
+        }
+        tasks.join_all().await
+    }))
+}
+
+/// Compares what a client knows to have committed with what is there.
+fn check_ledger(place: &Place<'_>, account: &Account) -> Result<(), String> {
+    let sql = format!("SELECT count(*), coalesce(sum(n), 0) FROM ledger WHERE client = {}", account.client);
+    let found = place.psql(&sql);
+    let (count, sum) = found.split_once('|').unwrap();
+    let (count, sum): (u64, u64) = (count.parse().unwrap(), sum.parse().unwrap());
+    let least = account.committed;
+    let most = least + account.unknown;
+    let right = (least..=most).contains(&count) && (account.unknown > 0 || sum == account.committed_sum);
+    if right { Ok(()) } else { Err(format!("{account:?}: {count} rows with sum {sum} are in the ledger")) }
+}
+
+/// Schemas, tables, roles and sequences of a play.
+fn set_the_scene(place: &Place<'_>) {
+    let name = &place.name;
+    let mut sql = String::from("CREATE TABLE public.ledger (client int, n bigint); GRANT ALL ON public.ledger TO PUBLIC;");
+    for schema in model::SCHEMAS {
+        let create = if schema == "public" { String::new() } else { format!("CREATE SCHEMA {schema};") };
+        sql += &format!(
+            "{create} CREATE TABLE {schema}.place (name text); INSERT INTO {schema}.place VALUES ('{schema}'); \
+             GRANT USAGE ON SCHEMA {schema} TO PUBLIC; GRANT SELECT ON {schema}.place TO PUBLIC;"
+        );
+    }
+    for role in model::roles(name) {
+        sql += &format!("CREATE ROLE {role}; GRANT {role} TO {name};");
+    }
+    for client in 0..CLIENTS {
+        let first = (client + 1) * 1_000_000;
+        sql += &format!("CREATE SEQUENCE public.sequence{client} START {first}; GRANT ALL ON public.sequence{client} TO PUBLIC;");
+    }
+    place.psql(&sql);
+}
+
+fn transactions(default: u64) -> u64 {
+    std::env::var("PGWEIR_ORACLE").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
+/// A stage whose clients choose between pools of [`POOLS`]' sizes.
+fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
+    let place = Place::on(primary());
+    let port = place.cluster.port().to_string();
+    let mut settings: Vec<(String, String)> = vec![("query_wait_timeout".into(), "60s".into())];
+    let mut databases = Vec::new();
+    for size in POOLS {
+        let database = format!("{}_{size}", place.name);
+        let pairs = [("host", "127.0.0.1"), ("port", &port), ("dbname", &place.name), ("user", &place.name), ("password", PASSWORD)];
+        for (key, value) in pairs {
+            settings.push((format!("databases.{database}.{key}"), value.to_owned()));
+        }
+        settings.push((format!("databases.{database}.pool_size"), size.to_string()));
+        databases.push(database);
+    }
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let options = support::options(place.toml(&settings));
+    let options = PgweirOptions { bin: bin.or(options.bin.clone()), ..options };
+    let pgweir = Pgweir::start_with(options).unwrap();
+    (Stage { place, pgweir }, databases)
+}
+
+#[test]
+fn every_answer_is_ones_own() {
+    let seed = Dice::seed("every_answer_is_ones_own");
+    let (stage, databases) = several_pools(None);
+    let watch = stage.place.cap_watch(POOLS.iter().sum());
+    let play = Play { kills: true, databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions(200_000)) };
+    if let Err(violation) = play.perform(&stage.place, seed) {
+        panic!("{violation}");
+    }
+    drop(watch);
+}
+
+#[test]
+fn what_stays_in_a_server_connection_is_nobody_elses() {
+    let seed = Dice::seed("what_stays_in_a_server_connection_is_nobody_elses");
+    let (stage, databases) = several_pools(None);
+    let count = transactions(200_000) / 10;
+    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, count) };
+    if let Err(violation) = play.perform(&stage.place, seed) {
+        panic!("{violation}");
+    }
+}
+
+#[test]
+fn the_oracle_agrees_with_postgres_itself() {
+    let seed = Dice::seed("the_oracle_agrees_with_postgres_itself");
+    let place = Place::on(primary());
+    let all: Vec<(Act, usize)> = acts::TRANSACTIONS.iter().chain(belongings::BELONGINGS).copied().collect();
+    let play = Play { kills: true, ..Play::new(place.cluster.addr(), &place, &all, 20_000) };
+    if let Err(violation) = play.perform(&place, seed) {
+        panic!("{violation}");
+    }
+}
+
+/// Run by `tests/oracle-catches.sh` with a build that lends server connections without looking whether they are free.
+#[test]
+#[ignore = "needs a build with the feature broken-release; run tests/oracle-catches.sh"]
+fn the_oracle_catches_a_pooler_that_lends_too_early() {
+    let seed = Dice::seed("the_oracle_catches_a_pooler_that_lends_too_early");
+    let bin = std::env::var_os("PGWEIR_BROKEN_BIN").expect("PGWEIR_BROKEN_BIN names the broken build");
+    let (stage, databases) = several_pools(Some(bin.into()));
+    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, 100_000) };
+    let violation = play.perform(&stage.place, seed).expect_err("the oracle sees nothing wrong with the broken build");
+    println!("caught: {violation}");
+}

@@ -1,0 +1,8 @@
+//! The wire protocol: what Postgres answers, pgweir answers.
+
+mod answers;
+mod bad_input;
+mod bulk;
+mod copy;
+mod greeting;
+mod modes;

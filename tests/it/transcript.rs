@@ -1,0 +1,283 @@
+//! The same bytes sent to Postgres itself and through pgweir must be answered with the same messages.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use pgweir_harness::wire::{Message, Wire, WireError, build};
+
+use crate::support::{PASSWORD, Place, Site, primary};
+
+/// One thing a client does.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Writes these bytes at once.
+    Send(Vec<u8>),
+    /// Reads up to and with the next `ReadyForQuery`.
+    Ready,
+    /// Reads up to and with the next message with this tag.
+    Until(u8),
+}
+
+/// A named client's doings.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    name: &'static str,
+    steps: Vec<Step>,
+    alone: bool,
+}
+
+impl Script {
+    /// A script without steps.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, steps: Vec::new(), alone: false }
+    }
+
+    /// What it is called in a failure.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it does.
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Keeps its server connection for itself (it pins, or never comes to the end of a transaction):
+    /// nobody else is to use a pool of one meanwhile.
+    pub(crate) fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// Writes these messages in one go.
+    pub(crate) fn send(mut self, messages: &[Vec<u8>]) -> Self {
+        self.steps.push(Step::Send(messages.concat()));
+        self
+    }
+
+    /// Reads up to and with the `n`th `ReadyForQuery` from here.
+    pub(crate) fn ready(mut self, n: usize) -> Self {
+        self.steps.extend(std::iter::repeat_n(Step::Ready, n));
+        self
+    }
+
+    /// Reads up to and with the next message with this tag.
+    pub(crate) fn until(mut self, tag: u8) -> Self {
+        self.steps.push(Step::Until(tag));
+        self
+    }
+
+    /// Runs this query before all else.
+    pub(crate) fn before(mut self, text: &str) -> Self {
+        self.steps.splice(0..0, [Step::Send(build::query(text)), Step::Ready]);
+        self
+    }
+
+    /// Simple queries, each awaited.
+    pub(crate) fn queries(self, texts: &[&str]) -> Self {
+        texts.iter().fold(self, |script, text| script.send(&[build::query(text)]).ready(1))
+    }
+}
+
+/// Parse, Bind, Describe and Execute of the unnamed statement; no Sync.
+pub(crate) fn unnamed(sql: &str, parameters: &[Option<&[u8]>]) -> Vec<u8> {
+    [build::parse("", sql, &[]), build::bind("", "", parameters), build::describe_portal(""), build::execute("", 0)]
+        .concat()
+}
+
+/// Bind, Describe and Execute of a named statement; no Sync.
+pub(crate) fn named(statement: &str, parameters: &[Option<&[u8]>]) -> Vec<u8> {
+    [build::bind("", statement, parameters), build::describe_portal(""), build::execute("", 0)].concat()
+}
+
+/// A database, and pgweirs before it that serve it in different ways.
+pub(crate) struct Comparison {
+    place: Place<'static>,
+    /// One server connection for all clients.
+    one: Site<'static>,
+    /// Three of them, so that a client meets another one each time.
+    three: Site<'static>,
+}
+
+impl Comparison {
+    /// On a new database, with `setup` run in it by its owner.
+    pub(crate) async fn start(setup: &str) -> Self {
+        let place = Place::on(primary());
+        let mut owner = place.direct().await;
+        let outcome = owner.query(setup).await.unwrap();
+        assert_eq!(outcome.error, None);
+        let again = || Place { cluster: place.cluster, name: place.name.clone() };
+        let one = Site::before(again(), &[("default_pool_size", "1")]);
+        let three = Site::before(again(), &[("default_pool_size", "3")]);
+        Self { place, one, three }
+    }
+
+    /// Plays each script directly and in every way through pgweir.
+    pub(crate) async fn check(&self, scripts: impl IntoIterator<Item = Script>) {
+        let mut faults = String::new();
+        for script in scripts {
+            let want = play(self.place.direct().await, &script.steps, Company::None).await;
+            assert!(!want.is_empty(), "{}: a script must be answered", script.name);
+            let mut compare = |way: &str, got: Vec<String>| {
+                if got != want {
+                    let _ = writeln!(faults, "{}, {way}:\n{}", script.name, differences(&want, &got));
+                }
+            };
+            compare("pool of 1", play(self.one.client().await, &script.steps, Company::None).await);
+            if !script.alone {
+                let intruder = Company::Intruder(Box::new(Intruder::enter(&self.one).await));
+                compare("pool of 1 with another client", play(self.one.client().await, &script.steps, intruder).await);
+            }
+            let shuffler = Company::Shuffler(Box::new(Shuffler::enter(&self.three).await));
+            compare(
+                "pool of 3, another connection each time",
+                play(self.three.client().await, &script.steps, shuffler).await,
+            );
+        }
+        assert!(faults.is_empty(), "\n{faults}");
+    }
+}
+
+/// Who else uses the pool, whenever the client is between transactions.
+pub(crate) enum Company {
+    /// Nobody.
+    None,
+    /// Another client uses the same server connection.
+    Intruder(Box<Intruder>),
+    /// Others see to it that the client gets another server connection.
+    Shuffler(Box<Shuffler>),
+}
+
+impl Company {
+    async fn act(&mut self) {
+        match self {
+            Self::None => {}
+            Self::Intruder(intruder) => intruder.act().await,
+            Self::Shuffler(shuffler) => shuffler.act().await,
+        }
+    }
+}
+
+/// A client with other settings, and with other statements under the names that scripts use.
+pub(crate) struct Intruder {
+    wire: Wire,
+}
+
+impl Intruder {
+    async fn enter(site: &Site<'_>) -> Self {
+        let settings = [("TimeZone", "Asia/Tokyo"), ("DateStyle", "German"), ("application_name", "intruder")];
+        let mut wire = site.client_with(&settings).await;
+        let prepared = [build::parse("s1", "SELECT 'intruder''s s1'", &[]), build::sync()].concat();
+        wire.send(&prepared).await.unwrap();
+        let outcome = wire.outcome().await.unwrap();
+        assert_eq!(outcome.error, None);
+        Self { wire }
+    }
+
+    async fn act(&mut self) {
+        let unnamed = unnamed("SELECT 'intruder', $1::int", &[Some(b"7")]);
+        self.wire.send(&[unnamed, named("s1", &[]), build::sync()].concat()).await.unwrap();
+        let outcome = self.wire.outcome().await.unwrap();
+        let want: Vec<Vec<Option<String>>> = [vec!["intruder", "7"], vec!["intruder's s1"]]
+            .into_iter()
+            .map(|row| row.into_iter().map(|value| Some(value.to_owned())).collect())
+            .collect();
+        assert_eq!((outcome.rows, outcome.error), (want, None));
+    }
+}
+
+/// Two clients of which one is always in a transaction, on the server connection used last.
+pub(crate) struct Shuffler {
+    wires: [Wire; 2],
+    holding: Option<usize>,
+}
+
+impl Shuffler {
+    async fn enter(site: &Site<'_>) -> Self {
+        Self { wires: [site.client().await, site.client().await], holding: None }
+    }
+
+    async fn act(&mut self) {
+        let next = self.holding.map_or(0, |holder| 1 - holder);
+        let begun = self.wires[next].query("BEGIN").await.unwrap();
+        assert_eq!(begun.status, b'T', "{begun:?}");
+        if let Some(holder) = self.holding {
+            let ended = self.wires[holder].query("COMMIT").await.unwrap();
+            assert_eq!(ended.status, b'I', "{ended:?}");
+        }
+        self.holding = Some(next);
+    }
+}
+
+/// Plays steps on a connection that has logged in; what came is what is returned, a line a message.
+pub(crate) async fn play(mut wire: Wire, steps: &[Step], mut company: Company) -> Vec<String> {
+    let mut lines = Vec::new();
+    company.act().await;
+    for (at, step) in steps.iter().enumerate() {
+        let ended = match step {
+            Step::Send(bytes) => wire.send(bytes).await,
+            Step::Ready => read(&mut wire, &mut lines, |message| message.tag == b'Z').await,
+            Step::Until(tag) => read(&mut wire, &mut lines, |message| message.tag == *tag).await,
+        };
+        if let Err(error) = ended {
+            lines.push(match error {
+                // A close with bytes unread is a reset; which of the two a client sees is a race.
+                WireError::Closed { .. } | WireError::Io { .. } => "the end".to_owned(),
+                other => other.to_string(),
+            });
+            return lines;
+        }
+        let idle = matches!(step, Step::Ready) && lines.last().is_some_and(|line| line == "Z\"I\"");
+        if idle && !matches!(steps.get(at + 1), Some(Step::Ready | Step::Until(_))) {
+            company.act().await;
+        }
+    }
+    // Nothing may follow. Whatever is still on its way stands before the answer to this.
+    if wire.send(&build::query("SELECT 'the last'")).await.is_err() {
+        lines.push("the end".to_owned());
+        return lines;
+    }
+    wire.set_patience(Duration::from_secs(20));
+    if let Err(error) = read(&mut wire, &mut lines, |message| message.tag == b'Z').await {
+        lines.push(error.to_string());
+    }
+    lines
+}
+
+async fn read(wire: &mut Wire, lines: &mut Vec<String>, last: impl Fn(&Message) -> bool) -> Result<(), WireError> {
+    loop {
+        let message = wire.recv().await?;
+        lines.push(line(&message));
+        if last(&message) {
+            return Ok(());
+        }
+    }
+}
+
+/// A message as text. A notification's process id is the one thing that may differ.
+fn line(message: &Message) -> String {
+    if let Some((_, channel, payload)) = message.notification() {
+        return format!("A {channel:?} {payload:?}");
+    }
+    format!("{message:?}")
+}
+
+fn differences(want: &[String], got: &[String]) -> String {
+    let same = want.iter().zip(got).take_while(|(want, got)| want == got).count();
+    let show = |lines: &[String]| {
+        let mut text = String::new();
+        for line in lines.iter().skip(same).take(6) {
+            let _ = writeln!(text, "      {}", line.chars().take(400).collect::<String>());
+        }
+        text
+    };
+    format!("  {same} messages alike, then Postgres:\n{}  pgweir:\n{}", show(want), show(got))
+}
+
+/// Logs in to any address with a place's names: to go through a proxy.
+pub(crate) async fn login_at(address: std::net::SocketAddr, place: &Place<'_>) -> Wire {
+    let mut wire = Wire::connect(address).await.unwrap();
+    wire.set_patience(Duration::from_mins(1));
+    wire.login(&place.name, &place.name, PASSWORD).await.unwrap();
+    wire
+}
