@@ -24,7 +24,7 @@ use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
 pub use login::{DialError, LoggedIn, columns as row_columns, dial};
-pub use settle::{Settled, SettleError};
+pub use settle::{SettleError, Settled};
 
 /// Where a pool's server connections go, and as whom.
 #[derive(Debug)]

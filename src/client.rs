@@ -107,6 +107,7 @@ impl std::fmt::Debug for ScratchPad {
 }
 
 impl ScratchPad {
+    #[expect(clippy::unnecessary_box_returns, reason = "lending moves a pointer")]
     fn lend(&self) -> Box<Scratch> {
         self.0.take().unwrap_or_else(|| Box::new(Scratch { input: vec![0; READ_SIZE], made: Vec::new() }))
     }
@@ -121,6 +122,7 @@ impl ScratchPad {
 
 /// Working parts for sessions at work.
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "lending moves a pointer")]
 struct Actives(RefCell<Vec<Box<Active>>>);
 
 impl Actives {

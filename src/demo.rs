@@ -15,7 +15,6 @@ mod tally;
 
 use std::env::{self, VarError};
 use std::io::{self, IsTerminal, Write};
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,9 +24,9 @@ use pgweir_harness::HarnessError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet, spawn_blocking};
-use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
-use clients::World;
+use clients::{Kind, World};
 use screen::{Screen, Status};
 use stage::{Reading, Stage};
 use tally::{Fault, Tally};
@@ -36,6 +35,8 @@ use tally::{Fault, Tally};
 const SECONDS: &str = "DEMO_SECONDS";
 /// Without it, seconds.
 const DEFAULT_SECONDS: u64 = 30;
+/// Longest time for all clients to log in.
+const ARRIVAL_LIMIT: Duration = Duration::from_mins(2);
 /// Longest time for all clients to finish what they do.
 const CLIENTS_LIMIT: Duration = Duration::from_secs(15);
 /// Exit code of a value of `DEMO_SECONDS` that is no number.
@@ -120,12 +121,14 @@ fn perform(length: Option<Duration>) -> Result<bool, DemoError> {
         let world = Rc::new(World::new(primary, follower, stopped, Tally::new()?));
         screen.say(&screen::banner(&stage, length));
 
-        let begin = Instant::now();
         let mut clients = JoinSet::new();
         clients::start_all(&world, &mut clients);
-        let show = Show { stage: &stage, world: &world, begin };
-        show.run(&mut screen, length, &mut interrupts).await;
-        let lasted = begin.elapsed();
+        let show = Show { stage: &stage, world: &world, begin: Instant::now() };
+        let in_time = show.run(&mut screen, length, &mut interrupts).await;
+        let lasted = show.begin.elapsed();
+        if in_time {
+            world.tally().demand_work_of_all();
+        }
 
         // Nobody listens if every client has ended by itself.
         let _ = stop.send(true);
@@ -166,30 +169,50 @@ struct Show<'a> {
 }
 
 impl Show<'_> {
-    /// Until the time is up or somebody wants it to end.
-    async fn run(&self, screen: &mut Screen, length: Option<Duration>, interrupts: &mut Interrupts) {
+    /// Until `length` has passed since the last client's arrival, or somebody wants it to end; whether it
+    /// was the former.
+    async fn run(&self, screen: &mut Screen, length: Option<Duration>, interrupts: &mut Interrupts) -> bool {
         let mut seconds = every_second();
         seconds.tick().await;
-        let mut end = end_of(length);
         let mut before = (self.begin, Reading::default());
+        let mut everybody = false;
+        let mut until: Option<Instant> = None;
         loop {
+            let left = until.map_or(ARRIVAL_LIMIT, |until| until.saturating_duration_since(Instant::now()));
             tokio::select! {
-                () = &mut end => return,
-                () = interrupts.next() => return,
-                _ = seconds.tick() => {
-                    let stage = Arc::clone(self.stage);
-                    let reading = spawn_blocking(move || stage.read()).await;
-                    let now = Instant::now();
-                    match reading.map_err(|error| error.to_string()) {
-                        Ok(Ok(reading)) => {
-                            screen.status(&self.status(&before, now, &reading));
-                            before = (now, reading);
-                        }
-                        Ok(Err(fault)) => self.world.tally().fault(fault),
-                        Err(what) => self.world.tally().fault(Fault::Unwatched { what }),
-                    }
-                }
+                () = interrupts.next() => return false,
+                () = sleep(left), if until.is_some() => return true,
+                _ = seconds.tick() => self.second(screen, &mut before).await,
             }
+            if !everybody && self.has_everybody() {
+                everybody = true;
+                until = length.and_then(|length| Instant::now().checked_add(length));
+            }
+        }
+    }
+
+    /// Whether every client has logged in. One that never does is a fault, once its time is up.
+    fn has_everybody(&self) -> bool {
+        let missing = Kind::total().saturating_sub(self.world.tally().arrived);
+        let late = self.begin.elapsed() >= ARRIVAL_LIMIT;
+        if missing > 0 && late {
+            self.world.tally().fault(Fault::NotArrived { count: missing });
+        }
+        missing == 0 || late
+    }
+
+    /// Looks around and shows what there is.
+    async fn second(&self, screen: &mut Screen, before: &mut (Instant, Reading)) {
+        let stage = Arc::clone(self.stage);
+        let reading = spawn_blocking(move || stage.read()).await;
+        let now = Instant::now();
+        match reading.map_err(|error| error.to_string()) {
+            Ok(Ok(reading)) => {
+                screen.status(&self.status(before, now, &reading));
+                *before = (now, reading);
+            }
+            Ok(Err(fault)) => self.world.tally().fault(fault),
+            Err(what) => self.world.tally().fault(Fault::Unwatched { what }),
         }
     }
 
@@ -223,12 +246,6 @@ fn every_second() -> Interval {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     seconds
-}
-
-/// Ready after `length`; without one, in a hundred years.
-fn end_of(length: Option<Duration>) -> Pin<Box<Sleep>> {
-    const CENTURY: Duration = Duration::from_hours(876_000);
-    Box::pin(sleep(length.unwrap_or(CENTURY)))
 }
 
 /// What ends the demo before its time: Ctrl-C, SIGTERM, a closed terminal.

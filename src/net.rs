@@ -90,7 +90,7 @@ impl Stream {
         }
     }
 
-    /// Makes the close of this socket a reset, so that the peer is not left in TIME_WAIT or reading on.
+    /// Makes the close of this socket a reset, so that the peer is not left in `TIME_WAIT` or reading on.
     pub fn reset_on_close(&self) {
         if let Self::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));

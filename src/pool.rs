@@ -136,6 +136,7 @@ enum Slot {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "lending moves a pointer")]
 struct Inner {
     /// The most recently used last.
     idle: Vec<Box<ServerConn>>,
@@ -192,7 +193,7 @@ impl Pool {
         limits: Limits,
         target: Target,
         clock: Rc<Clock>,
-        database: Rc<Database>,
+        database: &Rc<Database>,
         user: Rc<Count>,
     ) -> Rc<Self> {
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);

@@ -20,13 +20,16 @@ const FALLBACK: &str = "*";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownDatabase;
 
+/// Pools by database and user.
+type Pools = HashMap<(Box<str>, Box<str>), Rc<Pool>>;
+
 /// The pools of one worker.
 #[derive(Debug)]
 pub struct Router {
     config: Arc<Config>,
     clock: Rc<Clock>,
     tcp: TcpOptions,
-    pools: RefCell<HashMap<(Box<str>, Box<str>), Rc<Pool>>>,
+    pools: RefCell<Pools>,
     databases: RefCell<HashMap<Box<str>, Rc<Database>>>,
     users: RefCell<HashMap<Box<str>, Rc<Count>>>,
     next_id: Cell<u32>,
@@ -104,14 +107,14 @@ impl Router {
         self.next_id.set(id + 1);
         let shared = self.database(name, database.max_db_connections.unwrap_or(pool.max_db_connections));
         let count = self.user(user, own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections));
-        Ok(Pool::new(id, PoolName::primary(name, user), limits, target, self.clock.clone(), shared, count))
+        Ok(Pool::new(id, PoolName::primary(name, user), limits, target, self.clock.clone(), &shared, count))
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {
         // A client's own password opens the server too, if it is known in plain text.
-        let own = self.config.users.get(user).and_then(|u| u.password.as_ref()).map(|secret| secret.expose());
+        let own = self.config.users.get(user).and_then(|u| u.password.as_ref()).map(pgweir_config::Secret::expose);
         let own = own.filter(|password| database.user.is_none() && !is_verifier(password));
-        let password = database.password.as_ref().map(|secret| secret.expose()).or(own);
+        let password = database.password.as_ref().map(pgweir_config::Secret::expose).or(own);
         Target {
             host: if database.host.is_empty() { "127.0.0.1".to_owned() } else { database.host.clone() },
             port: database.port,

@@ -146,7 +146,7 @@ impl Worker {
             pool.tick();
         }
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks % TICKS_PER_PUBLICATION == 0 {
+        if self.ticks.is_multiple_of(TICKS_PER_PUBLICATION) {
             self.context.router.sweep();
             self.publish();
         }

@@ -164,9 +164,7 @@ impl<'a> Authentication<'a> {
         Ok(match kind {
             0 => Self::Ok,
             3 => Self::Cleartext,
-            5 => Self::Md5 {
-                salt: *rest.first_chunk().ok_or(Malformed::Short { field: "Authentication.salt" })?,
-            },
+            5 => Self::Md5 { salt: *rest.first_chunk().ok_or(Malformed::Short { field: "Authentication.salt" })? },
             10 => Self::Sasl { mechanisms: rest },
             11 => Self::SaslContinue(rest),
             12 => Self::SaslFinal(rest),

@@ -153,7 +153,7 @@ pub fn startup<'a>(out: &mut Vec<u8>, version: u32, params: impl Iterator<Item =
 /// `CancelRequest`.
 pub fn cancel_request(out: &mut Vec<u8>, pid: u32, secret: &[u8]) {
     untagged(out, |out| {
-        out.extend_from_slice(&((1234u32 << 16) | 5678).to_be_bytes());
+        out.extend_from_slice(&crate::startup::CANCEL_REQUEST.to_be_bytes());
         out.extend_from_slice(&pid.to_be_bytes());
         out.extend_from_slice(secret);
     });

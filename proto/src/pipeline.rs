@@ -212,11 +212,18 @@ impl Pipeline {
         let front = *self.owed.front().ok_or(unexpected)?;
         let whole = matches!(front.expect, Expect::Query | Expect::FunctionCall);
         let settles = match tag {
-            Tag::DataRow | Tag::CopyData | Tag::CopyDone | Tag::CopyOutResponse if whole || front.expect == Expect::Execute => false,
-            Tag::CommandComplete | Tag::EmptyQueryResponse if whole => false,
-            Tag::RowDescription if whole => false,
+            Tag::DataRow | Tag::CopyData | Tag::CopyDone | Tag::CopyOutResponse
+                if whole || front.expect == Expect::Execute =>
+            {
+                false
+            }
+            Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::RowDescription if whole => false,
             Tag::FunctionCallResponse if front.expect == Expect::FunctionCall => false,
-            Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::PortalSuspended if front.expect == Expect::Execute => true,
+            Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::PortalSuspended
+                if front.expect == Expect::Execute =>
+            {
+                true
+            }
             Tag::ParseComplete if front.expect == Expect::Parse => true,
             Tag::BindComplete if front.expect == Expect::Bind => true,
             Tag::CloseComplete if front.expect == Expect::Close => true,
@@ -338,8 +345,9 @@ impl Pipeline {
         }
         // With its end already sent, later messages are counted as they were entered.
         if !self.copy_in {
-            self.batch_open = self.owed.iter().rev().take_while(|o| !o.earns_ready()).any(|o| o.expect != Expect::CopyEnd);
-        } else if self.owed.front().is_some_and(|o| o.earns_ready()) {
+            self.batch_open =
+                self.owed.iter().rev().take_while(|o| !o.earns_ready()).any(|o| o.expect != Expect::CopyEnd);
+        } else if self.owed.front().is_some_and(Owed::earns_ready) {
             self.batch_open = false;
         }
     }

@@ -12,9 +12,12 @@ pub const MAX_STARTUP: u32 = 10_000;
 /// The newest protocol version spoken: 3.0.
 pub const PROTOCOL_3_0: u32 = 3 << 16;
 
-const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
-const SSL_REQUEST: u32 = (1234 << 16) | 5679;
-const GSSENC_REQUEST: u32 = (1234 << 16) | 5680;
+/// The major version that stands for a request other than a session.
+const REQUESTS: u32 = 1234 << 16;
+/// The code of a `CancelRequest`.
+pub const CANCEL_REQUEST: u32 = REQUESTS + 5678;
+const SSL_REQUEST: u32 = REQUESTS + 5679;
+const GSSENC_REQUEST: u32 = REQUESTS + 5680;
 
 /// A first packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

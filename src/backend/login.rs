@@ -109,7 +109,12 @@ impl DialError {
 /// # Errors
 ///
 /// [`DialError`].
-pub async fn dial(target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit) -> Result<LoggedIn, DialError> {
+pub async fn dial(
+    target: Rc<Target>,
+    clock: Rc<Clock>,
+    plain: Rc<Profile>,
+    permit: Permit,
+) -> Result<LoggedIn, DialError> {
     let limit = target.connect_timeout;
     let mut login = None;
     let outcome = clock.limit(limit, log_in(&target, &mut login)).await;
@@ -237,8 +242,7 @@ impl Login {
         if !mechanisms.split(|byte| *byte == 0).any(|name| name == MECHANISM.as_bytes()) {
             return Err(DialError::Method { method: String::from_utf8_lossy(mechanisms).replace('\0', " ") });
         }
-        let password =
-            target.password.as_ref().ok_or_else(|| DialError::NoPassword { user: target.user.clone() })?;
+        let password = target.password.as_ref().ok_or_else(|| DialError::NoPassword { user: target.user.clone() })?;
         let mut nonce = [0; pgweir_proto::scram::NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| io::Error::other("the system gives no random bytes"))?;
         let mut exchange = ClientExchange::new(nonce, &ChannelBinding::Unavailable);
@@ -329,7 +333,14 @@ impl Login {
         while matches!(poll_fn(|cx| self.stream.poll_read(cx, &mut buf)).await, Ok(read) if read > 0) {}
     }
 
-    fn into_conn(self, target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit, born: Instant) -> ServerConn {
+    fn into_conn(
+        self,
+        target: Rc<Target>,
+        clock: Rc<Clock>,
+        plain: Rc<Profile>,
+        permit: Permit,
+        born: Instant,
+    ) -> ServerConn {
         let (pid, secret) = self.key.unwrap_or_default();
         ServerConn {
             stream: self.stream,
@@ -360,10 +371,11 @@ impl Login {
 
 /// Keys for a salt and an iteration count: the cached ones, or new ones, derived off this thread.
 async fn derive_keys(target: &Target, password: &str, salt: Vec<u8>, iterations: u32) -> Result<Keys, DialError> {
-    if let Some(known) = &*target.keys.borrow() {
-        if known.salt == salt && known.iterations == iterations {
-            return Ok(known.keys.clone());
-        }
+    if let Some(known) = &*target.keys.borrow()
+        && known.salt == salt
+        && known.iterations == iterations
+    {
+        return Ok(known.keys.clone());
     }
     let password = password.to_owned();
     let asked = salt.clone();
@@ -383,7 +395,9 @@ fn method_name(method: &Authentication<'_>) -> String {
         Authentication::Ok => "none".to_owned(),
         Authentication::Cleartext => "password".to_owned(),
         Authentication::Md5 { .. } => "md5".to_owned(),
-        Authentication::Sasl { .. } | Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => "SASL".to_owned(),
+        Authentication::Sasl { .. } | Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
+            "SASL".to_owned()
+        }
         Authentication::Other(number) => format!("number {number}"),
     }
 }

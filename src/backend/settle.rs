@@ -107,7 +107,11 @@ impl ServerConn {
         let mut buf = vec![0; 16 * 1024];
         loop {
             self.take_replies(heard)?;
-            if self.pipeline.is_settled() && self.unsent.is_empty() && !self.scanner.is_inside() && self.carry.is_empty() {
+            if self.pipeline.is_settled()
+                && self.unsent.is_empty()
+                && !self.scanner.is_inside()
+                && self.carry.is_empty()
+            {
                 return Ok(());
             }
             let read = poll_fn(|cx| {

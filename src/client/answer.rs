@@ -114,7 +114,11 @@ impl Answer<'_> {
                 reply.origin
             }
         };
-        if origin == Origin::Client { plan.forward(len) } else { plan.skip(len) }
+        if origin == Origin::Client {
+            plan.forward(len);
+        } else {
+            plan.skip(len);
+        }
         self.answer_locally(plan);
         Ok(())
     }
@@ -159,10 +163,10 @@ impl Answer<'_> {
     }
 
     fn own_row(&mut self, body: &[u8]) {
-        if self.conn.pipeline.front().is_some_and(|owed| owed.note == AUDIT) {
-            if let Some(findings) = &mut self.aside.audit {
-                findings.row(body);
-            }
+        if self.conn.pipeline.front().is_some_and(|owed| owed.note == AUDIT)
+            && let Some(findings) = &mut self.aside.audit
+        {
+            findings.row(body);
         }
     }
 

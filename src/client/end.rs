@@ -61,7 +61,9 @@ impl End {
     #[must_use]
     pub fn code(&self) -> String {
         match self {
-            Self::Fatal(body) | Self::Hopeless(Refusal::Hopeless { body: Some(body), .. }) => backend::describe_error(body).0,
+            Self::Fatal(body) | Self::Hopeless(Refusal::Hopeless { body: Some(body), .. }) => {
+                backend::describe_error(body).0
+            }
             _ => self.failure().map_or_else(String::new, |failure| failure.code.to_owned()),
         }
     }
@@ -69,7 +71,9 @@ impl End {
     fn failure(&self) -> Option<Failure> {
         let (code, message, hint) = match self {
             Self::Quit | Self::Gone(_) | Self::MidMessage | Self::Fatal(_) => return None,
-            Self::Malformed(malformed) => ("08P01", format!("invalid message from the client: {malformed}"), String::new()),
+            Self::Malformed(malformed) => {
+                ("08P01", format!("invalid message from the client: {malformed}"), String::new())
+            }
             Self::Tag(tag) => ("08P01", format!("invalid frontend message type {tag}"), String::new()),
             Self::ServerLost => {
                 ("57P01", "terminating connection: its server connection was lost".to_owned(), String::new())

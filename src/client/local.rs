@@ -20,6 +20,7 @@ use crate::sql;
 /// Inside a transaction it goes on until the client ends it, as Postgres would after an error: so that nothing
 /// that the client believed to be in the transaction ever runs outside one.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts about the client's names beside the state drawn above")]
 pub struct Local {
     /// The error that the client has to be told first; none once it was told.
     error: Option<Failure>,
@@ -211,21 +212,12 @@ impl Local {
         if statement.is_empty() { self.unnamed_ends } else { self.named_ends.iter().any(|name| **name == *statement) }
     }
 
-    /// The statement's own end is known before the transaction was lost: a client's prepared ROLLBACK.
-    pub fn knows(&mut self, name: &[u8]) {
-        if name.is_empty() {
-            self.unnamed_ends = true;
-        } else if self.named_ends.len() < NAMES_MAX && !self.ends(name) {
-            self.named_ends.push(name.into());
-        }
-    }
-
     /// Tells the first error, if it was not told yet.
     fn tell(&mut self, out: &mut Vec<u8>) {
-        if !self.skipping {
-            if let Some(error) = self.error.take() {
-                error.write("ERROR", out);
-            }
+        if !self.skipping
+            && let Some(error) = self.error.take()
+        {
+            error.write("ERROR", out);
         }
     }
 

@@ -6,13 +6,13 @@ use std::io;
 use std::rc::Rc;
 
 use pgweir_config::{AuthType, Config};
+use pgweir_proto::Malformed;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode::{self, Report};
 use pgweir_proto::frontend;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::scram::{ChannelBinding, MECHANISM, ScramError, ServerExchange, Verifier};
-use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_0, Startup, first_len};
-use pgweir_proto::{Malformed, startup};
+use pgweir_proto::startup::{First, MAX_STARTUP, Startup, first_len};
 
 use super::end::refused;
 use super::relay::Relay;
@@ -29,6 +29,9 @@ const LOGIN_MESSAGE_MAX: u32 = 65_535;
 
 /// The most startup parameters of one client: each costs a setting on every hand-over.
 const PARAMETERS_MAX: usize = 100;
+
+/// The newest minor version of protocol 3 that is spoken.
+const NEWEST_MINOR: u32 = 0;
 
 /// What clients prove themselves by.
 #[derive(Debug)]
@@ -55,7 +58,8 @@ impl Secrets {
             let Some(password) = &user.password else { continue };
             let password = password.expose();
             let verifier = if is_verifier(password) {
-                Verifier::parse(password).map_err(|error| io::Error::other(format!("[users.{name}] password: {error}")))?
+                Verifier::parse(password)
+                    .map_err(|error| io::Error::other(format!("[users.{name}] password: {error}")))?
             } else {
                 let mut salt = [0; 16];
                 getrandom::fill(&mut salt).map_err(random)?;
@@ -142,7 +146,8 @@ impl Drop for LoggingIn {
 /// Runs a client's login. None if there is no session in the end; the client was told why.
 pub async fn log_in(context: Rc<Context>, stream: Stream) -> Option<Relay> {
     let guard = LoggingIn::enter(&context);
-    let mut door = Door { context: context.clone(), stream, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
+    let mut door =
+        Door { context: context.clone(), stream, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
     let limit = context.config.client.client_login_timeout;
     let outcome = match context.clock.limit(limit, door.login()).await {
         Ok(outcome) => outcome,
@@ -171,8 +176,6 @@ struct Door {
 struct Admitted {
     pool: Rc<Pool>,
     profile: Rc<Profile>,
-    /// What it is told behind `AuthenticationOk`.
-    welcome: Vec<u8>,
     entry: Rc<crate::cancel::Entry>,
 }
 
@@ -260,10 +263,10 @@ impl Door {
 
     async fn first_packet(&mut self) -> Result<Vec<u8>, Refused> {
         loop {
-            if let Some(len) = first_len(&self.input)? {
-                if self.input.len() >= len {
-                    return Ok(self.input.drain(..len).collect());
-                }
+            if let Some(len) = first_len(&self.input)?
+                && self.input.len() >= len
+            {
+                return Ok(self.input.drain(..len).collect());
             }
             self.read(MAX_STARTUP as usize).await?;
         }
@@ -355,8 +358,8 @@ impl Door {
         self.write(out).await?;
         out.clear();
         let proof = self.password_message().await?;
-        let verified = exchange.client_final(&proof).map_err(|error| scram_refused(user, error))?;
-        encode::authentication(out, 12, &verified.server_final);
+        let proven = exchange.client_final(&proof).map_err(|error| scram_refused(user, error))?;
+        encode::authentication(out, 12, &proven.server_final);
         Ok(())
     }
 
@@ -376,7 +379,7 @@ impl Door {
         if profile.reported().is_none() {
             self.prove(&pool, &profile).await?;
         }
-        self.parameters(&learned, &profile, &mut out);
+        parameters(&learned, &profile, &mut out);
         let entry = self.context.registry.enter(self.context.clock.now());
         encode::backend_key_data(&mut out, entry.pid, &entry.secret());
         if first {
@@ -393,23 +396,15 @@ impl Door {
             self.context.registry.leave(&entry);
             return Err(error.into());
         }
-        Ok(Admitted { pool, profile, welcome: Vec::new(), entry })
-    }
-
-    fn parameters(&self, learned: &Learned, profile: &Profile, out: &mut Vec<u8>) {
-        let reported = profile.reported().unwrap_or_else(|| Rc::from([]));
-        let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
-        for (name, value) in &learned.parameters {
-            let own = reported.iter().find(|(own, _)| same(own, name));
-            encode::parameter_status(out, name.as_bytes(), own.map_or(value, |(_, value)| value));
-        }
+        Ok(Admitted { pool, profile, entry })
     }
 
     /// The first login of a pool: what the server says of itself is learnt from a server connection.
     async fn learn(&self, pool: &Rc<Pool>) -> Result<Rc<Learned>, Refused> {
         let conn = self.lease(pool).await?;
         pool.release(conn);
-        pool.learned().ok_or_else(|| Refused::new(RefusalReason::Protocol, "XX000", "the server told nothing of itself"))
+        pool.learned()
+            .ok_or_else(|| Refused::new(RefusalReason::Protocol, "XX000", "the server told nothing of itself"))
     }
 
     async fn lease(&self, pool: &Rc<Pool>) -> Result<Box<ServerConn>, Refused> {
@@ -468,13 +463,23 @@ impl Door {
     }
 }
 
+/// The `ParameterStatus`es of a fresh server connection, with the client's own settings in them.
+fn parameters(learned: &Learned, profile: &Profile, out: &mut Vec<u8>) {
+    let reported = profile.reported().unwrap_or_else(|| Rc::from([]));
+    let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
+    for (name, value) in &learned.parameters {
+        let own = reported.iter().find(|(own, _)| same(own, name));
+        encode::parameter_status(out, name.as_bytes(), own.map_or(value, |(_, value)| value));
+    }
+}
+
 /// Answers a newer minor version, or protocol options, with what is spoken here.
 fn negotiate(startup: &Startup<'_>, out: &mut Vec<u8>) {
-    let unknown: Vec<&[u8]> = startup.params().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_.")).collect();
+    let unknown: Vec<&[u8]> =
+        startup.params().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_.")).collect();
     if startup.minor > 0 || !unknown.is_empty() {
-        encode::negotiate_protocol_version(out, startup::PROTOCOL_3_0 & 0xffff, &unknown);
+        encode::negotiate_protocol_version(out, NEWEST_MINOR, &unknown);
     }
-    const _: () = assert!(PROTOCOL_3_0 & 0xffff == 0);
 }
 
 fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {

@@ -60,12 +60,6 @@ impl<'a> Plan<'a> {
         (self.made, self.input.get(self.run.clone()).unwrap_or_default())
     }
 
-    /// Whether there is nothing to write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.made.is_empty() && self.run.is_empty()
-    }
-
     fn close(&mut self) {
         self.made.extend_from_slice(self.input.get(self.run.clone()).unwrap_or_default());
         self.run.start = self.run.end;
@@ -80,7 +74,6 @@ mod tests {
     fn what_passes_stays_where_it_is() {
         let mut made = vec![9];
         let mut plan = Plan::new(b"abcdef", &mut made);
-        assert!(plan.is_empty());
         plan.forward(2);
         plan.forward(1);
         assert_eq!(plan.slices(), (&b""[..], &b"abc"[..]));

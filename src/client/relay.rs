@@ -5,43 +5,38 @@
 //! Everything happens in one poll, from a buffer that the worker lends: bytes are copied only when a socket
 //! will not take them, a message is incomplete, or a server connection has to be waited for.
 
+mod farewell;
+mod lease;
+mod loss;
+
 use std::io;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 use std::time::Instant;
 
-use pgweir_config::{CancelOnDisconnect, PoolMode};
-use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
-use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::aftermath::{Orphan, say_goodbye};
 use super::answer::{Answer, Aside, Heard};
-use super::end::{End, refused};
-use super::local::{Failure, Local};
+use super::end::End;
+use super::local::Local;
 use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
-use crate::backend::{Lost, ServerConn, Unnamed, last_words};
+use crate::backend::{Lost, ServerConn};
 use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
-use crate::pool::{Pool, Refusal, Ticket, micros};
-use crate::prepared::{AUDIT, REPLAY};
-use crate::settings::{self, Profile};
-use crate::state::{self, Findings};
-use crate::stats::{Blame, CancelOutcome, DiscardReason, PinReason, Reason as _};
+use crate::pool::{Pool, Ticket};
+use crate::settings::Profile;
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
 
 /// What a client may send ahead while it waits for a server connection; bytes. More stays in its socket.
 const AHEAD_MAX: usize = 64 * 1024;
-
-/// A message that is skipped unread while no server is there; bytes.
-const LOCAL_MAX: u32 = 256 * 1024;
 
 /// The server connection of a session.
 #[derive(Debug)]
@@ -281,156 +276,6 @@ impl Relay {
         }
     }
 
-    /// After answers: is the server connection at rest, and what then?
-    fn rest(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
-            return Ok(());
-        };
-        if active.hold && !active.aside.replaying {
-            active.hold = false;
-            active.resume = true;
-        }
-        if active.aside.audited {
-            self.audited()?;
-            return self.rest(cx);
-        }
-        if !conn.pipeline.is_settled() {
-            return Ok(());
-        }
-        active.resume |= !active.backlog.input.is_empty();
-        if conn.pipeline.status() != TxStatus::Idle {
-            self.note(Activity::InTransaction);
-            return if self.pool.limits.mode == PoolMode::Statement { Err(End::StatementMode) } else { Ok(()) };
-        }
-        if self.is_free() { self.end_lease(cx) } else { Ok(()) }
-    }
-
-    /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
-    fn is_free(&self) -> bool {
-        let Lease::Held(conn) = &self.lease else { return false };
-        #[cfg(feature = "broken-release")]
-        return conn.unsent.is_empty() && conn.carry.is_empty();
-        #[cfg(not(feature = "broken-release"))]
-        return conn.pipeline.is_free()
-            && conn.unsent.is_empty()
-            && conn.carry.is_empty()
-            && !conn.scanner.is_inside()
-            && !self.scanner.is_inside();
-    }
-
-    /// The transaction is over: audit, keep, or release.
-    fn end_lease(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let Some(active) = &mut self.active else { return Ok(()) };
-        if self.pool.limits.mode == PoolMode::Session {
-            self.note(Activity::Idle);
-            return Ok(());
-        }
-        if active.marks.tainted {
-            return self.audit(cx);
-        }
-        if !active.marks.pins.is_empty() {
-            self.note(Activity::Idle);
-            return self.pin();
-        }
-        self.unpin();
-        self.release();
-        Ok(())
-    }
-
-    fn release(&mut self) {
-        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
-            return;
-        };
-        let now = self.context.clock.now();
-        self.note(Activity::Idle);
-        if let Some(active) = &mut self.active {
-            let taken = now.saturating_duration_since(active.leased);
-            self.pool.stats.borrow_mut().transaction.record(micros(taken));
-            if active.is_blank() {
-                if let Some(active) = self.active.take() {
-                    self.context.actives.put_back(active);
-                }
-            }
-        }
-        self.pool.release(conn);
-    }
-
-    // ---- pins and audits ----
-
-    /// Asks the server what the client left behind.
-    fn audit(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
-            return Ok(());
-        };
-        active.marks.tainted = false;
-        active.aside.audit = Some(Findings::default());
-        for (name, _) in self.profile.entries().iter().filter(|(name, _)| name.contains('.')) {
-            if !active.marks.custom.contains(name) {
-                active.marks.custom.push(name.clone());
-            }
-        }
-        let mut text = Vec::new();
-        state::audit(self.pool.login_user(), &active.marks.custom, &mut text);
-        let mut message = Vec::new();
-        encode::query(&mut message, &text);
-        conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
-        conn.unnamed = Unnamed::Empty;
-        match conn.write(cx, &message, &[]) {
-            Ok(()) => Ok(()),
-            Err(error) => self.lose(Lost::Io(error.kind()), cx),
-        }
-    }
-
-    fn audited(&mut self) -> Result<(), End> {
-        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
-            return Ok(());
-        };
-        active.aside.audited = false;
-        let Some(findings) = active.aside.audit.take() else {
-            return Err(End::Broken("an audit nobody asked for"));
-        };
-        let marks = &mut active.marks;
-        let failed = marks.pins.has(PinReason::Unknown);
-        if !failed {
-            let profile = self.pool.profiles.intern(findings.settings);
-            conn.profile = profile.clone();
-            self.profile = profile;
-        }
-        let mut pins = marks.pins.lasting();
-        for reason in findings.pins.iter() {
-            pins.add(reason);
-        }
-        for reason in pins.iter().filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
-            self.pool.stats.borrow_mut().pins.add(reason);
-            tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
-        }
-        marks.pins = pins;
-        // What the client sent meanwhile may have changed things again.
-        marks.unsettled = marks.tainted;
-        if !marks.tainted {
-            marks.listening = pins.has(PinReason::Listen);
-        }
-        Ok(())
-    }
-
-    fn pin(&mut self) -> Result<(), End> {
-        if !self.pinned {
-            let limit = self.pool.limits.max_pinned;
-            if self.pool.pinned.get() >= limit {
-                return Err(End::PinLimit { limit });
-            }
-            self.pinned = true;
-            self.pool.pinned.set(self.pool.pinned.get() + 1);
-        }
-        Ok(())
-    }
-
-    fn unpin(&mut self) {
-        if std::mem::take(&mut self.pinned) {
-            self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
-        }
-    }
-
     // ---- client to server ----
 
     fn turn_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<bool, End> {
@@ -546,10 +391,9 @@ impl Relay {
             }
             match &self.lease {
                 Lease::None => match self.first(rest)? {
-                    First::Wait => return Ok(at),
                     First::Drop(len) => at += len,
                     First::Lease if self.acquire(cx)? => {}
-                    First::Lease => return Ok(at),
+                    First::Lease | First::Wait => return Ok(at),
                 },
                 Lease::Waiting(_) => return Ok(at),
                 Lease::Held(_) => {
@@ -587,44 +431,6 @@ impl Relay {
             _ if input.len() < AHEAD_MAX.min(HEADER + body_len) => Ok(First::Wait),
             _ => Ok(First::Lease),
         }
-    }
-
-    /// Takes a server connection. False if it has to be waited for.
-    fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
-        if let Some(conn) = self.pool.try_lease(&self.profile) {
-            self.begin(conn, cx)?;
-            return Ok(true);
-        }
-        self.note(Activity::Waiting);
-        self.lease = Lease::Waiting(self.pool.wait(cx));
-        Ok(false)
-    }
-
-    /// A lease begins: the client's settings first.
-    fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
-        self.note(Activity::Running);
-        let now = self.context.clock.now();
-        self.entry.begun.set(now);
-        self.active().leased = now;
-        let mut sent = Ok(());
-        if !Rc::ptr_eq(&conn.profile, &self.profile) {
-            let hold = self.profile.has_role() || conn.profile.has_role();
-            let mut text = Vec::new();
-            settings::replay(&conn.profile, &self.profile, &mut text);
-            conn.profile = self.profile.clone();
-            if !text.is_empty() {
-                let mut message = Vec::new();
-                encode::query(&mut message, &text);
-                conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
-                conn.unnamed = Unnamed::Empty;
-                sent = conn.write(cx, &message, &[]);
-                let active = self.active();
-                active.aside.replaying = true;
-                active.hold = hold;
-            }
-        }
-        self.lease = Lease::Held(conn);
-        sent.or_else(|error| self.lose(Lost::Io(error.kind()), cx))
     }
 
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
@@ -706,153 +512,6 @@ impl Relay {
         Ok(())
     }
 
-    // ---- without a server ----
-
-    /// Answers messages alone, until the client can be served again.
-    fn answer_alone(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<usize, End> {
-        let Some(active) = &mut self.active else { return Ok(0) };
-        let Some(local) = &mut active.local else { return Ok(0) };
-        let mut out = Vec::new();
-        let used = match self.scanner.next(input).map_err(End::Malformed)? {
-            Scanned::Short => return Ok(0),
-            Scanned::Inside { len } => len,
-            Scanned::Whole { tag, body } => {
-                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
-                match tag {
-                    Tag::Terminate => return Err(End::Quit),
-                    Tag::Password => return Err(End::Tag(tag as u8)),
-                    tag => local.message(tag, body, &mut out),
-                }
-                HEADER + body.len()
-            }
-            Scanned::Part { tag, body_len, seen } => {
-                if body_len <= LOCAL_MAX {
-                    return Ok(0);
-                }
-                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
-                local.message(tag, b"", &mut out);
-                self.scanner.stream(body_len, seen.len());
-                HEADER + seen.len()
-            }
-        };
-        if local.is_over() {
-            active.local = None;
-        }
-        self.write_client(cx, &out, &[])?;
-        Ok(used)
-    }
-
-    /// A wait ended in vain: the statement that waited gets the error.
-    fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
-        self.note(Activity::Idle);
-        if matches!(refusal, Refusal::Hopeless { .. }) {
-            return Err(End::Hopeless(refusal));
-        }
-        let failure = refused(&refusal);
-        let blame = if matches!(refusal, Refusal::Cancelled) { Blame::Client } else { Blame::Pooler };
-        self.pool.stats.borrow_mut().errors.add(blame, failure.code.as_bytes());
-        if self.context.config.log.log_pooler_errors && blame == Blame::Pooler {
-            tracing::warn!(client = self.entry.pid, code = failure.code, detail = %failure.detail, "{}", failure.message);
-        }
-        let active = self.active();
-        active.local = Some(Local::new(failure, false));
-        active.resume = true;
-        Ok(())
-    }
-
-    /// The server connection is lost.
-    fn lose(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
-        let (Lease::Held(mut conn), Some(active)) = (std::mem::replace(&mut self.lease, Lease::None), &mut self.active)
-        else {
-            return Err(End::Broken("a loss without a lease"));
-        };
-        let lost = match lost {
-            // What it said before it went may not have been read yet.
-            Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
-            lost => lost,
-        };
-        self.statements.undo_all();
-        let marks = std::mem::take(&mut active.marks);
-        active.aside = Aside::default();
-        active.hold = false;
-        active.resume = true;
-        let pipeline = &mut conn.pipeline;
-        let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
-        let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
-        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
-        let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
-        let kept = self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
-        let mid_message = conn.scanner.is_inside();
-        self.pool.discard_lent(conn, DiscardReason::Lost);
-        self.unpin();
-        self.note(Activity::Idle);
-        match lost {
-            _ if mid_message => return Err(End::MidMessage),
-            Lost::Fatal(body) if concerned || kept => return Err(End::Fatal(body)),
-            Lost::Io(_) | Lost::Protocol if kept => return Err(End::ServerLost),
-            _ if !concerned => return Ok(()),
-            Lost::Fatal(_) | Lost::Io(_) | Lost::Protocol => {}
-        }
-        let failure = lost_failure(in_transaction);
-        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
-        let mut local = Local::new(failure, in_transaction);
-        let mut out = Vec::new();
-        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
-        if !local.is_over() {
-            self.active().local = Some(local);
-        }
-        self.write_client(cx, &out, &[])
-    }
-
-    /// The client's settings could not be applied: its statement was not run, and its error is this one.
-    fn replay_failed(&mut self, body: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
-        let held = self.active.as_ref().is_some_and(|active| active.hold);
-        if !held {
-            // Something of the client's followed already, and ran under settings that are not its own.
-            return self.lose(Lost::Protocol, cx);
-        }
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            self.pool.discard_lent(conn, DiscardReason::Dirty);
-        }
-        Err(End::Fatal(body.into()))
-    }
-
-    // ---- cancel ----
-
-    fn cancel(&mut self, _cx: &mut Task<'_>) -> Result<(), End> {
-        let waiting_for_it = self.entry.take_cancels();
-        match &self.lease {
-            Lease::None => Ok(()),
-            Lease::Waiting(_) => {
-                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
-                self.lease = Lease::None;
-                self.refuse(Refusal::Cancelled)
-            }
-            Lease::Held(_) => {
-                self.cancel_server(waiting_for_it);
-                Ok(())
-            }
-        }
-    }
-
-    /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
-    fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
-        let Lease::Held(conn) = &self.lease else { return };
-        if conn.pipeline.is_settled() {
-            return;
-        }
-        self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
-        let order = conn.cancel_order();
-        let pool = self.pool.clone();
-        tokio::task::spawn_local(async move {
-            let parked = order.send(pool.limits.cancel_wait_timeout).await;
-            drop(waiting);
-            if let Some(conn) = parked {
-                pool.unpark(conn);
-            }
-        });
-    }
-
     // ---- writing to the client ----
 
     fn write_client(&mut self, cx: &mut Task<'_>, first: &[u8], second: &[u8]) -> Result<(), End> {
@@ -902,93 +561,13 @@ impl Relay {
             return Ok(false);
         }
         active.resume = true;
-        if matches!(self.lease, Lease::None) && active.is_blank() {
-            if let Some(active) = self.active.take() {
-                self.context.actives.put_back(active);
-            }
+        if matches!(self.lease, Lease::None)
+            && active.is_blank()
+            && let Some(active) = self.active.take()
+        {
+            self.context.actives.put_back(active);
         }
         Ok(true)
-    }
-
-    fn note(&self, activity: Activity) {
-        self.entry.activity.set(activity);
-        self.entry.since.set(self.context.clock.now());
-    }
-
-    // ---- the end ----
-
-    /// Says goodbye on both sides.
-    fn finish(&mut self, end: &End) {
-        self.ended = true;
-        self.leave();
-        self.log_end(end);
-        let cut_client = self.scanner.is_inside();
-        let reset = self.context.config.pool.server_reset_query.clone();
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            let marks = self.active.as_ref().map(|active| &active.marks);
-            let commit = marks.is_some_and(|marks| marks.commit_sent);
-            let dirty = self.pool.limits.mode == PoolMode::Session
-                || self.pinned
-                || marks.is_some_and(|marks| marks.tainted || !marks.pins.is_empty())
-                || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
-            if cut_client || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty() {
-                // The server waits for the rest of a message that will never come.
-                self.unpin();
-                self.pool.discard_lent(conn, DiscardReason::Protocol);
-            } else {
-                let cancel = match self.context.config.client.cancel_on_disconnect {
-                    CancelOnDisconnect::Lost => end.is_loss(),
-                    CancelOnDisconnect::Always => true,
-                    CancelOnDisconnect::Never => false,
-                };
-                let pinned = std::mem::take(&mut self.pinned);
-                let pool = self.pool.clone();
-                let orphan = Orphan { conn, pool, cancel: cancel && !commit, dirty, pinned, reset };
-                tokio::task::spawn_local(orphan.settle());
-            }
-        }
-        self.lease = Lease::None;
-        self.last_words(end);
-    }
-
-    fn last_words(&mut self, end: &End) {
-        let mut words = self.active.take().map_or_else(Vec::new, |active| active.backlog.output);
-        if matches!(end, End::Gone(_)) {
-            return;
-        }
-        if !matches!(end, End::MidMessage) {
-            end.write(&mut words);
-        }
-        if !words.is_empty() {
-            let stream = std::mem::replace(&mut self.link, Stream::Closed);
-            tokio::task::spawn_local(say_goodbye(self.context.clock.clone(), stream, words));
-        }
-    }
-
-    fn log_end(&self, end: &End) {
-        let code = end.code();
-        if !code.is_empty() {
-            self.pool.stats.borrow_mut().errors.add(end.blame(), code.as_bytes());
-        }
-        if let End::Told(_) = end {
-            if !matches!(self.lease, Lease::None) {
-                self.context.sessions_cut.set(self.context.sessions_cut.get() + 1);
-            }
-        }
-        let log = &self.context.config.log;
-        if let End::Broken(what) = end {
-            self.context.process.borrow_mut().broken_invariants += 1;
-            tracing::error!(client = self.entry.pid, what, "broken invariant: session ended");
-        } else if !code.is_empty() && log.log_pooler_errors {
-            tracing::warn!(client = self.entry.pid, code, blame = end.blame().as_str(), "{}", end.reason());
-        } else if log.log_disconnections {
-            tracing::info!(client = self.entry.pid, reason = end.reason(), "client disconnected");
-        }
-    }
-
-    fn leave(&self) {
-        self.context.registry.leave(&self.entry);
-        self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }
 }
 
@@ -1000,33 +579,4 @@ enum First {
     Drop(usize),
     /// A server connection.
     Lease,
-}
-
-fn lost_failure(in_transaction: bool) -> Failure {
-    let (message, hint) = if in_transaction {
-        ("the server connection was lost inside the transaction", "The transaction is lost: roll it back and begin again.")
-    } else {
-        (
-            "the server connection was lost: the outcome of the statement is unknown",
-            "Find out whether it took effect before it is sent again.",
-        )
-    };
-    Failure { code: "08006", message: message.to_owned(), detail: String::new(), hint: hint.to_owned() }
-}
-
-impl Drop for Relay {
-    /// A session that did not get to its goodbye: it panicked, or the worker is going down.
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        if std::thread::panicking() {
-            self.context.process.borrow_mut().sessions_panicked += 1;
-        }
-        self.leave();
-        self.unpin();
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            self.pool.discard_lent(conn, DiscardReason::Protocol);
-        }
-    }
 }

@@ -24,6 +24,7 @@ const NAME_MAX: usize = 16 * 1024;
 
 /// What of a session the messages of its client change.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of independent marks, not a state")]
 pub struct Marks {
     /// The lease has to be audited before it is released.
     pub tainted: bool,
@@ -171,6 +172,8 @@ impl Request<'_> {
         match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
             Tag::Query => {
                 let text = frontend::query_text(body).map_err(Stop::Malformed)?;
+                #[cfg(debug_assertions)]
+                panic_if_told(text);
                 self.query(sql::scan(text), text);
                 plan.forward(len);
             }
@@ -284,7 +287,7 @@ impl Request<'_> {
             self.parse_again(&existing, parse, plan, len);
             return Ok(());
         }
-        if self.statements.len() >= self.statements_max || parse.statement.len() > NAME_MAX {
+        if self.statements.count() >= self.statements_max || parse.statement.len() > NAME_MAX {
             return Err(Stop::TooManyStatements);
         }
         if !self.interner.has_room() {
@@ -461,7 +464,7 @@ impl Request<'_> {
             Target::Portal(_) => Renamed::Same,
         };
         self.conn.pipeline.sent(Expect::Describe, Origin::Client, 0);
-        self.renamed(b'D', &renamed, HEADER + body.len(), plan);
+        Self::renamed(b'D', &renamed, HEADER + body.len(), plan);
         Ok(())
     }
 
@@ -485,7 +488,7 @@ impl Request<'_> {
                     // To the server, for names that SQL gave; but not for one of ours.
                     let renamed = if name.starts_with(prepared::PREFIX) { Renamed::Unknown } else { Renamed::Same };
                     self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
-                    self.renamed(b'C', &renamed, len, plan);
+                    Self::renamed(b'C', &renamed, len, plan);
                 }
             },
             Target::Statement(_) => {
@@ -503,7 +506,7 @@ impl Request<'_> {
     }
 
     /// A `Describe` or `Close` of a statement, under the server's name for it.
-    fn renamed(&mut self, tag: u8, renamed: &Renamed, len: usize, plan: &mut Plan<'_>) {
+    fn renamed(tag: u8, renamed: &Renamed, len: usize, plan: &mut Plan<'_>) {
         if matches!(renamed, Renamed::Same) {
             plan.forward(len);
             return;
@@ -541,6 +544,16 @@ impl Request<'_> {
         plan.forward(HEADER + seen.len());
         Ok(true)
     }
+}
+
+/// For the test that a panic in one session ends just that one. Never in a release build.
+#[cfg(debug_assertions)]
+#[allow(clippy::panic, reason = "it is the point")]
+fn panic_if_told(text: &[u8]) {
+    assert!(
+        !(text.starts_with(b"/* pgweir test: panic */") && std::env::var_os("PGWEIR_TEST_PANIC").is_some()),
+        "told to panic by a test"
+    );
 }
 
 /// The server's name for a statement.

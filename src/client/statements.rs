@@ -5,7 +5,6 @@ use std::rc::Rc;
 
 use hashbrown::HashMap;
 
-use crate::backend::ServerConn;
 use crate::prepared::Statement;
 
 /// What a name of the client's stands for.
@@ -64,14 +63,8 @@ impl Statements {
 
     /// How many names are in use.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.named.as_ref().map_or(0, |named| named.names.len())
-    }
-
-    /// Whether no name is in use.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// A `Parse` for `name` is on its way, or will be answered here.
@@ -128,11 +121,6 @@ impl Statements {
     }
 }
 
-/// Forgets that the server connection has statement `id`: its `Parse` never ran.
-pub fn forget(conn: &mut ServerConn, id: u32) {
-    conn.statements.remove(&id);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +141,6 @@ mod tests {
         assert!(statements.get(b"a").is_some() && statements.get(b"b").is_none());
         statements.parsed(b"c", statement(b"SELECT 3"));
         statements.undo_all();
-        assert_eq!(statements.len(), 1);
+        assert_eq!(statements.count(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! The demo's clients: what each kind does, and how it knows that an answer is its own.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Time over which the clients arrive.
 const ARRIVAL_MS: Range<u64> = 0..1500;
 /// Between two transactions of a busy client.
-const THINKING_MS: Range<u64> = 5..45;
+const THINKING_MS: Range<u64> = 10..90;
 /// Between two visits of a client that comes and goes.
 const AWAY_MS: Range<u64> = 200..800;
 /// One transfer of so many is rolled back.
@@ -67,7 +67,7 @@ impl Kind {
 
     /// All clients.
     pub(super) fn total() -> u32 {
-        Self::ALL.iter().map(|kind| kind.clients()).sum()
+        Self::ALL.into_iter().map(Self::clients).sum()
     }
 }
 
@@ -158,7 +158,7 @@ pub(super) fn start_all(world: &Rc<World>, clients: &mut JoinSet<()>) {
         let world = Rc::clone(world);
         clients.spawn_local(async move {
             world.pause(ARRIVAL_MS).await;
-            let person = Person { world: &world, kind, id, asked: 0 };
+            let person = Person { world: &world, kind, id, asked: 0, arrived: Cell::new(false) };
             if let Err(problem) = person.live().await {
                 world.tally().fault(Fault::Client { kind, id, problem });
             }
@@ -173,6 +173,8 @@ struct Person<'w> {
     id: u32,
     /// Questions asked so far.
     asked: u32,
+    /// It has logged in at least once.
+    arrived: Cell<bool>,
 }
 
 impl<'w> Person<'w> {
@@ -205,7 +207,11 @@ impl<'w> Person<'w> {
     async fn connect(&self, config: &Config) -> Result<Session<'w>, Problem> {
         let connected = timeout(PATIENCE, config.connect(NoTls)).await.map_err(|_| Problem::Late)?;
         let (client, connection) = connected?;
-        self.world.tally().connected();
+        let mut tally = self.world.tally();
+        tally.connected();
+        if !self.arrived.replace(true) {
+            tally.arrived += 1;
+        }
         Ok(Session { client, driver: tokio::spawn(connection), _presence: Presence(self.world) })
     }
 

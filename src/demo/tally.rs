@@ -25,6 +25,18 @@ pub(super) enum Fault {
         /// What it met.
         problem: Problem,
     },
+    /// Clients that had not logged in long after they began to.
+    #[error("{count} clients did not arrive")]
+    NotArrived {
+        /// How many.
+        count: u32,
+    },
+    /// Clients of one kind got nothing done, so that nothing is known of them.
+    #[error("no transaction was done by any client of this kind: {kind}")]
+    NothingDone {
+        /// Which kind.
+        kind: Kind,
+    },
     /// Clients were still at work long after they were told to stop.
     #[error("{count} clients did not come to their end")]
     ClientsLate {
@@ -100,6 +112,8 @@ pub(super) struct Tally {
     pub(super) live: u32,
     /// The most of them at once.
     pub(super) most_live: u32,
+    /// Clients that have logged in at least once.
+    pub(super) arrived: u32,
     /// Client connections made.
     pub(super) connects: u64,
     /// Transactions done, single statements included, by kind of client; see [`Kind::ALL`].
@@ -134,6 +148,7 @@ impl Tally {
         Ok(Self {
             live: 0,
             most_live: 0,
+            arrived: 0,
             connects: 0,
             done: [0; Kind::ALL.len()],
             transfers: 0,
@@ -173,6 +188,15 @@ impl Tally {
         }
     }
 
+    /// Faults everything of which nothing is known.
+    pub(super) fn demand_work_of_all(&mut self) {
+        for (kind, done) in Kind::ALL.into_iter().zip(self.done) {
+            if done == 0 {
+                self.fault(Fault::NothingDone { kind });
+            }
+        }
+    }
+
     /// What was done since the last call.
     pub(super) fn end_period(&mut self) -> Period {
         let (p50_us, p99_us) = (quantile(&self.period, 0.5), quantile(&self.period, 0.99));
@@ -204,6 +228,17 @@ mod tests {
         assert_eq!(tally.end_period(), Period { count: 1, p50_us: 7, p99_us: 7 });
         assert_eq!(tally.latency.len(), 101);
         assert_eq!(tally.done.iter().sum::<u64>(), 101);
+    }
+
+    #[test]
+    fn a_kind_that_got_nothing_done_is_a_fault() {
+        let mut tally = Tally::new().unwrap();
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Transfer) {
+            tally.record(kind, 1);
+        }
+        tally.demand_work_of_all();
+        let faults: Vec<String> = tally.faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults, ["no transaction was done by any client of this kind: transfers"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgweir_harness::{Pgweir, PgweirOptions};
+use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::stage::{Dice, Stage};
@@ -181,23 +181,24 @@ fn check_ledger(place: &Place<'_>, account: &Account) -> Result<(), String> {
 
 /// Schemas, tables, roles and sequences of a play.
 fn set_the_scene(place: &Place<'_>) {
-    let name = &place.name;
-    let mut sql = String::from("CREATE TABLE public.ledger (client int, n bigint); GRANT ALL ON public.ledger TO PUBLIC;");
+    place.psql("CREATE TABLE public.ledger (client int, n bigint); GRANT ALL ON public.ledger TO PUBLIC");
     for schema in model::SCHEMAS {
-        let create = if schema == "public" { String::new() } else { format!("CREATE SCHEMA {schema};") };
-        sql += &format!(
-            "{create} CREATE TABLE {schema}.place (name text); INSERT INTO {schema}.place VALUES ('{schema}'); \
-             GRANT USAGE ON SCHEMA {schema} TO PUBLIC; GRANT SELECT ON {schema}.place TO PUBLIC;"
-        );
+        let quoted = format!("\"{}\"", schema.replace('"', "\"\""));
+        place.psql(&format!(
+            "CREATE SCHEMA IF NOT EXISTS {quoted}; CREATE TABLE {quoted}.place (name text); \
+             INSERT INTO {quoted}.place VALUES ('{schema}'); \
+             GRANT USAGE ON SCHEMA {quoted} TO PUBLIC; GRANT SELECT ON {quoted}.place TO PUBLIC"
+        ));
     }
-    for role in model::roles(name) {
-        sql += &format!("CREATE ROLE {role}; GRANT {role} TO {name};");
+    for role in model::roles(&place.name) {
+        place.psql(&format!("CREATE ROLE {role}; GRANT {role} TO {}", place.name));
     }
-    for client in 0..CLIENTS {
-        let first = (client + 1) * 1_000_000;
-        sql += &format!("CREATE SEQUENCE public.sequence{client} START {first}; GRANT ALL ON public.sequence{client} TO PUBLIC;");
-    }
-    place.psql(&sql);
+    place.psql(&format!(
+        "DO $$ BEGIN FOR client IN 0..{} LOOP \
+         EXECUTE format('CREATE SEQUENCE public.sequence%s START %s', client, (client + 1) * 1000000); \
+         EXECUTE format('GRANT ALL ON public.sequence%s TO PUBLIC', client); END LOOP; END $$",
+        CLIENTS - 1
+    ));
 }
 
 fn transactions(default: u64) -> u64 {
@@ -252,7 +253,9 @@ fn what_stays_in_a_server_connection_is_nobody_elses() {
 #[test]
 fn the_oracle_agrees_with_postgres_itself() {
     let seed = Dice::seed("the_oracle_agrees_with_postgres_itself");
-    let place = Place::on(primary());
+    // Without passwords: logins after kills would take most of the time.
+    let cluster = Cluster::start(ClusterOptions::auth(Auth::Trust)).unwrap();
+    let place = Place::on(&cluster);
     let all: Vec<(Act, usize)> = acts::TRANSACTIONS.iter().chain(belongings::BELONGINGS).copied().collect();
     let play = Play { kills: true, ..Play::new(place.cluster.addr(), &place, &all, 20_000) };
     if let Err(violation) = play.perform(&place, seed) {

@@ -268,7 +268,7 @@ async fn errors_leave_exactly_the_statements_that_postgres_would_leave() {
                 .queries(&["ROLLBACK"]),
             Script::new("table gone")
                 .queries(&["CREATE TABLE passing (a int)"])
-                .send(&[parse("s1", "SELECT a FROM passing", &[]), named("s1", &[]), sync()])
+                .send(&[parse("s1", "SELECT a + 0 AS b FROM passing", &[]), named("s1", &[]), sync()])
                 .ready(1)
                 .queries(&["DROP TABLE passing"])
                 .send(&[named("s1", &[]), sync()])
@@ -505,7 +505,7 @@ async fn an_answer_the_pooler_gives_itself_waits_its_turn_behind_the_servers() {
     client.send(&messages.concat()).await.unwrap();
     let messages: Vec<Message> = client.recv_until_ready().await.unwrap();
     let tags: String = messages.iter().map(|message| char::from(message.tag)).collect();
-    assert_eq!(tags, "12TDC1312TEZ", "{messages:?}");
+    assert_eq!(tags, "12TDC131EZ", "{messages:?}");
     // What stood behind the error was not done.
     assert_eq!(run(&mut client, &[named("s2", &[]), sync()]).await.sqlstate(), "26000");
 }

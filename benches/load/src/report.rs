@@ -241,7 +241,11 @@ impl Report {
                 number(row.baseline.syscalls, 2),
                 number(row.subject.syscalls, 2),
                 row.trial.subject.windows.len(),
-                if row.trial.disturbed > 0 { format!(", {} windows disturbed", row.trial.disturbed) } else { String::new() },
+                if row.trial.disturbed > 0 {
+                    format!(", {} windows disturbed", row.trial.disturbed)
+                } else {
+                    String::new()
+                },
                 row.trial.dropped,
             )?;
         }

@@ -1,0 +1,104 @@
+//! The end of a session, on both sides.
+
+use pgweir_config::{CancelOnDisconnect, PoolMode};
+
+use super::super::aftermath::{Orphan, say_goodbye};
+use super::super::end::End;
+use super::{Lease, Relay};
+use crate::net::Stream;
+use crate::stats::{DiscardReason, Reason as _};
+
+impl Relay {
+    /// Says goodbye on both sides.
+    pub(super) fn finish(&mut self, end: &End) {
+        self.ended = true;
+        self.leave();
+        self.log_end(end);
+        let cut_client = self.scanner.is_inside();
+        let reset = self.context.config.pool.server_reset_query.clone();
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            let marks = self.active.as_ref().map(|active| &active.marks);
+            let commit = marks.is_some_and(|marks| marks.commit_sent);
+            let dirty = self.pool.limits.mode == PoolMode::Session
+                || self.pinned
+                || marks.is_some_and(|marks| marks.tainted || !marks.pins.is_empty())
+                || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
+            if cut_client
+                || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty()
+            {
+                // The server waits for the rest of a message that will never come.
+                self.unpin();
+                self.pool.discard_lent(conn, DiscardReason::Protocol);
+            } else {
+                let cancel = match self.context.config.client.cancel_on_disconnect {
+                    CancelOnDisconnect::Lost => end.is_loss(),
+                    CancelOnDisconnect::Always => true,
+                    CancelOnDisconnect::Never => false,
+                };
+                let pinned = std::mem::take(&mut self.pinned);
+                let pool = self.pool.clone();
+                let orphan = Orphan { conn, pool, cancel: cancel && !commit, dirty, pinned, reset };
+                tokio::task::spawn_local(orphan.settle());
+            }
+        }
+        self.lease = Lease::None;
+        self.last_words(end);
+    }
+
+    pub(super) fn last_words(&mut self, end: &End) {
+        let mut words = self.active.take().map_or_else(Vec::new, |active| active.backlog.output);
+        if matches!(end, End::Gone(_)) {
+            return;
+        }
+        if !matches!(end, End::MidMessage) {
+            end.write(&mut words);
+        }
+        if !words.is_empty() {
+            let stream = std::mem::replace(&mut self.link, Stream::Closed);
+            tokio::task::spawn_local(say_goodbye(self.context.clock.clone(), stream, words));
+        }
+    }
+
+    pub(super) fn log_end(&self, end: &End) {
+        let code = end.code();
+        if !code.is_empty() {
+            self.pool.stats.borrow_mut().errors.add(end.blame(), code.as_bytes());
+        }
+        if let End::Told(_) = end
+            && !matches!(self.lease, Lease::None)
+        {
+            self.context.sessions_cut.set(self.context.sessions_cut.get() + 1);
+        }
+        let log = &self.context.config.log;
+        if let End::Broken(what) = end {
+            self.context.process.borrow_mut().broken_invariants += 1;
+            tracing::error!(client = self.entry.pid, what, "broken invariant: session ended");
+        } else if !code.is_empty() && log.log_pooler_errors {
+            tracing::warn!(client = self.entry.pid, code, blame = end.blame().as_str(), "{}", end.reason());
+        } else if log.log_disconnections {
+            tracing::info!(client = self.entry.pid, reason = end.reason(), "client disconnected");
+        }
+    }
+
+    pub(super) fn leave(&self) {
+        self.context.registry.leave(&self.entry);
+        self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
+    }
+}
+
+impl Drop for Relay {
+    /// A session that did not get to its goodbye: it panicked, or the worker is going down.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if std::thread::panicking() {
+            self.context.process.borrow_mut().sessions_panicked += 1;
+        }
+        self.leave();
+        self.unpin();
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            self.pool.discard_lent(conn, DiscardReason::Protocol);
+        }
+    }
+}

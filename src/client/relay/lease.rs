@@ -1,0 +1,215 @@
+//! The lease of a session: taking a server connection, and the decision, when it is at rest, to audit it, keep it or give
+//! it back.
+
+use std::rc::Rc;
+use std::task::Context as Task;
+
+use pgweir_config::PoolMode;
+use pgweir_proto::backend::TxStatus;
+use pgweir_proto::encode;
+use pgweir_proto::pipeline::{Expect, Origin};
+
+use super::super::end::End;
+use super::{Lease, Relay};
+use crate::backend::{Lost, ServerConn, Unnamed};
+use crate::cancel::Activity;
+use crate::pool::micros;
+use crate::prepared::{AUDIT, REPLAY};
+use crate::settings;
+use crate::state::{self, Findings};
+use crate::stats::{PinReason, Reason as _};
+
+impl Relay {
+    /// Takes a server connection. False if it has to be waited for.
+    pub(super) fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+        if let Some(conn) = self.pool.try_lease(&self.profile) {
+            self.begin(conn, cx)?;
+            return Ok(true);
+        }
+        self.note(Activity::Waiting);
+        self.lease = Lease::Waiting(self.pool.wait(cx));
+        Ok(false)
+    }
+
+    /// A lease begins: the client's settings first.
+    pub(super) fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
+        self.note(Activity::Running);
+        let now = self.context.clock.now();
+        self.entry.begun.set(now);
+        self.active().leased = now;
+        let mut sent = Ok(());
+        if !Rc::ptr_eq(&conn.profile, &self.profile) {
+            let hold = self.profile.has_role() || conn.profile.has_role();
+            let mut text = Vec::new();
+            settings::replay(&conn.profile, &self.profile, &mut text);
+            conn.profile = self.profile.clone();
+            if !text.is_empty() {
+                let mut message = Vec::new();
+                encode::query(&mut message, &text);
+                conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+                conn.unnamed = Unnamed::Empty;
+                sent = conn.write(cx, &message, &[]);
+                let active = self.active();
+                active.aside.replaying = true;
+                active.hold = hold;
+            }
+        }
+        self.lease = Lease::Held(conn);
+        sent.or_else(|error| self.lose(Lost::Io(error.kind()), cx))
+    }
+
+    /// After answers: is the server connection at rest, and what then?
+    pub(super) fn rest(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        if active.hold && !active.aside.replaying {
+            active.hold = false;
+            active.resume = true;
+        }
+        if active.aside.audited {
+            self.audited()?;
+            return self.rest(cx);
+        }
+        if !conn.pipeline.is_settled() {
+            return Ok(());
+        }
+        active.resume |= !active.backlog.input.is_empty();
+        if conn.pipeline.status() != TxStatus::Idle {
+            self.note(Activity::InTransaction);
+            return if self.pool.limits.mode == PoolMode::Statement { Err(End::StatementMode) } else { Ok(()) };
+        }
+        if self.is_free() { self.end_lease(cx) } else { Ok(()) }
+    }
+
+    /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
+    pub(super) fn is_free(&self) -> bool {
+        let Lease::Held(conn) = &self.lease else { return false };
+        #[cfg(feature = "broken-release")]
+        return conn.unsent.is_empty() && conn.carry.is_empty();
+        #[cfg(not(feature = "broken-release"))]
+        return conn.pipeline.is_free()
+            && conn.unsent.is_empty()
+            && conn.carry.is_empty()
+            && !conn.scanner.is_inside()
+            && !self.scanner.is_inside();
+    }
+
+    /// The transaction is over: audit, keep, or release.
+    pub(super) fn end_lease(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        if self.pool.limits.mode == PoolMode::Session {
+            self.note(Activity::Idle);
+            return Ok(());
+        }
+        if active.marks.tainted {
+            return self.audit(cx);
+        }
+        if !active.marks.pins.is_empty() {
+            self.note(Activity::Idle);
+            return self.pin();
+        }
+        self.unpin();
+        self.release();
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self) {
+        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
+            return;
+        };
+        let now = self.context.clock.now();
+        self.note(Activity::Idle);
+        if let Some(active) = &mut self.active {
+            let taken = now.saturating_duration_since(active.leased);
+            self.pool.stats.borrow_mut().transaction.record(micros(taken));
+            if active.is_blank()
+                && let Some(active) = self.active.take()
+            {
+                self.context.actives.put_back(active);
+            }
+        }
+        self.pool.release(conn);
+    }
+
+    // ---- pins and audits ----
+
+    /// Asks the server what the client left behind.
+    pub(super) fn audit(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        active.marks.tainted = false;
+        active.aside.audit = Some(Findings::default());
+        for (name, _) in self.profile.entries().iter().filter(|(name, _)| name.contains('.')) {
+            if !active.marks.custom.contains(name) {
+                active.marks.custom.push(name.clone());
+            }
+        }
+        let mut text = Vec::new();
+        state::audit(self.pool.login_user(), &active.marks.custom, &mut text);
+        let mut message = Vec::new();
+        encode::query(&mut message, &text);
+        conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+        conn.unnamed = Unnamed::Empty;
+        match conn.write(cx, &message, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
+    }
+
+    pub(super) fn audited(&mut self) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        active.aside.audited = false;
+        let Some(findings) = active.aside.audit.take() else {
+            return Err(End::Broken("an audit nobody asked for"));
+        };
+        let marks = &mut active.marks;
+        let failed = marks.pins.has(PinReason::Unknown);
+        if !failed {
+            let profile = self.pool.profiles.intern(findings.settings);
+            conn.profile = profile.clone();
+            self.profile = profile;
+        }
+        let mut pins = marks.pins.lasting();
+        for reason in findings.pins.iter() {
+            pins.add(reason);
+        }
+        for reason in pins.iter().filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
+            self.pool.stats.borrow_mut().pins.add(reason);
+            tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
+        }
+        marks.pins = pins;
+        // What the client sent meanwhile may have changed things again.
+        marks.unsettled = marks.tainted;
+        if !marks.tainted {
+            marks.listening = pins.has(PinReason::Listen);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pin(&mut self) -> Result<(), End> {
+        if !self.pinned {
+            let limit = self.pool.limits.max_pinned;
+            if self.pool.pinned.get() >= limit {
+                return Err(End::PinLimit { limit });
+            }
+            self.pinned = true;
+            self.pool.pinned.set(self.pool.pinned.get() + 1);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unpin(&mut self) {
+        if std::mem::take(&mut self.pinned) {
+            self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
+        }
+    }
+
+    pub(super) fn note(&self, activity: Activity) {
+        self.entry.activity.set(activity);
+        self.entry.since.set(self.context.clock.now());
+    }
+}

@@ -1,0 +1,183 @@
+//! A session without a server: waits that ended in vain, lost server connections, cancel requests.
+
+use std::task::Context as Task;
+
+use pgweir_config::PoolMode;
+use pgweir_proto::backend::TxStatus;
+use pgweir_proto::frontend::Tag;
+use pgweir_proto::pipeline::Origin;
+use pgweir_proto::scanner::{HEADER, Scanned};
+
+use super::super::answer::Aside;
+use super::super::end::{End, refused};
+use super::super::local::{Failure, Local};
+use super::{Lease, Relay};
+use crate::backend::{Lost, last_words};
+use crate::cancel::Activity;
+use crate::pool::Refusal;
+use crate::stats::{Blame, CancelOutcome, DiscardReason};
+
+/// A message that is skipped unread while no server is there; bytes.
+const LOCAL_MAX: u32 = 256 * 1024;
+
+impl Relay {
+    // ---- without a server ----
+
+    /// Answers messages alone, until the client can be served again.
+    pub(super) fn answer_alone(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<usize, End> {
+        let Some(active) = &mut self.active else { return Ok(0) };
+        let Some(local) = &mut active.local else { return Ok(0) };
+        let mut out = Vec::new();
+        let used = match self.scanner.next(input).map_err(End::Malformed)? {
+            Scanned::Short => return Ok(0),
+            Scanned::Inside { len } => len,
+            Scanned::Whole { tag, body } => {
+                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
+                match tag {
+                    Tag::Terminate => return Err(End::Quit),
+                    Tag::Password => return Err(End::Tag(tag as u8)),
+                    tag => local.message(tag, body, &mut out),
+                }
+                HEADER + body.len()
+            }
+            Scanned::Part { tag, body_len, seen } => {
+                if body_len <= LOCAL_MAX {
+                    return Ok(0);
+                }
+                let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
+                local.message(tag, b"", &mut out);
+                self.scanner.stream(body_len, seen.len());
+                HEADER + seen.len()
+            }
+        };
+        if local.is_over() {
+            active.local = None;
+        }
+        self.write_client(cx, &out, &[])?;
+        Ok(used)
+    }
+
+    /// A wait ended in vain: the statement that waited gets the error.
+    pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
+        self.note(Activity::Idle);
+        if matches!(refusal, Refusal::Hopeless { .. }) {
+            return Err(End::Hopeless(refusal));
+        }
+        let failure = refused(&refusal);
+        let blame = if matches!(refusal, Refusal::Cancelled) { Blame::Client } else { Blame::Pooler };
+        self.pool.stats.borrow_mut().errors.add(blame, failure.code.as_bytes());
+        if self.context.config.log.log_pooler_errors && blame == Blame::Pooler {
+            tracing::warn!(client = self.entry.pid, code = failure.code, detail = %failure.detail, "{}", failure.message);
+        }
+        let active = self.active();
+        active.local = Some(Local::new(failure, false));
+        active.resume = true;
+        Ok(())
+    }
+
+    /// The server connection is lost.
+    pub(super) fn lose(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(mut conn), Some(active)) = (std::mem::replace(&mut self.lease, Lease::None), &mut self.active)
+        else {
+            return Err(End::Broken("a loss without a lease"));
+        };
+        let lost = match lost {
+            // What it said before it went may not have been read yet.
+            Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
+            lost => lost,
+        };
+        self.statements.undo_all();
+        let marks = std::mem::take(&mut active.marks);
+        active.aside = Aside::default();
+        active.hold = false;
+        active.resume = true;
+        let pipeline = &mut conn.pipeline;
+        let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
+        let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
+        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
+        let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
+        let kept = self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
+        let mid_message = conn.scanner.is_inside();
+        self.pool.discard_lent(conn, DiscardReason::Lost);
+        self.unpin();
+        self.note(Activity::Idle);
+        match lost {
+            _ if mid_message => return Err(End::MidMessage),
+            Lost::Fatal(body) if concerned || kept => return Err(End::Fatal(body)),
+            Lost::Io(_) | Lost::Protocol if kept => return Err(End::ServerLost),
+            _ if !concerned => return Ok(()),
+            Lost::Fatal(_) | Lost::Io(_) | Lost::Protocol => {}
+        }
+        let failure = lost_failure(in_transaction);
+        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
+        let mut local = Local::new(failure, in_transaction);
+        let mut out = Vec::new();
+        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
+        if !local.is_over() {
+            self.active().local = Some(local);
+        }
+        self.write_client(cx, &out, &[])
+    }
+
+    /// The client's settings could not be applied: its statement was not run, and its error is this one.
+    pub(super) fn replay_failed(&mut self, body: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
+        let held = self.active.as_ref().is_some_and(|active| active.hold);
+        if !held {
+            // Something of the client's followed already, and ran under settings that are not its own.
+            return self.lose(Lost::Protocol, cx);
+        }
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            self.pool.discard_lent(conn, DiscardReason::Dirty);
+        }
+        Err(End::Fatal(body.into()))
+    }
+
+    pub(super) fn cancel(&mut self, _cx: &mut Task<'_>) -> Result<(), End> {
+        let waiting_for_it = self.entry.take_cancels();
+        match &self.lease {
+            Lease::None => Ok(()),
+            Lease::Waiting(_) => {
+                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
+                self.lease = Lease::None;
+                self.refuse(Refusal::Cancelled)
+            }
+            Lease::Held(_) => {
+                self.cancel_server(waiting_for_it);
+                Ok(())
+            }
+        }
+    }
+
+    /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
+    pub(super) fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
+        let Lease::Held(conn) = &self.lease else { return };
+        if conn.pipeline.is_settled() {
+            return;
+        }
+        self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
+        let order = conn.cancel_order();
+        let pool = self.pool.clone();
+        tokio::task::spawn_local(async move {
+            let parked = order.send(pool.limits.cancel_wait_timeout).await;
+            drop(waiting);
+            if let Some(conn) = parked {
+                pool.unpark(conn);
+            }
+        });
+    }
+}
+
+fn lost_failure(in_transaction: bool) -> Failure {
+    let (message, hint) = if in_transaction {
+        (
+            "the server connection was lost inside the transaction",
+            "The transaction is lost: roll it back and begin again.",
+        )
+    } else {
+        (
+            "the server connection was lost: the outcome of the statement is unknown",
+            "Find out whether it took effect before it is sent again.",
+        )
+    };
+    Failure { code: "08006", message: message.to_owned(), detail: String::new(), hint: hint.to_owned() }
+}
