@@ -1,10 +1,10 @@
 //! `pgweir demo`: a private Postgres primary and streaming follower, pgweir with a small pool before them,
 //! a few hundred clients of mixed work, and a verdict.
 //!
-//! - [`stage`]: what runs: the two servers and pgweir, and how they are stopped and inspected.
-//! - [`clients`]: what each kind of client does, and how it checks its answers.
-//! - [`tally`]: what was counted, and every [`Fault`](tally::Fault).
-//! - [`screen`]: the text that is shown.
+//! - `stage`: what runs: the two servers and pgweir, and how they are stopped and inspected.
+//! - `clients`: what each kind of client does, and how it checks its answers.
+//! - `tally`: what was counted, and every fault.
+//! - `screen`: the text that is shown.
 //!
 //! Everything listens on loopback only, and nothing is left behind.
 

@@ -618,8 +618,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let slot = {
             let mut inner = self.pool.inner.borrow_mut();
-            inner.queue.retain(|key| *key != self.key);
-            inner.slots.try_remove(self.key)
+            let slot = inner.slots.try_remove(self.key);
+            if matches!(slot, Some(Slot::Waiting { .. })) {
+                inner.queue.retain(|key| *key != self.key);
+            }
+            slot
         };
         if let Some(Slot::Granted(conn)) = slot {
             self.pool.release(conn);

@@ -59,7 +59,9 @@ impl Pins {
     #[must_use]
     pub fn lasting(self) -> Self {
         let mut lasting = Self::default();
-        for reason in [PinReason::Load, PinReason::Statements, PinReason::Startup, PinReason::Unknown] {
+        let unseen =
+            [PinReason::Load, PinReason::Statements, PinReason::Startup, PinReason::Unknown, PinReason::Settings];
+        for reason in unseen {
             if self.has(reason) {
                 lasting.add(reason);
             }

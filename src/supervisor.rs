@@ -57,7 +57,8 @@ pub fn run(config: Config) -> ExitCode {
             ExitCode::from(FAILURE)
         }
     };
-    log.flush();
+    // Flushes.
+    drop(log);
     code
 }
 

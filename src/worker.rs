@@ -204,7 +204,8 @@ impl Worker {
         let empty = open == 0 && self.context.registry.is_empty();
         match self.stage {
             Stage::Serving => false,
-            Stage::Draining => empty && self.context.clients.get() == 0,
+            // Who has not logged in by now never will.
+            Stage::Draining => empty && self.context.clients.get() <= self.context.logging_in.get(),
             Stage::Closing { until } => empty || self.context.clock.now() >= until,
         }
     }

@@ -119,7 +119,8 @@ pub fn backend_key_data(out: &mut Vec<u8>, pid: u32, secret: &[u8]) {
     });
 }
 
-/// `NegotiateProtocolVersion`: the newest minor version spoken and the options not known.
+/// `NegotiateProtocolVersion`: the newest version spoken, major part included (as Postgres sends it and libpq reads
+/// it), and the options not known.
 pub fn negotiate_protocol_version(out: &mut Vec<u8>, newest: u32, unknown: &[&[u8]]) {
     message(out, b'v', |out| {
         out.extend_from_slice(&newest.to_be_bytes());

@@ -52,6 +52,26 @@ impl ServerConn {
         if self.pipeline.is_free() { Ok(Settled { rolled_back }) } else { Err(SettleError) }
     }
 
+    /// Makes the connection as good as new: whatever a client left goes, and what the operator wants done on new
+    /// connections is done again.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`], also if a query fails.
+    pub async fn reset(&mut self, reset_query: &str) -> Result<(), SettleError> {
+        self.run(b"DISCARD ALL").await?;
+        self.statements.clear();
+        self.doubtful.clear();
+        self.unnamed = Unnamed::Empty;
+        let connect_query = self.target.connect_query.clone();
+        for query in [reset_query, &connect_query] {
+            if !query.is_empty() && query != "DISCARD ALL" {
+                self.run(query.as_bytes()).await?;
+            }
+        }
+        if self.pipeline.is_free() { Ok(()) } else { Err(SettleError) }
+    }
+
     /// Runs one simple query of our own; its rows are forgotten.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::backend::{ServerConn, Unnamed};
+use crate::backend::ServerConn;
 use crate::clock::Clock;
 use crate::net::Stream;
 use crate::pool::Pool;
@@ -32,7 +32,7 @@ pub struct Orphan {
     pub dirty: bool,
     /// It counts as pinned.
     pub pinned: bool,
-    /// `server_reset_query`.
+    /// `server_reset_query`: run behind `DISCARD ALL`, which is never left out.
     pub reset: String,
 }
 
@@ -75,12 +75,8 @@ impl Orphan {
 
     /// Wipes what the client left: its settings, locks, temporary tables, channels, statements.
     async fn clean(&mut self) -> Result<(), ()> {
-        let limit = SETTLE_LIMIT;
         let clock = self.pool.clock().clone();
-        clock.limit(limit, self.conn.run(self.reset.as_bytes())).await.map_err(drop)?.map_err(drop)?;
-        self.conn.statements.clear();
-        self.conn.doubtful.clear();
-        self.conn.unnamed = Unnamed::Empty;
+        clock.limit(SETTLE_LIMIT, self.conn.reset(&self.reset)).await.map_err(drop)?.map_err(drop)?;
         self.conn.profile = self.pool.profiles.plain();
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::stats::{Blame, PinReason, PoolStats};
 /// The longest message, rows and data apart, that a server may send; bytes. Postgres' own limit for most.
 const MESSAGE_MAX: u32 = 1 << 30;
 
+/// Cancelled audits in a row after which the connection stays with its client.
+const AUDIT_TRIES: u8 = 3;
+
 /// Why reading the server's messages stopped.
 #[derive(Clone, Debug)]
 pub enum Heard {
@@ -37,6 +40,9 @@ pub struct Aside {
     pub audit: Option<Findings>,
     /// The audit is complete.
     pub audited: bool,
+    /// Audits in a row that were cancelled: by a cancel request of the client's that came late, or by its own
+    /// `statement_timeout`.
+    pub cancelled: u8,
     /// A replay of settings is on its way.
     pub replaying: bool,
 }
@@ -147,7 +153,8 @@ impl Answer<'_> {
             return Ok(Origin::Client);
         }
         match reply.done.map(|owed| owed.note) {
-            Some(AUDIT) => self.aside.audited = true,
+            // Without findings it was cancelled, and is to be done again.
+            Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
             Some(REPLAY) => self.aside.replaying = false,
             _ => {}
         }
@@ -194,8 +201,7 @@ impl Answer<'_> {
             return Err(Heard::ReplayFailed(body.into()));
         }
         if front.note == AUDIT {
-            // What cannot be known must not be lent on.
-            self.marks.pins.add(PinReason::Unknown);
+            self.audit_failed(fields.code);
         }
         self.fail()?;
         if front.note == AUDIT {
@@ -212,6 +218,17 @@ impl Answer<'_> {
         }
         self.answer_locally(plan);
         Ok(())
+    }
+
+    /// What cannot be known must not be lent on.
+    fn audit_failed(&mut self, code: &[u8]) {
+        if code == b"57014" && self.aside.cancelled < AUDIT_TRIES {
+            self.aside.cancelled += 1;
+            self.aside.audit = None;
+            self.marks.tainted = true;
+        } else {
+            self.marks.pins.add(PinReason::Unknown);
+        }
     }
 
     /// Takes back everything that the failed batch was to do and did not.

@@ -12,7 +12,7 @@ use pgweir_proto::encode::{self, Report};
 use pgweir_proto::frontend;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::scram::{ChannelBinding, MECHANISM, ScramError, ServerExchange, Verifier};
-use pgweir_proto::startup::{First, MAX_STARTUP, Startup, first_len};
+use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_0, Startup, first_len};
 
 use super::end::refused;
 use super::relay::Relay;
@@ -29,9 +29,6 @@ const LOGIN_MESSAGE_MAX: u32 = 65_535;
 
 /// The most startup parameters of one client: each costs a setting on every hand-over.
 const PARAMETERS_MAX: usize = 100;
-
-/// The newest minor version of protocol 3 that is spoken.
-const NEWEST_MINOR: u32 = 0;
 
 /// What clients prove themselves by.
 #[derive(Debug)]
@@ -478,7 +475,7 @@ fn negotiate(startup: &Startup<'_>, out: &mut Vec<u8>) {
     let unknown: Vec<&[u8]> =
         startup.params().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_.")).collect();
     if startup.minor > 0 || !unknown.is_empty() {
-        encode::negotiate_protocol_version(out, NEWEST_MINOR, &unknown);
+        encode::negotiate_protocol_version(out, PROTOCOL_3_0, &unknown);
     }
 }
 

@@ -23,7 +23,7 @@ use super::answer::{Answer, Aside, Heard};
 use super::end::End;
 use super::local::Local;
 use super::plan::Plan;
-use super::request::{Marks, Request, Stop};
+use super::request::{Marks, PIPELINE_MAX, Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
 use crate::backend::{Lost, ServerConn};
@@ -69,6 +69,8 @@ pub struct Relay {
     active: Option<Box<Active>>,
     /// The server connection is counted as pinned.
     pinned: bool,
+    /// In the middle of a poll: if it is dropped like this, it panicked.
+    at_work: bool,
     /// The goodbye was said: nothing is left for `Drop` to do.
     ended: bool,
 }
@@ -130,6 +132,7 @@ impl Relay {
             statements: Statements::default(),
             active: None,
             pinned: false,
+            at_work: false,
             ended: false,
         };
         if !input.is_empty() {
@@ -145,17 +148,14 @@ impl Relay {
         self.context.clock.refresh();
         self.entry.set_waker(cx.waker());
         let mut scratch = self.context.scratch.lend();
-        match self.turn(cx, &mut scratch) {
-            Ok(()) => {
-                self.context.scratch.put_back(scratch);
-                Poll::Pending
-            }
-            Err(end) => {
-                self.context.scratch.put_back(scratch);
-                self.finish(&end);
-                Poll::Ready(())
-            }
+        self.at_work = true;
+        let outcome = self.turn(cx, &mut scratch);
+        self.context.scratch.put_back(scratch);
+        if let Err(end) = &outcome {
+            self.finish(end);
         }
+        self.at_work = false;
+        if outcome.is_ok() { Poll::Pending } else { Poll::Ready(()) }
     }
 
     fn turn(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<(), End> {
@@ -181,6 +181,8 @@ impl Relay {
             Order::Drain if !matches!(self.lease, Lease::None) || self.backlogged() => Ok(()),
             Order::QueryLong => {
                 self.entry.order.set(Order::None);
+                // Counted anew, so that a server that takes its time is not told ten times a second.
+                self.entry.since.set(self.context.clock.now());
                 self.cancel_server(Vec::new());
                 Ok(())
             }
@@ -285,7 +287,8 @@ impl Relay {
         let mut moved = self.granted(cx)?;
         let waiting = match &self.lease {
             Lease::Waiting(_) => true,
-            Lease::Held(conn) if !conn.unsent.is_empty() => return Ok(moved),
+            // What the client sends next stays in its socket until there is room.
+            Lease::Held(conn) if !conn.unsent.is_empty() || conn.pipeline.depth() >= PIPELINE_MAX => return Ok(moved),
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {

@@ -379,9 +379,9 @@ impl Transfer {
         same("accounts changed", &1, &changed)?;
         transaction.execute(&self.note, &[&tag, &amount]).await?;
         if keep {
-            transaction.commit().await?
+            transaction.commit().await?;
         } else {
-            transaction.rollback().await?
+            transaction.rollback().await?;
         }
         Ok(())
     }
@@ -402,7 +402,7 @@ mod tests {
         let (_stop, world) = world();
         let mut tags = BTreeSet::new();
         for id in [1, 2, Kind::total()] {
-            let mut person = Person { world: &world, kind: Kind::Select, id, asked: 0 };
+            let mut person = Person { world: &world, kind: Kind::Select, id, asked: 0, arrived: Cell::new(false) };
             for _ in 0..1000 {
                 assert!(tags.insert(person.tag()), "client {id}");
             }

@@ -1,7 +1,7 @@
 //! Cancels: a client's own request, and the one that pgweir makes when a client vanishes. Neither ever reaches a
 //! query of somebody else.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -595,14 +595,13 @@ fn many_cancels_at_once_do_not_keep_clients_from_logging_in() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
         let mut victim = stage.client().await;
-        let done = Rc::new(RefCell::new(Vec::new()));
         let (pid, secret, addr) = (victim.pid, victim.secret.clone(), stage.addr());
         victim.send(&build::query("SELECT pg_sleep(30)")).await.unwrap();
         wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
         let storm: Vec<_> = (0..200)
             .map(|_| {
-                let (secret, done) = (secret.clone(), Rc::clone(&done));
-                spawn_local(async move { done.borrow_mut().push(cancel(addr, pid, &secret).await.is_ok()) })
+                let secret = secret.clone();
+                spawn_local(async move { cancel(addr, pid, &secret).await })
             })
             .collect();
         let start = Instant::now();
@@ -610,9 +609,8 @@ fn many_cancels_at_once_do_not_keep_clients_from_logging_in() {
         assert_eq!(value(&mut other, "SELECT 'in'").await, "in");
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         for task in storm {
-            task.await.unwrap();
+            task.await.unwrap().unwrap();
         }
-        assert_eq!(done.borrow().len(), 200);
         assert_eq!(victim.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
         fail(&mut victim, "SELECT 1/0", "22012", b'I').await;
         victim.send(&build::terminate()).await.unwrap();

@@ -216,7 +216,7 @@ async fn startup_parameters_hold_for_their_client_whoever_had_the_server_connect
         (&[],                                                                                             ["\"$user\", public", "", "0", "4MB", ""]),
         (&[("search_path", "a, \"B c\""), ("TimeZone", "Asia/Tokyo"), ("application_name", "it's \"me\"")], ["a, \"B c\"", "Asia/Tokyo", "0", "4MB", "it's \"me\""]),
         (&[("statement_timeout", "12345"), ("timezone", "America/New_York")],                             ["\"$user\", public", "America/New_York", "12345ms", "4MB", ""]),
-        (&[("options", "-c work_mem=7MB -csearch_path=b\\ c --statement-timeout=9s")],                    ["\"b c\"", "", "9s", "7MB", ""]),
+        (&[("options", "-c work_mem=7MB -csearch_path=\"b\\ c\" --statement-timeout=9s")],                    ["\"b c\"", "", "9s", "7MB", ""]),
     ];
     for pool in ["1", "3"] {
         let site = Site::start(&[("default_pool_size", pool)]);

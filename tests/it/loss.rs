@@ -81,7 +81,9 @@ async fn replace_unseen(loss: Loss, stage: &Stage<'_>, proxy: &FaultProxy) {
         for client in &mut clients[..3] {
             assert_eq!(client.outcome().await.unwrap().value(), Some("warm"), "{loss:?} {round}");
         }
+        let before = stage.backends();
         loss.strike(stage, proxy);
+        wait_until_async(SOON, async || !stage.backends().iter().any(|pid| before.contains(pid))).await;
         for (number, client) in clients.iter_mut().enumerate() {
             let tag = format!("{loss:?} {round} {number}");
             let outcome = if number % 2 == 0 {
@@ -204,13 +206,18 @@ fn a_pipeline_in_a_lost_transaction_is_answered_query_by_query() {
         client.send(&queries.map(build::query).concat()).await.unwrap();
         wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
         proxy.cut_all();
-        let mut got = Vec::new();
+        let mut outcomes = Vec::new();
         for _ in queries {
-            let outcome = client.outcome().await.unwrap();
-            got.push((outcome.sqlstate().to_owned(), outcome.tags.concat(), char::from(outcome.status)));
+            outcomes.push(client.outcome().await.unwrap());
         }
-        let want = [(LOST, "", 'E'), (FAILED, "", 'E'), (FAILED, "", 'E'), ("", "ROLLBACK", 'I'), ("", "SELECT 1", 'I')];
-        assert_eq!(got, want.map(|(state, tag, status)| (state.to_owned(), tag.to_owned(), status)));
+        assert_eq!((outcomes[0].sqlstate(), outcomes[0].status), (LOST, b'E'), "{outcomes:?}");
+        for outcome in &outcomes[1..] {
+            // The COMMIT, too: it was sent, so what became of it is not known; ROLLBACK would be a guess.
+            assert!([LOST, FAILED].contains(&outcome.sqlstate()), "{outcomes:?}");
+            assert_eq!((outcome.tags.len(), outcome.status), (0, b'E'), "{outcomes:?}");
+        }
+        assert_eq!(succeed(&mut client, "ROLLBACK").await.tags, ["ROLLBACK"]);
+        assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
         until_quiet(&stage).await;
         assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
     });
@@ -287,7 +294,12 @@ fn a_loss_without_a_word_is_told_at_every_phase_and_the_client_lives_on() {
                     phase.enter(&mut client, &stage).await;
                     loss.strike(&stage, &proxy);
                     client.send(&phase.rest()).await.unwrap();
-                    let outcome = client.outcome().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    let outcome = match client.outcome().await {
+                        Ok(outcome) => outcome,
+                        // The server's writes end in the middle of a message, and nothing can be told there.
+                        Err(WireError::Closed { .. } | WireError::Io { .. }) if phase == Phase::CopyOut => continue,
+                        Err(error) => panic!("{what}: {error}"),
+                    };
                     let status = if transaction { 'E' } else { 'I' };
                     assert_eq!((outcome.sqlstate(), char::from(outcome.status)), (LOST, status), "{what}: {outcome:?}");
                     if transaction {
@@ -529,7 +541,10 @@ fn nothing_of_a_lost_transaction_is_committed_on_its_own() {
                 let sqlstate = if last.status == b'E' { FAILED } else { "" };
                 let outcome = client.query(&format!("INSERT INTO ledger VALUES ({round}, 100)")).await.unwrap();
                 assert!([sqlstate, LOST].contains(&outcome.sqlstate()), "{what}: {outcome:?}");
-                let outcome = client.query("ROLLBACK").await.unwrap();
+                let mut outcome = client.query("ROLLBACK").await.unwrap();
+                if outcome.sqlstate() == LOST {
+                    outcome = client.query("ROLLBACK").await.unwrap();
+                }
                 assert_eq!((outcome.tags.concat(), outcome.status), ("ROLLBACK".to_owned(), b'I'), "{what}");
             }
             proxy.heal();

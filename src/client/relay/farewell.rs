@@ -92,7 +92,7 @@ impl Drop for Relay {
         if self.ended {
             return;
         }
-        if std::thread::panicking() {
+        if self.at_work {
             self.context.process.borrow_mut().sessions_panicked += 1;
         }
         self.leave();

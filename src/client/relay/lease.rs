@@ -10,6 +10,7 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::end::End;
+use super::super::request::PIPELINE_MAX;
 use super::{Lease, Relay};
 use crate::backend::{Lost, ServerConn, Unnamed};
 use crate::cancel::Activity;
@@ -36,7 +37,11 @@ impl Relay {
         self.note(Activity::Running);
         let now = self.context.clock.now();
         self.entry.begun.set(now);
-        self.active().leased = now;
+        let listening = self.pool.limits.mode == PoolMode::Session;
+        let active = self.active();
+        active.leased = now;
+        // A whole session's notifications are its own, however it came to listen.
+        active.marks.listening |= listening;
         let mut sent = Ok(());
         if !Rc::ptr_eq(&conn.profile, &self.profile) {
             let hold = self.profile.has_role() || conn.profile.has_role();
@@ -72,6 +77,7 @@ impl Relay {
             return self.rest(cx);
         }
         if !conn.pipeline.is_settled() {
+            active.resume |= !active.backlog.input.is_empty() && conn.pipeline.depth() <= PIPELINE_MAX / 2;
             return Ok(());
         }
         active.resume |= !active.backlog.input.is_empty();
@@ -163,6 +169,7 @@ impl Relay {
             return Ok(());
         };
         active.aside.audited = false;
+        active.aside.cancelled = 0;
         let Some(findings) = active.aside.audit.take() else {
             return Err(End::Broken("an audit nobody asked for"));
         };
@@ -182,6 +189,7 @@ impl Relay {
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
         marks.pins = pins;
+        marks.custom.clear();
         // What the client sent meanwhile may have changed things again.
         marks.unsettled = marks.tainted;
         if !marks.tainted {

@@ -151,7 +151,8 @@ impl Relay {
     /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
     pub(super) fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
         let Lease::Held(conn) = &self.lease else { return };
-        if conn.pipeline.is_settled() {
+        // What is ours alone on the way is not the client's to cancel.
+        if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;
         }
         self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);

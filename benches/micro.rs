@@ -1,0 +1,2 @@
+//! Micro-benchmarks of the hot path's parts.
+fn main() {}
