@@ -185,6 +185,8 @@ pub struct ServerConn {
     pub gate: Rc<CancelGate>,
     /// Why it is closed, when it is.
     pub discard_reason: DiscardReason,
+    /// The front of a client's message was sent and its end never will be.
+    pub cut: bool,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.

@@ -30,7 +30,7 @@ impl Drop for ServerConn {
             stream,
             permit,
             // A message cut in the middle would make the Terminate part of its body.
-            terminate: self.unsent.is_empty(),
+            terminate: self.unsent.is_empty() && !self.cut,
             busy: !self.pipeline.is_settled(),
             pid: self.pid,
             secret: std::mem::take(&mut self.secret),

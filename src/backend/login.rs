@@ -360,6 +360,7 @@ impl Login {
             expires: None,
             gate: Rc::new(CancelGate::default()),
             discard_reason: DiscardReason::Lost,
+            cut: false,
             used: false,
             lent: 0,
             target,

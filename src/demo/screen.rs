@@ -80,14 +80,14 @@ fn write(text: &str) {
     let _ = out.flush();
 }
 
-const HEADING: &str = "   time  clients   servers  waiting  waits/s      tps       p50       p99  faults\n";
+const HEADING: &str = "  time  clients   servers  waiting  waits/s      tps       p50       p99  faults\n";
 
 fn line(status: &Status) -> String {
     let Status { elapsed, clients, primary, follower, waiting, waits_per_s, tps, p50_us, p99_us, faults } = status;
     let (seconds, servers) = (elapsed.as_secs(), format!("{primary}+{follower}"));
     let (p50, p99) = (ms(*p50_us), ms(*p99_us));
     format!(
-        "{seconds:>5} s {clients:>8} {servers:>9} {waiting:>8} {waits_per_s:>8} {tps:>8} {p50:>9} {p99:>9} {faults:>7}\n"
+        "{seconds:>4} s {clients:>8} {servers:>9} {waiting:>8} {waits_per_s:>8} {tps:>8} {p50:>9} {p99:>9} {faults:>7}\n"
     )
 }
 

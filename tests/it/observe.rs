@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{copy_data, copy_done, parse, query, sync};
-use pgweir_harness::{Cluster, ClusterOptions, wait_until};
+use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, wait_until};
 
-use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, primary, start_pgweir};
+use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, options, primary, start_pgweir};
 use crate::transcript::{named, unnamed};
 
 /// A number of events, which a float holds exactly.
@@ -164,7 +164,7 @@ async fn readiness_follows_the_server_and_health_does_not() {
     wait_until(SOON, || ready().0 == 503);
     let body: serde_json::Value = serde_json::from_str(&ready().1).unwrap();
     assert_eq!(body["ready"], false);
-    assert_eq!(body["reasons"][0]["reason"], "unreachable", "{body}");
+    assert_eq!(body["reasons"][0]["reason"], "server_unreachable", "{body}");
     assert_eq!(body["reasons"][0]["database"], site.name(), "{body}");
     assert_eq!(healthy().0, 200, "the process itself is well");
     cluster.restart().unwrap();
@@ -350,15 +350,21 @@ async fn logins_and_disconnects_are_logged_as_far_as_wanted() {
     quiet.client().await.terminate().await.unwrap();
     let site = Site::start(&[]);
     site.client().await.terminate().await.unwrap();
-    let of_clients = |site: &Site<'_>| site.pgweir.log().lines().filter(|line| line.contains(site.name())).count();
-    wait_until(SOON, || of_clients(&site) >= 2);
+    let lines = |site: &Site<'_>, what: &str| site.pgweir.log().lines().filter(|line| line.contains(what)).count();
+    for what in ["client logged in", "client disconnected"] {
+        wait_until(SOON, || lines(&site, what) == 1);
+    }
+    wait_count(&quiet, "pgweir_client_logins_total", &[], 1);
     wait_count(&quiet, "pgweir_process_clients", &[], 0);
-    assert_eq!(of_clients(&quiet), 0, "{}", quiet.pgweir.log());
+    assert_eq!(lines(&quiet, "client"), 0, "{}", quiet.pgweir.log());
 }
 
 #[tokio::test]
 async fn a_name_in_a_label_is_escaped() {
-    let site = Site::start(&[("users.odd\"\\name.password", PASSWORD)]);
+    let place = Place::on(primary());
+    let args = vec!["--user".to_owned(), format!("odd\"\\name={PASSWORD}")];
+    let pgweir = Pgweir::start_with(PgweirOptions { args, ..options(place.toml(&[])) }).unwrap();
+    let site = Site { place, pgweir };
     let mut client = Wire::open(site.pgweir.addr(), "odd\"\\name", site.name(), PASSWORD).await.unwrap();
     assert_value(&client.query("SELECT 1").await.unwrap(), "1");
     wait_until(SOON, || site.metric("pgweir_client_logins_total", &[r#"user="odd\"\\name""#]) >= 1.0);
@@ -369,8 +375,8 @@ async fn a_pgweir_that_cannot_listen_says_why_and_ends() {
     let site = Site::start(&[]);
     let taken = site.pgweir.port().to_string();
     let toml = site.place.toml(&[("listen_port", &taken)]);
-    match pgweir_harness::Pgweir::start_with(crate::support::options(toml)) {
-        Err(pgweir_harness::HarnessError::Ended { status, log, .. }) => {
+    match Pgweir::start_with(options(toml)) {
+        Err(HarnessError::Ended { status, log, .. }) => {
             assert!(!status.success(), "{status}");
             assert!(log.contains(&taken), "{log}");
         }

@@ -16,7 +16,8 @@ impl Relay {
         self.log_end(end);
         let cut_client = self.scanner.is_inside();
         let reset = self.context.config.pool.server_reset_query.clone();
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+        if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            conn.cut = cut_client;
             let marks = self.active.as_ref().map(|active| &active.marks);
             let commit = marks.is_some_and(|marks| marks.commit_sent);
             let dirty = self.pool.limits.mode == PoolMode::Session
@@ -97,7 +98,8 @@ impl Drop for Relay {
         }
         self.leave();
         self.unpin();
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+        if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            conn.cut = self.scanner.is_inside();
             self.pool.discard_lent(conn, DiscardReason::Protocol);
         }
     }

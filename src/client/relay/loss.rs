@@ -88,15 +88,17 @@ impl Relay {
         };
         self.statements.undo_all();
         let marks = std::mem::take(&mut active.marks);
-        active.aside = Aside::default();
         active.hold = false;
         active.resume = true;
+        // State that was not read back yet is lost with the connection, as that of a pinned one is.
+        let unread = marks.tainted || active.aside.audit.is_some();
+        active.aside = Aside::default();
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
         let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
         let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
-        let kept = self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
+        let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
         let mid_message = conn.scanner.is_inside();
         self.pool.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
