@@ -72,7 +72,9 @@ impl Profile {
         self.entries.iter().any(|(name, _)| is_role(name))
     }
 
-    fn get(&self, name: &str) -> Option<&[u8]> {
+    /// The value of a setting (name in lower case), if it is in the profile.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
         let at = self.entries.binary_search_by(|(entry, _)| (**entry).cmp(name)).ok()?;
         self.entries.get(at).map(|(_, value)| &**value)
     }

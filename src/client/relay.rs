@@ -26,7 +26,7 @@ use super::plan::Plan;
 use super::request::{Marks, PIPELINE_MAX, Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
-use crate::backend::{Lost, ServerConn};
+use crate::backend::{KEPT_CAPACITY, Lost, ServerConn};
 use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
@@ -65,6 +65,8 @@ pub struct Relay {
     scanner: Scanner,
     lease: Lease,
     profile: Rc<Profile>,
+    /// What RESET goes back to.
+    startup: Rc<Profile>,
     statements: Statements,
     active: Option<Box<Active>>,
     /// The server connection is counted as pinned.
@@ -128,6 +130,7 @@ impl Relay {
             link,
             scanner,
             lease: Lease::None,
+            startup: profile.clone(),
             profile,
             statements: Statements::default(),
             active: None,
@@ -220,38 +223,39 @@ impl Relay {
         let Lease::Held(conn) = &mut self.lease else {
             return Ok(false);
         };
+        // What is kept of an incomplete message is put in front of what follows it; a long one grows where it is.
         let carried = conn.carry.len();
-        let read = if carried == 0 {
-            conn.poll_read(cx, &mut scratch.input)
-        } else {
-            let mut carry = std::mem::take(&mut conn.carry);
-            carry.resize(carried + scratch.input.len(), 0);
-            let read = conn.poll_read(cx, carry.get_mut(carried..).unwrap_or_default());
-            carry.truncate(carried + if let Poll::Ready(Ok(read)) = read { read } else { 0 });
-            conn.carry = carry;
-            read
+        let front = if carried <= scratch.input.len() / 2 { carried } else { 0 };
+        if let (Some(room), Some(kept)) = (scratch.input.get_mut(..front), conn.carry.get(..front)) {
+            room.copy_from_slice(kept);
+        }
+        let read = match conn.poll_read(cx, scratch.input.get_mut(front..).unwrap_or_default()) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => return self.lose(Lost::Io(io::ErrorKind::UnexpectedEof), cx).map(|()| true),
+            Poll::Ready(Err(error)) => return self.lose(Lost::Io(error.kind()), cx).map(|()| true),
+            Poll::Ready(Ok(read)) => read,
         };
-        match read {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Ok(0)) => self.lose(Lost::Io(io::ErrorKind::UnexpectedEof), cx).map(|()| true),
-            Poll::Ready(Err(error)) => self.lose(Lost::Io(error.kind()), cx).map(|()| true),
-            Poll::Ready(Ok(read)) => {
-                let mut carry = std::mem::take(&mut conn.carry);
-                let input = if carried == 0 { scratch.input.get(..read).unwrap_or_default() } else { &carry };
-                let used = self.take_answers(input, &mut scratch.made, cx)?;
-                // The lease may be gone by now; what it left over is then nobody's.
-                if let Lease::Held(conn) = &mut self.lease {
-                    if carried > 0 {
-                        carry.drain(..used);
-                        conn.carry = carry;
-                    } else if used < read {
-                        conn.carry.extend_from_slice(scratch.input.get(used..read).unwrap_or_default());
-                    }
-                }
-                self.rest(cx)?;
-                Ok(true)
+        let mut carry = std::mem::take(&mut conn.carry);
+        let Scratch { input, made } = scratch;
+        if front == carried {
+            carry.clear();
+            let input = input.get(..front + read).unwrap_or_default();
+            let used = self.take_answers(input, made, cx)?;
+            carry.extend_from_slice(input.get(used..).unwrap_or_default());
+        } else {
+            carry.extend_from_slice(input.get(..read).unwrap_or_default());
+            let used = self.take_answers(&carry, made, cx)?;
+            carry.drain(..used);
+            if carry.is_empty() {
+                carry = Vec::new();
             }
         }
+        // The lease may be gone by now; what it left over is then nobody's.
+        if let Lease::Held(conn) = &mut self.lease {
+            conn.carry = carry;
+        }
+        self.rest(cx)?;
+        Ok(true)
     }
 
     /// Reads the server's messages and writes the client's share of them. Returns the bytes dealt with.
@@ -321,47 +325,26 @@ impl Relay {
 
     fn read_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch, waiting: bool) -> Result<bool, End> {
         let have = self.active.as_ref().map_or(0, |active| active.backlog.input.len());
-        if have == 0 && !waiting {
-            let read = match self.link.poll_read(cx, &mut scratch.input) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(0)) => return Err(End::Gone(None)),
-                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
-                Poll::Ready(Ok(read)) => read,
-            };
-            let Scratch { input, made } = scratch;
-            let input = input.get(..read).unwrap_or_default();
-            self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
-            let used = self.take_input(input, made, cx)?;
-            if let Some(rest) = input.get(used..).filter(|rest| !rest.is_empty()) {
-                let active = self.active();
-                active.backlog.input.extend_from_slice(rest);
-            }
-            return Ok(true);
-        }
         if waiting && have >= AHEAD_MAX {
             return Ok(false);
         }
-        let link = &mut self.link;
-        let active = match &mut self.active {
-            Some(active) => active,
-            none => none.insert(self.context.actives.lend(self.context.clock.now())),
+        let read = match self.link.poll_read(cx, &mut scratch.input) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => return Err(End::Gone(None)),
+            Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
+            Poll::Ready(Ok(read)) => read,
         };
-        let input = &mut active.backlog.input;
-        input.resize(have + scratch.input.len(), 0);
-        let read = link.poll_read(cx, input.get_mut(have..).unwrap_or_default());
-        input.truncate(have + if let Poll::Ready(Ok(read)) = read { read } else { 0 });
-        match read {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Ok(0)) => Err(End::Gone(None)),
-            Poll::Ready(Err(error)) => Err(End::Gone(Some(error.kind()))),
-            Poll::Ready(Ok(read)) => {
-                self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
-                if waiting {
-                    return Ok(true);
-                }
-                self.take_backlog(cx, &mut scratch.made).map(|_| true)
-            }
+        self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
+        let Scratch { input, made } = scratch;
+        let input = input.get(..read).unwrap_or_default();
+        let used = if have == 0 && !waiting { self.take_input(input, made, cx)? } else { 0 };
+        if let Some(rest) = input.get(used..).filter(|rest| !rest.is_empty()) {
+            self.active().backlog.input.extend_from_slice(rest);
         }
+        if have > 0 && !waiting {
+            self.take_backlog(cx, made)?;
+        }
+        Ok(true)
     }
 
     /// Looks at the input kept from before. True if some of it was dealt with.
@@ -373,7 +356,7 @@ impl Relay {
         }
         let used = self.take_input(&input, made, cx)?;
         input.drain(..used);
-        if input.is_empty() && input.capacity() > crate::backend::KEPT_CAPACITY {
+        if input.is_empty() && input.capacity() > KEPT_CAPACITY {
             input = Vec::new();
         }
         self.active().backlog.input = input;

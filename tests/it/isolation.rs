@@ -10,7 +10,8 @@
 //! | `belongings` | what a client does with state that stays in a server connection |
 //! | `model` | what a client's settings must be |
 //!
-//! `PGWEIR_ORACLE` sets the number of transactions, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing).
+//! `PGWEIR_ORACLE` sets the number of transactions, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
+//! `PGWEIR_ORACLE_WITHOUT=Set,Look` leaves acts or settings out to narrow a violation down.
 //! The oracle is itself tested: it must agree with Postgres without a pooler, and `tests/oracle-catches.sh` shows that
 //! it fails on a pooler that lends server connections too early.
 
@@ -20,6 +21,7 @@ mod belongings;
 mod model;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,13 +72,13 @@ pub(crate) struct Play {
 impl Play {
     fn new(addr: SocketAddr, place: &Place<'_>, acts: &[(Act, usize)], transactions: u64) -> Self {
         set_the_scene(place);
-        let settings = Setting::ALL.to_vec();
+        let settings: Vec<Setting> = Setting::ALL.into_iter().filter(|setting| !is_left_out(setting)).collect();
         Self {
             addr,
             name: place.name.clone(),
             databases: vec![place.name.clone()],
             password: PASSWORD,
-            acts: acts.iter().flat_map(|(act, times)| vec![*act; *times]).collect(),
+            acts: acts.iter().filter(|(act, _)| !is_left_out(act)).flat_map(|(act, times)| vec![*act; *times]).collect(),
             defaults: settings.iter().map(|setting| (*setting, setting.default_at(place))).collect(),
             settings,
             kills: false,
@@ -203,6 +205,12 @@ fn set_the_scene(place: &Place<'_>) {
 
 fn transactions(default: u64) -> u64 {
     std::env::var("PGWEIR_ORACLE").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
+/// Whether `PGWEIR_ORACLE_WITHOUT` names this act or setting: to narrow a violation down.
+fn is_left_out(what: &impl fmt::Debug) -> bool {
+    let without = std::env::var("PGWEIR_ORACLE_WITHOUT").unwrap_or_default();
+    without.split(',').any(|name| name == format!("{what:?}"))
 }
 
 /// A stage whose clients choose between pools of [`POOLS`]' sizes.

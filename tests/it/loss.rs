@@ -205,7 +205,7 @@ fn a_pipeline_in_a_lost_transaction_is_answered_query_by_query() {
         ];
         client.send(&queries.map(build::query).concat()).await.unwrap();
         wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
-        proxy.cut_all();
+        Loss::Reset.strike(&stage, &proxy);
         let mut outcomes = Vec::new();
         for _ in queries {
             outcomes.push(client.outcome().await.unwrap());

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use pgweir_harness::wire::{Message, Wire, WireError, build};
+use pgweir_harness::wire::{Message, Outcome, Wire, WireError, build};
 
 use crate::support::{PASSWORD, Place, Site, primary};
 
@@ -118,23 +118,42 @@ impl Comparison {
         for script in scripts {
             let want = play(self.place.direct().await, &script.steps, Company::None).await;
             assert!(!want.is_empty(), "{}: a script must be answered", script.name);
-            let mut compare = |way: &str, got: Vec<String>| {
+            for way in Way::ALL.into_iter().filter(|way| !(script.alone && *way == Way::Intruded)) {
+                let site = if way == Way::Shuffled { &self.three } else { &self.one };
+                let company = way
+                    .company(site)
+                    .await
+                    .unwrap_or_else(|error| panic!("{}, {way:?}: before it began: {error}{faults}", script.name));
+                let got = play(site.client().await, &script.steps, company).await;
                 if got != want {
-                    let _ = writeln!(faults, "{}, {way}:\n{}", script.name, differences(&want, &got));
+                    let _ = writeln!(faults, "{}, {way:?}:\n{}", script.name, differences(&want, &got));
                 }
-            };
-            compare("pool of 1", play(self.one.client().await, &script.steps, Company::None).await);
-            if !script.alone {
-                let intruder = Company::Intruder(Box::new(Intruder::enter(&self.one).await));
-                compare("pool of 1 with another client", play(self.one.client().await, &script.steps, intruder).await);
             }
-            let shuffler = Company::Shuffler(Box::new(Shuffler::enter(&self.three).await));
-            compare(
-                "pool of 3, another connection each time",
-                play(self.three.client().await, &script.steps, shuffler).await,
-            );
         }
         assert!(faults.is_empty(), "\n{faults}");
+    }
+}
+
+/// How a script is played through pgweir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Alone, on a pool of one.
+    Single,
+    /// On a pool of one that another client uses in between.
+    Intruded,
+    /// On a pool of three, on another server connection each time.
+    Shuffled,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Single, Self::Intruded, Self::Shuffled];
+
+    async fn company(self, site: &Site<'_>) -> Result<Company, String> {
+        match self {
+            Self::Single => Ok(Company::None),
+            Self::Intruded => Ok(Company::Intruder(Box::new(Intruder::enter(site).await?))),
+            Self::Shuffled => Ok(Company::Shuffler(Box::new(Shuffler::enter(site).await))),
+        }
     }
 }
 
@@ -149,9 +168,10 @@ pub(crate) enum Company {
 }
 
 impl Company {
-    async fn act(&mut self) {
+    /// Does its part; what went wrong if it was not answered as it must be.
+    async fn act(&mut self) -> Result<(), String> {
         match self {
-            Self::None => {}
+            Self::None => Ok(()),
             Self::Intruder(intruder) => intruder.act().await,
             Self::Shuffler(shuffler) => shuffler.act().await,
         }
@@ -164,25 +184,23 @@ pub(crate) struct Intruder {
 }
 
 impl Intruder {
-    async fn enter(site: &Site<'_>) -> Self {
+    async fn enter(site: &Site<'_>) -> Result<Self, String> {
         let settings = [("TimeZone", "Asia/Tokyo"), ("DateStyle", "German"), ("application_name", "intruder")];
         let mut wire = site.client_with(&settings).await;
         let prepared = [build::parse("s1", "SELECT 'intruder''s s1'", &[]), build::sync()].concat();
-        wire.send(&prepared).await.unwrap();
-        let outcome = wire.outcome().await.unwrap();
-        assert_eq!(outcome.error, None);
-        Self { wire }
+        let outcome = exchange(&mut wire, &prepared).await?;
+        if outcome.error.is_none() { Ok(Self { wire }) } else { Err(format!("{outcome:?}")) }
     }
 
-    async fn act(&mut self) {
+    async fn act(&mut self) -> Result<(), String> {
         let unnamed = unnamed("SELECT 'intruder', $1::int", &[Some(b"7")]);
-        self.wire.send(&[unnamed, named("s1", &[]), build::sync()].concat()).await.unwrap();
-        let outcome = self.wire.outcome().await.unwrap();
-        let want: Vec<Vec<Option<String>>> = [vec!["intruder", "7"], vec!["intruder's s1"]]
-            .into_iter()
-            .map(|row| row.into_iter().map(|value| Some(value.to_owned())).collect())
+        let outcome = exchange(&mut self.wire, &[unnamed, named("s1", &[]), build::sync()].concat()).await?;
+        let rows: Vec<Vec<&str>> = outcome
+            .rows
+            .iter()
+            .map(|row| row.iter().map(|value| value.as_deref().unwrap_or("NULL")).collect())
             .collect();
-        assert_eq!((outcome.rows, outcome.error), (want, None));
+        if rows == [vec!["intruder", "7"], vec!["intruder's s1"]] { Ok(()) } else { Err(format!("{outcome:?}")) }
     }
 }
 
@@ -197,22 +215,28 @@ impl Shuffler {
         Self { wires: [site.client().await, site.client().await], holding: None }
     }
 
-    async fn act(&mut self) {
+    async fn act(&mut self) -> Result<(), String> {
         let next = self.holding.map_or(0, |holder| 1 - holder);
-        let begun = self.wires[next].query("BEGIN").await.unwrap();
-        assert_eq!(begun.status, b'T', "{begun:?}");
-        if let Some(holder) = self.holding {
-            let ended = self.wires[holder].query("COMMIT").await.unwrap();
-            assert_eq!(ended.status, b'I', "{ended:?}");
-        }
+        let begun = exchange(&mut self.wires[next], &build::query("BEGIN")).await?;
+        let ended = match self.holding {
+            Some(holder) => exchange(&mut self.wires[holder], &build::query("COMMIT")).await?.status,
+            None => b'I',
+        };
         self.holding = Some(next);
+        if (begun.status, ended) == (b'T', b'I') { Ok(()) } else { Err(format!("{begun:?}")) }
     }
 }
 
-/// Plays steps on a connection that has logged in; what came is what is returned, a line a message.
+async fn exchange(wire: &mut Wire, bytes: &[u8]) -> Result<Outcome, String> {
+    wire.send(bytes).await.map_err(|error| error.to_string())?;
+    wire.outcome().await.map_err(|error| error.to_string())
+}
+
+/// Plays steps on a connection that has logged in; what came is what is returned, a line a message. Ends at
+/// the first trouble of whoever else uses the pool.
 pub(crate) async fn play(mut wire: Wire, steps: &[Step], mut company: Company) -> Vec<String> {
     let mut lines = Vec::new();
-    company.act().await;
+    let mut trouble = company.act().await.err();
     for (at, step) in steps.iter().enumerate() {
         let ended = match step {
             Step::Send(bytes) => wire.send(bytes).await,
@@ -229,7 +253,11 @@ pub(crate) async fn play(mut wire: Wire, steps: &[Step], mut company: Company) -
         }
         let idle = matches!(step, Step::Ready) && lines.last().is_some_and(|line| line == "Z\"I\"");
         if idle && !matches!(steps.get(at + 1), Some(Step::Ready | Step::Until(_))) {
-            company.act().await;
+            trouble = trouble.or(company.act().await.err());
+        }
+        if let Some(trouble) = &trouble {
+            lines.push(format!("another client: {trouble}"));
+            return lines;
         }
     }
     // Nothing may follow. Whatever is still on its way stands before the answer to this.

@@ -33,7 +33,7 @@ impl Relay {
     }
 
     /// A lease begins: the client's settings first.
-    pub(super) fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn begin(&mut self, conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
         self.note(Activity::Running);
         let now = self.context.clock.now();
         self.entry.begun.set(now);
@@ -42,25 +42,35 @@ impl Relay {
         active.leased = now;
         // A whole session's notifications are its own, however it came to listen.
         active.marks.listening |= listening;
-        let mut sent = Ok(());
-        if !Rc::ptr_eq(&conn.profile, &self.profile) {
-            let hold = self.profile.has_role() || conn.profile.has_role();
-            let mut text = Vec::new();
-            settings::replay(&conn.profile, &self.profile, &mut text);
-            conn.profile = self.profile.clone();
-            if !text.is_empty() {
-                let mut message = Vec::new();
-                encode::query(&mut message, &text);
-                conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
-                conn.unnamed = Unnamed::Empty;
-                sent = conn.write(cx, &message, &[]);
-                let active = self.active();
-                active.aside.replaying = true;
-                active.hold = hold;
-            }
-        }
         self.lease = Lease::Held(conn);
-        sent.or_else(|error| self.lose(Lost::Io(error.kind()), cx))
+        self.replay(cx)
+    }
+
+    /// Makes the settings on the server connection the client's, if they are not.
+    fn replay(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        if Rc::ptr_eq(&conn.profile, &self.profile) {
+            return Ok(());
+        }
+        let hold = self.profile.has_role() || conn.profile.has_role();
+        let mut text = Vec::new();
+        settings::replay(&conn.profile, &self.profile, &mut text);
+        conn.profile = self.profile.clone();
+        if text.is_empty() {
+            return Ok(());
+        }
+        let mut message = Vec::new();
+        encode::query(&mut message, &text);
+        conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        conn.unnamed = Unnamed::Empty;
+        active.aside.replaying = true;
+        active.hold = hold;
+        match conn.write(cx, &message, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
     }
 
     /// After answers: is the server connection at rest, and what then?
@@ -73,7 +83,7 @@ impl Relay {
             active.resume = true;
         }
         if active.aside.audited {
-            self.audited()?;
+            self.audited(cx)?;
             return self.rest(cx);
         }
         if !conn.pipeline.is_settled() {
@@ -164,7 +174,7 @@ impl Relay {
         }
     }
 
-    pub(super) fn audited(&mut self) -> Result<(), End> {
+    pub(super) fn audited(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
@@ -175,10 +185,18 @@ impl Relay {
         };
         let marks = &mut active.marks;
         let failed = marks.pins.has(PinReason::Unknown);
+        let mut back_at_startup = Vec::new();
         if !failed {
-            let profile = self.pool.profiles.intern(findings.settings);
-            conn.profile = profile.clone();
-            self.profile = profile;
+            conn.profile = self.pool.profiles.intern(findings.settings.iter().cloned());
+            // What was set and is not any more was RESET, and so is as at the client's start-up.
+            let mut settings = findings.settings;
+            for (name, value) in self.startup.entries() {
+                if conn.profile.get(name).is_none() && self.profile.get(name).is_some() {
+                    settings.push((name.clone(), value.clone()));
+                    back_at_startup.push(name.clone());
+                }
+            }
+            self.profile = self.pool.profiles.intern(settings);
         }
         let mut pins = marks.pins.lasting();
         for reason in findings.pins.iter() {
@@ -195,7 +213,22 @@ impl Relay {
         if !marks.tainted {
             marks.listening = pins.has(PinReason::Listen);
         }
-        Ok(())
+        self.tell_startup_values(&back_at_startup, cx)?;
+        self.replay(cx)
+    }
+
+    /// The server told the client its own defaults when these were reset; the client's are others.
+    fn tell_startup_values(&mut self, names: &[Box<str>], cx: &mut Task<'_>) -> Result<(), End> {
+        let Some(reported) = self.startup.reported().filter(|_| !names.is_empty()) else {
+            return Ok(());
+        };
+        let mut out = Vec::new();
+        for (name, value) in reported.iter() {
+            if names.iter().any(|reset| reset.eq_ignore_ascii_case(name)) {
+                encode::parameter_status(&mut out, name.as_bytes(), value);
+            }
+        }
+        self.write_client(cx, &out, &[])
     }
 
     pub(super) fn pin(&mut self) -> Result<(), End> {

@@ -1,9 +1,10 @@
 //! Malformed and oversized messages: 08P01 and close, nothing forwarded, nobody else hurt.
 
 use pgweir_harness::wire::Wire;
-use pgweir_harness::wire::build::{message, message_lying, parse, query, sasl_initial, startup};
+use pgweir_harness::wire::build::{copy_data, message, message_lying, query, sasl_initial, startup, sync};
 
 use crate::support::{Site, assert_value, server_pid};
+use crate::transcript::unnamed;
 
 /// What pgweir must not accept from a client that has logged in; every row is a whole write.
 fn bad_messages() -> Vec<(&'static str, Vec<u8>)> {
@@ -81,7 +82,7 @@ async fn a_malformed_message_in_a_transaction_rolls_it_back_and_frees_the_server
     assert_eq!(witness.query("CREATE TABLE t (a text)").await.unwrap().error, None);
     for (name, bytes) in bad_messages() {
         let mut client = site.client().await;
-        let begun = client.query(&format!("BEGIN; INSERT INTO t VALUES ('{name}')")).await.unwrap();
+        let begun = client.query(&format!("BEGIN; INSERT INTO t VALUES ($${name}$$)")).await.unwrap();
         assert_eq!((begun.status, begun.error), (b'T', None), "{name}");
         client.send(&bytes).await.unwrap();
         assert_refused(name, &mut client, "08P01").await;
@@ -92,22 +93,40 @@ async fn a_malformed_message_in_a_transaction_rolls_it_back_and_frees_the_server
 }
 
 #[tokio::test]
-async fn a_malformed_message_behind_good_ones_does_not_lose_their_answers() {
+async fn a_malformed_message_behind_good_ones_ends_the_session_and_hurts_nobody() {
     let site = Site::start(&[("default_pool_size", "1"), ("max_packet_size", "100000")]);
-    let mut client = site.client().await;
-    client.send(&[query("SELECT 'good'"), message(b'z', b"bad")].concat()).await.unwrap();
-    assert_value(&client.outcome().await.unwrap(), "good");
-    assert_refused("after a query", &mut client, "08P01").await;
-
-    // Nothing of an unfinished batch is answered; what matters is that the next client is.
-    let mut client = site.client().await;
-    client.send(&[parse("s", "SELECT 1", &[]), message(b'z', b"bad")].concat()).await.unwrap();
-    let mut last = None;
-    while let Ok(message) = client.recv().await {
-        last = Some(message);
+    let mut witness = site.client().await;
+    assert_eq!(witness.query("CREATE TABLE t (a int)").await.unwrap().error, None);
+    #[rustfmt::skip]
+    let table = [
+        ("query",               query("INSERT INTO t VALUES (1)")),
+        ("open transaction",    query("BEGIN; INSERT INTO t VALUES (1)")),
+        ("unfinished batch",    unnamed("INSERT INTO t VALUES (1)", &[])),
+        ("finished batch",      [unnamed("INSERT INTO t VALUES (1)", &[]), sync()].concat()),
+        ("copy",                [query("COPY t FROM STDIN"), copy_data(b"1\n")].concat()),
+    ];
+    for (name, good) in table {
+        for bad in [message(b'z', b"bad"), message_lying(b'Q', 3, b""), message_lying(b'd', 100_001, b"")] {
+            let mut client = site.client().await;
+            client.send(&[good.clone(), bad].concat()).await.unwrap();
+            // Whether what stood before it is still answered is left open; the last word is not.
+            let (mut last, mut done) = (None, false);
+            while let Ok(message) = client.recv().await {
+                done |= message.command_tag().is_some_and(|tag| tag.starts_with("INSERT"));
+                last = Some(message);
+            }
+            assert_eq!(last.and_then(|message| message.error_field(b'C')).as_deref(), Some("08P01"), "{name}");
+            let rows = witness.query("DELETE FROM t").await.unwrap();
+            assert_eq!((rows.error, rows.status), (None, b'I'), "{name}");
+            let promised = done && name != "open transaction" && name != "unfinished batch";
+            assert!(!promised || rows.tags == ["DELETE 1"], "{name}: told INSERT, and then {:?}", rows.tags);
+            assert!(
+                name != "open transaction" && name != "copy" || rows.tags == ["DELETE 0"],
+                "{name}: {:?}",
+                rows.tags
+            );
+        }
     }
-    assert_eq!(last.and_then(|message| message.error_field(b'C')).as_deref(), Some("08P01"));
-    assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
 }
 
 #[tokio::test]

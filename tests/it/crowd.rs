@@ -1,0 +1,150 @@
+//! A steady load for the tests of budgets: clients on one thread, each with one request under way. Requests are built
+//! beforehand and every answer is checked.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pgweir_harness::wire::build;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::support::SOON;
+
+/// The name of the statement that [`Script::prepared`] prepares.
+const STATEMENT: &str = "s0";
+
+/// What is sent at once, and the tags of the messages that must answer it.
+type Step = (Vec<u8>, &'static [u8]);
+
+/// What each client does over and over.
+#[derive(Debug)]
+pub(crate) struct Script {
+    /// Once per client, before its first transaction.
+    setup: Option<Step>,
+    /// One transaction.
+    steps: Vec<Step>,
+}
+
+impl Script {
+    /// `SELECT 1` as a simple query.
+    pub(crate) fn simple() -> Self {
+        Self { setup: None, steps: vec![(build::query("SELECT 1"), b"TDCZ")] }
+    }
+
+    /// `BEGIN`, `SELECT 1`, `COMMIT`, a round trip each.
+    pub(crate) fn transaction() -> Self {
+        let step = |sql: &str, answer| (build::query(sql), answer);
+        let steps: Vec<Step> = vec![step("BEGIN", b"CZ"), step("SELECT 1", b"TDCZ"), step("COMMIT", b"CZ")];
+        Self { setup: None, steps }
+    }
+
+    /// `SELECT 1` as Parse (unnamed), Bind, Describe, Execute, Sync.
+    pub(crate) fn extended() -> Self {
+        let parts = [
+            build::parse("", "SELECT 1", &[]),
+            build::bind("", "", &[]),
+            build::describe_portal(""),
+            build::execute("", 0),
+            build::sync(),
+        ];
+        Self { setup: None, steps: vec![(parts.concat(), b"12TDCZ")] }
+    }
+
+    /// `SELECT 1` as Bind, Execute, Sync of a statement prepared once per client; all give it the same name.
+    pub(crate) fn prepared() -> Self {
+        let prepare = [build::parse(STATEMENT, "SELECT 1", &[]), build::sync()].concat();
+        let run = [build::bind("", STATEMENT, &[]), build::execute("", 0), build::sync()].concat();
+        Self { setup: Some((prepare, b"1Z")), steps: vec![(run, b"2DCZ")] }
+    }
+}
+
+/// Logged-in clients.
+#[derive(Debug)]
+pub(crate) struct Crowd(Vec<Client>);
+
+impl Crowd {
+    /// Logs in `clients` trusted clients, one after the other, and has each run the script's setup and one transaction.
+    pub(crate) async fn gather(addr: SocketAddr, name: &str, clients: usize, script: &Script) -> Self {
+        let mut all = Vec::with_capacity(clients);
+        for _ in 0..clients {
+            let mut client = Client::log_in(addr, name).await;
+            for step in script.setup.iter().chain(&script.steps) {
+                client.exchange(step).await;
+            }
+            all.push(client);
+        }
+        Self(all)
+    }
+
+    /// Runs that many transactions in all; each client begins the next when its last has ended. Gives the script back.
+    pub(crate) async fn run(&mut self, script: Script, transactions: usize) -> Script {
+        let left = Arc::new(AtomicUsize::new(transactions));
+        let script = Arc::new(script);
+        let mut working = JoinSet::new();
+        for mut client in self.0.drain(..) {
+            let (left, script) = (Arc::clone(&left), Arc::clone(&script));
+            working.spawn(async move {
+                let take = |left: usize| left.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    for step in &script.steps {
+                        client.exchange(step).await;
+                    }
+                }
+                client
+            });
+        }
+        // The time limit stands around the whole: one per request would cost more than the request.
+        let all = timeout(SOON * 3, working.join_all()).await;
+        self.0 = all.unwrap_or_else(|_| panic!("{} of {transactions} not begun", left.load(Ordering::Relaxed)));
+        Arc::into_inner(script).expect("the clients gave it back")
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    async fn log_in(addr: SocketAddr, name: &str) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut client = Self { stream, buffer: Vec::new() };
+        client.stream.write_all(&build::startup(&[("user", name), ("database", name)])).await.unwrap();
+        let tags = timeout(SOON, client.answer()).await.expect("a login");
+        assert!(tags.starts_with(b"R") && tags.ends_with(b"KZ"), "{}", tags.escape_ascii());
+        // Thousands of clients may be idle here; what they are measured for is not this memory, but it is memory.
+        client.buffer.shrink_to(256);
+        client
+    }
+
+    async fn exchange(&mut self, (request, want): &Step) {
+        self.stream.write_all(request).await.unwrap();
+        let tags = self.answer().await;
+        assert!(tags == *want, "{}: {}", tags.escape_ascii(), self.buffer.escape_ascii());
+    }
+
+    /// The tags of all messages up to the next `ReadyForQuery`.
+    async fn answer(&mut self) -> Vec<u8> {
+        let (mut tags, mut at) = (Vec::with_capacity(8), 0);
+        self.buffer.clear();
+        loop {
+            assert!(self.stream.read_buf(&mut self.buffer).await.unwrap() > 0, "closed: {}", self.buffer.escape_ascii());
+            while let Some((&[tag, a, b, c, d], _)) = self.buffer.get(at..).and_then(<[u8]>::split_first_chunk) {
+                let end = at + 1 + u32::from_be_bytes([a, b, c, d]) as usize;
+                if end > self.buffer.len() {
+                    break;
+                }
+                tags.push(tag);
+                at = end;
+            }
+            if tags.last() == Some(&b'Z') && at == self.buffer.len() {
+                return tags;
+            }
+        }
+    }
+}
