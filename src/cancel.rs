@@ -118,18 +118,22 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A new session, with a process id and a secret that no one can guess.
+    /// A new session, with a process id and a secret that no one can guess. In session mode the process id is the
+    /// server's `real` one, unless a session on another server has it.
     #[must_use]
-    pub fn enter(&self, now: Instant) -> Rc<Entry> {
+    pub fn enter(&self, real: Option<u32>, now: Instant) -> Rc<Entry> {
         let mut entries = self.entries.borrow_mut();
         let mut rng = rand::rng();
-        let pid = loop {
-            // Positive as a signed number: drivers print and compare it as one.
-            let pid = rng.random_range(FIRST_PID..=i32::MAX as u32);
-            if !entries.contains_key(&pid) {
-                break pid;
+        let free = |pid: &u32| !entries.contains_key(pid);
+        let pid = real.filter(free).unwrap_or_else(|| {
+            loop {
+                // Positive as a signed number: drivers print and compare it as one.
+                let pid = rng.random_range(FIRST_PID..=i32::MAX as u32);
+                if free(&pid) {
+                    break pid;
+                }
             }
-        };
+        });
         let entry = Rc::new(Entry {
             pid,
             secret: rng.random(),
@@ -195,7 +199,7 @@ mod tests {
     #[test]
     fn only_the_exact_key_cancels() {
         let registry = Registry::default();
-        let (one, two) = (registry.enter(Instant::now()), registry.enter(Instant::now()));
+        let (one, two) = (registry.enter(None, Instant::now()), registry.enter(None, Instant::now()));
         assert!(one.pid >= FIRST_PID && i32::try_from(one.pid).is_ok());
         let wrong = (u32::from_be_bytes(one.secret()) ^ 1).to_be_bytes();
         assert!(registry.cancel(one.pid, &wrong).is_none());

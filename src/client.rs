@@ -27,8 +27,8 @@ use crate::prepared::Interner;
 use crate::route::Router;
 use crate::stats::ProcessStats;
 
-pub use login::Secrets;
 use login::log_in;
+pub use login::{Secrets, turn_away};
 use relay::{Active, Relay};
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
@@ -56,6 +56,8 @@ pub struct Context {
     pub clients: Cell<u32>,
     /// Client connections that have not logged in yet.
     pub logging_in: Cell<u32>,
+    /// Clients turned away that have not closed yet.
+    pub turning_away: Cell<u32>,
     /// No more clients, please.
     pub draining: Cell<bool>,
     /// Sessions that were ended before they were done.
@@ -79,6 +81,7 @@ impl Context {
             process: RefCell::default(),
             clients: Cell::new(0),
             logging_in: Cell::new(0),
+            turning_away: Cell::new(0),
             draining: Cell::new(false),
             sessions_cut: Cell::new(0),
             secrets,

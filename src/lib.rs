@@ -7,8 +7,8 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 0 | [`stats`], [`clock`] | plain counters; one clock read per turn |
-//! | 1 | [`net`], [`sql`], [`settings`], [`prepared`], [`metrics`] | sockets; the SQL scanner; settings profiles; interned statements; metric names |
+//! | 0 | [`stats`], [`clock`], [`sql`] | plain counters; one clock read per turn; the SQL scanner |
+//! | 1 | [`net`], [`settings`], [`prepared`], [`metrics`] | sockets; settings profiles; interned statements; metric names |
 //! | 2 | [`backend`] | one server connection: dial, log in, settle, cancel, farewell |
 //! | 3 | [`pool`] | idle stack, FIFO waiters, dialling within limits |
 //! | 4 | [`route`], [`cancel`], [`state`] | which pool; cancel keys; what a client left on a server connection |

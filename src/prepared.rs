@@ -7,30 +7,34 @@ use std::rc::Rc;
 
 use hashbrown::HashTable;
 
-use crate::sql::{self, Effects};
+use rand::RngExt;
 
-/// What a server-side name of ours begins with; a number follows.
-pub const PREFIX: &[u8] = b"pgweir_s";
+use crate::sql::Effects;
 
-/// The note, in a pipeline, of a `Parse` or `Close` that changes one of the client's names. A statement's number
-/// may stand beside it.
-pub const NAMED: u32 = 1 << 31;
+/// Bytes of the part that all server-side names of ours begin with.
+const PREFIX_LEN: usize = 14;
+
+/// The note, in a pipeline, of a `Parse` or `Close` of the client's that changes what a name stands for. A
+/// statement's number may stand beside it.
+pub const CHANGES: u32 = 1 << 31;
 /// The note of a `Parse` of the unnamed statement.
 pub const UNNAMED: u32 = 1 << 30;
 /// The note of a replay of settings.
 pub const REPLAY: u32 = u32::MAX;
 /// The note of an audit.
 pub const AUDIT: u32 = u32::MAX - 1;
+/// The note of a `Parse` that the server is to fail, in place of one that was refused here.
+pub const REFUSED: u32 = u32::MAX - 2;
 
 /// The largest number of a statement; after it they are given again from 1.
-const ID_MAX: u32 = UNNAMED - 3;
+const ID_MAX: u32 = UNNAMED - 4;
 
 /// The statement's number in a note, if there is one.
 #[must_use]
 pub const fn statement_id(note: u32) -> Option<u32> {
     match note & (UNNAMED - 1) {
         0 => None,
-        _ if note >= AUDIT => None,
+        _ if note >= REFUSED => None,
         id => Some(id),
     }
 }
@@ -60,16 +64,46 @@ impl Statement {
     pub const fn size(&self) -> usize {
         self.text.len() + self.types.len() + size_of::<Self>()
     }
+}
 
-    /// Appends the server-side name.
-    pub fn write_name(&self, out: &mut Vec<u8>) {
-        write_name(self.id, out);
+/// The beginning of every server-side name of this process: not to be guessed, so that no client's own name is one
+/// of them by accident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix([u8; PREFIX_LEN]);
+
+impl Prefix {
+    /// `pgweir_`, six letters made of `random`, and an underscore.
+    #[must_use]
+    pub fn new(random: u32) -> Self {
+        let mut name = *b"pgweir_......_";
+        let mut rest = random;
+        for slot in name.iter_mut().filter(|byte| **byte == b'.') {
+            *slot = b'a' + u8::try_from(rest % 26).unwrap_or(0);
+            rest /= 26;
+        }
+        Self(name)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The length of the name of statement `id`.
+    #[must_use]
+    pub fn name_len(&self, id: u32) -> usize {
+        PREFIX_LEN + id.checked_ilog10().unwrap_or(0) as usize + 1
+    }
+
+    /// Appends the name of statement `id`.
+    pub fn write_name(&self, id: u32, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+        write_number(id, out);
     }
 }
 
-/// Appends the server-side name of statement `id`.
-pub fn write_name(id: u32, out: &mut Vec<u8>) {
-    out.extend_from_slice(PREFIX);
+fn write_number(id: u32, out: &mut Vec<u8>) {
     let mut digits = [0; 10];
     let mut at = digits.len();
     let mut rest = id;
@@ -86,6 +120,16 @@ pub fn write_name(id: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
+/// What makes a statement that statement.
+#[derive(Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the statement's own field names")]
+struct Key<'a> {
+    pool: u32,
+    parse_key: u32,
+    text: &'a [u8],
+    types: &'a [u8],
+}
+
 /// All statements that clients of this worker named, and those lately unnamed.
 #[derive(Debug)]
 pub struct Interner {
@@ -95,6 +139,8 @@ pub struct Interner {
     bytes: Cell<usize>,
     /// The most bytes wanted; what no client names goes first.
     limit: usize,
+    /// What the server-side names begin with.
+    pub prefix: Prefix,
     next_id: Cell<u32>,
     step: Cell<u64>,
 }
@@ -108,6 +154,7 @@ impl Interner {
             hasher: foldhash::fast::RandomState::default(),
             bytes: Cell::new(0),
             limit,
+            prefix: Prefix::new(rand::rng().random()),
             next_id: Cell::new(1),
             step: Cell::new(0),
         }
@@ -125,9 +172,17 @@ impl Interner {
         self.bytes.get() < self.limit
     }
 
-    /// The one statement with this text, types and meaning. Allocates only when it is new.
+    /// The one statement with this text, types and meaning. Allocates only when it is new; then `effects` is asked
+    /// what running it may do.
     #[must_use]
-    pub fn intern(&self, pool: u32, parse_key: u32, text: &[u8], types: &[u8]) -> Rc<Statement> {
+    pub fn intern(
+        &self,
+        pool: u32,
+        parse_key: u32,
+        text: &[u8],
+        types: &[u8],
+        effects: impl FnOnce(&[u8]) -> Effects,
+    ) -> Rc<Statement> {
         let hash = self.hasher.hash_one((text, types, parse_key, pool));
         let same =
             |s: &Rc<Statement>| s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types;
@@ -136,11 +191,12 @@ impl Interner {
             found.used.set(self.step.get());
             return found.clone();
         }
-        self.insert(hash, pool, parse_key, text, types)
+        self.insert(hash, Key { pool, parse_key, text, types }, effects(text))
     }
 
     #[cold]
-    fn insert(&self, hash: u64, pool: u32, parse_key: u32, text: &[u8], types: &[u8]) -> Rc<Statement> {
+    fn insert(&self, hash: u64, key: Key<'_>, effects: Effects) -> Rc<Statement> {
+        let Key { pool, parse_key, text, types } = key;
         let id = self.next_id.get();
         self.next_id.set(if id >= ID_MAX { 1 } else { id + 1 });
         let statement = Rc::new(Statement {
@@ -149,7 +205,7 @@ impl Interner {
             types: types.into(),
             parse_key,
             pool,
-            effects: sql::scan(text),
+            effects,
             used: Cell::new(self.step.get()),
         });
         self.bytes.set(self.bytes.get() + statement.size());
@@ -189,7 +245,7 @@ mod tests {
     #[test]
     fn the_same_text_is_one_statement_only_under_the_same_settings_types_and_pool() {
         let interner = Interner::new(1 << 20);
-        let one = interner.intern(1, 0, b"SELECT 1", b"\0\0");
+        let one = interner.intern(1, 0, b"SELECT 1", b"\0\0", |_| Effects::default());
         #[rustfmt::skip]
         let table: [(&str, u32, u32, &[u8], &[u8], bool); 5] = [
             ("same",          1, 0, b"SELECT 1", b"\0\0",              true),
@@ -199,27 +255,34 @@ mod tests {
             ("other types",   1, 0, b"SELECT 1", b"\0\x01\0\0\0\x17",  false),
         ];
         for (name, pool, key, text, types, same) in table {
-            assert_eq!(Rc::ptr_eq(&one, &interner.intern(pool, key, text, types)), same, "{name}");
+            assert_eq!(
+                Rc::ptr_eq(&one, &interner.intern(pool, key, text, types, |_| Effects::default())),
+                same,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn texts_in_use_survive_and_the_others_stay_below_the_limit() {
         let interner = Interner::new(20_000);
-        let kept = interner.intern(1, 0, b"SELECT kept", b"\0\0");
+        let kept = interner.intern(1, 0, b"SELECT kept", b"\0\0", |_| Effects::default());
         for n in 0..10_000 {
-            let _ = interner.intern(1, 0, format!("SELECT {n}").as_bytes(), b"\0\0");
+            let _ = interner.intern(1, 0, format!("SELECT {n}").as_bytes(), b"\0\0", |_| Effects::default());
             assert!(interner.bytes() <= 20_000);
         }
-        assert!(Rc::ptr_eq(&kept, &interner.intern(1, 0, b"SELECT kept", b"\0\0")));
+        assert!(Rc::ptr_eq(&kept, &interner.intern(1, 0, b"SELECT kept", b"\0\0", |_| Effects::default())));
     }
 
     #[test]
     fn names_are_the_prefix_and_the_number() {
+        let prefix = Prefix::new(123_456_789);
+        assert!(prefix.as_bytes().starts_with(b"pgweir_") && prefix != Prefix::new(1));
         for id in [0, 7, 10, 1234, u32::MAX] {
             let mut name = Vec::new();
-            write_name(id, &mut name);
-            assert_eq!(name, [PREFIX, id.to_string().as_bytes()].concat());
+            prefix.write_name(id, &mut name);
+            assert_eq!(name, [prefix.as_bytes(), id.to_string().as_bytes()].concat());
+            assert_eq!(name.len(), prefix.name_len(id));
         }
     }
 }

@@ -11,13 +11,16 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
-use crate::client::{Context, Secrets, Session};
+use crate::client::{Context, Secrets, Session, turn_away};
 use crate::net::{Stream, TcpOptions};
 use crate::observe::Shared;
-use crate::stats::{PoolSnapshot, ProcessGauges, RefusalReason, Snapshot};
+use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
 
 /// Ticks between two publications of the statistics.
 const TICKS_PER_PUBLICATION: u32 = 10;
+
+/// Clients turned away at once that are told why.
+const TOLD_WHY_MAX: u32 = 100;
 
 /// How long server connections may take to close at the very end.
 const CLOSING_LIMIT: Duration = Duration::from_secs(3);
@@ -68,7 +71,11 @@ pub fn start(
     drop(runtime_check?);
     let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
         let summary = run(config, listeners, shared, secrets, orders);
-        let _ = done.send(summary.unwrap_or_default());
+        let summary = summary.unwrap_or_else(|error| {
+            tracing::error!(%error, "the worker's event loop failed");
+            Summary::default()
+        });
+        let _ = done.send(summary);
     })?;
     Ok(WorkerHandle { commands, finished, thread })
 }
@@ -253,8 +260,15 @@ async fn accept(context: Rc<Context>, listener: TcpListener, options: TcpOptions
         match listener.accept().await {
             Ok((stream, _)) => {
                 if context.logging_in.get() >= context.config.client.max_login_clients {
-                    // Bounded before anything is read: whoever fills this gets no memory of ours.
-                    context.process.borrow_mut().clients_refused.add(RefusalReason::MaxLoginClients);
+                    // Whoever fills this gets little of ours: a few are told why, the rest are closed.
+                    if context.turning_away.get() < TOLD_WHY_MAX {
+                        context.turning_away.set(context.turning_away.get() + 1);
+                        let context = context.clone();
+                        tokio::task::spawn_local(async move {
+                            turn_away(context.clone(), Stream::Tcp(stream)).await;
+                            context.turning_away.set(context.turning_away.get().saturating_sub(1));
+                        });
+                    }
                     continue;
                 }
                 options.apply(&stream);

@@ -227,7 +227,7 @@ mod tests {
 
         out.clear();
         sasl_initial(&mut out, "SCRAM-SHA-256", b"n,,");
-        assert_eq!(frontend::sasl_initial(&out[5..]), Ok((&b"SCRAM-SHA-256"[..], &b"n,,"[..])));
+        assert_eq!(frontend::sasl_initial(&out[5..]), Ok((&b"SCRAM-SHA-256"[..], Some(&b"n,,"[..]))));
     }
 
     #[test]

@@ -153,30 +153,30 @@ impl<'a> Target<'a> {
 ///
 /// # Errors
 ///
-/// [`Malformed::MissingNul`] if the text is not terminated.
+/// [`Malformed::MissingNul`] if the text is not ended by the message's last byte, the only NUL.
 #[inline]
 pub fn query_text(body: &[u8]) -> Result<&[u8], Malformed> {
     match body.split_last() {
-        Some((0, text)) => Ok(text),
+        Some((0, text)) if memchr::memchr(0, text).is_none() => Ok(text),
         _ => Err(Malformed::MissingNul { field: "Query.query" }),
     }
 }
 
-/// A `SASLInitialResponse`: the mechanism and its first message.
+/// A `SASLInitialResponse`: the mechanism and its first message, if it brings one.
 ///
 /// # Errors
 ///
 /// [`Malformed`] if a field is cut short.
-pub fn sasl_initial(body: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+pub fn sasl_initial(body: &[u8]) -> Result<(&[u8], Option<&[u8]>), Malformed> {
     let (mechanism, body) = cstr(body, "SASLInitialResponse.mechanism")?;
     let (length, rest) = u32_be(body, "SASLInitialResponse.length")?;
     if length == u32::MAX && rest.is_empty() {
-        return Ok((mechanism, rest));
+        return Ok((mechanism, None));
     }
     if length as usize != rest.len() {
         return Err(Malformed::Short { field: "SASLInitialResponse.data" });
     }
-    Ok((mechanism, rest))
+    Ok((mechanism, Some(rest)))
 }
 
 #[cfg(test)]

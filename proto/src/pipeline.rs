@@ -190,13 +190,6 @@ impl Pipeline {
         true
     }
 
-    /// A `Flush` was sent: it earns nothing, but belongs to a batch.
-    pub const fn flushed(&mut self) {
-        if !self.copy_in && !self.skipping {
-            self.batch_open = true;
-        }
-    }
-
     /// A message other than `ErrorResponse` and `ReadyForQuery` arrived.
     ///
     /// # Errors
@@ -394,7 +387,6 @@ mod tests {
     fn an_unsynced_batch_keeps_the_connection_whatever_was_answered() {
         let mut p = Pipeline::default();
         sent(&mut p, &[Parse]);
-        p.flushed();
         p.reply(Tag::ParseComplete).unwrap();
         assert!(!p.is_settled());
         sent(&mut p, &[Sync]);

@@ -1,6 +1,7 @@
 //! From server to client: what becomes of each message. Pure: bytes in, decisions out.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use pgweir_proto::backend::{Tag, TxStatus};
 use pgweir_proto::encode;
@@ -8,11 +9,13 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
+use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
 use super::statements::{Statements, Unnamed};
 use crate::backend::{Lost, ServerConn, Unnamed as Held};
-use crate::prepared::{AUDIT, NAMED, PREFIX, REPLAY, UNNAMED, statement_id};
+use crate::pool::micros;
+use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, UNNAMED, statement_id};
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
 
@@ -31,6 +34,8 @@ pub enum Heard {
     Lost(Lost),
     /// The settings could not be replayed; the body of the server's error.
     ReplayFailed(Box<[u8]>),
+    /// A transaction block was opened in statement mode.
+    TransactionBlock,
 }
 
 /// The pooler's own conversation with the server, between the client's.
@@ -45,6 +50,8 @@ pub struct Aside {
     pub cancelled: u8,
     /// A replay of settings is on its way.
     pub replaying: bool,
+    /// When the query that is answered next was sent.
+    pub query_begun: Option<Instant>,
 }
 
 /// Everything that a server's message is judged by.
@@ -60,6 +67,21 @@ pub struct Answer<'a> {
     pub aside: &'a mut Aside,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
+    /// What holds for every message of this turn.
+    pub rules: Rules,
+}
+
+/// What holds for every message of one turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// The time.
+    pub now: Instant,
+    /// What the server-side names begin with.
+    pub prefix: Prefix,
+    /// A transaction block is an error.
+    pub statement_mode: bool,
+    /// `max_client_statements`, for the error of who is above it.
+    pub statements_max: usize,
 }
 
 impl Answer<'_> {
@@ -142,7 +164,12 @@ impl Answer<'_> {
     fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
         let reply = self.conn.pipeline.ready(status).map_err(|_| Heard::Lost(Lost::Protocol))?;
         if reply.origin == Origin::Client {
+            if self.rules.statement_mode && status != TxStatus::Idle {
+                return Err(Heard::TransactionBlock);
+            }
             self.stats.queries += 1;
+            let begun = self.aside.query_begun.replace(self.rules.now).unwrap_or(self.rules.now);
+            self.stats.query.record(micros(self.rules.now.saturating_duration_since(begun)));
             if status == TxStatus::Idle {
                 self.stats.transactions += 1;
             }
@@ -164,8 +191,8 @@ impl Answer<'_> {
     /// An entry was answered.
     #[inline]
     fn done(&mut self, owed: Owed) {
-        if owed.note & NAMED != 0 && owed.note < AUDIT {
-            self.statements.confirm();
+        if changes(owed) {
+            self.statements.confirm(&mut self.marks.changes);
         }
     }
 
@@ -203,13 +230,22 @@ impl Answer<'_> {
         if front.note == AUDIT {
             self.audit_failed(fields.code);
         }
-        self.fail()?;
+        let renamed = self.rename(body);
+        self.fail(front)?;
         if front.note == AUDIT {
             plan.skip(len);
             return Ok(());
         }
+        if front.note == REFUSED {
+            let limit = self.rules.statements_max;
+            self.stats.errors.add(Blame::Pooler, b"53200");
+            plan.insert(|out| too_many_statements(limit).write("ERROR", out));
+            plan.skip(len);
+            self.answer_locally(plan);
+            return Ok(());
+        }
         self.stats.errors.add(Blame::Server, fields.code);
-        match self.rename(body) {
+        match renamed {
             Cow::Borrowed(_) => plan.forward(len),
             Cow::Owned(renamed) => {
                 plan.insert(|out| encode::message(out, b'E', |out| out.extend_from_slice(&renamed)));
@@ -232,46 +268,63 @@ impl Answer<'_> {
     }
 
     /// Takes back everything that the failed batch was to do and did not.
-    fn fail(&mut self) -> Result<(), Heard> {
-        let statements = &mut *self.statements;
+    fn fail(&mut self, front: Owed) -> Result<(), Heard> {
         let conn = &mut *self.conn;
-        let (known, doubtful, unnamed) = (&mut conn.statements, &mut conn.doubtful, &mut conn.unnamed);
-        let undone = |owed: Owed| {
-            let named = owed.note & NAMED != 0;
+        let (known, doubtful) = (&mut conn.statements, &mut conn.doubtful);
+        let (mut undone, mut unnamed_replays) = (0, false);
+        let undo = |owed: Owed| {
+            undone += usize::from(changes(owed));
+            let ours = owed.origin == Origin::Pooler;
+            unnamed_replays |= ours && owed.note & UNNAMED != 0 && owed.note < REFUSED;
             match (owed.expect, statement_id(owed.note)) {
-                (Expect::Parse, id) => {
-                    if named {
-                        statements.undo();
-                    }
-                    if owed.note & UNNAMED != 0 {
-                        *unnamed = Held::Unknown;
-                        statements.unnamed = Unnamed::Empty;
-                    }
-                    if let (Some(id), false) = (id, owed.origin == Origin::Local) {
-                        known.remove(&id);
-                    }
-                }
-                (Expect::Close, Some(id)) if owed.origin == Origin::Pooler => drop(doubtful.insert(id)),
-                (Expect::Close, _) if named => statements.undo(),
+                (Expect::Parse, Some(id)) if owed.origin != Origin::Local => drop(known.remove(&id)),
+                (Expect::Close, Some(id)) if ours => drop(doubtful.insert(id)),
                 _ => {}
             }
         };
-        conn.pipeline.error(undone).map(drop).map_err(|_| Heard::Lost(Lost::Protocol))
+        conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        self.statements.undo(undone, &mut self.marks.changes, &mut conn.unnamed);
+        if unnamed_replays {
+            conn.unnamed = Held::Unknown;
+        }
+        // A Parse of the unnamed statement that fails has destroyed the one before.
+        if front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0 {
+            conn.unnamed = Held::Empty;
+            self.statements.unnamed = Unnamed::Empty;
+        }
+        Ok(())
     }
 
     /// The error with the client's own names in it.
     fn rename<'b>(&self, body: &'b [u8]) -> Cow<'b, [u8]> {
-        let Some(at) = memchr::memmem::find(body, PREFIX) else {
+        let prefix = self.rules.prefix.as_bytes();
+        let Some(at) = memchr::memmem::find(body, prefix) else {
             return Cow::Borrowed(body);
         };
         let (head, tail) = body.split_at(at);
-        let digits = tail.get(PREFIX.len()..).unwrap_or_default();
+        let digits = tail.get(prefix.len()..).unwrap_or_default();
         let count = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, rest) = digits.split_at(count);
         let id = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
-        match id.and_then(|id| self.statements.name_of(id)) {
+        let refused =
+            if self.conn.pipeline.front().is_some_and(changes) { self.marks.changes.refused_name() } else { None };
+        match refused.or_else(|| id.and_then(|id| self.statements.name_of(id))) {
             Some(name) => Cow::Owned([head, name, rest].concat()),
             None => Cow::Borrowed(body),
         }
+    }
+}
+
+/// Whether an entry stands for a change of the client's statements.
+fn changes(owed: Owed) -> bool {
+    owed.note & CHANGES != 0 && owed.note < REFUSED
+}
+
+fn too_many_statements(limit: usize) -> Failure {
+    Failure {
+        code: "53200",
+        message: format!("this client has {limit} prepared statements already (max_client_statements)"),
+        detail: String::new(),
+        hint: "Raise max_client_statements, or let the client close what it no longer uses.".to_owned(),
     }
 }

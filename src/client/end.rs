@@ -31,11 +31,6 @@ pub enum End {
     Hopeless(Refusal),
     /// Somebody told the session to end.
     Told(Order),
-    /// The client has more prepared statements than it may.
-    TooManyStatements {
-        /// The setting's value.
-        limit: usize,
-    },
     /// Too many server connections are pinned.
     PinLimit {
         /// The setting's value.
@@ -80,11 +75,6 @@ impl End {
             }
             Self::Hopeless(refusal) => return Some(refused(refusal)),
             Self::Told(order) => told(*order)?,
-            Self::TooManyStatements { limit } => (
-                "53200",
-                format!("this client has {limit} prepared statements, or one with too long a name"),
-                "Raise max_client_statements, or let the client close what it no longer uses.".to_owned(),
-            ),
             Self::PinLimit { limit } => (
                 "53300",
                 format!("{limit} server connections of this pool are pinned by their clients' session state"),
@@ -102,12 +92,7 @@ impl End {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Quit
-            | Self::Gone(_)
-            | Self::Malformed(_)
-            | Self::Tag(_)
-            | Self::TooManyStatements { .. }
-            | Self::StatementMode => Blame::Client,
+            Self::Quit | Self::Gone(_) | Self::Malformed(_) | Self::Tag(_) | Self::StatementMode => Blame::Client,
             Self::Fatal(_) | Self::ServerLost | Self::MidMessage | Self::Hopeless(_) => Blame::Server,
             Self::Told(_) | Self::PinLimit { .. } | Self::Broken(_) => Blame::Pooler,
         }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 
-use pgweir_config::{AuthType, Config};
+use pgweir_config::{AuthType, Config, PoolMode};
 use pgweir_proto::Malformed;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode::{self, Report};
@@ -18,6 +18,7 @@ use super::end::refused;
 use super::relay::Relay;
 use super::{Context, local::Failure};
 use crate::backend::ServerConn;
+use crate::cancel;
 use crate::net::Stream;
 use crate::pool::{Learned, Pool, Refusal};
 use crate::route::is_verifier;
@@ -140,6 +141,22 @@ impl Drop for LoggingIn {
     }
 }
 
+/// Turns a client away before anything is read from it.
+pub async fn turn_away(context: Rc<Context>, stream: Stream) {
+    context.process.borrow_mut().clients_refused.add(RefusalReason::MaxLoginClients);
+    let mut words = Vec::new();
+    let message = "too many clients are logging in at once (max_login_clients)";
+    Report {
+        severity: "FATAL",
+        code: "53300",
+        message,
+        detail: "",
+        hint: "Try again later, or raise max_login_clients.",
+    }
+    .error(&mut words);
+    super::aftermath::say_goodbye(context.clock.clone(), stream, words).await;
+}
+
 /// Runs a client's login. None if there is no session in the end; the client was told why.
 pub async fn log_in(context: Rc<Context>, stream: Stream) -> Option<Relay> {
     let guard = LoggingIn::enter(&context);
@@ -152,7 +169,7 @@ pub async fn log_in(context: Rc<Context>, stream: Stream) -> Option<Relay> {
     };
     drop(guard);
     match outcome {
-        Ok(Some(admitted)) => Some(admitted.into_relay(door)),
+        Ok(Some(admitted)) => admitted.into_relay(door),
         Ok(None) => None,
         Err(refused) => {
             door.refuse(&refused).await;
@@ -170,24 +187,44 @@ struct Door {
 }
 
 /// A client let in.
+///
+/// Dropped on the way, it gives back what it got.
 struct Admitted {
+    context: Rc<Context>,
     pool: Rc<Pool>,
     profile: Rc<Profile>,
-    entry: Rc<crate::cancel::Entry>,
+    /// Its place among the sessions, until a relay has it.
+    entry: Option<Rc<cancel::Entry>>,
+    /// In session mode: its server connection.
+    conn: Option<Box<ServerConn>>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.context.registry.leave(&entry);
+        }
+        if let Some(conn) = self.conn.take() {
+            self.pool.discard_lent(conn, DiscardReason::Lost);
+        }
+    }
 }
 
 impl Admitted {
-    fn into_relay(self, door: Door) -> Relay {
+    fn into_relay(mut self, door: Door) -> Option<Relay> {
+        let entry = self.entry.take()?;
         door.context.process.borrow_mut().sessions += 1;
         self.pool.stats.borrow_mut().client_logins += 1;
         if door.context.config.log.log_connections {
             let name = &self.pool.name;
             tracing::info!(
-                client = self.entry.pid, peer = %door.stream.peer(), database = %name.database, user = %name.user,
+                client = entry.pid, peer = %door.stream.peer(), database = %name.database, user = %name.user,
                 "client logged in"
             );
         }
-        Relay::new(door.context, self.entry, self.pool, door.stream, self.profile, door.input)
+        let conn = self.conn.take();
+        let (pool, profile) = (self.pool.clone(), self.profile.clone());
+        Some(Relay::new(door.context, entry, pool, door.stream, profile, conn, door.input))
     }
 }
 
@@ -337,19 +374,21 @@ impl Door {
         self.write(out).await?;
         out.clear();
         let body = self.password_message().await?;
-        let (mechanism, mut first) = frontend::sasl_initial(&body)?;
+        let (mechanism, first) = frontend::sasl_initial(&body)?;
         if mechanism != MECHANISM.as_bytes() {
             let message = "client selected an invalid SASL authentication mechanism";
             return Err(Refused::new(RefusalReason::Protocol, "08P01", message));
         }
         let late;
-        if first.is_empty() {
+        let first = if let Some(first) = first {
+            first
+        } else {
             encode::authentication(out, 11, &[]);
             self.write(out).await?;
             out.clear();
             late = self.password_message().await?;
-            first = &late;
-        }
+            &late
+        };
         let reply = exchange.client_first(first).map_err(|error| scram_refused(user, error))?;
         encode::authentication(out, 11, &reply);
         self.write(out).await?;
@@ -377,7 +416,12 @@ impl Door {
             self.prove(&pool, &profile).await?;
         }
         parameters(&learned, &profile, &mut out);
-        let entry = self.context.registry.enter(self.context.clock.now());
+        let conn = match pool.limits.mode {
+            PoolMode::Session => Some(self.keep(&pool, &profile).await?),
+            PoolMode::Transaction | PoolMode::Statement => None,
+        };
+        let real_pid = conn.as_ref().map(|conn| conn.pid);
+        let entry = self.context.registry.enter(real_pid, self.context.clock.now());
         encode::backend_key_data(&mut out, entry.pid, &entry.secret());
         if first {
             for notice in &learned.notices {
@@ -389,11 +433,9 @@ impl Door {
             Report { severity: "NOTICE", code: "00000", message: notify, detail: "", hint: "" }.notice(&mut out);
         }
         encode::ready_for_query(&mut out, TxStatus::Idle);
-        if let Err(error) = self.write(&out).await {
-            self.context.registry.leave(&entry);
-            return Err(error.into());
-        }
-        Ok(Admitted { pool, profile, entry })
+        let admitted = Admitted { context: self.context.clone(), pool, profile, entry: Some(entry), conn };
+        self.write(&out).await?;
+        Ok(admitted)
     }
 
     /// The first login of a pool: what the server says of itself is learnt from a server connection.
@@ -416,6 +458,20 @@ impl Door {
         })
     }
 
+    /// Session mode: the server connection that the client has from now on, with its settings.
+    async fn keep(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<Box<ServerConn>, Refused> {
+        let mut conn = self.lease(pool).await?;
+        let limit = self.context.config.pool.server_connect_timeout;
+        match self.context.clock.limit(limit, conn.apply(profile)).await {
+            Ok(Ok(Ok(_))) => Ok(conn),
+            Ok(Ok(Err(body))) => {
+                pool.release(conn);
+                Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
+            }
+            Ok(Err(_)) | Err(_) => Err(lost(pool, conn)),
+        }
+    }
+
     /// Settings that no client had before: applied once, so that the server itself accepts or refuses them, and
     /// tells how it spells them.
     async fn prove(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<(), Refused> {
@@ -436,11 +492,7 @@ impl Door {
                 pool.release(conn);
                 Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
             }
-            Ok(Err(_)) | Err(_) => {
-                pool.discard_lent(conn, DiscardReason::Lost);
-                let message = "the server connection was lost while the start-up parameters were applied";
-                Err(Refused::new(RefusalReason::Protocol, "08006", message))
-            }
+            Ok(Err(_)) | Err(_) => Err(lost(pool, conn)),
         }
     }
 
@@ -513,6 +565,12 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
         return Err(Refused::new(RefusalReason::Protocol, "08P01", &message));
     }
     Ok(Wish { database, user, settings })
+}
+
+fn lost(pool: &Rc<Pool>, conn: Box<ServerConn>) -> Refused {
+    pool.discard_lent(conn, DiscardReason::Lost);
+    let message = "the server connection was lost while the start-up parameters were applied";
+    Refused::new(RefusalReason::Protocol, "08006", message)
 }
 
 /// Whether a fresh server connection has this value anyway.

@@ -14,16 +14,17 @@ use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 use std::time::Instant;
 
+use pgweir_config::PoolMode;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::answer::{Answer, Aside, Heard};
+use super::answer::{Answer, Aside, Heard, Rules};
 use super::end::End;
 use super::local::Local;
 use super::plan::Plan;
-use super::request::{Marks, PIPELINE_MAX, Request, Stop};
+use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
 use crate::backend::{KEPT_CAPACITY, Lost, ServerConn};
@@ -87,6 +88,8 @@ pub struct Active {
     hold: bool,
     /// The input is to be looked at before more is read.
     resume: bool,
+    /// The input cannot be passed on before more answers have come: no more is read.
+    stalled: bool,
     local: Option<Local>,
     leased: Instant,
 }
@@ -100,6 +103,7 @@ impl Active {
             aside: Aside::default(),
             hold: false,
             resume: false,
+            stalled: false,
             local: None,
             leased: now,
         }
@@ -112,13 +116,15 @@ impl Active {
 }
 
 impl Relay {
-    /// A session whose client was just told that it is ready. `input` are bytes that it sent ahead.
+    /// A session whose client was just told that it is ready. `conn` is its server connection, if it keeps one from
+    /// the start; `input` are bytes that it sent ahead.
     pub fn new(
         context: Rc<Context>,
         entry: Rc<Entry>,
         pool: Rc<Pool>,
         link: Stream,
         profile: Rc<Profile>,
+        conn: Option<Box<ServerConn>>,
         input: Vec<u8>,
     ) -> Self {
         pool.clients.set(pool.clients.get() + 1);
@@ -138,6 +144,10 @@ impl Relay {
             at_work: false,
             ended: false,
         };
+        if let Some(conn) = conn {
+            relay.active().marks.listening = true;
+            relay.lease = Lease::Held(conn);
+        }
         if !input.is_empty() {
             let active = relay.active();
             active.backlog.input = input;
@@ -258,8 +268,18 @@ impl Relay {
         Ok(true)
     }
 
+    fn rules(&self) -> Rules {
+        Rules {
+            now: self.context.clock.now(),
+            prefix: self.context.interner.prefix,
+            statement_mode: self.pool.limits.mode == PoolMode::Statement,
+            statements_max: self.context.config.client.max_client_statements as usize,
+        }
+    }
+
     /// Reads the server's messages and writes the client's share of them. Returns the bytes dealt with.
     fn take_answers(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("an answer without a lease"));
         };
@@ -270,6 +290,7 @@ impl Relay {
             marks: &mut active.marks,
             aside: &mut active.aside,
             stats: &mut self.pool.stats.borrow_mut(),
+            rules,
         }
         .inspect(&mut plan);
         let used = plan.at();
@@ -279,6 +300,7 @@ impl Relay {
             Heard::Short => Ok(used),
             Heard::Lost(lost) => self.lose(lost, cx).map(|()| used),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx).map(|()| used),
+            Heard::TransactionBlock => Err(End::StatementMode),
         }
     }
 
@@ -291,8 +313,7 @@ impl Relay {
         let mut moved = self.granted(cx)?;
         let waiting = match &self.lease {
             Lease::Waiting(_) => true,
-            // What the client sends next stays in its socket until there is room.
-            Lease::Held(conn) if !conn.unsent.is_empty() || conn.pipeline.depth() >= PIPELINE_MAX => return Ok(moved),
+            Lease::Held(conn) if !conn.unsent.is_empty() => return Ok(moved),
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
@@ -300,8 +321,12 @@ impl Relay {
                 return Ok(moved);
             }
             if std::mem::take(&mut active.resume) && !waiting {
+                active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
             }
+        }
+        if self.active.as_ref().is_some_and(|active| active.stalled) {
+            return Ok(moved);
         }
         self.read_client(cx, scratch, waiting).map(|read| read || moved)
     }
@@ -455,6 +480,7 @@ impl Relay {
         let (first, second) = plan.slices();
         let sent = if first.is_empty() && second.is_empty() { Ok(()) } else { conn.write(cx, first, second) };
         if was_settled && used > 0 {
+            active.aside.query_begun = Some(context.clock.now());
             self.note(Activity::Running);
         }
         if let Err(error) = sent {
@@ -463,7 +489,8 @@ impl Relay {
         }
         self.local_answers(made, cx)?;
         match stop {
-            Stop::Short | Stop::Full => {
+            Stop::Short | Stop::Full | Stop::Unsettled => {
+                self.active().stalled = stop != Stop::Short;
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
                 self.rest(cx)?;
                 Ok((used, false))
@@ -471,12 +498,12 @@ impl Relay {
             Stop::Quit => Err(End::Quit),
             Stop::Malformed(malformed) => Err(End::Malformed(malformed)),
             Stop::Tag(tag) => Err(End::Tag(tag)),
-            Stop::TooManyStatements => Err(End::TooManyStatements { limit: client.max_client_statements as usize }),
         }
     }
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
+        let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
@@ -488,6 +515,7 @@ impl Relay {
                 marks: &mut active.marks,
                 aside: &mut active.aside,
                 stats: &mut self.pool.stats.borrow_mut(),
+                rules,
             }
             .answer_locally(&mut plan);
             let (first, second) = plan.slices();

@@ -9,9 +9,9 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
 
 use super::plan::Plan;
-use super::statements::{Named, Statements, Unnamed};
+use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
-use crate::prepared::{self, Interner, NAMED, Statement, UNNAMED};
+use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, Statement, UNNAMED};
 use crate::sql::{self, EffectSet, Effects};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
@@ -40,6 +40,8 @@ pub struct Marks {
     pub pins: Pins,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
+    /// Changes of the client's statements that the server has not confirmed yet.
+    pub changes: Changes,
 }
 
 /// Custom settings remembered of one client, at most.
@@ -49,9 +51,9 @@ impl Marks {
     /// Whether nothing is marked.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let Self { tainted, unsettled, listening, commit_sent, begin_sent, pins, custom } = self;
+        let Self { tainted, unsettled, listening, commit_sent, begin_sent, pins, custom, changes } = self;
         let any = *tainted || *unsettled || *listening || *commit_sent || *begin_sent;
-        !any && pins.is_empty() && custom.is_empty()
+        !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
     }
 
     /// A text with these effects is about to run.
@@ -104,14 +106,14 @@ pub enum Stop {
     Short,
     /// Too much is owed: go on when some of it has come.
     Full,
+    /// What a name stands for depends on answers still to come: go on when they have.
+    Unsettled,
     /// The client said goodbye.
     Quit,
     /// The client broke the protocol.
     Malformed(Malformed),
     /// A tag that no client may send here.
     Tag(u8),
-    /// The client has as many statements as it may.
-    TooManyStatements,
 }
 
 /// Everything that a client's message is judged by.
@@ -174,17 +176,22 @@ impl Request<'_> {
                 let text = frontend::query_text(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
-                self.query(sql::scan(text), text);
+                let effects = sql::scan(text);
+                self.forget_sequences(effects, plan);
+                self.query(effects, text);
                 plan.forward(len);
             }
             Tag::Parse => self.parse(body, plan)?,
             Tag::Bind => {
                 let bind = Bind::parse(body).map_err(Stop::Malformed)?;
-                self.bind(bind, body.len(), plan);
+                self.bind(bind, body.len(), plan)?;
             }
             Tag::Describe => self.describe(body, plan)?,
             Tag::Close => self.close(body, plan)?,
             tag => {
+                if !body.is_empty() && matches!(tag, Tag::Sync | Tag::Flush | Tag::CopyDone) {
+                    return Err(too_long(tag, body.len()));
+                }
                 self.note_plain(tag)?;
                 plan.forward(len);
             }
@@ -197,14 +204,18 @@ impl Request<'_> {
         let pipeline = &mut self.conn.pipeline;
         match tag {
             Tag::Execute => drop(pipeline.sent(Expect::Execute, Origin::Client, 0)),
-            Tag::Sync => drop(pipeline.sent(Expect::Sync, Origin::Client, 0)),
-            Tag::Flush => pipeline.flushed(),
+            Tag::Sync => {
+                pipeline.sent(Expect::Sync, Origin::Client, 0);
+                self.marks.changes.next_batch();
+            }
             Tag::CopyDone | Tag::CopyFail => drop(pipeline.sent(Expect::CopyEnd, Origin::Client, 0)),
             Tag::FunctionCall => {
                 pipeline.sent(Expect::FunctionCall, Origin::Client, 0);
+                self.marks.changes.next_batch();
                 self.marks.runs_unknown();
             }
-            Tag::CopyData => {}
+            // A Flush earns nothing, and opens no batch of its own.
+            Tag::CopyData | Tag::Flush => {}
             Tag::Terminate => return Err(Stop::Quit),
             tag => return Err(Stop::Tag(tag as u8)),
         }
@@ -224,14 +235,14 @@ impl Request<'_> {
             Tag::Query | Tag::Parse => return Ok(false),
             Tag::Bind => {
                 let Ok(bind) = Bind::parse(seen) else {
-                    return if seen.len() > 2 * NAME_MAX { Err(too_long(tag, body_len)) } else { Ok(false) };
+                    return if seen.len() > 2 * NAME_MAX { Err(too_long(tag, body_len as usize)) } else { Ok(false) };
                 };
                 let seen = seen.len();
-                self.bind(bind, body_len as usize, plan);
+                self.bind(bind, body_len as usize, plan)?;
                 self.scanner.stream(body_len, seen);
                 return Ok(true);
             }
-            tag if body_len as usize > NAME_MAX => return Err(too_long(tag, body_len)),
+            tag if body_len as usize > NAME_MAX => return Err(too_long(tag, body_len as usize)),
             _ => return Ok(false),
         }
         self.scanner.stream(body_len, seen.len());
@@ -239,11 +250,23 @@ impl Request<'_> {
         Ok(true)
     }
 
+    /// `currval` or `lastval` at the beginning of a transaction would tell what a stranger's statement left: the server
+    /// is to say that there is nothing yet (55000).
+    #[inline]
+    fn forget_sequences(&mut self, effects: Effects, plan: &mut Plan<'_>) {
+        if effects.set.intersects(EffectSet::CURRVAL) && self.conn.pipeline.is_free() && self.marks.pins.is_empty() {
+            self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+            self.conn.unnamed = Held::Empty;
+            plan.insert(|out| encode::query(out, b"DISCARD SEQUENCES"));
+        }
+    }
+
     #[inline]
     fn query(&mut self, effects: Effects, text: &[u8]) {
         if !self.conn.pipeline.sent(Expect::Query, Origin::Client, 0) {
             return;
         }
+        self.marks.changes.next_batch();
         // A simple query destroys the unnamed statement.
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = Held::Empty;
@@ -275,35 +298,47 @@ impl Request<'_> {
         let parse = Parse::parse(body).map_err(Stop::Malformed)?;
         let key = if self.marks.unsettled { self.private_key } else { self.parse_key };
         if parse.statement.is_empty() {
-            let statement = self.interner.intern(self.pool, key, parse.query, parse.types);
-            self.conn.pipeline.sent(Expect::Parse, Origin::Client, UNNAMED);
-            self.conn.unnamed = Held::Holds(statement.clone());
-            self.statements.unnamed = Unnamed::Holds(statement);
+            let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+            self.forget_sequences(statement.effects, plan);
+            self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
+            let before = std::mem::replace(&mut self.conn.unnamed, Held::Holds(statement.clone()));
+            self.statements.parsed_unnamed(Unnamed::Holds(statement), before, &mut self.marks.changes);
             self.stats.server_parses += 1;
             plan.forward(len);
             return Ok(());
         }
-        if let Some(existing) = self.statements.get(parse.statement).cloned() {
-            self.parse_again(&existing, parse, plan, len);
-            return Ok(());
+        match self.statements.look(parse.statement, &self.marks.changes) {
+            Look::Unsettled => return Err(Stop::Unsettled),
+            Look::Named(existing) => self.parse_again(&existing, parse, plan, len),
+            Look::Unknown if self.statements.count() >= self.statements_max => self.refuse_parse(plan, len),
+            Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
+            Look::Unknown if self.interner.has_room() => {
+                let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                let named = Named::Shared(statement.clone());
+                self.forget_sequences(statement.effects, plan);
+                self.statements.parsed(parse.statement, named, &mut self.marks.changes);
+                self.parse_shared(&statement, plan);
+                plan.skip(len);
+            }
+            Look::Unknown => {
+                // Kept by no one but the server: the client keeps this server connection.
+                self.marks.pins.add(PinReason::Statements);
+                self.marks.tainted = true;
+                self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
+                plan.forward(len);
+            }
         }
-        if self.statements.count() >= self.statements_max || parse.statement.len() > NAME_MAX {
-            return Err(Stop::TooManyStatements);
-        }
-        if !self.interner.has_room() {
-            // Kept by no one but the server: the client keeps this server connection.
-            self.marks.pins.add(PinReason::Statements);
-            self.marks.tainted = true;
-            self.statements.parsed(parse.statement, Named::Raw);
-            self.conn.pipeline.sent(Expect::Parse, Origin::Client, NAMED);
-            plan.forward(len);
-            return Ok(());
-        }
-        let statement = self.interner.intern(self.pool, key, parse.query, parse.types);
-        self.statements.parsed(parse.statement, Named::Shared(statement.clone()));
-        self.parse_shared(&statement, plan);
-        plan.skip(len);
         Ok(())
+    }
+
+    /// One statement too many. The server is given one that it must refuse, so that the transaction fails as it would
+    /// for any other error; the client is told the true reason.
+    fn refuse_parse(&mut self, plan: &mut Plan<'_>, len: usize) {
+        self.conn.pipeline.sent(Expect::Parse, Origin::Client, REFUSED);
+        self.conn.unnamed = Held::Unknown;
+        plan.insert(|out| encode::parse(out, b"", b"refused", &[0, 0]));
+        plan.skip(len);
     }
 
     /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
@@ -311,34 +346,32 @@ impl Request<'_> {
         let present = self.conn.statements.contains(&statement.id);
         let status = self.conn.pipeline.certain_status();
         if present && status.is_some_and(|status| status != TxStatus::Failed) {
-            self.conn.pipeline.sent(Expect::Parse, Origin::Local, NAMED | statement.id);
+            self.conn.pipeline.sent(Expect::Parse, Origin::Local, CHANGES | statement.id);
             self.stats.local_parses += 1;
             return;
         }
         if present || self.conn.doubtful.contains(&statement.id) {
             self.send_close(statement.id, plan);
         }
-        self.send_parse(statement, Origin::Client, NAMED, plan);
+        self.send_parse(statement, Origin::Client, CHANGES, plan);
     }
 
     /// A `Parse` for a name in use: the server itself is to refuse it, or whatever else is wrong with it first.
     fn parse_again(&mut self, existing: &Named, parse: Parse<'_>, plan: &mut Plan<'_>, len: usize) {
-        match existing {
-            Named::Shared(statement) => {
-                self.ensure(statement, plan);
-                self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
-                plan.insert(|out| {
-                    let mut name = Vec::new();
-                    statement.write_name(&mut name);
-                    encode::parse(out, &name, parse.query, parse.types);
-                });
-                plan.skip(len);
-            }
-            Named::Raw => {
-                self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
-                plan.forward(len);
-            }
-        }
+        let Named::Shared(statement) = existing else {
+            self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
+            return plan.forward(len);
+        };
+        self.ensure(statement, plan);
+        self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
+        self.marks.changes.refused(parse.statement);
+        let prefix = self.interner.prefix;
+        plan.insert(|out| {
+            let mut name = Vec::new();
+            prefix.write_name(statement.id, &mut name);
+            encode::parse(out, &name, parse.query, parse.types);
+        });
+        plan.skip(len);
     }
 
     fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u32, plan: &mut Plan<'_>) {
@@ -346,9 +379,11 @@ impl Request<'_> {
             self.conn.statements.insert(statement.id);
             self.stats.server_parses += 1;
         }
+        let prefix = self.interner.prefix;
         plan.insert(|out| {
-            encode::header(out, b'P', name_len(statement.id) + 1 + statement.text.len() + 1 + statement.types.len());
-            statement.write_name(out);
+            let name_len = prefix.name_len(statement.id);
+            encode::header(out, b'P', name_len + 1 + statement.text.len() + 1 + statement.types.len());
+            prefix.write_name(statement.id, out);
             out.push(0);
             out.extend_from_slice(&statement.text);
             out.push(0);
@@ -360,12 +395,7 @@ impl Request<'_> {
         self.conn.doubtful.remove(&id);
         self.conn.statements.remove(&id);
         self.conn.pipeline.sent(Expect::Close, Origin::Pooler, id);
-        plan.insert(|out| {
-            encode::header(out, b'C', 1 + name_len(id) + 1);
-            out.push(b'S');
-            prepared::write_name(id, out);
-            out.push(0);
-        });
+        self.renamed(b'C', &Renamed::To(id), plan);
     }
 
     /// Makes sure that the server has the statement when the next message arrives.
@@ -400,13 +430,17 @@ impl Request<'_> {
         }
     }
 
-    /// What the server calls a statement that the client names: none if it is the same name.
+    /// What the server calls a statement that the client names.
     #[inline]
-    fn resolve(&mut self, name: &[u8], runs: bool, plan: &mut Plan<'_>) -> Renamed {
+    fn resolve(&mut self, name: &[u8], runs: bool, plan: &mut Plan<'_>) -> Result<Renamed, Stop> {
         if self.conn.pipeline.is_skipping() {
-            return Renamed::Same;
+            return Ok(Renamed::Same);
         }
         if name.is_empty() {
+            if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
+                let effects = statement.effects;
+                self.forget_sequences(effects, plan);
+            }
             self.ensure_unnamed(plan);
             if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
                 let statement = statement.clone();
@@ -414,130 +448,154 @@ impl Request<'_> {
             } else if runs {
                 self.marks.runs_unknown();
             }
-            return Renamed::Same;
+            return Ok(Renamed::Same);
         }
-        match self.statements.get(name) {
-            Some(Named::Shared(statement)) => {
-                let statement = statement.clone();
+        Ok(match self.statements.look(name, &self.marks.changes) {
+            Look::Unsettled => return Err(Stop::Unsettled),
+            Look::Named(Named::Shared(statement)) => {
+                if runs {
+                    self.forget_sequences(statement.effects, plan);
+                }
                 self.ensure(&statement, plan);
                 if runs {
                     self.runs(statement.effects, &statement.text);
                 }
                 Renamed::To(statement.id)
             }
-            Some(Named::Raw) => {
-                self.marks.runs_unknown();
-                Renamed::Same
+            // Of a name that SQL gave nothing is known.
+            Look::Named(Named::Raw) | Look::Unknown => {
+                if runs {
+                    self.marks.runs_unknown();
+                }
+                self.as_it_is(name)
             }
-            // Unknown names go to the server for its own error; but none of ours by accident.
-            None if name.starts_with(prepared::PREFIX) => Renamed::Unknown,
-            None => Renamed::Same,
-        }
+        })
+    }
+
+    /// A name that is not of our making goes to the server as it is, for its own error; unless it is one of ours.
+    fn as_it_is(&self, name: &[u8]) -> Renamed {
+        if name.starts_with(self.interner.prefix.as_bytes()) { Renamed::Unknown } else { Renamed::Same }
     }
 
     /// `bind` may lack the end of the message; `body_len` is its whole length.
     #[inline]
-    fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) {
-        let renamed = self.resolve(bind.statement, true, plan);
+    fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
+        let renamed = self.resolve(bind.statement, true, plan)?;
         self.conn.pipeline.sent(Expect::Bind, Origin::Client, 0);
         self.stats.binds += 1;
         let names = bind.portal.len() + 1 + bind.statement.len() + 1;
+        let prefix = self.interner.prefix;
         match renamed {
             Renamed::Same => plan.forward(HEADER + names + bind.rest.len()),
             renamed => {
                 plan.insert(|out| {
-                    encode::header(out, b'B', body_len - bind.statement.len() + renamed.len());
+                    encode::header(out, b'B', body_len - bind.statement.len() + renamed.len(prefix));
                     out.extend_from_slice(bind.portal);
                     out.push(0);
-                    renamed.write(out);
+                    renamed.write(prefix, out);
                     out.push(0);
                 });
                 plan.skip(HEADER + names);
                 plan.forward(bind.rest.len());
             }
         }
+        Ok(())
     }
 
     fn describe(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let renamed = match Target::parse(body).map_err(Stop::Malformed)? {
-            Target::Statement(name) => self.resolve(name, false, plan),
+            Target::Statement(name) => self.resolve(name, false, plan)?,
             Target::Portal(_) => Renamed::Same,
         };
         self.conn.pipeline.sent(Expect::Describe, Origin::Client, 0);
-        Self::renamed(b'D', &renamed, HEADER + body.len(), plan);
+        self.forward_as(b'D', &renamed, HEADER + body.len(), plan);
         Ok(())
     }
 
     fn close(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let len = HEADER + body.len();
-        match Target::parse(body).map_err(Stop::Malformed)? {
-            _ if self.conn.pipeline.is_skipping() => plan.forward(len),
-            Target::Statement(name) if !name.is_empty() => match self.statements.get(name) {
-                Some(Named::Shared(_)) => {
-                    // The server keeps it, for the others.
-                    self.statements.closed(name);
-                    self.conn.pipeline.sent(Expect::Close, Origin::Local, NAMED);
-                    plan.skip(len);
-                }
-                Some(Named::Raw) => {
-                    self.statements.closed(name);
-                    self.conn.pipeline.sent(Expect::Close, Origin::Client, NAMED);
-                    plan.forward(len);
-                }
-                None => {
-                    // To the server, for names that SQL gave; but not for one of ours.
-                    let renamed = if name.starts_with(prepared::PREFIX) { Renamed::Unknown } else { Renamed::Same };
-                    self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
-                    Self::renamed(b'C', &renamed, len, plan);
-                }
-            },
-            Target::Statement(_) => {
-                self.statements.unnamed = Unnamed::Empty;
-                self.conn.unnamed = Held::Empty;
+        let name = match Target::parse(body).map_err(Stop::Malformed)? {
+            Target::Statement(name) if !self.conn.pipeline.is_skipping() => name,
+            Target::Statement(_) | Target::Portal(_) => {
                 self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
+                plan.forward(len);
+                return Ok(());
+            }
+        };
+        if name.is_empty() {
+            self.conn.pipeline.sent(Expect::Close, Origin::Client, CHANGES | UNNAMED);
+            let before = std::mem::take(&mut self.conn.unnamed);
+            self.statements.parsed_unnamed(Unnamed::Empty, before, &mut self.marks.changes);
+            plan.forward(len);
+            return Ok(());
+        }
+        match self.statements.look(name, &self.marks.changes) {
+            Look::Unsettled => return Err(Stop::Unsettled),
+            Look::Named(Named::Shared(_)) => {
+                // The server keeps it, for the others.
+                self.statements.closed(name, &mut self.marks.changes);
+                self.conn.pipeline.sent(Expect::Close, Origin::Local, CHANGES);
+                plan.skip(len);
+            }
+            Look::Named(Named::Raw) => {
+                self.statements.closed(name, &mut self.marks.changes);
+                self.conn.pipeline.sent(Expect::Close, Origin::Client, CHANGES);
                 plan.forward(len);
             }
-            Target::Portal(_) => {
+            Look::Unknown => {
+                let renamed = self.as_it_is(name);
                 self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
-                plan.forward(len);
+                self.forward_as(b'C', &renamed, len, plan);
             }
         }
         Ok(())
     }
 
-    /// A `Describe` or `Close` of a statement, under the server's name for it.
-    fn renamed(tag: u8, renamed: &Renamed, len: usize, plan: &mut Plan<'_>) {
+    /// Passes a `Describe` or `Close` on, under the server's name for the statement.
+    fn forward_as(&self, tag: u8, renamed: &Renamed, len: usize, plan: &mut Plan<'_>) {
         if matches!(renamed, Renamed::Same) {
-            plan.forward(len);
-            return;
+            return plan.forward(len);
         }
+        self.renamed(tag, renamed, plan);
+        plan.skip(len);
+    }
+
+    /// A `Describe` or `Close` of a statement.
+    fn renamed(&self, tag: u8, renamed: &Renamed, plan: &mut Plan<'_>) {
+        let prefix = self.interner.prefix;
         plan.insert(|out| {
-            encode::header(out, tag, 1 + renamed.len() + 1);
+            encode::header(out, tag, 1 + renamed.len(prefix) + 1);
             out.push(b'S');
-            renamed.write(out);
+            renamed.write(prefix, out);
             out.push(0);
         });
-        plan.skip(len);
     }
 
     /// A `Parse` too long to be kept. It passes under the client's name, and the client keeps the connection.
     fn long_parse(&mut self, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
         let Some(end) = memchr::memchr(0, seen) else {
-            return if seen.len() > NAME_MAX { Err(too_long(Tag::Parse, body_len)) } else { Ok(false) };
+            return if seen.len() > NAME_MAX { Err(too_long(Tag::Parse, body_len as usize)) } else { Ok(false) };
         };
         let name = seen.get(..end).unwrap_or_default();
         if !self.conn.pipeline.is_skipping() {
             self.marks.pins.add(PinReason::Statements);
             self.marks.tainted = true;
             if name.is_empty() {
-                self.conn.unnamed = Held::Unknown;
-                self.statements.unnamed = Unnamed::Raw;
-                self.conn.pipeline.sent(Expect::Parse, Origin::Client, UNNAMED);
-            } else if name.starts_with(prepared::PREFIX) || self.statements.get(name).is_some() {
-                return Err(too_long(Tag::Parse, body_len));
+                self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
+                let before = std::mem::replace(&mut self.conn.unnamed, Held::Unknown);
+                self.statements.parsed_unnamed(Unnamed::Raw, before, &mut self.marks.changes);
             } else {
-                self.statements.parsed(name, Named::Raw);
-                self.conn.pipeline.sent(Expect::Parse, Origin::Client, NAMED);
+                match self.statements.look(name, &self.marks.changes) {
+                    Look::Unsettled => return Err(Stop::Unsettled),
+                    Look::Named(Named::Shared(_)) => return Err(too_long(Tag::Parse, body_len as usize)),
+                    Look::Named(Named::Raw) => {
+                        self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
+                    }
+                    Look::Unknown => {
+                        self.statements.parsed(name, Named::Raw, &mut self.marks.changes);
+                        self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
+                    }
+                }
             }
         }
         self.scanner.stream(body_len, seen.len());
@@ -567,28 +625,25 @@ enum Renamed {
 }
 
 impl Renamed {
-    fn len(&self) -> usize {
+    fn len(&self, prefix: Prefix) -> usize {
         match self {
             Self::Same => 0,
-            Self::To(id) => name_len(*id),
-            Self::Unknown => prepared::PREFIX.len(),
+            Self::To(id) => prefix.name_len(*id),
+            Self::Unknown => prefix.as_bytes().len(),
         }
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, prefix: Prefix, out: &mut Vec<u8>) {
         match self {
             Self::Same => {}
-            Self::To(id) => prepared::write_name(*id, out),
-            Self::Unknown => out.extend_from_slice(prepared::PREFIX),
+            Self::To(id) => prefix.write_name(*id, out),
+            Self::Unknown => out.extend_from_slice(prefix.as_bytes()),
         }
     }
 }
 
-fn name_len(id: u32) -> usize {
-    prepared::PREFIX.len() + id.checked_ilog10().unwrap_or(0) as usize + 1
-}
-
-fn too_long(tag: Tag, body_len: u32) -> Stop {
+fn too_long(tag: Tag, body_len: usize) -> Stop {
     let limit = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
-    Stop::Malformed(Malformed::Length { tag: tag as u8, length: body_len.saturating_add(4), limit })
+    let length = u32::try_from(body_len + 4).unwrap_or(u32::MAX);
+    Stop::Malformed(Malformed::Length { tag: tag as u8, length, limit })
 }

@@ -1,10 +1,16 @@
 //! The prepared statements of one client: its own names for interned statements.
+//!
+//! A name changes when its message is passed on, not when the server answers: what follows is judged by it. So
+//! every change is kept until the server confirms it, and taken back if the server never got to it. Behind a
+//! `Sync` it matters whether it did: a name with an unconfirmed change of an earlier batch is
+//! [unsettled](Look::Unsettled), and whoever asks has to wait.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use hashbrown::HashMap;
 
+use crate::backend::Unnamed as Held;
 use crate::prepared::Statement;
 
 /// What a name of the client's stands for.
@@ -17,13 +23,15 @@ pub enum Named {
     Raw,
 }
 
-/// A change of names that the server has not confirmed yet.
-#[derive(Debug)]
-enum Pending {
-    /// A `Parse` gave the name.
-    Parsed(Box<[u8]>),
-    /// A `Close` took the name from what it stood for.
-    Closed(Box<[u8]>, Option<Named>),
+/// What is known of a name.
+#[derive(Clone, Debug)]
+pub enum Look {
+    /// It stands for nothing.
+    Unknown,
+    /// It stands for this.
+    Named(Named),
+    /// That depends on answers which are still to come.
+    Unsettled,
 }
 
 /// The unnamed statement, as the client sees it.
@@ -38,7 +46,67 @@ pub enum Unnamed {
     Raw,
 }
 
-/// One client's statements. An idle client that never named one costs a null pointer.
+/// A change that the server has not confirmed yet.
+#[derive(Debug)]
+enum Change {
+    /// A `Parse` gave the name.
+    Parsed(Box<[u8]>),
+    /// A `Close` took the name from what it stood for.
+    Closed(Box<[u8]>, Option<Named>),
+    /// A `Parse` replaced the unnamed statement: the client's, and the server connection's.
+    Unnamed(Unnamed, Held),
+    /// A `Parse` for a name in use: nothing changes, but the error has to bear the client's name.
+    Refused(Box<[u8]>),
+}
+
+/// The changes of one lease, in the order in which the server gets to them.
+#[derive(Debug, Default)]
+pub struct Changes {
+    queue: VecDeque<Change>,
+    /// Messages so far that end a batch.
+    batch: u32,
+}
+
+impl Changes {
+    /// A `Sync`, `Query` or `FunctionCall` was passed on.
+    #[inline]
+    pub fn next_batch(&mut self) {
+        self.batch = self.batch.wrapping_add(1);
+    }
+
+    /// A `Parse` for a name in use was passed on.
+    pub fn refused(&mut self, name: &[u8]) {
+        self.queue.push_back(Change::Refused(name.into()));
+    }
+
+    /// The name that the oldest change is about, if that is a refused `Parse`.
+    #[must_use]
+    pub fn refused_name(&self) -> Option<&[u8]> {
+        match self.queue.front() {
+            Some(Change::Refused(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is unconfirmed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Name {
+    named: Option<Named>,
+    /// Unconfirmed changes.
+    pending: u32,
+    /// The batch of the last one.
+    batch: u32,
+}
+
+type Names = HashMap<Box<[u8]>, Name, foldhash::fast::RandomState>;
+
+/// One client's statements. One that never named any costs a null pointer.
 #[derive(Debug, Default)]
 pub struct Statements {
     named: Option<Box<Names>>,
@@ -46,69 +114,96 @@ pub struct Statements {
     pub unnamed: Unnamed,
 }
 
-#[derive(Debug, Default)]
-struct Names {
-    names: HashMap<Box<[u8]>, Named, foldhash::fast::RandomState>,
-    /// In the order in which the server will get to them.
-    pending: VecDeque<Pending>,
-}
-
 impl Statements {
     /// What `name` stands for.
-    #[must_use]
     #[inline]
-    pub fn get(&self, name: &[u8]) -> Option<&Named> {
-        self.named.as_ref()?.names.get(name)
+    pub fn look(&self, name: &[u8], changes: &Changes) -> Look {
+        match self.named.as_ref().and_then(|names| names.get(name)) {
+            Some(known) if known.pending > 0 && known.batch != changes.batch => Look::Unsettled,
+            Some(Name { named: Some(named), .. }) => Look::Named(named.clone()),
+            Some(Name { named: None, .. }) | None => Look::Unknown,
+        }
     }
 
-    /// How many names are in use.
+    /// How many names are in use, those included whose `Close` is not confirmed.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.named.as_ref().map_or(0, |named| named.names.len())
+        self.named.as_ref().map_or(0, |names| names.len())
     }
 
     /// A `Parse` for `name` is on its way, or will be answered here.
-    pub fn parsed(&mut self, name: &[u8], statement: Named) {
-        let named = self.named.get_or_insert_default();
-        named.names.insert(name.into(), statement);
-        named.pending.push_back(Pending::Parsed(name.into()));
+    pub fn parsed(&mut self, name: &[u8], named: Named, changes: &mut Changes) {
+        self.change(name, Some(named), changes.batch);
+        changes.queue.push_back(Change::Parsed(name.into()));
     }
 
     /// A `Close` of `name` is on its way, or will be answered here.
-    pub fn closed(&mut self, name: &[u8]) {
-        let named = self.named.get_or_insert_default();
-        let previous = named.names.remove(name);
-        named.pending.push_back(Pending::Closed(name.into(), previous));
+    pub fn closed(&mut self, name: &[u8], changes: &mut Changes) {
+        let previous = self.change(name, None, changes.batch);
+        changes.queue.push_back(Change::Closed(name.into(), previous));
     }
 
-    /// The oldest pending change took effect.
-    pub fn confirm(&mut self) {
-        if let Some(named) = &mut self.named {
-            named.pending.pop_front();
+    /// A `Parse` of the unnamed statement is on its way; `held` is what the server connection had.
+    pub fn parsed_unnamed(&mut self, unnamed: Unnamed, held: Held, changes: &mut Changes) {
+        let previous = std::mem::replace(&mut self.unnamed, unnamed);
+        changes.queue.push_back(Change::Unnamed(previous, held));
+    }
+
+    fn change(&mut self, name: &[u8], named: Option<Named>, batch: u32) -> Option<Named> {
+        let known = self.named.get_or_insert_default().entry(name.into()).or_default();
+        known.pending += 1;
+        known.batch = batch;
+        std::mem::replace(&mut known.named, named)
+    }
+
+    /// The oldest change took effect.
+    pub fn confirm(&mut self, changes: &mut Changes) {
+        match changes.queue.pop_front() {
+            Some(Change::Parsed(name) | Change::Closed(name, _)) => self.settle(&name, |_| {}),
+            Some(Change::Unnamed(..) | Change::Refused(_)) | None => {}
         }
     }
 
-    /// The oldest pending change never happened: the server skipped or refused it.
-    pub fn undo(&mut self) {
-        let Some(named) = &mut self.named else { return };
-        match named.pending.pop_front() {
-            Some(Pending::Parsed(name)) => drop(named.names.remove(&name)),
-            Some(Pending::Closed(name, Some(statement))) => drop(named.names.insert(name, statement)),
-            Some(Pending::Closed(_, None)) | None => {}
+    /// The `count` oldest changes never happened: the server skipped or refused them. `held` is the server
+    /// connection's unnamed statement.
+    pub fn undo(&mut self, count: usize, changes: &mut Changes, held: &mut Held) {
+        let count = count.min(changes.queue.len());
+        // The last first: each knows what was there before it.
+        for change in changes.queue.drain(..count).rev() {
+            match change {
+                Change::Parsed(name) => self.settle(&name, |known| known.named = None),
+                Change::Closed(name, previous) => self.settle(&name, |known| known.named = previous),
+                Change::Unnamed(previous, before) => {
+                    self.unnamed = previous;
+                    *held = before;
+                }
+                Change::Refused(_) => {}
+            }
         }
     }
 
-    /// Every pending change is moot: the server connection is gone.
-    pub fn undo_all(&mut self) {
-        while self.named.as_ref().is_some_and(|named| !named.pending.is_empty()) {
-            self.undo();
+    /// Every change is moot: the server connection is gone.
+    pub fn undo_all(&mut self, changes: &mut Changes) {
+        self.undo(changes.queue.len(), changes, &mut Held::Empty);
+    }
+
+    fn settle(&mut self, name: &[u8], set: impl FnOnce(&mut Name)) {
+        let Some(names) = &mut self.named else { return };
+        let Some(known) = names.get_mut(name) else { return };
+        set(known);
+        known.pending = known.pending.saturating_sub(1);
+        if known.pending == 0 && known.named.is_none() {
+            names.remove(name);
         }
     }
 
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no name stands for anything any more.
     pub fn clear(&mut self) {
-        if let Some(named) = &mut self.named {
-            named.names.clear();
+        if let Some(names) = &mut self.named {
+            names.retain(|_, known| {
+                known.named = None;
+                known.pending > 0
+            });
         }
         self.unnamed = Unnamed::Empty;
     }
@@ -116,8 +211,8 @@ impl Statements {
     /// The client's own name for the statement `id`; for the wording of errors.
     #[must_use]
     pub fn name_of(&self, id: u32) -> Option<&[u8]> {
-        let names = &self.named.as_ref()?.names;
-        names.iter().find(|(_, named)| matches!(named, Named::Shared(s) if s.id == id)).map(|(name, _)| &**name)
+        let is = |known: &Name| matches!(&known.named, Some(Named::Shared(statement)) if statement.id == id);
+        self.named.as_ref()?.iter().find(|(_, known)| is(known)).map(|(name, _)| &**name)
     }
 }
 
@@ -125,22 +220,56 @@ impl Statements {
 mod tests {
     use super::*;
     use crate::prepared::Interner;
+    use crate::sql::Effects;
+
+    fn shared(interner: &Interner, text: &[u8]) -> Named {
+        Named::Shared(interner.intern(1, 0, text, b"\0\0", |_| Effects::default()))
+    }
+
+    fn knows(statements: &Statements, name: &[u8], changes: &Changes) -> bool {
+        matches!(statements.look(name, changes), Look::Named(_))
+    }
 
     #[test]
-    fn what_never_ran_is_undone_in_order() {
+    fn what_never_ran_is_taken_back_the_last_first() {
         let interner = Interner::new(1 << 20);
-        let statement = |text: &[u8]| Named::Shared(interner.intern(1, 0, text, b"\0\0"));
-        let mut statements = Statements::default();
-        statements.parsed(b"a", statement(b"SELECT 1"));
-        statements.confirm();
-        statements.closed(b"a");
-        statements.parsed(b"b", statement(b"SELECT 2"));
-        assert!(statements.get(b"a").is_none() && statements.get(b"b").is_some());
-        statements.undo();
-        statements.undo();
-        assert!(statements.get(b"a").is_some() && statements.get(b"b").is_none());
-        statements.parsed(b"c", statement(b"SELECT 3"));
-        statements.undo_all();
-        assert_eq!(statements.count(), 1);
+        let (mut statements, mut changes, mut held) = (Statements::default(), Changes::default(), Held::Empty);
+        statements.parsed(b"a", shared(&interner, b"SELECT 1"), &mut changes);
+        statements.confirm(&mut changes);
+        statements.closed(b"a", &mut changes);
+        statements.parsed(b"a", shared(&interner, b"SELECT 2"), &mut changes);
+        statements.parsed(b"b", shared(&interner, b"SELECT 3"), &mut changes);
+        statements.closed(b"b", &mut changes);
+        assert!(knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes));
+        statements.undo(4, &mut changes, &mut held);
+        let Look::Named(Named::Shared(a)) = statements.look(b"a", &changes) else { panic!("a is gone") };
+        assert_eq!((&*a.text, statements.count(), changes.is_empty()), (&b"SELECT 1"[..], 1, true));
+    }
+
+    #[test]
+    fn a_name_is_unsettled_only_behind_its_batch_and_until_it_is_confirmed() {
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes) = (Statements::default(), Changes::default());
+        statements.parsed(b"a", shared(&interner, b"SELECT 1"), &mut changes);
+        assert!(knows(&statements, b"a", &changes));
+        changes.next_batch();
+        assert!(matches!(statements.look(b"a", &changes), Look::Unsettled));
+        statements.confirm(&mut changes);
+        assert!(knows(&statements, b"a", &changes));
+    }
+
+    #[test]
+    fn the_unnamed_statement_of_a_parse_that_never_ran_is_the_one_before() {
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes) = (Statements::default(), Changes::default());
+        let statement = |text: &[u8]| interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
+        let (one, two) = (statement(b"SELECT 1"), statement(b"SELECT 2"));
+        let mut held = Held::Holds(one.clone());
+        statements.unnamed = Unnamed::Holds(one.clone());
+        let before = std::mem::replace(&mut held, Held::Holds(two.clone()));
+        statements.parsed_unnamed(Unnamed::Holds(two), before, &mut changes);
+        statements.undo(1, &mut changes, &mut held);
+        assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if Rc::ptr_eq(s, &one)));
+        assert!(matches!(&held, Held::Holds(s) if Rc::ptr_eq(s, &one)));
     }
 }

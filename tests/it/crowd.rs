@@ -36,8 +36,8 @@ impl Script {
 
     /// `BEGIN`, `SELECT 1`, `COMMIT`, a round trip each.
     pub(crate) fn transaction() -> Self {
-        let step = |sql: &str, answer| (build::query(sql), answer);
-        let steps: Vec<Step> = vec![step("BEGIN", b"CZ"), step("SELECT 1", b"TDCZ"), step("COMMIT", b"CZ")];
+        let step = |sql: &str, answer: &'static [u8]| (build::query(sql), answer);
+        let steps = vec![step("BEGIN", b"CZ"), step("SELECT 1", b"TDCZ"), step("COMMIT", b"CZ")];
         Self { setup: None, steps }
     }
 
@@ -133,7 +133,11 @@ impl Client {
         let (mut tags, mut at) = (Vec::with_capacity(8), 0);
         self.buffer.clear();
         loop {
-            assert!(self.stream.read_buf(&mut self.buffer).await.unwrap() > 0, "closed: {}", self.buffer.escape_ascii());
+            assert!(
+                self.stream.read_buf(&mut self.buffer).await.unwrap() > 0,
+                "closed: {}",
+                self.buffer.escape_ascii()
+            );
             while let Some((&[tag, a, b, c, d], _)) = self.buffer.get(at..).and_then(<[u8]>::split_first_chunk) {
                 let end = at + 1 + u32::from_be_bytes([a, b, c, d]) as usize;
                 if end > self.buffer.len() {

@@ -29,10 +29,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pgweir_harness::wire::build;
 use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions};
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::stage::{Dice, Stage};
+use crate::stage::{Dice, Stage, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
 use acts::Act;
@@ -66,7 +67,7 @@ pub(crate) struct Play {
     left: AtomicU64,
     /// Set with the first violation: everybody stops.
     over: AtomicBool,
-    violation: Mutex<Option<String>>,
+    violations: Mutex<Vec<String>>,
 }
 
 impl Play {
@@ -84,7 +85,7 @@ impl Play {
             kills: false,
             left: AtomicU64::new(transactions),
             over: AtomicBool::new(false),
-            violation: Mutex::new(None),
+            violations: Mutex::new(Vec::new()),
         }
     }
 
@@ -98,10 +99,10 @@ impl Play {
         let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
     }
 
-    /// Ends the play with what a client saw and must not have seen. Only the first counts.
+    /// Ends the play with what a client saw and must not have seen.
     pub(crate) fn violated(&self, what: String) {
         self.over.store(true, Ordering::Relaxed);
-        self.violation.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+        self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
     /// Plays to the end. The violation, if there was one.
@@ -139,8 +140,11 @@ impl Play {
             let accounts: Vec<Account> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
             (accounts, killer.map_or(0, |killer| killer.join().unwrap()))
         });
-        if let Some(violation) = play.violation.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(format!("PGWEIR_SEED={seed}: {violation}"));
+        // The first is the clearest; the others may be its consequences.
+        let violations = play.violations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !violations.is_empty() {
+            let shown: Vec<&str> = violations.iter().take(3).map(String::as_str).collect();
+            return Err(format!("PGWEIR_SEED={seed}: {} violations\n{}", violations.len(), shown.join("\n\n")));
         }
         let mut total = Account::default();
         for account in &accounts {
@@ -217,7 +221,7 @@ fn is_left_out(what: &impl fmt::Debug) -> bool {
 fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
     let place = Place::on(primary());
     let port = place.cluster.port().to_string();
-    let mut settings: Vec<(String, String)> = vec![("query_wait_timeout".into(), "60s".into())];
+    let mut settings: Vec<(String, String)> = vec![("query_wait_timeout".into(), "20s".into())];
     let mut databases = Vec::new();
     for size in POOLS {
         let database = format!("{}_{size}", place.name);
@@ -281,4 +285,45 @@ fn the_oracle_catches_a_pooler_that_lends_too_early() {
     let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, 100_000) };
     let violation = play.perform(&stage.place, seed).expect_err("the oracle sees nothing wrong with the broken build");
     println!("caught: {violation}");
+}
+
+#[test]
+fn clients_with_different_roles_take_turns() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    set_the_scene(&stage.place);
+    run(Duration::from_mins(1), async {
+        let mut plain = stage.client().await;
+        let mut others = Vec::new();
+        for role in model::roles(stage.name()) {
+            let mut client = stage.client().await;
+            succeed(&mut client, "BEGIN; SET work_mem = '3MB'").await;
+            succeed(&mut client, &format!("SET ROLE {role}; SET LOCAL app.tenant = 'mine'")).await;
+            succeed(&mut client, "COMMIT").await;
+            assert_eq!(value(&mut client, "SELECT current_user").await, role);
+            others.push((client, role));
+        }
+        for _ in 0..10 {
+            assert_eq!(value(&mut plain, "SELECT current_user").await, stage.name());
+            for (client, role) in &mut others {
+                assert_eq!(value(client, "SELECT current_user").await, *role);
+                assert_eq!(value(&mut plain, "SELECT current_user").await, stage.name());
+                let outcome = client.extended("SELECT current_user", &[]).await.unwrap();
+                assert_eq!(outcome.value(), Some(role.as_str()), "{outcome:?}");
+            }
+        }
+        // Now all at once, so that each waits for the server connection that another has just set up for itself.
+        for _ in 0..20 {
+            for (client, _) in &mut others {
+                client.send(&build::query("SELECT current_user")).await.unwrap();
+            }
+            plain.send(&build::query("SELECT current_user")).await.unwrap();
+            for (client, role) in &mut others {
+                assert_eq!(client.outcome().await.unwrap().value(), Some(role.as_str()));
+            }
+            assert_eq!(plain.outcome().await.unwrap().value(), Some(stage.name()));
+        }
+        let (first, _) = &mut others[0];
+        succeed(first, "RESET ROLE").await;
+        assert_eq!(value(first, "SELECT current_user").await, stage.name());
+    });
 }

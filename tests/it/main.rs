@@ -7,7 +7,11 @@
     clippy::indexing_slicing,
     reason = "a test's failure is a panic"
 )]
+#![allow(clippy::too_many_lines, reason = "tables and stories are long; a test has few branches")]
 
+mod allocations;
+mod costs;
+mod crowd;
 mod floors;
 mod login;
 mod observe;

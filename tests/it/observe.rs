@@ -128,15 +128,10 @@ async fn metrics_are_well_formed_and_every_one_of_them_is_described() {
         assert!(value.parse::<f64>().is_ok(), "{line}");
         assert!(series.insert(name), "twice: {line}");
         let bare = name.split('{').next().unwrap();
-        let base = ["_bucket", "_sum", "_count"]
-            .iter()
-            .find_map(|end| bare.strip_suffix(end))
-            .filter(|base| typed.contains(base));
-        let base = base.unwrap_or(bare);
-        assert!(
-            base.starts_with("pgweir_") && typed.contains(base) && helped.contains(base),
-            "{base} is not described"
-        );
+        let stem = ["_bucket", "_sum", "_count"].iter().find_map(|end| bare.strip_suffix(end));
+        let metric = stem.filter(|stem| typed.contains(stem)).unwrap_or(bare);
+        let described = typed.contains(metric) && helped.contains(metric);
+        assert!(metric.starts_with("pgweir_") && described, "{metric} is not described");
     }
     assert!(series.len() > 50, "{body}");
     // Buckets grow up to the count of all.

@@ -6,3 +6,4 @@ mod bulk;
 mod copy;
 mod greeting;
 mod modes;
+mod random;

@@ -37,11 +37,7 @@ impl Relay {
         self.note(Activity::Running);
         let now = self.context.clock.now();
         self.entry.begun.set(now);
-        let listening = self.pool.limits.mode == PoolMode::Session;
-        let active = self.active();
-        active.leased = now;
-        // A whole session's notifications are its own, however it came to listen.
-        active.marks.listening |= listening;
+        self.active().leased = now;
         self.lease = Lease::Held(conn);
         self.replay(cx)
     }
@@ -79,21 +75,24 @@ impl Relay {
             return Ok(());
         };
         if active.hold && !active.aside.replaying {
+            // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
+            return Ok(());
         }
         if active.aside.audited {
             self.audited(cx)?;
             return self.rest(cx);
         }
         if !conn.pipeline.is_settled() {
-            active.resume |= !active.backlog.input.is_empty() && conn.pipeline.depth() <= PIPELINE_MAX / 2;
+            let waits = active.stalled || !active.backlog.input.is_empty();
+            active.resume |= waits && conn.pipeline.depth() <= PIPELINE_MAX / 2;
             return Ok(());
         }
-        active.resume |= !active.backlog.input.is_empty();
+        active.resume |= active.stalled || !active.backlog.input.is_empty();
         if conn.pipeline.status() != TxStatus::Idle {
             self.note(Activity::InTransaction);
-            return if self.pool.limits.mode == PoolMode::Statement { Err(End::StatementMode) } else { Ok(()) };
+            return Ok(());
         }
         if self.is_free() { self.end_lease(cx) } else { Ok(()) }
     }

@@ -86,10 +86,11 @@ impl Relay {
             Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
             lost => lost,
         };
-        self.statements.undo_all();
-        let marks = std::mem::take(&mut active.marks);
+        let mut marks = std::mem::take(&mut active.marks);
+        self.statements.undo_all(&mut marks.changes);
         active.hold = false;
         active.resume = true;
+        active.stalled = false;
         // State that was not read back yet is lost with the connection, as that of a pinned one is.
         let unread = marks.tainted || active.aside.audit.is_some();
         active.aside = Aside::default();

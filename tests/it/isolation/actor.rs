@@ -12,7 +12,7 @@ use super::model::{Model, Setting};
 use crate::stage::Dice;
 
 /// Longest wait for an answer; more than the pooler's own limit on a client's wait for its turn.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why an act ended early.
 #[derive(Debug)]

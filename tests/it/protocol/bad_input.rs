@@ -4,7 +4,7 @@ use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{copy_data, message, message_lying, query, sasl_initial, startup, sync};
 
 use crate::support::{Site, assert_value, server_pid};
-use crate::transcript::unnamed;
+use crate::transcript::{Company, Script, play, unnamed};
 
 /// What pgweir must not accept from a client that has logged in; every row is a whole write.
 fn bad_messages() -> Vec<(&'static str, Vec<u8>)> {
@@ -21,25 +21,53 @@ fn bad_messages() -> Vec<(&'static str, Vec<u8>)> {
         ("longer than max_packet_size",    message_lying(b'Q', 100_001, b"SELECT 1\0")),
         ("Query without NUL",              message(b'Q', b"SELECT 1")),
         ("Query that is empty",            message(b'Q', b"")),
-        ("Query with bytes after the NUL", message(b'Q', b"SELECT 1\0SELECT 2\0")),
         ("Parse without name",             message(b'P', b"s")),
         ("Parse without text",             message(b'P', b"s\0SELECT 1")),
         ("Parse without types",            message(b'P', b"s\0SELECT 1\0")),
-        ("Parse with too few types",       message(b'P', b"s\0SELECT 1\0\0\x02\0\0\0\x17")),
         ("Bind without names",             message(b'B', b"p")),
         ("Bind without statement",         message(b'B', b"p\0s")),
         ("Describe without name",          message(b'D', b"S")),
         ("Describe of a strange kind",     message(b'D', b"Xname\0")),
         ("Close that is empty",            message(b'C', b"")),
         ("Close of a strange kind",        message(b'C', b"Xname\0")),
-        ("Execute without name",           message(b'E', b"p")),
-        ("Execute without limit",          message(b'E', b"p\0\0\0")),
-        ("Sync with a body",               message(b'S', b"x")),
-        ("Flush with a body",              message(b'H', b"x")),
-        ("FunctionCall too short",         message(b'F', b"\0\0")),
         ("a password now",                 message(b'p', b"secret\0")),
     ];
     table
+}
+
+/// Malformed behind what a pooler must read. Each has the number of `ReadyForQuery`s that Postgres
+/// answers it and a `Sync` with.
+fn bad_bodies() -> Vec<(&'static str, Vec<u8>, usize)> {
+    #[rustfmt::skip]
+    let table = vec![
+        ("Query with bytes after the NUL", message(b'Q', b"SELECT 1\0SELECT 2\0"),               2),
+        ("Parse with too few types",       message(b'P', b"s\0SELECT 1\0\0\x02\0\0\0\x17"), 1),
+        ("Bind that ends in its middle",   message(b'B', b"\0nowhere\0\0\x01\0"),              1),
+        ("Execute without name",           message(b'E', b"p"),                                 1),
+        ("Execute without limit",          message(b'E', b"p\0\0\0"),                           1),
+        ("Sync with a body",               message(b'S', b"x"),                                 2),
+        ("Flush with a body",              message(b'H', b"x"),                                 1),
+        ("FunctionCall too short",         message(b'F', b"\0\0"),                              2),
+    ];
+    table
+}
+
+#[tokio::test]
+async fn a_message_malformed_in_its_body_is_refused_or_answered_as_postgres_answers_it() {
+    let site = Site::start(&[("default_pool_size", "1")]);
+    let mut witness = site.client().await;
+    let pid = server_pid(&mut witness).await;
+    for (name, bytes, answers) in bad_bodies() {
+        for begin in ["SELECT 1", "BEGIN"] {
+            let script = Script::new(name).queries(&[begin]).send(&[bytes.clone(), sync()]).ready(answers);
+            let want = play(site.place.direct().await, script.steps(), Company::None).await;
+            let got = play(site.client().await, script.steps(), Company::None).await;
+            let refused = got.last().is_some_and(|line| line == "the end")
+                && got.iter().any(|line| line.contains("FATAL") && line.contains("08P01"));
+            assert!(refused || got == want, "{name} after {begin}: {got:#?} instead of {want:#?}");
+            assert_eq!(server_pid(&mut witness).await, pid, "{name} after {begin}: the server connection was lost");
+        }
+    }
 }
 
 /// Asserts that the connection ends, right after a FATAL with this SQLSTATE.

@@ -1,0 +1,278 @@
+//! What a transaction and an idle client may cost, measured on the release build: user instructions, system calls,
+//! memory. None of these depends much on how busy the machine is. Each has a bar and a committed figure in
+//! `costs.toml`.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use pgweir_harness::{Pgweir, PgweirOptions};
+use tokio::sync::Mutex;
+
+use crate::crowd::{Crowd, Script};
+use crate::support::{Place, SOON, options, primary};
+
+/// User instructions per transaction of simple queries, at most.
+const INSTRUCTIONS_BAR: f64 = 4500.0;
+
+/// System calls per transaction at 16 clients when none waits for a server connection, at most.
+const SYSCALLS_UNQUEUED_BAR: f64 = 4.2;
+
+/// System calls per transaction at 16 clients when six wait, at most.
+const SYSCALLS_QUEUED_BAR: f64 = 4.8;
+
+/// Anonymous memory per idle client, at most; KiB.
+const IDLE_KIB_BAR: f64 = 1.1;
+
+/// Idle clients whose memory is measured.
+const IDLE_CLIENTS: usize = 5000;
+
+/// Rounds in which system calls are counted, at most.
+const SYSCALL_ROUNDS: u32 = 8;
+
+/// How far the figures may be from the committed ones; shares of these.
+const INSTRUCTION_TOLERANCE: f64 = 0.05;
+const SYSCALL_TOLERANCE: f64 = 0.02;
+const MEMORY_TOLERANCE: f64 = 0.05;
+
+/// These tests would be each other's disturbance.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A line in the log per client is not what is measured.
+const QUIET: [(&str, &str); 2] = [("log_connections", "false"), ("log_disconnections", "false")];
+
+/// The release build: `PGWEIR_RELEASE_BIN`, else built here.
+fn release() -> &'static Path {
+    static RELEASE: OnceLock<PathBuf> = OnceLock::new();
+    RELEASE.get_or_init(|| {
+        if let Some(given) = env::var_os("PGWEIR_RELEASE_BIN") {
+            return PathBuf::from(given);
+        }
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--release", "--locked", "-p", "pgweir", "--no-default-features", "--bin", "pgweir"]);
+        cargo.args(["--message-format", "json"]).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+        let built = cargo.stderr(Stdio::inherit()).output().unwrap();
+        assert!(built.status.success(), "{cargo:?}: {}", built.status);
+        let messages = String::from_utf8(built.stdout).unwrap();
+        executable(&messages).unwrap_or_else(|| panic!("no program in {messages}"))
+    })
+}
+
+/// The program that Cargo says it has built.
+///
+/// Source: the Cargo book, "External tools", "Artifact messages".
+fn executable(messages: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut programs = messages.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)));
+    programs.next_back()
+}
+
+/// The committed figure of that name.
+fn committed(name: &str) -> f64 {
+    let lines = include_str!("costs.toml").lines().filter_map(|line| line.split_once('='));
+    let mut found = lines.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().parse().unwrap());
+    found.next().unwrap_or_else(|| panic!("{name} is not in costs.toml"))
+}
+
+/// What is wrong with a figure: it is above its bar, or further from the committed one than `tolerance`, a share of it.
+fn fault(name: &str, measured: f64, bar: f64, tolerance: f64) -> Option<String> {
+    let committed = committed(name);
+    eprintln!("{name} = {measured:.2} (bar {bar}, committed {committed})");
+    if measured > bar {
+        return Some(format!("{name}: {measured:.2}, bar {bar}"));
+    }
+    let moved = (measured - committed).abs() > committed * tolerance;
+    moved.then(|| format!("{name}: {measured:.2}, in costs.toml {committed}, tolerance {:.0} %", tolerance * 100.0))
+}
+
+#[track_caller]
+fn assert_none(faults: Vec<Option<String>>) {
+    let faults: Vec<String> = faults.into_iter().flatten().collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn ratio(count: u64, of: usize) -> f64 {
+    count as f64 / of as f64
+}
+
+/// pgweir under callgrind.
+struct Callgrind {
+    place: Place<'static>,
+    pgweir: Pgweir,
+    profiles: u32,
+}
+
+impl Callgrind {
+    fn start() -> Self {
+        let place = Place::on(primary());
+        // With as many as there are clients, no login to the server falls into what is counted.
+        let toml = place.toml(&[&QUIET[..], &[("default_pool_size", "16"), ("min_pool_size", "16")]].concat());
+        let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/costs/callgrind");
+        let program = ("PROGRAM".to_owned(), release().to_str().unwrap().to_owned());
+        let pgweir = Pgweir::start_with(PgweirOptions { toml, bin: Some(bin), env: vec![program], args: Vec::new() });
+        Self { place, pgweir: pgweir.unwrap(), profiles: 0 }
+    }
+
+    /// The instructions since the last call.
+    ///
+    /// Source: the Valgrind manual, §6.5 "Callgrind Monitor Commands", and §3.4 of the format's description.
+    fn instructions(&mut self) -> u64 {
+        let pid = format!("--pid={}", self.pgweir.pid());
+        let dump = Command::new("vgdb").args([&pid, "dump"]).output().unwrap();
+        assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        self.profiles += 1;
+        let path = self.pgweir.config_path().with_file_name(format!("callgrind.{}", self.profiles));
+        let profile = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let total = profile.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
+        total.unwrap_or_else(|| panic!("no total in {}", path.display())).trim().parse().unwrap()
+    }
+
+    /// User instructions per transaction.
+    async fn measure(&mut self, clients: usize, script: Script) -> f64 {
+        let transactions = 3000;
+        let mut crowd = Crowd::gather(self.pgweir.addr(), &self.place.name, clients, &script).await;
+        let script = crowd.run(script, 500).await;
+        self.instructions();
+        crowd.run(script, transactions).await;
+        ratio(self.instructions(), transactions)
+    }
+}
+
+#[tokio::test]
+async fn user_instructions_per_transaction_stay_within_their_bar() {
+    let _alone = ALONE.lock().await;
+    let mut callgrind = Callgrind::start();
+    let begun = Instant::now();
+    // The first client's login is what makes the pool open its server connections.
+    let first = Crowd::gather(callgrind.pgweir.addr(), &callgrind.place.name, 1, &Script::simple()).await;
+    while callgrind.place.servers() < 16 {
+        assert!(begun.elapsed() < SOON, "{} server connections", callgrind.place.servers());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(first);
+    let mut faults = Vec::new();
+    for (name, clients, script) in [
+        ("instructions_simple_1", 1, Script::simple()),
+        ("instructions_simple_16", 16, Script::simple()),
+        ("instructions_extended_16", 16, Script::extended()),
+        ("instructions_prepared_16", 16, Script::prepared()),
+    ] {
+        let simple = name.contains("simple");
+        let measured = callgrind.measure(clients, script).await;
+        faults.push(fault(
+            name,
+            measured,
+            if simple { INSTRUCTIONS_BAR } else { f64::INFINITY },
+            INSTRUCTION_TOLERANCE,
+        ));
+    }
+    assert_none(faults);
+}
+
+/// The release build before a place of its own.
+fn start(place: &Place<'_>, settings: &[(&str, &str)]) -> Pgweir {
+    let toml = place.toml(&[&QUIET[..], settings].concat());
+    Pgweir::start_with(PgweirOptions { bin: Some(release().to_owned()), ..options(toml) }).unwrap()
+}
+
+/// `strace -f -c` on a process, which it stops at every call: the process is then what everything else waits for, and
+/// each `epoll_wait` finds as much as there can be.
+struct Strace {
+    child: Child,
+    messages: BufReader<ChildStderr>,
+}
+
+impl Strace {
+    fn attach(pid: u32) -> Self {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-p", &pid.to_string()]).env("LC_ALL", "C");
+        let mut child = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("strace, from `make deps`");
+        let mut messages = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        messages.read_line(&mut line).unwrap();
+        assert!(line.contains(" attached"), "{line}");
+        Self { child, messages }
+    }
+
+    /// The calls since it was attached.
+    fn detach(mut self) -> u64 {
+        let kill = format!("kill -INT {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let mut table = String::new();
+        self.messages.read_to_string(&mut table).unwrap();
+        self.child.wait().unwrap();
+        calls(&table).unwrap_or_else(|| panic!("no total in {table}"))
+    }
+}
+
+/// The total of a table of `strace -c`.
+fn calls(table: &str) -> Option<u64> {
+    let total = table.lines().rfind(|line| line.ends_with(" total"))?;
+    total.split_ascii_whitespace().nth(3)?.parse().ok()
+}
+
+/// System calls per transaction of 16 clients: the fewest of some rounds. What can be more or less is `epoll_wait`:
+/// when the clients do not get enough of the machine, there is less to be found by each. So the rounds end when the
+/// figure is as good as the committed one.
+async fn syscalls(name: &str, pool_size: &str) -> f64 {
+    let transactions = 3000;
+    let place = Place::on(primary());
+    let pgweir = start(&place, &[("default_pool_size", pool_size)]);
+    let mut script = Script::simple();
+    let mut crowd = Crowd::gather(pgweir.addr(), &place.name, 16, &script).await;
+    let mut fewest = f64::INFINITY;
+    for _ in 0..SYSCALL_ROUNDS {
+        script = crowd.run(script, transactions).await;
+        let strace = Strace::attach(pgweir.pid());
+        script = crowd.run(script, transactions).await;
+        fewest = fewest.min(ratio(strace.detach(), transactions));
+        if fewest <= committed(name) * (1.0 + SYSCALL_TOLERANCE) {
+            break;
+        }
+    }
+    fewest
+}
+
+#[tokio::test]
+async fn system_calls_per_transaction_stay_within_their_bars() {
+    let _alone = ALONE.lock().await;
+    let (unqueued, queued) = ("syscalls_pool_20", "syscalls_pool_10");
+    assert_none(vec![
+        fault(unqueued, syscalls(unqueued, "20").await, SYSCALLS_UNQUEUED_BAR, SYSCALL_TOLERANCE),
+        fault(queued, syscalls(queued, "10").await, SYSCALLS_QUEUED_BAR, SYSCALL_TOLERANCE),
+    ]);
+}
+
+#[tokio::test]
+async fn an_idle_client_costs_little_memory() {
+    let _alone = ALONE.lock().await;
+    allow_files(IDLE_CLIENTS + 1000);
+    let place = Place::on(primary());
+    let pgweir = start(&place, &[("default_pool_size", "20"), ("max_client_conn", "10000")]);
+    let script = Script::simple();
+    // The first clients, the server connections and what is allocated once do not count.
+    let mut first = Crowd::gather(pgweir.addr(), &place.name, 20, &script).await;
+    let script = first.run(script, 2000).await;
+    let before = pgweir.rss_anon_kib().unwrap();
+    let idle = Crowd::gather(pgweir.addr(), &place.name, IDLE_CLIENTS, &script).await;
+    let grown = pgweir.rss_anon_kib().unwrap().saturating_sub(before);
+    drop(idle);
+    assert_none(vec![fault("idle_kib", ratio(grown, IDLE_CLIENTS), IDLE_KIB_BAR, MEMORY_TOLERANCE)]);
+}
+
+/// Raises this process's limit on open files if it is lower: every client has one here.
+fn allow_files(files: usize) {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard]: [&str; 2] = line.split_whitespace().take(2).collect::<Vec<_>>().try_into().unwrap();
+    if soft.parse().is_ok_and(|soft: usize| soft < files) {
+        let pid = std::process::id().to_string();
+        let raise = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={hard}:{hard}")]).status();
+        assert!(raise.unwrap().success(), "open files: {soft}, at most {hard}; {files} are needed");
+    }
+}

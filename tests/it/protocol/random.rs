@@ -1,0 +1,159 @@
+//! What nobody thought of: random scripts are answered as Postgres answers them, random bytes hurt nobody.
+
+use std::env;
+use std::time::Duration;
+
+use pgweir_harness::wait_until;
+use pgweir_harness::wire::build::{
+    bind, close_portal, close_statement, copy_data, copy_done, copy_fail, describe_portal, describe_statement, execute,
+    flush, message_lying, parse, query, sync,
+};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::support::{SOON, Site, assert_value};
+use crate::transcript::{Comparison, Script, unnamed};
+
+/// How many random scripts, unless `PGWEIR_RANDOM_SCRIPTS` says otherwise.
+const SCRIPTS: u64 = 150;
+
+/// From where a run counts its seeds: the next run tries other scripts. `PGWEIR_RANDOM_SEED` repeats one.
+fn first_seed() -> u64 {
+    number("PGWEIR_RANDOM_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 40))
+}
+
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// Texts with up to one parameter; some fail in one way or another.
+const TEXTS: [&str; 16] = [
+    "SELECT 'a'",
+    "SELECT 'b', $1::text",
+    "SELECT 1/$1::int",
+    "SELECT 1/0",
+    "SELEC",
+    "",
+    "BEGIN",
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "SELECT n FROM generate_series(1, 4) n",
+    "SHOW TimeZone",
+    "SET LOCAL TimeZone = 'Europe/Paris'",
+    "SAVEPOINT s",
+    "ROLLBACK TO s",
+    "SELECT timestamptz '2024-01-01 00:00 UTC'",
+];
+const NAMES: [&str; 4] = ["", "s1", "s2", "pgweir_s1"];
+const PORTALS: [&str; 3] = ["", "", "p"];
+
+/// A script of batches, some of them written at once.
+fn script(seed: u64) -> Script {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut script = Script::new(format!("PGWEIR_RANDOM_SEED={seed}"));
+    for _ in 0..random.random_range(2..9) {
+        let batches = random.random_range(1..4);
+        let written: Vec<Vec<u8>> = (0..batches).map(|_| batch(&mut random)).collect();
+        script = script.send(&written).ready(batches);
+    }
+    script
+}
+
+/// Messages that are answered with one `ReadyForQuery`.
+fn batch(random: &mut SmallRng) -> Vec<u8> {
+    match random.random_range(0..10) {
+        0 | 1 => query(pick(random, &TEXTS)),
+        2 => copy(random),
+        _ => {
+            let messages: Vec<Vec<u8>> = (0..random.random_range(0..7)).map(|_| message(random)).collect();
+            [messages.concat(), sync()].concat()
+        }
+    }
+}
+
+/// A COPY with what belongs to it, sent ahead.
+fn copy(random: &mut SmallRng) -> Vec<u8> {
+    let table = pick(random, &["sink", "sink", "nowhere"]);
+    let data = pick(random, &["1\n", "2\n3\n", "x\n", ""]);
+    let end = if random.random_bool(0.7) { copy_done() } else { copy_fail("no") };
+    [query(&format!("COPY {table} FROM STDIN")), copy_data(data.as_bytes()), end].concat()
+}
+
+fn message(random: &mut SmallRng) -> Vec<u8> {
+    let (name, portal) = (pick(random, &NAMES), pick(random, &PORTALS));
+    let value: &[u8] = pick(random, &["0", "1", "x"]).as_bytes();
+    let parameters: &[Option<&[u8]>] = if random.random_bool(0.3) { &[Some(value)] } else { &[] };
+    match random.random_range(0..14) {
+        0..4 => parse(name, pick(random, &TEXTS), &[]),
+        4..7 => [bind(portal, name, parameters), execute(portal, 0)].concat(),
+        7 => bind(portal, name, parameters),
+        8 => execute(portal, random.random_range(0..3)),
+        9 => describe_statement(name),
+        10 => describe_portal(portal),
+        11 => close_statement(name),
+        12 => close_portal(portal),
+        _ => flush(),
+    }
+}
+
+fn pick<'a>(random: &mut SmallRng, from: &[&'a str]) -> &'a str {
+    from[random.random_range(0..from.len())]
+}
+
+#[tokio::test]
+async fn random_scripts_are_answered_as_postgres_answers_them() {
+    let comparison = Comparison::start("CREATE TABLE sink (id int)").await;
+    let first = first_seed();
+    let scripts = number("PGWEIR_RANDOM_SCRIPTS").unwrap_or(SCRIPTS);
+    comparison.check((first..first + scripts).map(script)).await;
+}
+
+#[tokio::test]
+async fn random_bytes_neither_stop_pgweir_nor_reach_anybody_else() {
+    const ROUNDS: u32 = 600;
+    let site =
+        Site::start(&[("default_pool_size", "2"), ("client_login_timeout", "2s"), ("max_packet_size", "100000")]);
+    let mut witness = site.client().await;
+    let seed = first_seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    for round in 0..ROUNDS {
+        let mut bytes =
+            [unnamed("SELECT $1::text", &[Some(b"x")]), sync(), batch(&mut random), batch(&mut random)].concat();
+        for _ in 0..random.random_range(1..6) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..4) {
+                0 => bytes[at] = random.random_range(0..=255),
+                1 => bytes.truncate(at.max(1)),
+                2 => {
+                    drop(bytes.splice(
+                        at..at,
+                        message_lying(random.random_range(0..=255), random.random_range(0..200), b"abc"),
+                    ))
+                }
+                _ => drop(bytes.remove(at)),
+            }
+            if bytes.is_empty() {
+                bytes.push(0);
+            }
+        }
+        let mut client = site.client().await;
+        // It may be refused at once or wait for more of a message: both are fine.
+        let _ = client.send(&bytes).await;
+        let _ = client.recv_within(Duration::from_millis(2)).await;
+        if random.random_bool(0.5) {
+            client.abort().unwrap();
+        } else {
+            drop(client);
+        }
+        let tag = format!("{seed}.{round}");
+        assert_value(&witness.extended("SELECT $1::text", &[Some(&tag)]).await.unwrap(), &tag);
+    }
+    // Give the counters a tick, then look whether anything broke inside.
+    wait_until(SOON, || site.metric("pgweir_client_logins_total", &[]) > f64::from(ROUNDS));
+    for series in ["pgweir_sessions_panicked_total", "pgweir_broken_invariants_total"] {
+        let count = site.metric(series, &[]);
+        assert!(count < 0.5, "PGWEIR_RANDOM_SEED={seed}: {series} is {count}");
+    }
+    assert!(site.place.servers() <= 2);
+}
