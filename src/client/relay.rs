@@ -435,7 +435,8 @@ impl Relay {
             Tag::Terminate => Err(End::Quit),
             Tag::Password => Err(End::Tag(tag)),
             // Postgres ignores what is left of a COPY that failed.
-            Tag::CopyData | Tag::CopyDone | Tag::CopyFail | Tag::Flush if whole => Ok(First::Drop(HEADER + body_len)),
+            Tag::CopyData | Tag::CopyDone | Tag::CopyFail if whole => Ok(First::Drop(HEADER + body_len)),
+            Tag::Flush if whole && body_len == 0 => Ok(First::Drop(HEADER)),
             _ if whole => Ok(First::Lease),
             // It will be read as a whole: no server connection sits idle until it is there.
             Tag::Query | Tag::Parse if body_len <= self.context.config.client.inspect_max => Ok(First::Wait),

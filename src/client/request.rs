@@ -310,7 +310,7 @@ impl Request<'_> {
         match self.statements.look(parse.statement, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(existing) => self.parse_again(&existing, parse, plan, len),
-            Look::Unknown if self.statements.count() >= self.statements_max => self.refuse_parse(plan, len),
+            Look::Unknown if self.statements.is_full(self.statements_max) => self.refuse_parse(plan, len),
             Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
             Look::Unknown if self.interner.has_room() => {
                 let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);

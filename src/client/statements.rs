@@ -125,10 +125,12 @@ impl Statements {
         }
     }
 
-    /// How many names are in use, those included whose `Close` is not confirmed.
+    /// Whether `most` names are in use.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.named.as_ref().map_or(0, |names| names.len())
+    pub fn is_full(&self, most: usize) -> bool {
+        let Some(names) = &self.named else { return most == 0 };
+        // Names whose Close is not confirmed are still there, and count for nothing.
+        names.len() >= most && names.values().filter(|known| known.named.is_some()).count() >= most
     }
 
     /// A `Parse` for `name` is on its way, or will be answered here.
@@ -243,7 +245,8 @@ mod tests {
         assert!(knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes));
         statements.undo(4, &mut changes, &mut held);
         let Look::Named(Named::Shared(a)) = statements.look(b"a", &changes) else { panic!("a is gone") };
-        assert_eq!((&*a.text, statements.count(), changes.is_empty()), (&b"SELECT 1"[..], 1, true));
+        assert_eq!((&*a.text, changes.is_empty()), (&b"SELECT 1"[..], true));
+        assert!(statements.is_full(1) && !statements.is_full(2));
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn a_planted_violation_is_found_whatever_its_form() {
         ("up in a folder",        "backend/login.rs", "fn f() { crate::client::go() }",                            Some("backend uses client")),
         ("same floor",            "state.rs",         "use crate::route;",                                         Some("state uses route")),
         ("itself",                "pool.rs",          "use crate::pool::Ticket;",                                  None),
-        ("in a group",            "net.rs",           "use crate::{clock::Clock, sql::{self, lexer}};",            Some("net uses sql")),
+        ("in a group",            "net.rs",           "use crate::{clock::Clock, settings::{self, Entry}};",       Some("net uses settings")),
         ("in a nested group",     "net.rs",           "use {std::io, crate::{stats, worker}};",                    Some("net uses worker")),
         ("through super",         "net.rs",           "use super::worker::Worker;",                                Some("net uses worker")),
         ("super of a submodule",  "net/tls.rs",       "use super::worker::Worker;",                                None),

@@ -12,8 +12,8 @@
 //!
 //! `PGWEIR_ORACLE` sets the number of transactions, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
 //! `PGWEIR_ORACLE_WITHOUT=Set,Look` leaves acts or settings out to narrow a violation down.
-//! The oracle is itself tested: it must agree with Postgres without a pooler, and `tests/oracle-catches.sh` shows that
-//! it fails on a pooler that lends server connections too early.
+//! The oracle is itself tested: it must agree with Postgres without a pooler, and it must fail on a build of pgweir that
+//! lends server connections too early.
 
 mod actor;
 mod acts;
@@ -23,7 +23,8 @@ mod model;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -79,7 +80,11 @@ impl Play {
             name: place.name.clone(),
             databases: vec![place.name.clone()],
             password: PASSWORD,
-            acts: acts.iter().filter(|(act, _)| !is_left_out(act)).flat_map(|(act, times)| vec![*act; *times]).collect(),
+            acts: acts
+                .iter()
+                .filter(|(act, _)| !is_left_out(act))
+                .flat_map(|(act, times)| vec![*act; *times])
+                .collect(),
             defaults: settings.iter().map(|setting| (*setting, setting.default_at(place))).collect(),
             settings,
             kills: false,
@@ -225,7 +230,13 @@ fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
     let mut databases = Vec::new();
     for size in POOLS {
         let database = format!("{}_{size}", place.name);
-        let pairs = [("host", "127.0.0.1"), ("port", &port), ("dbname", &place.name), ("user", &place.name), ("password", PASSWORD)];
+        let pairs = [
+            ("host", "127.0.0.1"),
+            ("port", &port),
+            ("dbname", &place.name),
+            ("user", &place.name),
+            ("password", PASSWORD),
+        ];
         for (key, value) in pairs {
             settings.push((format!("databases.{database}.{key}"), value.to_owned()));
         }
@@ -244,7 +255,11 @@ fn every_answer_is_ones_own() {
     let seed = Dice::seed("every_answer_is_ones_own");
     let (stage, databases) = several_pools(None);
     let watch = stage.place.cap_watch(POOLS.iter().sum());
-    let play = Play { kills: true, databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions(200_000)) };
+    let play = Play {
+        kills: true,
+        databases,
+        ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions(200_000))
+    };
     if let Err(violation) = play.perform(&stage.place, seed) {
         panic!("{violation}");
     }
@@ -275,13 +290,31 @@ fn the_oracle_agrees_with_postgres_itself() {
     }
 }
 
-/// Run by `tests/oracle-catches.sh` with a build that lends server connections without looking whether they are free.
+/// Builds pgweir with the feature `broken-release`: it lends server connections without looking whether they are free.
+fn broken_build() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // A directory of its own, so that this build takes no lock that our own cargo holds.
+    let target = root.join("target/broken");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root).args([
+        "build",
+        "--locked",
+        "--bin",
+        "pgweir",
+        "--features",
+        "broken-release",
+        "--target-dir",
+    ]);
+    let status = cargo.arg(&target).status().unwrap();
+    assert!(status.success(), "{cargo:?}: {status}");
+    target.join("debug/pgweir")
+}
+
 #[test]
-#[ignore = "needs a build with the feature broken-release; run tests/oracle-catches.sh"]
+#[ignore = "long: builds pgweir once more"]
 fn the_oracle_catches_a_pooler_that_lends_too_early() {
     let seed = Dice::seed("the_oracle_catches_a_pooler_that_lends_too_early");
-    let bin = std::env::var_os("PGWEIR_BROKEN_BIN").expect("PGWEIR_BROKEN_BIN names the broken build");
-    let (stage, databases) = several_pools(Some(bin.into()));
+    let (stage, databases) = several_pools(Some(broken_build()));
     let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, 100_000) };
     let violation = play.perform(&stage.place, seed).expect_err("the oracle sees nothing wrong with the broken build");
     println!("caught: {violation}");

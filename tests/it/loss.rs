@@ -48,7 +48,8 @@ impl Loss {
             Self::EndOfStream => proxy.half_close(Direction::ToClient),
         }
         // As with a server that died: a living one would run its query to the end before it noticed.
-        stage.sql(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'", stage.name()));
+        stage
+            .sql(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'", stage.name()));
     }
 }
 
@@ -161,7 +162,10 @@ fn a_lost_transaction_fails_in_the_extended_protocol_too() {
     run(Duration::from_mins(1), async {
         for loss in Loss::SILENT {
             let mut client = stage.client().await;
-            client.send(&[build::parse("ins", "INSERT INTO mark VALUES ($1)", &[]), build::sync()].concat()).await.unwrap();
+            client
+                .send(&[build::parse("ins", "INSERT INTO mark VALUES ($1)", &[]), build::sync()].concat())
+                .await
+                .unwrap();
             client.recv_until_ready().await.unwrap();
             assert_eq!(client.extended("BEGIN", &[]).await.unwrap().status, b'T');
             let insert = |by: &str| [build::bind("", "ins", &[Some(by.as_bytes())]), build::execute("", 0)].concat();
@@ -491,22 +495,15 @@ impl Pipeline {
         if commit {
             texts.push("COMMIT".to_owned());
         }
-        let extended = |text: &String| {
-            [build::parse("", text, &[]), build::bind("", "", &[]), build::execute("", 0)].concat()
-        };
+        let extended =
+            |text: &String| [build::parse("", text, &[]), build::bind("", "", &[]), build::execute("", 0)].concat();
         match dice.below(3) {
-            0 => Self {
-                bytes: texts.iter().flat_map(|text| build::query(text)).collect(),
-                readies: texts.len(),
-            },
+            0 => Self { bytes: texts.iter().flat_map(|text| build::query(text)).collect(), readies: texts.len() },
             1 => Self {
                 bytes: texts.iter().flat_map(|text| [extended(text), build::sync()].concat()).collect(),
                 readies: texts.len(),
             },
-            _ => Self {
-                bytes: texts.iter().flat_map(extended).chain(build::sync()).collect(),
-                readies: 1,
-            },
+            _ => Self { bytes: texts.iter().flat_map(extended).chain(build::sync()).collect(), readies: 1 },
         }
     }
 }
@@ -549,8 +546,7 @@ fn nothing_of_a_lost_transaction_is_committed_on_its_own() {
             }
             proxy.heal();
             until_quiet(&stage).await;
-            let found: u64 =
-                stage.sql(&format!("SELECT count(*) FROM ledger WHERE round = {round}")).parse().unwrap();
+            let found: u64 = stage.sql(&format!("SELECT count(*) FROM ledger WHERE round = {round}")).parse().unwrap();
             assert!(found == 0 || (commit && found == inserts), "{found} rows are there: {what}");
             assert!(!committed || found == inserts, "COMMIT was told, and {found} rows are there: {what}");
             none += u32::from(found == 0);

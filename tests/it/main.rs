@@ -10,14 +10,19 @@
 #![allow(clippy::too_many_lines, reason = "tables and stories are long; a test has few branches")]
 
 mod allocations;
+mod cancel;
 mod costs;
 mod crowd;
+mod drivers;
 mod floors;
+mod isolation;
 mod login;
+mod loss;
 mod observe;
 mod pool;
 mod prepared;
 mod protocol;
 mod stage;
+mod stop;
 mod support;
 mod transcript;

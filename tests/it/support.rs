@@ -25,7 +25,7 @@ pub(crate) fn primary() -> &'static Cluster {
 
 /// A role and a database of the same name on a cluster, for one test alone: what it counts there is
 /// its own doing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
     /// The cluster.
     pub(crate) cluster: &'a Cluster,

@@ -152,7 +152,7 @@ impl Actor {
         let name = *self.dice.pick(&NAMES);
         match self.dice.below(12) {
             0 => return self.close_statement(name).await,
-            1 if !std::env::var("NO42").is_ok() => return self.prepare_wrongly(name).await,
+            1 => return self.prepare_wrongly(name).await,
             _ => {}
         }
         let mut bytes = Vec::new();
@@ -241,7 +241,8 @@ impl Actor {
     }
 
     async fn transaction(&mut self) -> Done {
-        let begin = *self.dice.pick(&["BEGIN", "begin;", "START TRANSACTION", "/* a */ BEGIN ISOLATION LEVEL REPEATABLE READ"]);
+        let begin =
+            *self.dice.pick(&["BEGIN", "begin;", "START TRANSACTION", "/* a */ BEGIN ISOLATION LEVEL REPEATABLE READ"]);
         self.succeed(begin).await?;
         self.model.mark();
         let mut rows = Vec::new();
@@ -336,7 +337,8 @@ impl Actor {
         if Outcome::of(&messages).sqlstate() == "08006" && self.play.kills {
             return Err(Trouble::Lost);
         }
-        let data: Vec<u8> = messages.iter().filter(|message| message.tag == b'd').flat_map(|m| m.body.clone()).collect();
+        let data: Vec<u8> =
+            messages.iter().filter(|message| message.tag == b'd').flat_map(|m| m.body.clone()).collect();
         if data != format!("{tag}\n").repeat(3).as_bytes() {
             return wrong(format!("{sql}: {messages:?}"));
         }

@@ -143,7 +143,8 @@ impl Actor {
         let tag = self.tag();
         self.succeed("BEGIN").await?;
         self.model.mark();
-        self.succeed(&format!("DECLARE held CURSOR WITH HOLD FOR SELECT '{tag}.' || n FROM generate_series(1, 2) n")).await?;
+        self.succeed(&format!("DECLARE held CURSOR WITH HOLD FOR SELECT '{tag}.' || n FROM generate_series(1, 2) n"))
+            .await?;
         self.succeed("COMMIT").await?;
         self.model.commit();
         self.pass_time().await?;
@@ -195,7 +196,8 @@ impl Actor {
             self.last_value = Some(value);
             self.pass_time().await?;
         }
-        let sql = if self.dice.once_in(2) { "SELECT lastval()".to_owned() } else { format!("SELECT currval('{name}')") };
+        let sql =
+            if self.dice.once_in(2) { "SELECT lastval()".to_owned() } else { format!("SELECT currval('{name}')") };
         let outcome = self.ask(&sql).await?;
         // `55000` when the server connection that served nextval is another's now: an error, never a stranger's value.
         if outcome.sqlstate() == "55000" {

@@ -1,7 +1,7 @@
 //! What nobody thought of: random scripts are answered as Postgres answers them, random bytes hurt nobody.
 
 use std::env;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgweir_harness::wait_until;
 use pgweir_harness::wire::build::{
@@ -48,28 +48,85 @@ const TEXTS: [&str; 16] = [
 const NAMES: [&str; 4] = ["", "s1", "s2", "pgweir_s1"];
 const PORTALS: [&str; 3] = ["", "", "p"];
 
-/// A script of batches, some of them written at once.
-fn script(seed: u64) -> Script {
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut script = Script::new(format!("PGWEIR_RANDOM_SEED={seed}"));
-    for _ in 0..random.random_range(2..9) {
-        let batches = random.random_range(1..4);
-        let written: Vec<Vec<u8>> = (0..batches).map(|_| batch(&mut random)).collect();
-        script = script.send(&written).ready(batches);
-    }
-    script
+/// Messages that are answered with one `ReadyForQuery`.
+type Batch = Vec<Vec<u8>>;
+
+/// Batches that are written at once, in the order of the writes.
+type Writes = Vec<Vec<Batch>>;
+
+fn random_writes(random: &mut SmallRng) -> Writes {
+    let write = |random: &mut SmallRng| (0..random.random_range(1..4)).map(|_| batch(random)).collect();
+    (0..random.random_range(2..9)).map(|_| write(random)).collect()
 }
 
-/// Messages that are answered with one `ReadyForQuery`.
-fn batch(random: &mut SmallRng) -> Vec<u8> {
+/// Messages that end in a `Sync`, or a query.
+fn batch(random: &mut SmallRng) -> Batch {
     match random.random_range(0..10) {
-        0 | 1 => query(pick(random, &TEXTS)),
-        2 => copy(random),
-        _ => {
-            let messages: Vec<Vec<u8>> = (0..random.random_range(0..7)).map(|_| message(random)).collect();
-            [messages.concat(), sync()].concat()
+        0 | 1 => vec![query(pick(random, &TEXTS))],
+        2 => vec![copy(random)],
+        _ => (0..random.random_range(0..7)).map(|_| message(random)).chain([sync()]).collect(),
+    }
+}
+
+fn script(seed: u64, writes: &Writes) -> Script {
+    let name = format!("PGWEIR_RANDOM_SEED={seed}");
+    writes.iter().fold(Script::new(name), |script, batches| script.send(&batches.concat()).ready(batches.len()))
+}
+
+/// Every way to leave out a little (a write, a batch, a message that is not its batch's last), or to write
+/// in two goes what was written in one.
+fn smaller(writes: &Writes) -> Vec<Writes> {
+    let mut all = Vec::new();
+    let mut but = |change: &dyn Fn(&mut Writes)| {
+        let mut changed = writes.clone();
+        change(&mut changed);
+        all.push(changed);
+    };
+    for (w, batches) in writes.iter().enumerate().filter(|_| writes.len() > 1) {
+        but(&|writes| drop(writes.remove(w)));
+        for b in 0..batches.len() {
+            but(&|writes| drop(writes[w].remove(b)));
         }
     }
+    for (w, batches) in writes.iter().enumerate() {
+        for b in 1..batches.len() {
+            but(&|writes| {
+                let rest = writes[w].split_off(b);
+                writes.insert(w + 1, rest);
+            });
+        }
+        for (b, messages) in batches.iter().enumerate() {
+            for m in 1..messages.len() {
+                but(&|writes| drop(writes[w][b].remove(m - 1)));
+            }
+        }
+    }
+    all.retain(|writes| writes.iter().all(|batches| !batches.is_empty()));
+    all
+}
+
+/// The smallest script to be found in reasonable time that fresh pgweirs answer wrongly.
+async fn shrink(comparison: &Comparison, seed: u64, mut writes: Writes) -> String {
+    let end = Instant::now() + Duration::from_mins(1);
+    let wrong = async |writes: &Writes| comparison.fresh().faults(&script(seed, writes)).await.concat();
+    let mut fault = wrong(&writes).await;
+    if fault.is_empty() {
+        return format!("It takes what other clients did before. {:#?}", script(seed, &writes));
+    }
+    'again: loop {
+        for less in smaller(&writes) {
+            if Instant::now() > end {
+                break 'again;
+            }
+            let still = wrong(&less).await;
+            if !still.is_empty() {
+                (writes, fault) = (less, still);
+                continue 'again;
+            }
+        }
+        break;
+    }
+    format!("{fault}{:#?}", script(seed, &writes))
 }
 
 /// A COPY with what belongs to it, sent ahead.
@@ -106,7 +163,13 @@ async fn random_scripts_are_answered_as_postgres_answers_them() {
     let comparison = Comparison::start("CREATE TABLE sink (id int)").await;
     let first = first_seed();
     let scripts = number("PGWEIR_RANDOM_SCRIPTS").unwrap_or(SCRIPTS);
-    comparison.check((first..first + scripts).map(script)).await;
+    for seed in first..first + scripts {
+        let writes = random_writes(&mut SmallRng::seed_from_u64(seed));
+        let faults = comparison.faults(&script(seed, &writes)).await;
+        if !faults.is_empty() {
+            panic!("{}\nshrunk to:\n{}", faults.concat(), shrink(&comparison, seed, writes).await);
+        }
+    }
 }
 
 #[tokio::test]
@@ -118,8 +181,13 @@ async fn random_bytes_neither_stop_pgweir_nor_reach_anybody_else() {
     let seed = first_seed();
     let mut random = SmallRng::seed_from_u64(seed);
     for round in 0..ROUNDS {
-        let mut bytes =
-            [unnamed("SELECT $1::text", &[Some(b"x")]), sync(), batch(&mut random), batch(&mut random)].concat();
+        let mut bytes = [
+            unnamed("SELECT $1::text", &[Some(b"x")]),
+            sync(),
+            batch(&mut random).concat(),
+            batch(&mut random).concat(),
+        ]
+        .concat();
         for _ in 0..random.random_range(1..6) {
             let at = random.random_range(0..bytes.len());
             match random.random_range(0..4) {
