@@ -131,6 +131,8 @@ impl Drop for Permit {
 pub struct CancelGate {
     /// Requests on their way.
     pub in_flight: Cell<u32>,
+    /// One of them may arrive at any time, or never: the connection must not be lent any more.
+    pub poisoned: Cell<bool>,
     /// The connection, while it waits for them.
     pub parked: RefCell<Option<Box<ServerConn>>>,
 }
@@ -266,15 +268,14 @@ impl ServerConn {
     }
 
     /// Whether nothing is known against lending an idle connection. Costs no system call, unless the
-    /// server has sent something: then it is read, and only parameter changes and notices are fine.
-    pub fn is_alive(&mut self) -> bool {
-        if !self.stream.is_readable() {
+    /// server has sent something: then it is read, and only notices are fine. Whoever asks is woken when it sends more.
+    pub fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.stream.is_readable(cx) {
             return true;
         }
-        let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut buf = [0; 4096];
         loop {
-            match self.stream.poll_read(&mut cx, &mut buf) {
+            match self.stream.poll_read(cx, &mut buf) {
                 Poll::Pending => return self.carry.is_empty(),
                 Poll::Ready(Ok(read)) if read > 0 => {
                     self.carry.extend_from_slice(buf.get(..read).unwrap_or_default());
@@ -307,6 +308,13 @@ impl ServerConn {
         }
         self.carry.drain(..at);
         true
+    }
+
+    /// Whether the server still has what it had is not certain any more: it is parsed anew before it is used.
+    pub fn doubt_all(&mut self) {
+        let all = std::mem::take(&mut self.statements);
+        self.doubtful.extend(all);
+        self.unnamed = Unnamed::Unknown;
     }
 
     /// A cancel request for what this connection runs now, to be sent by a task of its own.
@@ -369,8 +377,11 @@ impl CancelOrder {
     ///
     /// Source: `PostgreSQL` 17 docs, §54.2.8 "Canceling Requests in Progress".
     pub async fn send(self, limit: Duration) -> Option<Box<ServerConn>> {
-        let _ = self.clock.limit(limit, cancel(&self.target, self.pid, &self.secret)).await;
+        let outcome = self.clock.limit(limit, cancel(&self.target, self.pid, &self.secret)).await;
         let gate = self.gate.clone();
+        if !matches!(outcome, Ok(Ok(()) | Err(Unsent::NotConnected(_)))) {
+            gate.poisoned.set(true);
+        }
         drop(self);
         if gate.in_flight.get() == 0 { gate.parked.borrow_mut().take() } else { None }
     }
@@ -382,8 +393,19 @@ impl Drop for CancelOrder {
     }
 }
 
-async fn cancel(target: &Target, pid: u32, secret: &[u8]) -> io::Result<()> {
-    let mut stream = net::connect(&target.host, target.port, &target.tcp).await?;
+/// Why it is not certain that a cancel request was acted on.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    /// It never left: it cannot arrive later.
+    #[error("{0}")]
+    NotConnected(io::Error),
+    /// It may still arrive.
+    #[error("{0}")]
+    Unknown(#[from] io::Error),
+}
+
+async fn cancel(target: &Target, pid: u32, secret: &[u8]) -> Result<(), Unsent> {
+    let mut stream = net::connect(&target.host, target.port, &target.tcp).await.map_err(Unsent::NotConnected)?;
     let mut request = Vec::new();
     pgweir_proto::encode::cancel_request(&mut request, pid, secret);
     std::future::poll_fn(|cx| stream.poll_write(cx, &request, &[])).await?;

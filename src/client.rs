@@ -25,6 +25,7 @@ use crate::clock::Clock;
 use crate::net::Stream;
 use crate::prepared::Interner;
 use crate::route::Router;
+use crate::sql;
 use crate::stats::ProcessStats;
 
 use login::log_in;
@@ -50,6 +51,8 @@ pub struct Context {
     pub registry: Registry,
     /// The prepared statements.
     pub interner: Interner,
+    /// What is known of the texts that clients send.
+    pub scans: RefCell<sql::Cache>,
     /// What belongs to no pool.
     pub process: RefCell<ProcessStats>,
     /// Client connections, those that log in included.
@@ -78,6 +81,7 @@ impl Context {
             router: Router::new(config.clone(), clock),
             registry: Registry::default(),
             interner: Interner::new(config.client.max_statement_memory),
+            scans: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
             logging_in: Cell::new(0),

@@ -10,6 +10,8 @@ use std::pin::pin;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 /// The time between two ticks.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -17,7 +19,19 @@ pub const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Clock {
     now: Cell<Instant>,
-    alarms: RefCell<Vec<(Instant, Waker)>>,
+    alarms: RefCell<Slab<(Instant, Waker)>>,
+}
+
+/// One sleeper's place among the alarms, given back when it wakes or is dropped.
+struct Alarm<'a> {
+    clock: &'a Clock,
+    key: usize,
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.clock.alarms.borrow_mut().try_remove(self.key);
+    }
 }
 
 /// A wait reached its limit.
@@ -49,14 +63,8 @@ impl Clock {
     /// A tick: wakes what is due.
     pub fn tick(&self) {
         let now = self.refresh();
-        let mut due = Vec::new();
-        self.alarms.borrow_mut().retain(|(at, waker)| {
-            if *at > now {
-                return true;
-            }
-            due.push(waker.clone());
-            false
-        });
+        let due = |(_, (at, waker)): (usize, &(Instant, Waker))| (*at <= now).then(|| waker.clone());
+        let due: Vec<Waker> = self.alarms.borrow().iter().filter_map(due).collect();
         for waker in due {
             waker.wake();
         }
@@ -67,15 +75,15 @@ impl Clock {
         let Some(at) = self.now().checked_add(duration) else {
             return std::future::pending().await;
         };
-        let mut set = false;
+        let mut alarm = None;
         poll_fn(|cx| {
             if self.now() >= at {
                 return Poll::Ready(());
             }
-            if !set {
-                set = true;
-                self.alarms.borrow_mut().push((at, cx.waker().clone()));
-            }
+            alarm.get_or_insert_with(|| {
+                let key = self.alarms.borrow_mut().insert((at, cx.waker().clone()));
+                Alarm { clock: self, key }
+            });
             Poll::Pending
         })
         .await;

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pgweir_config::Listen;
@@ -64,14 +64,13 @@ impl Stream {
         }
     }
 
-    /// Whether something (bytes, end or error) waits to be read, without a system call. Forgets
-    /// whoever was to be woken by this socket.
+    /// Whether something (bytes, end or error) may wait to be read, without a system call. Whoever asks is woken
+    /// when that changes, and whoever asked before is forgotten.
     #[must_use]
-    pub fn is_readable(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
+    pub fn is_readable(&self, cx: &mut Context<'_>) -> bool {
         let ready = match self {
-            Self::Tcp(stream) => stream.poll_read_ready(&mut cx),
-            Self::Unix(stream) => stream.poll_read_ready(&mut cx),
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
             Self::Closed => return true,
         };
         ready.is_ready()

@@ -245,9 +245,9 @@ impl Pool {
     }
 
     /// Lends an idle server connection, if no one waits: the most recently used with the settings
-    /// `want`, else the most recently used.
+    /// `want`, else the most recently used. The caller is woken when the server sends something.
     #[must_use]
-    pub fn try_lease(&self, want: &Rc<Profile>) -> Option<Box<ServerConn>> {
+    pub fn try_lease(&self, want: &Rc<Profile>, cx: &mut Context<'_>) -> Option<Box<ServerConn>> {
         loop {
             let mut conn = {
                 let mut inner = self.inner.borrow_mut();
@@ -258,7 +258,7 @@ impl Pool {
                 let at = inner.idle.iter().rposition(|conn| Rc::ptr_eq(&conn.profile, want)).unwrap_or(last);
                 inner.idle.remove(at)
             };
-            if conn.is_alive() {
+            if conn.is_alive(cx) {
                 self.lend(&mut conn);
                 return Some(conn);
             }
@@ -301,6 +301,10 @@ impl Pool {
         debug_assert!(clean && !conn.scanner.is_inside());
         if !clean || conn.scanner.is_inside() {
             self.discard(conn, DiscardReason::Protocol);
+            self.dial_if_wanted();
+        } else if conn.gate.poisoned.get() {
+            self.discard(conn, DiscardReason::Dirty);
+            self.dial_if_wanted();
         } else if conn.gate.in_flight.get() > 0 {
             let gate = conn.gate.clone();
             *gate.parked.borrow_mut() = Some(conn);
@@ -311,8 +315,16 @@ impl Pool {
     }
 
     /// Takes back a server connection whose cancel requests have all arrived.
-    pub fn unpark(self: &Rc<Self>, conn: Box<ServerConn>) {
-        self.offer(conn);
+    pub fn unpark(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        let reason = if conn.gate.poisoned.get() {
+            DiscardReason::Dirty
+        } else if !conn.is_alive(&mut Context::from_waker(Waker::noop())) {
+            DiscardReason::Lost
+        } else {
+            return self.offer(conn);
+        };
+        self.discard(conn, reason);
+        self.dial_if_wanted();
     }
 
     /// Gives a free server connection to the first waiter, or to the idle stack.
@@ -518,7 +530,7 @@ impl Pool {
                 DiscardReason::Lifetime
             } else if surplus && !idle_limit.is_zero() && idle >= idle_limit {
                 DiscardReason::Idle
-            } else if !conn.is_alive() {
+            } else if !conn.is_alive(&mut Context::from_waker(Waker::noop())) {
                 DiscardReason::Lost
             } else {
                 at += 1;
@@ -633,5 +645,5 @@ impl Drop for Ticket {
 /// A duration in microseconds, as the histograms take it.
 #[must_use]
 pub fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }

@@ -65,11 +65,15 @@ impl Profile {
         *self.reported.borrow_mut() = Some(values.into());
     }
 
-    /// Whether it changes the role, so that what runs under it must not be sent before it is known to
-    /// be applied: as the login role it would do something else.
+    /// Whether putting it on, or taking it off, may fail, or change what follows if it does: then nothing may be sent
+    /// behind a replay before that is known to have worked.
+    ///
+    /// It does so with a role (as the login role a statement would do something else), with bytes that depend on
+    /// `client_encoding`, and with a `statement_timeout` that may hit the replay itself.
     #[must_use]
-    pub fn has_role(&self) -> bool {
-        self.entries.iter().any(|(name, _)| is_role(name))
+    pub fn is_risky(&self) -> bool {
+        let risky = |name: &str, value: &[u8]| is_role(name) || name == "statement_timeout" || !value.is_ascii();
+        self.entries.iter().any(|(name, value)| risky(name, value))
     }
 
     /// The value of a setting (name in lower case), if it is in the profile.
@@ -161,40 +165,60 @@ impl Profiles {
     }
 }
 
-/// Appends the text of one simple query that turns a connection with the settings `from` into one with the
-/// settings `to`. Appends nothing if they agree.
+/// Hands to `send` the texts of the simple queries that turn a connection with the settings `from` into one with the
+/// settings `to`: none if they agree; two if `client_encoding` changes, which is how the rest is read.
 ///
 /// The order is: leave role and session authorization, settings as the login role, then session
 /// authorization, then role; a failure undoes all of it, because one simple query is one transaction.
-pub fn replay(from: &Profile, to: &Profile, out: &mut Vec<u8>) {
+pub fn replay(from: &Profile, to: &Profile, mut send: impl FnMut(&[u8])) {
+    const ENCODING: &str = "client_encoding";
     if std::ptr::eq(from, to) {
         return;
     }
+    let mut out = Vec::new();
     for (name, command) in [("role", "RESET ROLE;"), ("session_authorization", "RESET SESSION AUTHORIZATION;")] {
         if from.get(name).is_some() {
             out.extend_from_slice(command.as_bytes());
         }
     }
-    for (name, _) in from.entries.iter().filter(|(name, _)| to.get(name).is_none() && !is_role(name)) {
-        out.extend_from_slice(b"RESET ");
-        identifier(out, name);
-        out.push(b';');
+    let change = |out: &mut Vec<u8>, name: &str| match (from.get(name), to.get(name)) {
+        (Some(_), None) => reset(out, name),
+        (old, Some(new)) if old != Some(new) => set(out, name, new),
+        _ => {}
+    };
+    if from.get(ENCODING) != to.get(ENCODING) {
+        change(&mut out, ENCODING);
+        send(&out);
+        out.clear();
     }
-    let changed = |name: &str, value: &[u8]| !is_role(name) && from.get(name) != Some(value);
-    for (name, value) in to.entries.iter().filter(|(name, value)| changed(name, value)) {
-        out.extend_from_slice(b"SELECT pg_catalog.set_config(");
-        literal(out, name.as_bytes());
-        out.push(b',');
-        literal(out, value);
-        out.extend_from_slice(b",false);");
+    let names = from.entries.iter().filter(|(name, _)| to.get(name).is_none()).chain(&to.entries);
+    for (name, _) in names.filter(|(name, _)| !is_role(name) && **name != *ENCODING) {
+        change(&mut out, name);
     }
     for (name, command) in [("session_authorization", "SET SESSION AUTHORIZATION "), ("role", "SET ROLE ")] {
         if let Some(value) = to.get(name) {
             out.extend_from_slice(command.as_bytes());
-            literal(out, value);
+            literal(&mut out, value);
             out.push(b';');
         }
     }
+    if !out.is_empty() {
+        send(&out);
+    }
+}
+
+fn reset(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b"RESET ");
+    identifier(out, name);
+    out.push(b';');
+}
+
+fn set(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(b"SELECT pg_catalog.set_config(");
+    literal(out, name.as_bytes());
+    out.push(b',');
+    literal(out, value);
+    out.extend_from_slice(b",false);");
 }
 
 fn is_role(name: &str) -> bool {
@@ -288,22 +312,25 @@ mod tests {
     }
 
     fn text(profiles: &Profiles, from: &[(&str, &str)], to: &[(&str, &str)]) -> String {
-        let mut out = Vec::new();
-        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), &mut out);
-        String::from_utf8(out).unwrap()
+        let mut texts = Vec::new();
+        let send = |text: &[u8]| texts.push(String::from_utf8(text.to_vec()).unwrap());
+        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), send);
+        texts.join(" | ")
     }
 
     #[test]
     fn only_the_difference_is_replayed_and_roles_come_last() {
         let profiles = Profiles::default();
         #[rustfmt::skip]
-        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 6] = [
+        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 7] = [
             ("same",     &[("a", "1")],    &[("a", "1")], ""),
             ("new",      &[],              &[("a", "1")], "SELECT pg_catalog.set_config(E'a',E'1',false);"),
             ("gone",     &[("a.b", "1")],  &[],           r#"RESET "a"."b";"#),
             ("changed",  &[("a", "1")],    &[("a", "2")], "SELECT pg_catalog.set_config(E'a',E'2',false);"),
             ("quoting",  &[],              &[("search_path", r#""$user", o'c\d"#)],
                 r#"SELECT pg_catalog.set_config(E'search_path',E'"$user", o''c\\d',false);"#),
+            ("encoding", &[("a", "1")],    &[("client_encoding", "LATIN1"), ("b", "1")],
+                r#"SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false); | RESET "a";SELECT pg_catalog.set_config(E'b',E'1',false);"#),
             ("role",     &[("role", "x")], &[("a", "1"), ("role", "y"), ("session_authorization", "z")],
                 "RESET ROLE;SELECT pg_catalog.set_config(E'a',E'1',false);SET SESSION AUTHORIZATION E'z';SET ROLE E'y';"),
         ];

@@ -16,6 +16,7 @@
 //!
 //! Source: the `PostgreSQL` 17 docs, §4.1 "Lexical Structure", and the reference pages of the commands.
 
+mod cache;
 mod effects;
 mod head;
 mod lexer;
@@ -26,6 +27,7 @@ mod tests;
 
 use std::borrow::Cow;
 
+pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 pub use head::FirstWord;
 
@@ -37,7 +39,23 @@ use lexer::{Backslash, Doubt, Lexer, Token};
 /// linear in the length of `text`.
 #[must_use]
 pub fn scan(text: &[u8]) -> Effects {
-    prefilter::clear(text).unwrap_or_else(|| read(text))
+    let mut effects = prefilter::clear(text).unwrap_or_else(|| read(text));
+    if updates_settings(text) {
+        effects.set |= EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
+    }
+    effects
+}
+
+/// Whether `text` may be an `UPDATE pg_settings`, which is a `SET` whose names the text need not spell out.
+///
+/// Source: `PostgreSQL` 17 docs, §52.24 "pg\_settings".
+fn updates_settings(text: &[u8]) -> bool {
+    const VIEW: &[u8] = b"pg_settings";
+    let is_view = |at: usize| {
+        let name = at.checked_sub(2).and_then(|start| text.get(start..start + VIEW.len()));
+        name.is_some_and(|name| name.eq_ignore_ascii_case(VIEW))
+    };
+    memchr::memchr_iter(b'_', text).any(is_view) && text.windows(6).any(|word| word.eq_ignore_ascii_case(b"update"))
 }
 
 /// The custom settings (with a dot in their name) that `text` sets or resets for the session.

@@ -18,6 +18,7 @@ const TAINTS: EffectSet = EffectSet::SETTINGS
     .union(EffectSet::TEMP)
     .union(EffectSet::ADVISORY_LOCK)
     .union(EffectSet::DISCARD)
+    .union(EffectSet::LOAD)
     .union(EffectSet::OPAQUE);
 
 /// Whether running a text with these effects taints the lease.
@@ -97,7 +98,8 @@ pub fn audit(login: &str, custom: &[Box<str>], out: &mut Vec<u8>) {
 }
 
 const AUDIT: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
-    WHERE source OPERATOR(pg_catalog.=) 'session' AND name OPERATOR(pg_catalog.!~~) 'transaction\\_%' \
+    WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) \
+    ANY ('{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]) \
     UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role') \
     WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
     UNION ALL SELECT 'l', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \

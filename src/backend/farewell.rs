@@ -55,7 +55,13 @@ struct Farewell {
 impl Farewell {
     async fn run(mut self) {
         let clock = self.clock.clone();
-        let _ = clock.limit(LIMIT, self.say()).await;
+        if clock.limit(LIMIT, self.say()).await.is_err() {
+            tracing::error!(
+                server_pid = self.pid,
+                limit_s = LIMIT.as_secs(),
+                "a server connection would not end; from here on it does not count, and the server may have one too many"
+            );
+        }
         drop(self.stream);
         drop(self.permit);
     }

@@ -34,13 +34,7 @@ impl ServerConn {
     ///
     /// [`SettleError`].
     pub async fn settle(&mut self) -> Result<Settled, SettleError> {
-        if self.pipeline.is_copy_in() {
-            let mut fail = Vec::new();
-            encode::message(&mut fail, b'f', |out| encode::cstr(out, b"the client is gone"));
-            self.pipeline.sent(Expect::CopyEnd, Origin::Pooler, 0);
-            self.send(&fail).await?;
-        }
-        if self.pipeline.is_batch_open() {
+        if self.pipeline.is_batch_open() && !self.pipeline.is_copy_in() {
             self.pipeline.sent(Expect::Sync, Origin::Pooler, 0);
             self.send(&encode::SYNC).await?;
         }
@@ -86,27 +80,27 @@ impl ServerConn {
     }
 
     /// Makes the settings of an idle connection those of `to`. Returns what the server reported meanwhile, or the
-    /// body of its error; then nothing has changed.
+    /// body of its error; then its settings are not known any more.
     ///
     /// # Errors
     ///
     /// [`SettleError`].
     pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
-        let mut text = Vec::new();
-        settings::replay(&self.profile, to, &mut text);
-        if text.is_empty() {
-            self.profile = to.clone();
-            return Ok(Ok(Vec::new()));
-        }
-        let mut out = Vec::new();
-        encode::query(&mut out, &text);
-        self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
-        self.unnamed = Unnamed::Empty;
-        self.send(&out).await?;
+        let mut queries = Vec::new();
+        settings::replay(&self.profile, to, |text| {
+            let mut query = Vec::new();
+            encode::query(&mut query, text);
+            queries.push(query);
+        });
         let mut heard = Heard::default();
-        self.until_settled_hearing(&mut heard).await?;
-        if let Some(body) = heard.error {
-            return Ok(Err(body));
+        for query in queries {
+            self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+            self.unnamed = Unnamed::Empty;
+            self.send(&query).await?;
+            self.until_settled_hearing(&mut heard).await?;
+            if let Some(body) = heard.error {
+                return Ok(Err(body));
+            }
         }
         self.profile = to.clone();
         Ok(Ok(heard.parameters))
@@ -123,10 +117,25 @@ impl ServerConn {
         Ok(heard.error.is_none())
     }
 
+    /// The server waits for COPY data that will never come, and after its end for the Sync that the COPY has eaten.
+    async fn fail_copy(&mut self) -> Result<(), SettleError> {
+        let mut end = Vec::new();
+        encode::message(&mut end, b'f', |out| encode::cstr(out, b"the client is gone"));
+        self.pipeline.sent(Expect::CopyEnd, Origin::Pooler, 0);
+        if self.pipeline.is_batch_open() {
+            end.extend_from_slice(&encode::SYNC);
+            self.pipeline.sent(Expect::Sync, Origin::Pooler, 0);
+        }
+        self.send(&end).await
+    }
+
     async fn until_settled_hearing(&mut self, heard: &mut Heard) -> Result<(), SettleError> {
         let mut buf = vec![0; 16 * 1024];
         loop {
             self.take_replies(heard)?;
+            if self.pipeline.is_copy_in() {
+                self.fail_copy().await?;
+            }
             if self.pipeline.is_settled()
                 && self.unsent.is_empty()
                 && !self.scanner.is_inside()

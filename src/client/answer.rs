@@ -125,7 +125,11 @@ impl Answer<'_> {
         let protocol = || Heard::Lost(Lost::Protocol);
         let tag = Tag::from_byte(tag).map_err(|_| protocol())?;
         let origin = match tag {
-            Tag::ReadyForQuery => self.ready(TxStatus::parse(body).map_err(|_| protocol())?)?,
+            Tag::ReadyForQuery => {
+                let origin = self.ready(TxStatus::parse(body).map_err(|_| protocol())?)?;
+                self.settled(origin, len, plan);
+                return Ok(());
+            }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => self.parameter(),
             Tag::NotificationResponse if self.marks.listening => Origin::Client,
@@ -135,6 +139,8 @@ impl Answer<'_> {
                 let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
                 if let Some(done) = reply.done {
                     self.done(done);
+                    self.settled(reply.origin, len, plan);
+                    return Ok(());
                 }
                 if reply.origin == Origin::Pooler && tag == Tag::DataRow {
                     self.own_row(body);
@@ -147,8 +153,18 @@ impl Answer<'_> {
         } else {
             plan.skip(len);
         }
-        self.answer_locally(plan);
         Ok(())
+    }
+
+    /// A message that settled an entry: an answer of ours may be next.
+    #[inline]
+    fn settled(&mut self, origin: Origin, len: usize, plan: &mut Plan<'_>) {
+        if origin == Origin::Client {
+            plan.forward(len);
+        } else {
+            plan.skip(len);
+        }
+        self.answer_locally(plan);
     }
 
     /// Answers whose turn has come.
@@ -231,6 +247,10 @@ impl Answer<'_> {
             self.audit_failed(fields.code);
         }
         let renamed = self.rename(body);
+        if matches!(fields.code, b"0A000" | b"26000" | b"XX000") {
+            // Perhaps a plan that DDL made void, or a statement that is not there: what was to be shared is parsed anew.
+            self.conn.doubt_all();
+        }
         self.fail(front)?;
         if front.note == AUDIT {
             plan.skip(len);

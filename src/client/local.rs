@@ -130,8 +130,9 @@ impl Local {
         }
     }
 
-    /// One whole message of the client's. Its answer is appended to `out`.
-    pub fn message(&mut self, tag: Tag, body: &[u8], out: &mut Vec<u8>) {
+    /// One whole message of the client's. Its answer is appended to `out`. `ends` tells of a statement that the client
+    /// prepared before whether it is a ROLLBACK or COMMIT.
+    pub fn message(&mut self, tag: Tag, body: &[u8], ends: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
         match tag {
             Tag::Sync => {
                 self.skipping = false;
@@ -143,7 +144,7 @@ impl Local {
                 self.refuse(out);
                 self.ready(out);
             }
-            Tag::Parse | Tag::Bind | Tag::Describe | Tag::Execute | Tag::Close => self.extended(tag, body, out),
+            Tag::Parse | Tag::Bind | Tag::Describe | Tag::Execute | Tag::Close => self.extended(tag, body, ends, out),
             Tag::Flush | Tag::CopyData | Tag::CopyDone | Tag::CopyFail | Tag::Password | Tag::Terminate => {}
         }
     }
@@ -160,15 +161,15 @@ impl Local {
     }
 
     /// Lets through just what ends the transaction.
-    fn extended(&mut self, tag: Tag, body: &[u8], out: &mut Vec<u8>) {
-        let answered = self.in_transaction && !self.ended && self.answer(tag, body, out);
+    fn extended(&mut self, tag: Tag, body: &[u8], ends: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
+        let answered = self.in_transaction && !self.ended && self.answer(tag, body, ends, out);
         if !answered {
             self.refuse(out);
             self.skipping = true;
         }
     }
 
-    fn answer(&mut self, tag: Tag, body: &[u8], out: &mut Vec<u8>) -> bool {
+    fn answer(&mut self, tag: Tag, body: &[u8], ends: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) -> bool {
         match tag {
             Tag::Parse => {
                 let Ok(parse) = Parse::parse(body) else { return false };
@@ -184,14 +185,14 @@ impl Local {
             }
             Tag::Bind => {
                 let Ok(bind) = Bind::parse(body) else { return false };
-                self.portal_ends = self.ends(bind.statement);
+                self.portal_ends = self.ends(bind.statement) || ends(bind.statement);
                 if !self.portal_ends {
                     return false;
                 }
                 encode::message(out, b'2', |_| {});
             }
             Tag::Describe => match Target::parse(body) {
-                Ok(Target::Statement(name)) if self.ends(name) => {
+                Ok(Target::Statement(name)) if self.ends(name) || ends(name) => {
                     encode::message(out, b't', |out| out.extend_from_slice(&[0, 0]));
                     encode::message(out, b'n', |_| {});
                 }
@@ -300,7 +301,7 @@ mod tests {
             let (mut local, mut out) = (lost(in_transaction), Vec::new());
             for kind in input.split(' ') {
                 let (tag, body) = message(kind);
-                local.message(tag, &body, &mut out);
+                local.message(tag, &body, |_| false, &mut out);
             }
             assert_eq!((letters(&out).as_str(), local.is_over()), (want, over), "{name}");
         }

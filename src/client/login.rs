@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 
 use pgweir_config::{AuthType, Config, PoolMode};
 use pgweir_proto::Malformed;
@@ -17,7 +18,7 @@ use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_0, Startup, first_len
 use super::end::refused;
 use super::relay::Relay;
 use super::{Context, local::Failure};
-use crate::backend::ServerConn;
+use crate::backend::{ServerConn, SettleError};
 use crate::cancel;
 use crate::net::Stream;
 use crate::pool::{Learned, Pool, Refusal};
@@ -122,6 +123,42 @@ impl From<io::Error> for Refused {
 impl From<Malformed> for Refused {
     fn from(malformed: Malformed) -> Self {
         Self::new(RefusalReason::Protocol, "08P01", &malformed.to_string())
+    }
+}
+
+/// A server connection lent for a moment of a login. A login may end at any await: then it is closed.
+struct Loan {
+    pool: Rc<Pool>,
+    conn: Option<Box<ServerConn>>,
+}
+
+impl Loan {
+    fn conn(&mut self) -> Result<&mut ServerConn, SettleError> {
+        self.conn.as_deref_mut().ok_or(SettleError)
+    }
+
+    fn take(&mut self) -> Option<Box<ServerConn>> {
+        self.conn.take()
+    }
+
+    fn release(mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.release(conn);
+        }
+    }
+
+    fn discard(mut self, reason: DiscardReason) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.discard_lent(conn, reason);
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.discard_lent(conn, DiscardReason::Lost);
+        }
     }
 }
 
@@ -440,18 +477,19 @@ impl Door {
 
     /// The first login of a pool: what the server says of itself is learnt from a server connection.
     async fn learn(&self, pool: &Rc<Pool>) -> Result<Rc<Learned>, Refused> {
-        let conn = self.lease(pool).await?;
-        pool.release(conn);
+        self.lease(pool).await?.release();
         pool.learned()
             .ok_or_else(|| Refused::new(RefusalReason::Protocol, "XX000", "the server told nothing of itself"))
     }
 
-    async fn lease(&self, pool: &Rc<Pool>) -> Result<Box<ServerConn>, Refused> {
-        if let Some(conn) = pool.try_lease(&pool.profiles.plain()) {
-            return Ok(conn);
+    async fn lease(&self, pool: &Rc<Pool>) -> Result<Loan, Refused> {
+        let plain = pool.profiles.plain();
+        if let Some(conn) = poll_fn(|cx| Poll::Ready(pool.try_lease(&plain, cx))).await {
+            return Ok(Loan { pool: pool.clone(), conn: Some(conn) });
         }
         let mut ticket = None;
         let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait(cx)).poll(cx)).await;
+        let granted = granted.map(|conn| Loan { pool: pool.clone(), conn: Some(conn) });
         granted.map_err(|refusal| match &refusal {
             Refusal::Hopeless { body: Some(body), .. } => Refused::body(RefusalReason::AuthFailed, body),
             refusal => Refused::failure(RefusalReason::Deadline, &refused(refusal)),
@@ -460,39 +498,43 @@ impl Door {
 
     /// Session mode: the server connection that the client has from now on, with its settings.
     async fn keep(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<Box<ServerConn>, Refused> {
-        let mut conn = self.lease(pool).await?;
+        let mut loan = self.lease(pool).await?;
         let limit = self.context.config.pool.server_connect_timeout;
-        match self.context.clock.limit(limit, conn.apply(profile)).await {
-            Ok(Ok(Ok(_))) => Ok(conn),
+        let outcome = self.context.clock.limit(limit, async { loan.conn()?.apply(profile).await });
+        match outcome.await {
+            Ok(Ok(Ok(_))) => loan.take().ok_or_else(lost),
             Ok(Ok(Err(body))) => {
-                pool.release(conn);
+                // Half of them may be applied.
+                loan.discard(DiscardReason::Dirty);
                 Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
             }
-            Ok(Err(_)) | Err(_) => Err(lost(pool, conn)),
+            Ok(Err(_)) | Err(_) => Err(lost()),
         }
     }
 
     /// Settings that no client had before: applied once, so that the server itself accepts or refuses them, and
     /// tells how it spells them.
     async fn prove(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<(), Refused> {
-        let mut conn = self.lease(pool).await?;
+        let mut loan = self.lease(pool).await?;
         let limit = self.context.config.pool.server_connect_timeout;
         let plain = pool.profiles.plain();
         let outcome = self.context.clock.limit(limit, async {
-            conn.apply(&plain).await?.map_err(|_| crate::backend::SettleError)?;
+            let conn = loan.conn()?;
+            conn.apply(&plain).await?.map_err(|_| SettleError)?;
             conn.apply(profile).await
         });
         match outcome.await {
             Ok(Ok(Ok(reported))) => {
                 profile.prove(reported);
-                pool.release(conn);
+                loan.release();
                 Ok(())
             }
             Ok(Ok(Err(body))) => {
-                pool.release(conn);
+                // Half of them may be applied.
+                loan.discard(DiscardReason::Dirty);
                 Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
             }
-            Ok(Err(_)) | Err(_) => Err(lost(pool, conn)),
+            Ok(Err(_)) | Err(_) => Err(lost()),
         }
     }
 
@@ -567,8 +609,7 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
     Ok(Wish { database, user, settings })
 }
 
-fn lost(pool: &Rc<Pool>, conn: Box<ServerConn>) -> Refused {
-    pool.discard_lent(conn, DiscardReason::Lost);
+fn lost() -> Refused {
     let message = "the server connection was lost while the start-up parameters were applied";
     Refused::new(RefusalReason::Protocol, "08006", message)
 }

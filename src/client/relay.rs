@@ -58,6 +58,7 @@ struct Backlog {
 
 /// One logged-in client.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts beside the state, which is the lease")]
 pub struct Relay {
     context: Rc<Context>,
     entry: Rc<Entry>,
@@ -72,6 +73,8 @@ pub struct Relay {
     active: Option<Box<Active>>,
     /// The server connection is counted as pinned.
     pinned: bool,
+    /// The server connection's waker was set when it was taken, just now.
+    armed: bool,
     /// In the middle of a poll: if it is dropped like this, it panicked.
     at_work: bool,
     /// The goodbye was said: nothing is left for `Drop` to do.
@@ -141,6 +144,7 @@ impl Relay {
             statements: Statements::default(),
             active: None,
             pinned: false,
+            armed: false,
             at_work: false,
             ended: false,
         };
@@ -172,10 +176,20 @@ impl Relay {
     }
 
     fn turn(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<(), End> {
+        // What a socket has is known only from asking it, and asking it in vain arms its waker: each is asked once, and
+        // again after it gave something or the other side made room for more.
+        let (mut ask_server, mut ask_client) = (true, true);
         for _ in 0..ROUNDS {
-            self.heed(cx)?;
-            let moved = self.turn_server(cx, scratch)?;
-            if !(self.turn_client(cx, scratch)? || moved) {
+            self.heed()?;
+            if ask_server {
+                ask_server = self.turn_server(cx, scratch)?;
+                ask_client |= self.active.as_ref().is_some_and(|active| active.resume);
+            }
+            if ask_client {
+                ask_client = self.turn_client(cx, scratch)?;
+                ask_server |= ask_client && !std::mem::take(&mut self.armed);
+            }
+            if !(ask_server || ask_client) {
                 return Ok(());
             }
         }
@@ -185,13 +199,13 @@ impl Relay {
 
     /// Orders and cancel requests from outside.
     #[inline]
-    fn heed(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+    fn heed(&mut self) -> Result<(), End> {
         if self.entry.is_cancelled() {
-            self.cancel(cx)?;
+            self.cancel()?;
         }
         match self.entry.order.get() {
             Order::None => Ok(()),
-            Order::Drain if !matches!(self.lease, Lease::None) || self.backlogged() => Ok(()),
+            Order::Drain if !self.is_at_rest() => Ok(()),
             Order::QueryLong => {
                 self.entry.order.set(Order::None);
                 // Counted anew, so that a server that takes its time is not told ten times a second.
@@ -203,8 +217,14 @@ impl Relay {
         }
     }
 
-    fn backlogged(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.local.is_some())
+    /// Between two transactions, as far as the client knows.
+    fn is_at_rest(&self) -> bool {
+        let free = match &self.lease {
+            Lease::None => true,
+            Lease::Waiting(_) => false,
+            Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
+        };
+        free && self.active.as_ref().is_none_or(|active| active.local.is_none())
     }
 
     fn active(&mut self) -> &mut Active {
@@ -247,23 +267,26 @@ impl Relay {
         };
         let mut carry = std::mem::take(&mut conn.carry);
         let Scratch { input, made } = scratch;
+        let mut outcome = Ok(());
         if front == carried {
             carry.clear();
             let input = input.get(..front + read).unwrap_or_default();
-            let used = self.take_answers(input, made, cx)?;
+            let used = self.take_answers(input, made, cx, &mut outcome);
             carry.extend_from_slice(input.get(used..).unwrap_or_default());
         } else {
             carry.extend_from_slice(input.get(..read).unwrap_or_default());
-            let used = self.take_answers(&carry, made, cx)?;
+            let used = self.take_answers(&carry, made, cx, &mut outcome);
             carry.drain(..used);
             if carry.is_empty() {
                 carry = Vec::new();
             }
         }
-        // The lease may be gone by now; what it left over is then nobody's.
+        // Whatever became of the client: what the server connection said must not be lost on the way, or its next
+        // bytes would be read as something else. If the lease is gone, it is nobody's.
         if let Lease::Held(conn) = &mut self.lease {
             conn.carry = carry;
         }
+        outcome?;
         self.rest(cx)?;
         Ok(true)
     }
@@ -278,10 +301,17 @@ impl Relay {
     }
 
     /// Reads the server's messages and writes the client's share of them. Returns the bytes dealt with.
-    fn take_answers(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+    fn take_answers(
+        &mut self,
+        input: &[u8],
+        made: &mut Vec<u8>,
+        cx: &mut Task<'_>,
+        outcome: &mut Result<(), End>,
+    ) -> usize {
         let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
-            return Err(End::Broken("an answer without a lease"));
+            *outcome = Err(End::Broken("an answer without a lease"));
+            return 0;
         };
         let mut plan = Plan::new(input, made);
         let heard = Answer {
@@ -295,13 +325,13 @@ impl Relay {
         .inspect(&mut plan);
         let used = plan.at();
         let (first, second) = plan.slices();
-        self.write_client(cx, first, second)?;
-        match heard {
-            Heard::Short => Ok(used),
-            Heard::Lost(lost) => self.lose(lost, cx).map(|()| used),
-            Heard::ReplayFailed(body) => self.replay_failed(&body, cx).map(|()| used),
+        *outcome = self.write_client(cx, first, second).and_then(|()| match heard {
+            Heard::Short => Ok(()),
+            Heard::Lost(lost) => self.lose(lost, cx),
+            Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
-        }
+        });
+        used
     }
 
     // ---- client to server ----
@@ -311,6 +341,7 @@ impl Relay {
             return Ok(false);
         }
         let mut moved = self.granted(cx)?;
+        let had = matches!(self.lease, Lease::Held(_));
         let waiting = match &self.lease {
             Lease::Waiting(_) => true,
             Lease::Held(conn) if !conn.unsent.is_empty() => return Ok(moved),
@@ -323,6 +354,8 @@ impl Relay {
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
+                // A new lease has to be asked for answers, even if nothing of the client's was sent yet.
+                moved |= !had && matches!(self.lease, Lease::Held(_));
             }
         }
         if self.active.as_ref().is_some_and(|active| active.stalled) {
@@ -355,6 +388,11 @@ impl Relay {
         }
         let read = match self.link.poll_read(cx, &mut scratch.input) {
             Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) if waiting && self.said_goodbye() => {
+                // What it sent before still runs, as in Postgres; then its goodbye is heard.
+                self.active().stalled = true;
+                return Ok(false);
+            }
             Poll::Ready(Ok(0)) => return Err(End::Gone(None)),
             Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
             Poll::Ready(Ok(read)) => read,
@@ -370,6 +408,18 @@ impl Relay {
             self.take_backlog(cx, made)?;
         }
         Ok(true)
+    }
+
+    /// Whether the input kept ends with a `Terminate`.
+    fn said_goodbye(&self) -> bool {
+        let Some(active) = &self.active else { return false };
+        let mut scanner = self.scanner;
+        let (mut rest, mut last) = (&active.backlog.input[..], 0);
+        while let Ok(Scanned::Whole { tag, body }) = scanner.next(rest) {
+            last = tag;
+            rest = rest.get(HEADER + body.len()..).unwrap_or_default();
+        }
+        last == Tag::Terminate as u8
     }
 
     /// Looks at the input kept from before. True if some of it was dealt with.
@@ -454,22 +504,22 @@ impl Relay {
         let client = &context.config.client;
         let was_settled = conn.pipeline.is_settled();
         let mut plan = Plan::new(input, made);
-        let private_key = if active.marks.unsettled { self.pool.profiles.private_key() } else { 0 };
         let stop = Request {
             scanner: &mut self.scanner,
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             interner: &context.interner,
+            scans: &mut context.scans.borrow_mut(),
             stats: &mut self.pool.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
-            private_key,
+            profiles: &self.pool.profiles,
             inspect_max: client.inspect_max,
             statements_max: client.max_client_statements as usize,
         }
         .inspect(&mut plan);
-        if stop == Stop::Full {
+        if matches!(stop, Stop::Full) {
             // A server that has nothing to flush on its own would never make room.
             plan.insert(|out| out.extend_from_slice(&encode::FLUSH));
         }
@@ -491,7 +541,7 @@ impl Relay {
         self.local_answers(made, cx)?;
         match stop {
             Stop::Short | Stop::Full | Stop::Unsettled => {
-                self.active().stalled = stop != Stop::Short;
+                self.active().stalled = !matches!(stop, Stop::Short);
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
                 self.rest(cx)?;
                 Ok((used, false))

@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
 use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, Statement, UNNAMED};
+use crate::settings::Profiles;
 use crate::sql::{self, EffectSet, Effects};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
@@ -30,6 +31,8 @@ pub struct Marks {
     pub tainted: bool,
     /// Settings may differ from the profile: texts parsed now are private.
     pub unsettled: bool,
+    /// Settings that no one can list may have been set: all are to be reset before another client comes.
+    pub scrub: bool,
     /// The client may have listened: notifications are its own.
     pub listening: bool,
     /// A COMMIT is on its way.
@@ -51,8 +54,8 @@ impl Marks {
     /// Whether nothing is marked.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let Self { tainted, unsettled, listening, commit_sent, begin_sent, pins, custom, changes } = self;
-        let any = *tainted || *unsettled || *listening || *commit_sent || *begin_sent;
+        let Self { tainted, unsettled, scrub, listening, commit_sent, begin_sent, pins, custom, changes } = self;
+        let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent;
         !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
     }
 
@@ -64,6 +67,8 @@ impl Marks {
         }
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
         self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
+        // Until the end of the transaction.
+        self.unsettled |= effects.set.intersects(EffectSet::LOCAL);
         if state::taints(effects) {
             self.taints(effects, text);
         }
@@ -74,6 +79,11 @@ impl Marks {
         self.tainted = true;
         self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::OPAQUE));
         self.listening |= effects.set.intersects(EffectSet::LISTEN.union(EffectSet::OPAQUE));
+        if effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
+            // A custom setting whose name is not spelled out: the catalog lists no such settings.
+            self.pins.add(PinReason::Unknown);
+        }
+        self.scrub |= effects.set.intersects(EffectSet::OPAQUE);
         if effects.set.intersects(EffectSet::LOAD) {
             self.pins.add(PinReason::Load);
         }
@@ -95,6 +105,7 @@ impl Marks {
     /// A text that cannot be read runs.
     pub fn runs_unknown(&mut self) {
         self.tainted = true;
+        self.scrub = true;
         self.unsettled = true;
     }
 }
@@ -129,14 +140,16 @@ pub struct Request<'a> {
     pub marks: &'a mut Marks,
     /// All statements.
     pub interner: &'a Interner,
+    /// What is known of the texts that clients send.
+    pub scans: &'a mut sql::Cache,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
     /// The pool's number.
     pub pool: u32,
     /// The client's parse-time settings.
     pub parse_key: u32,
-    /// A key that no one shares, for when they are not known.
-    pub private_key: u32,
+    /// Where a key comes from that no one shares, for when they are not known.
+    pub profiles: &'a Profiles,
     /// The longest text that is read; bytes.
     pub inspect_max: usize,
     /// Statements that a client may name.
@@ -176,7 +189,7 @@ impl Request<'_> {
                 let text = frontend::query_text(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
-                let effects = sql::scan(text);
+                let effects = self.scans.scan(text);
                 self.forget_sequences(effects, plan);
                 self.query(effects, text);
                 plan.forward(len);
@@ -278,15 +291,11 @@ impl Request<'_> {
         self.marks.runs(effects, text);
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             self.statements.clear();
-            self.doubt_all();
         }
-    }
-
-    /// The server may be about to drop every statement, or may refuse to.
-    fn doubt_all(&mut self) {
-        let all = std::mem::take(&mut self.conn.statements);
-        self.conn.doubtful.extend(all);
-        self.conn.unnamed = Held::Unknown;
+        if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
+            // The server may be about to drop statements of ours, or may refuse to.
+            self.conn.doubt_all();
+        }
     }
 
     fn parse(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
@@ -296,7 +305,7 @@ impl Request<'_> {
             return Ok(());
         }
         let parse = Parse::parse(body).map_err(Stop::Malformed)?;
-        let key = if self.marks.unsettled { self.private_key } else { self.parse_key };
+        let key = self.present_key();
         if parse.statement.is_empty() {
             let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
             self.forget_sequences(statement.effects, plan);
@@ -332,6 +341,11 @@ impl Request<'_> {
         Ok(())
     }
 
+    /// The parse-time settings as they are now.
+    fn present_key(&self) -> u32 {
+        if self.marks.unsettled { self.profiles.private_key() } else { self.parse_key }
+    }
+
     /// One statement too many. The server is given one that it must refuse, so that the transaction fails as it would
     /// for any other error; the client is told the true reason.
     fn refuse_parse(&mut self, plan: &mut Plan<'_>, len: usize) {
@@ -362,6 +376,9 @@ impl Request<'_> {
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
             return plan.forward(len);
         };
+        // Parsed anew, so that it is there for certain: what is refused must not take its place.
+        self.conn.statements.remove(&statement.id);
+        self.conn.doubtful.insert(statement.id);
         self.ensure(statement, plan);
         self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
         self.marks.changes.refused(parse.statement);
@@ -409,6 +426,16 @@ impl Request<'_> {
         }
     }
 
+    /// The statement, or, if this server connection has it not and the client's settings are no longer those it was
+    /// parsed under, the same text under the present ones: what is parsed now must not be shared as what it was then.
+    fn under_present_settings(&self, statement: Rc<Statement>) -> Rc<Statement> {
+        let same = statement.parse_key == self.parse_key && !self.marks.unsettled;
+        if same || self.conn.statements.contains(&statement.id) {
+            return statement;
+        }
+        self.interner.intern(self.pool, self.present_key(), &statement.text, &statement.types, sql::scan)
+    }
+
     /// Makes the server's unnamed statement the client's.
     #[inline]
     fn ensure_unnamed(&mut self, plan: &mut Plan<'_>) {
@@ -416,7 +443,12 @@ impl Request<'_> {
             (Unnamed::Holds(mine), Held::Holds(theirs)) if Rc::ptr_eq(mine, theirs) => {}
             (Unnamed::Empty, Held::Empty) | (Unnamed::Raw, _) => {}
             (Unnamed::Holds(mine), _) => {
-                let statement = mine.clone();
+                let mut statement = mine.clone();
+                if statement.parse_key != self.parse_key || self.marks.unsettled {
+                    let key = self.present_key();
+                    statement = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
+                    self.statements.unnamed = Unnamed::Holds(statement.clone());
+                }
                 self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
                 plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
                 self.stats.server_parses += 1;
@@ -453,9 +485,11 @@ impl Request<'_> {
         Ok(match self.statements.look(name, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(Named::Shared(statement)) => {
+                let statement = self.under_present_settings(statement);
                 if runs {
                     self.forget_sequences(statement.effects, plan);
                 }
+                self.statements.rename(name, &statement);
                 self.ensure(&statement, plan);
                 if runs {
                     self.runs(statement.effects, &statement.text);

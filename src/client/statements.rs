@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use crate::backend::Unnamed as Held;
 use crate::prepared::Statement;
+use crate::sql;
 
 /// What a name of the client's stands for.
 #[derive(Clone, Debug)]
@@ -208,6 +209,27 @@ impl Statements {
             });
         }
         self.unnamed = Unnamed::Empty;
+    }
+
+    /// Whether what `name` stands for is a ROLLBACK or COMMIT; the empty name is the unnamed statement's.
+    #[must_use]
+    pub fn ends_transaction(&self, name: &[u8]) -> bool {
+        let statement = match (&self.unnamed, self.named.as_ref().and_then(|names| names.get(name))) {
+            (Unnamed::Holds(statement), _) if name.is_empty() => statement,
+            (_, Some(Name { named: Some(Named::Shared(statement)), .. })) => statement,
+            _ => return false,
+        };
+        sql::is_transaction_end(&statement.text)
+    }
+
+    /// `name` stands for another statement of ours, with the same text.
+    pub fn rename(&mut self, name: &[u8], statement: &Rc<Statement>) {
+        let known = self.named.as_mut().and_then(|names| names.get_mut(name));
+        if let Some(Name { named: Some(Named::Shared(old)), .. }) = known
+            && !Rc::ptr_eq(old, statement)
+        {
+            *old = statement.clone();
+        }
     }
 
     /// The client's own name for the statement `id`; for the wording of errors.

@@ -121,8 +121,11 @@ impl Watch {
     /// How many there were, and where the first of them came from.
     fn finish(self) -> (u64, String) {
         WATCHED.store(0, Ordering::SeqCst);
-        let from = FROM.lock().unwrap();
-        (COUNT.load(Ordering::Relaxed), from.iter().map(origin).collect::<Vec<_>>().join("\n"))
+        let from = FROM.lock().unwrap().iter().map(origin).collect::<Vec<_>>().join("\n");
+        let count = COUNT.load(Ordering::Relaxed);
+        // Only now may another begin.
+        drop(self);
+        (count, from)
     }
 }
 

@@ -227,6 +227,38 @@ fn a_queued_client_can_be_cancelled() {
 }
 
 #[test]
+fn a_cancel_is_not_lost_when_it_comes_as_the_client_gets_its_turn() {
+    const ROUNDS: u32 = 100;
+    let seed = Dice::seed("a_cancel_is_not_lost_when_it_comes_as_the_client_gets_its_turn");
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    run(Duration::from_mins(2), async {
+        let mut dice = Dice::new(seed);
+        let mut holder = stage.client().await;
+        let mut queued = stage.client().await;
+        for round in 0..ROUNDS {
+            succeed(&mut holder, "BEGIN; SELECT 1").await;
+            queued.send(&build::query("SELECT pg_sleep(10)")).await.unwrap();
+            // It has been asked long before the cancel, as far as the application can tell.
+            sleep(Duration::from_millis(5)).await;
+            let (addr, pid, secret) = (stage.addr(), queued.pid, queued.secret.clone());
+            let pause = dice.time_below(Duration::from_millis(3));
+            let cancelling = spawn_local(async move {
+                sleep(pause).await;
+                cancel(addr, pid, &secret).await
+            });
+            sleep(dice.time_below(Duration::from_millis(3))).await;
+            succeed(&mut holder, "COMMIT").await;
+            let start = Instant::now();
+            let outcome = queued.outcome().await.unwrap();
+            let took = start.elapsed();
+            assert_eq!(outcome.sqlstate(), QUERY_CANCELED, "round {round}, after {took:?}: {outcome:?}");
+            assert!(took < SOON / 4, "round {round}: {took:?}");
+            cancelling.await.unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     run(SOON, async {

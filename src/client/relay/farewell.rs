@@ -6,7 +6,7 @@ use super::super::aftermath::{Orphan, say_goodbye};
 use super::super::end::End;
 use super::{Lease, Relay};
 use crate::net::Stream;
-use crate::stats::{DiscardReason, Reason as _};
+use crate::stats::{DiscardReason, PinReason, Reason as _};
 
 impl Relay {
     /// Says goodbye on both sides.
@@ -22,9 +22,14 @@ impl Relay {
             let commit = marks.is_some_and(|marks| marks.commit_sent);
             let dirty = self.pool.limits.mode == PoolMode::Session
                 || self.pinned
-                || marks.is_some_and(|marks| marks.tainted || !marks.pins.is_empty())
+                || marks.is_some_and(|marks| marks.tainted || marks.scrub || !marks.pins.is_empty())
                 || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
-            if cut_client
+            let loaded = marks.is_some_and(|marks| marks.pins.has(PinReason::Load));
+            if loaded {
+                // Nothing unloads a library.
+                self.unpin();
+                self.pool.discard_lent(conn, DiscardReason::Dirty);
+            } else if cut_client
                 || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty()
             {
                 // The server waits for the rest of a message that will never come.

@@ -23,7 +23,8 @@ use crate::stats::{PinReason, Reason as _};
 impl Relay {
     /// Takes a server connection. False if it has to be waited for.
     pub(super) fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
-        if let Some(conn) = self.pool.try_lease(&self.profile) {
+        if let Some(conn) = self.pool.try_lease(&self.profile, cx) {
+            self.armed = true;
             self.begin(conn, cx)?;
             return Ok(true);
         }
@@ -37,7 +38,12 @@ impl Relay {
         self.note(Activity::Running);
         let now = self.context.clock.now();
         self.entry.begun.set(now);
-        self.active().leased = now;
+        // Ordinary tables may be temporary ones under such a path.
+        let temporary =
+            self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
+        let active = self.active();
+        active.leased = now;
+        active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(cx)
     }
@@ -50,16 +56,16 @@ impl Relay {
         if Rc::ptr_eq(&conn.profile, &self.profile) {
             return Ok(());
         }
-        let hold = self.profile.has_role() || conn.profile.has_role();
-        let mut text = Vec::new();
-        settings::replay(&conn.profile, &self.profile, &mut text);
+        let hold = conn.profile.is_risky() || self.profile.is_risky();
+        let mut message = Vec::new();
+        settings::replay(&conn.profile, &self.profile, |text| {
+            encode::query(&mut message, text);
+            conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        });
         conn.profile = self.profile.clone();
-        if text.is_empty() {
+        if message.is_empty() {
             return Ok(());
         }
-        let mut message = Vec::new();
-        encode::query(&mut message, &text);
-        conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         conn.unnamed = Unnamed::Empty;
         active.aside.replaying = true;
         active.hold = hold;
@@ -120,9 +126,15 @@ impl Relay {
         if active.marks.tainted {
             return self.audit(cx);
         }
+        // SET LOCAL is over.
+        active.marks.unsettled = false;
         if !active.marks.pins.is_empty() {
             self.note(Activity::Idle);
-            return self.pin();
+            self.pin()?;
+            return self.replay(cx);
+        }
+        if std::mem::take(&mut active.marks.scrub) {
+            return self.scrub(cx);
         }
         self.unpin();
         self.release();
@@ -173,6 +185,20 @@ impl Relay {
         }
     }
 
+    /// Resets what an audit cannot see. The client's profile, which is what an audit can, is replayed at its next lease.
+    fn scrub(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let Lease::Held(conn) = &mut self.lease else { return Ok(()) };
+        let mut message = Vec::new();
+        encode::query(&mut message, b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL");
+        conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        conn.unnamed = Unnamed::Empty;
+        conn.profile = self.pool.profiles.plain();
+        match conn.write(cx, &message, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
+    }
+
     pub(super) fn audited(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
@@ -187,9 +213,10 @@ impl Relay {
         let mut back_at_startup = Vec::new();
         if !failed {
             conn.profile = self.pool.profiles.intern(findings.settings.iter().cloned());
-            // What was set and is not any more was RESET, and so is as at the client's start-up.
             let mut settings = findings.settings;
-            for (name, value) in self.startup.entries() {
+            // What was set and is not any more was RESET, and so is as at the client's start-up; unless the client has
+            // changed it again since.
+            for (name, value) in self.startup.entries().iter().filter(|_| !marks.tainted) {
                 if conn.profile.get(name).is_none() && self.profile.get(name).is_some() {
                     settings.push((name.clone(), value.clone()));
                     back_at_startup.push(name.clone());
@@ -206,14 +233,15 @@ impl Relay {
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
         marks.pins = pins;
-        marks.custom.clear();
+        if !marks.tainted {
+            marks.custom.clear();
+        }
         // What the client sent meanwhile may have changed things again.
         marks.unsettled = marks.tainted;
         if !marks.tainted {
             marks.listening = pins.has(PinReason::Listen);
         }
-        self.tell_startup_values(&back_at_startup, cx)?;
-        self.replay(cx)
+        self.tell_startup_values(&back_at_startup, cx)
     }
 
     /// The server told the client its own defaults when these were reset; the client's are others.

@@ -27,6 +27,7 @@ impl Relay {
     pub(super) fn answer_alone(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<usize, End> {
         let Some(active) = &mut self.active else { return Ok(0) };
         let Some(local) = &mut active.local else { return Ok(0) };
+        let statements = &self.statements;
         let mut out = Vec::new();
         let used = match self.scanner.next(input).map_err(End::Malformed)? {
             Scanned::Short => return Ok(0),
@@ -36,7 +37,7 @@ impl Relay {
                 match tag {
                     Tag::Terminate => return Err(End::Quit),
                     Tag::Password => return Err(End::Tag(tag as u8)),
-                    tag => local.message(tag, body, &mut out),
+                    tag => local.message(tag, body, |name| statements.ends_transaction(name), &mut out),
                 }
                 HEADER + body.len()
             }
@@ -45,7 +46,7 @@ impl Relay {
                     return Ok(0);
                 }
                 let tag = Tag::from_byte(tag).map_err(|_| End::Tag(tag))?;
-                local.message(tag, b"", &mut out);
+                local.message(tag, b"", |_| false, &mut out);
                 self.scanner.stream(body_len, seen.len());
                 HEADER + seen.len()
             }
@@ -135,7 +136,11 @@ impl Relay {
         Err(End::Fatal(body.into()))
     }
 
-    pub(super) fn cancel(&mut self, _cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn cancel(&mut self) -> Result<(), End> {
+        if self.active.as_ref().is_some_and(|active| active.aside.replaying) {
+            // It would hit the replay of settings. It waits for the answer to that.
+            return Ok(());
+        }
         let waiting_for_it = self.entry.take_cancels();
         match &self.lease {
             Lease::None => Ok(()),

@@ -20,6 +20,10 @@ pub(crate) enum Act {
     Unnamed,
     /// A statement whose name others use for other texts.
     Prepared,
+    /// One batch in steps, each awaited by a Flush, the Sync last.
+    Stepwise,
+    /// A message in pieces, with pauses.
+    Slowly,
     /// Several batches without waiting, an error among them.
     BrokenPipeline,
     /// A transaction of several statements, which may fail.
@@ -60,6 +64,8 @@ pub(crate) const TRANSACTIONS: &[(Act, usize)] = &[
     (Act::Several, 6),
     (Act::Unnamed, 4),
     (Act::Prepared, 20),
+    (Act::Stepwise, 4),
+    (Act::Slowly, 2),
     (Act::BrokenPipeline, 6),
     (Act::Transaction, 20),
     (Act::Cursor, 3),
@@ -94,6 +100,8 @@ impl Actor {
             Act::Several => self.several().await,
             Act::Unnamed => self.unnamed().await,
             Act::Prepared => self.prepared().await,
+            Act::Stepwise => self.stepwise().await,
+            Act::Slowly => self.slowly().await,
             Act::BrokenPipeline => self.broken_pipeline().await,
             Act::Transaction => self.transaction().await,
             Act::Cursor => self.cursor().await,
@@ -203,6 +211,44 @@ impl Actor {
             return wrong(format!("{name}, not {sqlstate}: {outcome:?}"));
         }
         Ok(())
+    }
+
+    /// Between the steps nothing is owed and no transaction is open, and yet the server connection is not free.
+    async fn stepwise(&mut self) -> Done {
+        let (constant, parameter) = (self.tag(), self.tag());
+        let sql = format!("SELECT '{constant} ' || $1");
+        let steps = [
+            (build::parse("", &sql, &[25]), b'1'),
+            (build::bind("", "", &[Some(parameter.as_bytes())]), b'2'),
+            (build::execute("", 0), b'C'),
+        ];
+        let mut messages = Vec::new();
+        for (bytes, answer) in steps {
+            self.send(format!("a step of {sql}"), &[bytes, build::flush()].concat()).await?;
+            messages.extend(self.receive_until(answer).await?);
+            sleep(self.dice.time_below(Duration::from_millis(3))).await;
+        }
+        self.send("its Sync", &build::sync()).await?;
+        messages.extend(self.receive_until(b'Z').await?);
+        self.play.count();
+        expect_rows(&sql, &Outcome::of(&messages), &[&format!("{constant} {parameter}")])
+    }
+
+    async fn slowly(&mut self) -> Done {
+        let tag = self.tag();
+        // Some are larger than any buffer that a message is kept in until it is whole.
+        let padding = " ".repeat(if self.dice.once_in(2) { 300_000 } else { 20 });
+        let sql = format!("SELECT{padding}'{tag}'");
+        let bytes = if self.dice.once_in(2) { build::query(&sql) } else { unnamed(&sql, &[]) };
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(1 + self.dice.index(rest.len()));
+            self.send(format!("{} bytes of a query of {tag}", piece.len()), piece).await?;
+            rest = others;
+            sleep(self.dice.time_below(Duration::from_millis(3))).await;
+        }
+        let outcome = self.outcome().await?;
+        expect_rows(&tag, &outcome, &[&tag])
     }
 
     async fn broken_pipeline(&mut self) -> Done {
