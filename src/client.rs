@@ -168,6 +168,8 @@ impl Session {
     /// A session for a connection just accepted.
     #[must_use]
     pub fn new(context: Rc<Context>, stream: Stream) -> Self {
+        // Limits are counted from now, not from the last tick.
+        context.clock.refresh();
         context.clients.set(context.clients.get() + 1);
         context.process.borrow_mut().clients_accepted += 1;
         Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream))), context }

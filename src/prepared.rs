@@ -23,18 +23,20 @@ pub const UNNAMED: u32 = 1 << 30;
 pub const REPLAY: u32 = u32::MAX;
 /// The note of an audit.
 pub const AUDIT: u32 = u32::MAX - 1;
+/// The note of a query that puts start-up values back; the client's `ReadyForQuery` waits for its.
+pub const RESTORE: u32 = u32::MAX - 3;
 /// The note of a `Parse` that the server is to fail, in place of one that was refused here.
 pub const REFUSED: u32 = u32::MAX - 2;
 
 /// The largest number of a statement; after it they are given again from 1.
-const ID_MAX: u32 = UNNAMED - 4;
+const ID_MAX: u32 = UNNAMED - 5;
 
 /// The statement's number in a note, if there is one.
 #[must_use]
 pub const fn statement_id(note: u32) -> Option<u32> {
     match note & (UNNAMED - 1) {
         0 => None,
-        _ if note >= REFUSED => None,
+        _ if note >= RESTORE => None,
         id => Some(id),
     }
 }

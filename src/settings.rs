@@ -207,6 +207,46 @@ pub fn replay(from: &Profile, to: &Profile, mut send: impl FnMut(&[u8])) {
     }
 }
 
+/// What a single `RESET`, `DISCARD ALL` or `SET .. TO DEFAULT` puts back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Everything.
+    All,
+    /// One setting, its name in lower case.
+    Name(String),
+}
+
+impl Reset {
+    /// Reads a statement that is nothing but that. None for any other; also for one with comments in it.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?.trim_end_matches([';', ' ', '\n', '\t', '\r']);
+        let text = text.to_ascii_lowercase().replace('=', " = ");
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let name = match words.as_slice() {
+            ["reset" | "discard", "all"] => return Some(Self::All),
+            ["reset", "time", "zone"]
+            | ["set", "time", "zone", "default" | "local"]
+            | ["set", "session", "time", "zone", "default" | "local"] => "timezone",
+            ["reset", name]
+            | ["set", name, "to" | "=", "default"]
+            | ["set", "session", name, "to" | "=", "default"] => name,
+            _ => return None,
+        };
+        Some(Self::Name(name.replace('"', "")))
+    }
+
+    /// Appends a query that gives the settings of `startup` that this resets their values there. Nothing if there are
+    /// none.
+    pub fn restore(&self, startup: &Profile, out: &mut Vec<u8>) {
+        for (name, value) in startup.entries() {
+            if !is_role(name) && (*self == Self::All || matches!(self, Self::Name(reset) if *reset == **name)) {
+                set(out, name, value);
+            }
+        }
+    }
+}
+
 fn reset(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"RESET ");
     identifier(out, name);
@@ -336,6 +376,29 @@ mod tests {
         ];
         for (name, from, to, want) in table {
             assert_eq!(text(&profiles, from, to), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_reset_is_known_when_it_is_nothing_else() {
+        let name = |name: &str| Some(Reset::Name(name.to_owned()));
+        #[rustfmt::skip]
+        let table: [(&str, Option<Reset>); 12] = [
+            ("RESET ALL",                        Some(Reset::All)),
+            ("discard all ;\n",                  Some(Reset::All)),
+            ("RESET TimeZone",                   name("timezone")),
+            ("SET app.x TO DEFAULT",             name("app.x")),
+            ("SET SESSION \"timezone\"=DEFAULT", name("timezone")),
+            ("SET TIME ZONE LOCAL",              name("timezone")),
+            ("SET LOCAL timezone TO DEFAULT",    None),
+            ("SET timezone TO 'UTC'",            None),
+            ("RESET ALL; SET a = 1",             None),
+            ("RESET SESSION AUTHORIZATION",      None),
+            ("DISCARD TEMP",                     None),
+            ("SELECT 1",                         None),
+        ];
+        for (text, want) in table {
+            assert_eq!(Reset::parse(text.as_bytes()), want, "{text}");
         }
     }
 

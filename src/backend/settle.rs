@@ -34,6 +34,14 @@ impl ServerConn {
     ///
     /// [`SettleError`].
     pub async fn settle(&mut self) -> Result<Settled, SettleError> {
+        if self.pipeline.is_batch_open() && !self.pipeline.is_copy_in() && !self.pipeline.is_skipping() {
+            // A Sync alone would commit what its client never ended: the batch has to fail first.
+            let mut fail = Vec::new();
+            encode::parse(&mut fail, b"", b"abandoned", &[0, 0]);
+            self.pipeline.sent(Expect::Parse, Origin::Pooler, 0);
+            self.unnamed = Unnamed::Unknown;
+            self.send(&fail).await?;
+        }
         if self.pipeline.is_batch_open() && !self.pipeline.is_copy_in() {
             self.pipeline.sent(Expect::Sync, Origin::Pooler, 0);
             self.send(&encode::SYNC).await?;

@@ -15,7 +15,7 @@ use super::request::Marks;
 use super::statements::{Statements, Unnamed};
 use crate::backend::{Lost, ServerConn, Unnamed as Held};
 use crate::pool::micros;
-use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, UNNAMED, statement_id};
+use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, RESTORE, UNNAMED, statement_id};
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
 
@@ -50,6 +50,8 @@ pub struct Aside {
     pub cancelled: u8,
     /// A replay of settings is on its way.
     pub replaying: bool,
+    /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
+    pub ready_held: bool,
     /// When the query that is answered next was sent.
     pub query_begun: Option<Instant>,
 }
@@ -126,7 +128,12 @@ impl Answer<'_> {
         let tag = Tag::from_byte(tag).map_err(|_| protocol())?;
         let origin = match tag {
             Tag::ReadyForQuery => {
-                let origin = self.ready(TxStatus::parse(body).map_err(|_| protocol())?)?;
+                let status = TxStatus::parse(body).map_err(|_| protocol())?;
+                let held = std::mem::take(&mut self.aside.ready_held);
+                let origin = self.ready(status)?;
+                if held {
+                    plan.insert(|out| encode::ready_for_query(out, status));
+                }
                 self.settled(origin, len, plan);
                 return Ok(());
             }
@@ -193,6 +200,10 @@ impl Answer<'_> {
                 self.marks.commit_sent = false;
                 self.marks.begin_sent = false;
             }
+            if self.conn.pipeline.front().is_some_and(|next| next.note == RESTORE) {
+                self.aside.ready_held = true;
+                return Ok(Origin::Pooler);
+            }
             return Ok(Origin::Client);
         }
         match reply.done.map(|owed| owed.note) {
@@ -209,6 +220,15 @@ impl Answer<'_> {
     fn done(&mut self, owed: Owed) {
         if changes(owed) {
             self.statements.confirm(&mut self.marks.changes);
+        }
+        if let (Some(id), false) = (statement_id(owed.note), owed.origin == Origin::Local) {
+            if owed.expect == Expect::Parse {
+                // An error of an earlier batch may have struck it off meanwhile.
+                self.conn.statements.insert(id);
+            }
+            if owed.origin == Origin::Pooler {
+                self.marks.changes.end_named();
+            }
         }
     }
 
@@ -247,12 +267,12 @@ impl Answer<'_> {
             self.audit_failed(fields.code);
         }
         let renamed = self.rename(body);
-        if matches!(fields.code, b"0A000" | b"26000" | b"XX000") {
-            // Perhaps a plan that DDL made void, or a statement that is not there: what was to be shared is parsed anew.
+        if is_stale(fields.code, body, self.rules.prefix) {
+            // A plan that DDL made void, or a statement that is not there: what is shared is parsed anew.
             self.conn.doubt_all();
         }
         self.fail(front)?;
-        if front.note == AUDIT {
+        if front.note == AUDIT || front.note == RESTORE {
             plan.skip(len);
             return Ok(());
         }
@@ -292,10 +312,14 @@ impl Answer<'_> {
         let conn = &mut *self.conn;
         let (known, doubtful) = (&mut conn.statements, &mut conn.doubtful);
         let (mut undone, mut unnamed_replays) = (0, false);
+        let pending = &mut self.marks.changes;
         let undo = |owed: Owed| {
             undone += usize::from(changes(owed));
             let ours = owed.origin == Origin::Pooler;
-            unnamed_replays |= ours && owed.note & UNNAMED != 0 && owed.note < REFUSED;
+            if ours && statement_id(owed.note).is_some() {
+                pending.end_named();
+            }
+            unnamed_replays |= ours && owed.note & UNNAMED != 0 && owed.note < RESTORE;
             match (owed.expect, statement_id(owed.note)) {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local => drop(known.remove(&id)),
                 (Expect::Close, Some(id)) if ours => drop(doubtful.insert(id)),
@@ -328,7 +352,7 @@ impl Answer<'_> {
         let id = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
         let refused =
             if self.conn.pipeline.front().is_some_and(changes) { self.marks.changes.refused_name() } else { None };
-        match refused.or_else(|| id.and_then(|id| self.statements.name_of(id))) {
+        match refused.or_else(|| id.and_then(|id| self.statements.name_of(id, &self.marks.changes))) {
             Some(name) => Cow::Owned([head, name, rest].concat()),
             None => Cow::Borrowed(body),
         }
@@ -337,7 +361,20 @@ impl Answer<'_> {
 
 /// Whether an entry stands for a change of the client's statements.
 fn changes(owed: Owed) -> bool {
-    owed.note & CHANGES != 0 && owed.note < REFUSED
+    owed.note & CHANGES != 0 && owed.note < RESTORE
+}
+
+/// Whether an error says that a statement of ours is not what it was, or not there.
+///
+/// Source: `PostgreSQL` 17, `RevalidateCachedQuery` in plancache.c, and measured.
+fn is_stale(code: &[u8], body: &[u8], prefix: Prefix) -> bool {
+    let has = |part: &[u8]| memchr::memmem::find(body, part).is_some();
+    match code {
+        b"0A000" => has(b"RevalidateCachedQuery"),
+        b"XX000" => has(b"cache lookup failed"),
+        b"26000" => has(prefix.as_bytes()),
+        _ => false,
+    }
 }
 
 fn too_many_statements(limit: usize) -> Failure {

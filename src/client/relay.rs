@@ -515,6 +515,7 @@ impl Relay {
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
             profiles: &self.pool.profiles,
+            startup: &self.startup,
             inspect_max: client.inspect_max,
             statements_max: client.max_client_statements as usize,
         }

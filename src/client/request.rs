@@ -11,8 +11,8 @@ use pgweir_proto::{Malformed, encode};
 use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
-use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, Statement, UNNAMED};
-use crate::settings::Profiles;
+use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, RESTORE, Statement, UNNAMED};
+use crate::settings::{Profile, Profiles, Reset};
 use crate::sql::{self, EffectSet, Effects};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
@@ -43,6 +43,8 @@ pub struct Marks {
     pub pins: Pins,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
+    /// Resets that the `Sync` behind them is to be followed by.
+    pub resets: Vec<Reset>,
     /// Changes of the client's statements that the server has not confirmed yet.
     pub changes: Changes,
 }
@@ -54,9 +56,10 @@ impl Marks {
     /// Whether nothing is marked.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let Self { tainted, unsettled, scrub, listening, commit_sent, begin_sent, pins, custom, changes } = self;
+        let Self { tainted, unsettled, scrub, listening, commit_sent, begin_sent, pins, custom, resets, changes } =
+            self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent;
-        !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
+        !any && pins.is_empty() && custom.is_empty() && resets.is_empty() && changes.is_empty()
     }
 
     /// A text with these effects is about to run.
@@ -150,6 +153,8 @@ pub struct Request<'a> {
     pub parse_key: u32,
     /// Where a key comes from that no one shares, for when they are not known.
     pub profiles: &'a Profiles,
+    /// What RESET goes back to.
+    pub startup: &'a Profile,
     /// The longest text that is read; bytes.
     pub inspect_max: usize,
     /// Statements that a client may name.
@@ -193,6 +198,7 @@ impl Request<'_> {
                 self.forget_sequences(effects, plan);
                 self.query(effects, text);
                 plan.forward(len);
+                self.restore(plan);
             }
             Tag::Parse => self.parse(body, plan)?,
             Tag::Bind => {
@@ -207,9 +213,28 @@ impl Request<'_> {
                 }
                 self.note_plain(tag)?;
                 plan.forward(len);
+                if tag == Tag::Sync {
+                    self.restore(plan);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Behind a RESET: the client's start-up values, which the server does not know for such.
+    #[inline]
+    fn restore(&mut self, plan: &mut Plan<'_>) {
+        if self.marks.resets.is_empty() {
+            return;
+        }
+        let mut text = Vec::new();
+        for reset in self.marks.resets.drain(..) {
+            reset.restore(self.startup, &mut text);
+        }
+        if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
+            self.conn.unnamed = Held::Empty;
+            plan.insert(|out| encode::query(out, &text));
+        }
     }
 
     /// Messages that pass as they are.
@@ -267,7 +292,12 @@ impl Request<'_> {
     /// is to say that there is nothing yet (55000).
     #[inline]
     fn forget_sequences(&mut self, effects: Effects, plan: &mut Plan<'_>) {
-        if effects.set.intersects(EffectSet::CURRVAL) && self.conn.pipeline.is_free() && self.marks.pins.is_empty() {
+        let pipeline = &self.conn.pipeline;
+        let begins = || {
+            let ours = pipeline.iter().all(|owed| owed.origin == Origin::Pooler);
+            ours && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open()
+        };
+        if effects.set.intersects(EffectSet::CURRVAL) && self.marks.pins.is_empty() && begins() {
             self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
             self.conn.unnamed = Held::Empty;
             plan.insert(|out| encode::query(out, b"DISCARD SEQUENCES"));
@@ -281,6 +311,7 @@ impl Request<'_> {
         }
         self.marks.changes.next_batch();
         // A simple query destroys the unnamed statement.
+        self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = Held::Empty;
         self.runs(effects, text);
@@ -289,6 +320,9 @@ impl Request<'_> {
     #[inline]
     fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.marks.runs(effects, text);
+        if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
+            self.marks.resets.extend(Reset::parse(text));
+        }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             self.statements.clear();
         }
@@ -322,7 +356,12 @@ impl Request<'_> {
             Look::Unknown if self.statements.is_full(self.statements_max) => self.refuse_parse(plan, len),
             Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
             Look::Unknown if self.interner.has_room() => {
-                let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                let mut statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
+                    // Two names of one client for one text: each its own, so that errors bear the right one.
+                    let key = self.profiles.private_key();
+                    statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                }
                 let named = Named::Shared(statement.clone());
                 self.forget_sequences(statement.effects, plan);
                 self.statements.parsed(parse.statement, named, &mut self.marks.changes);
@@ -376,9 +415,11 @@ impl Request<'_> {
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
             return plan.forward(len);
         };
-        // Parsed anew, so that it is there for certain: what is refused must not take its place.
-        self.conn.statements.remove(&statement.id);
-        self.conn.doubtful.insert(statement.id);
+        if self.conn.pipeline.certain_status().is_some_and(|status| status != TxStatus::Failed) {
+            // Parsed anew, so that it is there for certain: what is refused must not take its place.
+            self.conn.statements.remove(&statement.id);
+            self.conn.doubtful.insert(statement.id);
+        }
         self.ensure(statement, plan);
         self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
         self.marks.changes.refused(parse.statement);
@@ -395,6 +436,9 @@ impl Request<'_> {
         if self.conn.pipeline.sent(Expect::Parse, origin, note | statement.id) {
             self.conn.statements.insert(statement.id);
             self.stats.server_parses += 1;
+            if origin == Origin::Pooler {
+                self.marks.changes.begin_named();
+            }
         }
         let prefix = self.interner.prefix;
         plan.insert(|out| {
@@ -412,6 +456,7 @@ impl Request<'_> {
         self.conn.doubtful.remove(&id);
         self.conn.statements.remove(&id);
         self.conn.pipeline.sent(Expect::Close, Origin::Pooler, id);
+        self.marks.changes.begin_named();
         self.renamed(b'C', &Renamed::To(id), plan);
     }
 

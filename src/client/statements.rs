@@ -2,8 +2,9 @@
 //!
 //! A name changes when its message is passed on, not when the server answers: what follows is judged by it. So
 //! every change is kept until the server confirms it, and taken back if the server never got to it. Behind a
-//! `Sync` it matters whether it did: a name with an unconfirmed change of an earlier batch is
-//! [unsettled](Look::Unsettled), and whoever asks has to wait.
+//! `Sync` it matters whether it did: while a change of an earlier batch is unconfirmed, names are
+//! [unsettled](Look::Unsettled), and whoever asks has to wait. The unnamed statement, which pipelines of many batches
+//! use, never makes them wait: whatever comes behind replaces it.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -54,8 +55,9 @@ enum Change {
     Parsed(Box<[u8]>),
     /// A `Close` took the name from what it stood for.
     Closed(Box<[u8]>, Option<Named>),
-    /// A `Parse` replaced the unnamed statement: the client's, and the server connection's.
-    Unnamed(Unnamed, Held),
+    /// A `Parse` or `Close` replaced the unnamed statement: the client's, and the server connection's. The last is the
+    /// version that this made.
+    Unnamed(Unnamed, Held, u32),
     /// A `Parse` for a name in use: nothing changes, but the error has to bear the client's name.
     Refused(Box<[u8]>),
 }
@@ -66,6 +68,12 @@ pub struct Changes {
     queue: VecDeque<Change>,
     /// Messages so far that end a batch.
     batch: u32,
+    /// Unconfirmed changes of names, and of what the server connection has, that are not in the queue.
+    named: u32,
+    /// The batch of the last of them.
+    named_batch: u32,
+    /// How often the unnamed statement was replaced.
+    version: u32,
 }
 
 impl Changes {
@@ -75,9 +83,27 @@ impl Changes {
         self.batch = self.batch.wrapping_add(1);
     }
 
+    /// The unnamed statement was destroyed for good: what is taken back later does not bring it back.
+    #[inline]
+    pub fn unnamed_destroyed(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
     /// A `Parse` for a name in use was passed on.
     pub fn refused(&mut self, name: &[u8]) {
+        self.begin_named();
         self.queue.push_back(Change::Refused(name.into()));
+    }
+
+    /// A change of a name, or of the named statements that the server connection has, is on its way.
+    pub fn begin_named(&mut self) {
+        self.named += 1;
+        self.named_batch = self.batch;
+    }
+
+    /// It came to its end, whichever.
+    pub fn end_named(&mut self) {
+        self.named = self.named.saturating_sub(1);
     }
 
     /// The name that the oldest change is about, if that is a refused `Parse`.
@@ -92,7 +118,7 @@ impl Changes {
     /// Whether nothing is unconfirmed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.named == 0
     }
 }
 
@@ -101,8 +127,8 @@ struct Name {
     named: Option<Named>,
     /// Unconfirmed changes.
     pending: u32,
-    /// The batch of the last one.
-    batch: u32,
+    /// When it was last asked for, in steps of all names.
+    used: u32,
 }
 
 type Names = HashMap<Box<[u8]>, Name, foldhash::fast::RandomState>;
@@ -113,17 +139,22 @@ pub struct Statements {
     named: Option<Box<Names>>,
     /// Its unnamed statement.
     pub unnamed: Unnamed,
+    step: u32,
 }
 
 impl Statements {
     /// What `name` stands for.
     #[inline]
-    pub fn look(&self, name: &[u8], changes: &Changes) -> Look {
-        match self.named.as_ref().and_then(|names| names.get(name)) {
-            Some(known) if known.pending > 0 && known.batch != changes.batch => Look::Unsettled,
-            Some(Name { named: Some(named), .. }) => Look::Named(named.clone()),
-            Some(Name { named: None, .. }) | None => Look::Unknown,
+    pub fn look(&mut self, name: &[u8], changes: &Changes) -> Look {
+        if changes.named > 0 && changes.named_batch != changes.batch {
+            return Look::Unsettled;
         }
+        let Some(known) = self.named.as_mut().and_then(|names| names.get_mut(name)) else {
+            return Look::Unknown;
+        };
+        self.step = self.step.wrapping_add(1);
+        known.used = self.step;
+        known.named.clone().map_or(Look::Unknown, Look::Named)
     }
 
     /// Whether `most` names are in use.
@@ -136,34 +167,40 @@ impl Statements {
 
     /// A `Parse` for `name` is on its way, or will be answered here.
     pub fn parsed(&mut self, name: &[u8], named: Named, changes: &mut Changes) {
-        self.change(name, Some(named), changes.batch);
+        self.change(name, Some(named));
+        changes.begin_named();
         changes.queue.push_back(Change::Parsed(name.into()));
     }
 
     /// A `Close` of `name` is on its way, or will be answered here.
     pub fn closed(&mut self, name: &[u8], changes: &mut Changes) {
-        let previous = self.change(name, None, changes.batch);
+        let previous = self.change(name, None);
+        changes.begin_named();
         changes.queue.push_back(Change::Closed(name.into(), previous));
     }
 
     /// A `Parse` of the unnamed statement is on its way; `held` is what the server connection had.
     pub fn parsed_unnamed(&mut self, unnamed: Unnamed, held: Held, changes: &mut Changes) {
         let previous = std::mem::replace(&mut self.unnamed, unnamed);
-        changes.queue.push_back(Change::Unnamed(previous, held));
+        changes.unnamed_destroyed();
+        changes.queue.push_back(Change::Unnamed(previous, held, changes.version));
     }
 
-    fn change(&mut self, name: &[u8], named: Option<Named>, batch: u32) -> Option<Named> {
+    fn change(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
         let known = self.named.get_or_insert_default().entry(name.into()).or_default();
         known.pending += 1;
-        known.batch = batch;
         std::mem::replace(&mut known.named, named)
     }
 
     /// The oldest change took effect.
     pub fn confirm(&mut self, changes: &mut Changes) {
         match changes.queue.pop_front() {
-            Some(Change::Parsed(name) | Change::Closed(name, _)) => self.settle(&name, |_| {}),
-            Some(Change::Unnamed(..) | Change::Refused(_)) | None => {}
+            Some(Change::Parsed(name) | Change::Closed(name, _)) => {
+                changes.end_named();
+                self.settle(&name, |_| {});
+            }
+            Some(Change::Refused(_)) => changes.end_named(),
+            Some(Change::Unnamed(..)) | None => {}
         }
     }
 
@@ -171,23 +208,31 @@ impl Statements {
     /// connection's unnamed statement.
     pub fn undo(&mut self, count: usize, changes: &mut Changes, held: &mut Held) {
         let count = count.min(changes.queue.len());
+        let mut undone: Vec<Change> = changes.queue.drain(..count).collect();
         // The last first: each knows what was there before it.
-        for change in changes.queue.drain(..count).rev() {
+        while let Some(change) = undone.pop() {
             match change {
                 Change::Parsed(name) => self.settle(&name, |known| known.named = None),
                 Change::Closed(name, previous) => self.settle(&name, |known| known.named = previous),
-                Change::Unnamed(previous, before) => {
-                    self.unnamed = previous;
-                    *held = before;
-                }
                 Change::Refused(_) => {}
+                Change::Unnamed(previous, before, version) => {
+                    // Unless something that did happen has replaced it since.
+                    if changes.version == version {
+                        changes.version = version.wrapping_sub(1);
+                        self.unnamed = previous;
+                        *held = before;
+                    }
+                    continue;
+                }
             }
+            changes.end_named();
         }
     }
 
     /// Every change is moot: the server connection is gone.
     pub fn undo_all(&mut self, changes: &mut Changes) {
         self.undo(changes.queue.len(), changes, &mut Held::Empty);
+        changes.named = 0;
     }
 
     fn settle(&mut self, name: &[u8], set: impl FnOnce(&mut Name)) {
@@ -232,11 +277,17 @@ impl Statements {
         }
     }
 
-    /// The client's own name for the statement `id`; for the wording of errors.
+    /// The client's own name for the statement `id`, for the wording of errors: of several the one used last.
     #[must_use]
-    pub fn name_of(&self, id: u32) -> Option<&[u8]> {
-        let is = |known: &Name| matches!(&known.named, Some(Named::Shared(statement)) if statement.id == id);
-        self.named.as_ref()?.iter().find(|(_, known)| is(known)).map(|(name, _)| &**name)
+    pub fn name_of<'a>(&'a self, id: u32, changes: &'a Changes) -> Option<&'a [u8]> {
+        let is = |named: &Option<Named>| matches!(named, Some(Named::Shared(statement)) if statement.id == id);
+        let closed = changes.queue.iter().find_map(|change| match change {
+            Change::Closed(name, previous) if is(previous) => Some(&**name),
+            _ => None,
+        });
+        let names = self.named.as_ref()?;
+        let known = names.iter().filter(|(_, known)| is(&known.named)).max_by_key(|(_, known)| known.used);
+        known.map(|(name, _)| &**name).or(closed)
     }
 }
 
@@ -250,7 +301,7 @@ mod tests {
         Named::Shared(interner.intern(1, 0, text, b"\0\0", |_| Effects::default()))
     }
 
-    fn knows(statements: &Statements, name: &[u8], changes: &Changes) -> bool {
+    fn knows(statements: &mut Statements, name: &[u8], changes: &Changes) -> bool {
         matches!(statements.look(name, changes), Look::Named(_))
     }
 
@@ -264,7 +315,7 @@ mod tests {
         statements.parsed(b"a", shared(&interner, b"SELECT 2"), &mut changes);
         statements.parsed(b"b", shared(&interner, b"SELECT 3"), &mut changes);
         statements.closed(b"b", &mut changes);
-        assert!(knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes));
+        assert!(knows(&mut statements, b"a", &changes) && !knows(&mut statements, b"b", &changes));
         statements.undo(4, &mut changes, &mut held);
         let Look::Named(Named::Shared(a)) = statements.look(b"a", &changes) else { panic!("a is gone") };
         assert_eq!((&*a.text, changes.is_empty()), (&b"SELECT 1"[..], true));
@@ -276,11 +327,11 @@ mod tests {
         let interner = Interner::new(1 << 20);
         let (mut statements, mut changes) = (Statements::default(), Changes::default());
         statements.parsed(b"a", shared(&interner, b"SELECT 1"), &mut changes);
-        assert!(knows(&statements, b"a", &changes));
+        assert!(knows(&mut statements, b"a", &changes));
         changes.next_batch();
         assert!(matches!(statements.look(b"a", &changes), Look::Unsettled));
         statements.confirm(&mut changes);
-        assert!(knows(&statements, b"a", &changes));
+        assert!(knows(&mut statements, b"a", &changes));
     }
 
     #[test]

@@ -360,3 +360,83 @@ fn clients_with_different_roles_take_turns() {
         assert_eq!(value(first, "SELECT current_user").await, stage.name());
     });
 }
+
+#[test]
+fn a_reset_goes_back_to_what_the_client_logged_in_with() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    let wanted = [("TimeZone", "Asia/Tokyo"), ("DateStyle", "German, DMY"), ("application_name", "mine")];
+    run(Duration::from_mins(1), async {
+        let mut other = stage.client().await;
+        let forms = [
+            "RESET TimeZone",
+            "SET TimeZone TO DEFAULT",
+            "SET TIME ZONE DEFAULT",
+            "SET SESSION timezone = DEFAULT",
+            "RESET ALL",
+            "DISCARD ALL",
+        ];
+        let mut failures = Vec::new();
+        for form in forms {
+            for extended in [false, true] {
+                for set_before in [false, true] {
+                    let mut client = stage.client_with(&wanted).await;
+                    if set_before {
+                        succeed(&mut client, "SET TimeZone = 'Etc/GMT-7'").await;
+                        value(&mut other, "SELECT 1").await;
+                    }
+                    let outcome =
+                        if extended { client.extended(form, &[]).await } else { client.query(form).await }.unwrap();
+                    assert_eq!(outcome.error, None, "{form}");
+                    for (name, want) in wanted {
+                        let told = client.parameters.get(name).cloned().unwrap_or_default();
+                        let is = value(&mut client, &format!("SHOW {name}")).await;
+                        value(&mut other, "SELECT 1").await;
+                        let later = value(&mut client, &format!("SHOW {name}")).await;
+                        if [told.as_str(), &is, &later] != [want; 3] {
+                            failures.push(format!(
+                                "{form}, extended {extended}, set before {set_before}: {name} is {is}, told {told}, \
+                                 after another's turn {later}; not {want}"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    });
+}
+
+#[test]
+fn an_unknown_statement_costs_a_client_none_of_its_settings() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(1), async {
+        let mut clients = Vec::new();
+        for number in 1..=6 {
+            let (zone, timeout) = (format!("Etc/GMT-{number}"), format!("{}s", 60 + number));
+            let client = stage.client_with(&[("TimeZone", &zone), ("statement_timeout", &timeout)]).await;
+            clients.push((client, zone));
+        }
+        let bind = [build::bind("", "nobody", &[]), build::sync()].concat();
+        let steps = [
+            ("Bind", bind),
+            ("EXECUTE", build::query("EXECUTE nobody")),
+            ("DEALLOCATE", build::query("DEALLOCATE nobody")),
+            ("an error", build::query("SELECT 1/0")),
+        ];
+        for round in 0..50 {
+            for (name, bytes) in &steps {
+                // All at once, so that server connections change hands at every step.
+                for bytes in [bytes, &build::query("SHOW TimeZone")] {
+                    for (client, _) in &mut clients {
+                        client.send(bytes).await.unwrap();
+                    }
+                    for (client, zone) in &mut clients {
+                        let outcome = client.outcome().await.unwrap();
+                        let right = outcome.error.is_some() || outcome.value() == Some(zone);
+                        assert!(right, "round {round}, after {name}, not {zone}: {outcome:?}");
+                    }
+                }
+            }
+        }
+    });
+}

@@ -261,6 +261,13 @@ async fn errors_leave_exactly_the_statements_that_postgres_would_leave() {
                 .queries(&["ROLLBACK"])
                 .send(&[named("s1", &[]), sync()])
                 .ready(1),
+            Script::new("unnamed parse in a failed transaction, bound after it")
+                .queries(&["BEGIN", "SELECT 1/0"])
+                .send(&[parse("", "SELECT 1", &[]), sync()])
+                .ready(1)
+                .queries(&["ROLLBACK"])
+                .send(&[named("", &[]), sync()])
+                .ready(1),
             Script::new("unnamed parse in a failed transaction")
                 .queries(&["BEGIN", "SELECT 1/0"])
                 .send(&[unnamed("SELECT 1", &[]), sync()])
@@ -273,6 +280,48 @@ async fn errors_leave_exactly_the_statements_that_postgres_would_leave() {
                 .queries(&["DROP TABLE passing"])
                 .send(&[named("s1", &[]), sync()])
                 .ready(1),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn batches_written_at_once_see_what_errors_in_earlier_ones_left() {
+    // Each was found and shrunk by `protocol::random`.
+    let comparison = Comparison::start(SETUP).await;
+    let too_many = |name| named(name, &[Some(b"1")]);
+    comparison
+        .check([
+            Script::new("a text skipped under one name and parsed under another")
+                .send(&[named("", &[]), parse("s2", "SELECT 'a'", &[]), sync(), parse("s1", "SELECT 'a'", &[]), sync()])
+                .ready(2)
+                .send(&[named("s1", &[]), sync()])
+                .ready(1),
+            Script::new("an error about a statement that is closed behind it")
+                .send(&[parse("s1", "SAVEPOINT s", &[]), sync()])
+                .ready(1)
+                .send(&[too_many("s1"), sync(), close_statement("s1"), sync()])
+                .ready(2),
+            Script::new("a taken name whose second parse was skipped")
+                .send(&[parse("s1", "SHOW TimeZone", &[]), sync()])
+                .ready(1)
+                .send(&[describe_statement(""), parse("s1", "", &[]), sync(), named("s1", &[]), sync()])
+                .ready(2),
+            Script::new("a taken name whose second parse was skipped and whose third was not")
+                .send(&[parse("s1", "SAVEPOINT s", &[]), sync()])
+                .ready(1)
+                .send(&[named("", &[]), parse("s1", "SELECT 1", &[]), sync(), parse("s1", "SELECT 2", &[]), sync()])
+                .ready(2),
+            Script::new("an unnamed statement destroyed by a query behind an error")
+                .send(&[parse("", "SELECT 1", &[]), named("nowhere", &[]), parse("", "SELECT 2", &[]), sync()])
+                .send(&[query("SELECT 1/0")])
+                .ready(2)
+                .send(&[too_many(""), sync()])
+                .ready(1),
+            Script::new("an error about one of two names of a text")
+                .send(&[parse("s2", "BEGIN", &[]), parse("s1", "BEGIN", &[]), sync()])
+                .ready(1)
+                .send(&[too_many("s1"), sync(), too_many("s2"), sync()])
+                .ready(2),
         ])
         .await;
 }
@@ -412,7 +461,7 @@ async fn statements_of_a_client_that_left_are_not_anothers() {
 
 #[tokio::test]
 async fn the_same_text_of_many_clients_is_one_statement_on_the_server() {
-    const CLIENTS: usize = 20;
+    const CLIENTS: u32 = 20;
     let site = Site::start(&[("default_pool_size", "1")]);
     let mut clients = Vec::new();
     for n in 0..CLIENTS {
@@ -430,8 +479,8 @@ async fn the_same_text_of_many_clients_is_one_statement_on_the_server() {
     let counted = || {
         site.metric("pgweir_parses_total", &["by=\"pooler\""]) + site.metric("pgweir_parses_total", &["by=\"server\""])
     };
-    pgweir_harness::wait_until(crate::support::SOON, || counted() >= CLIENTS as f64);
-    assert!(site.metric("pgweir_parses_total", &["by=\"pooler\""]) >= (CLIENTS - 1) as f64);
+    pgweir_harness::wait_until(crate::support::SOON, || counted() >= f64::from(CLIENTS));
+    assert!(site.metric("pgweir_parses_total", &["by=\"pooler\""]) >= f64::from(CLIENTS - 1));
 }
 
 #[tokio::test]

@@ -67,6 +67,15 @@ impl<'a> Stage<'a> {
         Wire::open(self.addr(), self.name(), self.name(), "").await
     }
 
+    /// A client that logs in with further startup parameters.
+    pub(crate) async fn client_with(&self, parameters: &[(&str, &str)]) -> Wire {
+        let mut wire = Wire::connect(self.addr()).await.unwrap();
+        let mut all = vec![("user", self.name()), ("database", self.name())];
+        all.extend_from_slice(parameters);
+        wire.login_with(&all, "").await.unwrap();
+        wire
+    }
+
     /// Runs `sql` in the database as the superuser, past pgweir.
     pub(crate) fn sql(&self, sql: &str) -> String {
         self.place.psql(sql)
@@ -238,9 +247,9 @@ pub(crate) fn run<T>(limit: Duration, test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     runtime.block_on(local.run_until(async move {
-        match tokio::time::timeout(limit, test).await {
-            Ok(done) => done,
-            Err(_) => panic!("the test did not end within {limit:?}"),
-        }
+        let Ok(done) = tokio::time::timeout(limit, test).await else {
+            panic!("the test did not end within {limit:?}");
+        };
+        done
     }))
 }

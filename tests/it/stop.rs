@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wait_until_async;
-use pgweir_harness::wire::{Wire, build};
+use pgweir_harness::wire::{Message, Wire, build};
 use tokio::time::sleep;
 
 use crate::stage::{SOON, Stage, read_to_end, run, succeed, value};
@@ -141,7 +141,7 @@ fn clients_in_the_queue_are_served_or_told_when_it_stops() {
         sleep(Duration::from_millis(200)).await;
         succeed(&mut inside, "COMMIT").await;
         let end = read_to_end(&mut queued).await;
-        let served = end.messages.iter().filter_map(pgweir_harness::wire::Message::text_columns).next();
+        let served = end.messages.iter().find_map(Message::text_columns);
         println!("the queued client was {}", if served.is_some() { "served" } else { "told" });
         assert_eq!(end.sqlstate(), TERMINATED, "{:?}", end.messages);
         assert_eq!(stage.pgweir.wait_exit(PROMPT).unwrap().code(), Some(0));

@@ -82,16 +82,17 @@ impl<'a> Place<'a> {
         CapWatch::start(self.cluster, &self.filter(), cap)
     }
 
-    /// The connections to this database.
+    /// The role's connections to this database. By the role, too: those of the harness's superuser, which it tells
+    /// by their `application_name`, bear none in their first microseconds.
     pub(crate) fn filter(&self) -> ConnectionFilter {
-        ConnectionFilter { database: Some(self.name.clone()), ..ConnectionFilter::default() }
+        let (user, database) = (Some(self.name.clone()), Some(self.name.clone()));
+        ConnectionFilter { user, database, ..ConnectionFilter::default() }
     }
 
     /// Process ids of this database's server connections, sorted.
     pub(crate) fn server_pids(&self) -> Vec<i32> {
         let sql = format!(
-            "SELECT pid FROM pg_stat_activity WHERE datname = '{}' AND backend_type = 'client backend' \
-             AND application_name <> 'pgweir-harness' ORDER BY pid",
+            "SELECT pid FROM pg_stat_activity WHERE datname = '{0}' AND usename = '{0}' ORDER BY pid",
             self.name
         );
         let pids = self.cluster.psql("postgres", &sql).unwrap();

@@ -84,19 +84,23 @@ impl Relay {
             // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
-            return Ok(());
+            if !active.backlog.input.is_empty() {
+                return self.replay(cx);
+            }
         }
         if active.aside.audited {
             self.audited(cx)?;
             return self.rest(cx);
         }
-        if !conn.pipeline.is_settled() {
+        let settled =
+            if cfg!(feature = "broken-release") { conn.pipeline.depth() == 0 } else { conn.pipeline.is_settled() };
+        if !settled {
             let waits = active.stalled || !active.backlog.input.is_empty();
             active.resume |= waits && conn.pipeline.depth() <= PIPELINE_MAX / 2;
             return Ok(());
         }
         active.resume |= active.stalled || !active.backlog.input.is_empty();
-        if conn.pipeline.status() != TxStatus::Idle {
+        if conn.pipeline.status() != TxStatus::Idle && !cfg!(feature = "broken-release") {
             self.note(Activity::InTransaction);
             return Ok(());
         }
@@ -106,14 +110,12 @@ impl Relay {
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
     pub(super) fn is_free(&self) -> bool {
         let Lease::Held(conn) = &self.lease else { return false };
-        #[cfg(feature = "broken-release")]
-        return conn.unsent.is_empty() && conn.carry.is_empty();
-        #[cfg(not(feature = "broken-release"))]
-        return conn.pipeline.is_free()
-            && conn.unsent.is_empty()
-            && conn.carry.is_empty()
-            && !conn.scanner.is_inside()
-            && !self.scanner.is_inside();
+        cfg!(feature = "broken-release")
+            || conn.pipeline.is_free()
+                && conn.unsent.is_empty()
+                && conn.carry.is_empty()
+                && !conn.scanner.is_inside()
+                && !self.scanner.is_inside()
     }
 
     /// The transaction is over: audit, keep, or release.
@@ -187,7 +189,12 @@ impl Relay {
 
     /// Resets what an audit cannot see. The client's profile, which is what an audit can, is replayed at its next lease.
     fn scrub(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let Lease::Held(conn) = &mut self.lease else { return Ok(()) };
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        // What the client sends meanwhile waits, and gets its settings first.
+        active.aside.replaying = true;
+        active.hold = true;
         let mut message = Vec::new();
         encode::query(&mut message, b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL");
         conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);

@@ -5,7 +5,7 @@ use std::task::Context as Task;
 use pgweir_config::PoolMode;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::frontend::Tag;
-use pgweir_proto::pipeline::Origin;
+use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::super::answer::Aside;
@@ -94,11 +94,15 @@ impl Relay {
         active.stalled = false;
         // State that was not read back yet is lost with the connection, as that of a pinned one is.
         let unread = marks.tainted || active.aside.audit.is_some();
+        let ready_held = active.aside.ready_held;
         active.aside = Aside::default();
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
-        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
+        // A ReadyForQuery that was held back is owed still.
+        let held = ready_held.then_some(Owed { expect: Expect::Sync, origin: Origin::Client, note: 0 });
+        let owed: Vec<_> =
+            held.into_iter().chain(pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler)).collect();
         let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
         let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
         let mid_message = conn.scanner.is_inside();

@@ -267,7 +267,13 @@ impl Actor {
 
     /// What an error of the connection means.
     pub(crate) fn judge(&self, error: &WireError) -> Trouble {
-        let told = error.server_error();
+        // The last word counts: errors of the client's own doing may come before it.
+        let told = match error {
+            WireError::Io { before, .. } | WireError::Closed { before } => {
+                before.iter().filter_map(Message::server_error).next_back()
+            }
+            other => other.server_error(),
+        };
         let sqlstate = told.as_ref().map_or("", |told| told.sqlstate());
         let lost = match error {
             // The FATAL may be lost in a reset when bytes of ours cross it.

@@ -172,7 +172,7 @@ impl Actor {
         // Several executions in one batch, of all the statements there are.
         let names: Vec<(&'static str, u64)> = self.statements.iter().map(|(name, which)| (*name, *which)).collect();
         let mut want = Vec::new();
-        for _ in 0..1 + self.dice.below(3) {
+        for _ in 0..=self.dice.below(3) {
             let (name, which) = *self.dice.pick(&names);
             let parameter = self.tag();
             if self.dice.once_in(4) {
@@ -258,7 +258,7 @@ impl Actor {
         for _ in 0..batches {
             let mut tags = Vec::new();
             let mut broken = false;
-            for _ in 0..1 + self.dice.below(4) {
+            for _ in 0..=self.dice.below(4) {
                 let tag = self.tag();
                 let breaks = self.dice.once_in(4);
                 let sql = if breaks { "SELECT 1/0".to_owned() } else { format!("SELECT '{tag}'") };
@@ -293,7 +293,7 @@ impl Actor {
         self.model.mark();
         let mut rows = Vec::new();
         let mut failed = false;
-        for _ in 0..1 + self.dice.below(5) {
+        for _ in 0..=self.dice.below(5) {
             if failed {
                 self.expect_error("SELECT 1", "25P02").await?;
                 continue;

@@ -166,9 +166,10 @@ async fn compare(first: u64, scripts: u64) {
     for seed in first..first + number("PGWEIR_RANDOM_SCRIPTS").unwrap_or(scripts) {
         let writes = random_writes(&mut SmallRng::seed_from_u64(seed));
         let faults = comparison.faults(&script(seed, &writes)).await;
-        if !faults.is_empty() {
-            panic!("{}\nshrunk to:\n{}", faults.concat(), shrink(&comparison, seed, writes).await);
+        if faults.is_empty() {
+            continue;
         }
+        panic!("{}\nshrunk to:\n{}", faults.concat(), shrink(&comparison, seed, writes).await);
     }
 }
 
@@ -206,10 +207,8 @@ async fn random_bytes_neither_stop_pgweir_nor_reach_anybody_else() {
                 0 => bytes[at] = random.random_range(0..=255),
                 1 => bytes.truncate(at.max(1)),
                 2 => {
-                    drop(bytes.splice(
-                        at..at,
-                        message_lying(random.random_range(0..=255), random.random_range(0..200), b"abc"),
-                    ))
+                    let lie = message_lying(random.random_range(0..=255), random.random_range(0..200), b"abc");
+                    bytes.splice(at..at, lie);
                 }
                 _ => drop(bytes.remove(at)),
             }
