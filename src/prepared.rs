@@ -52,6 +52,8 @@ pub struct Statement {
     pub types: Box<[u8]>,
     /// The parse-time settings; see [`crate::settings::Profile::parse_key`].
     pub parse_key: u32,
+    /// Not 0: the statement is not shared, but belongs to one name of one client that has another name for the text.
+    pub twin: u32,
     /// The pool whose clients may share it.
     pub pool: u32,
     /// What running it may do to session state.
@@ -128,6 +130,7 @@ fn write_number(id: u32, out: &mut Vec<u8>) {
 struct Key<'a> {
     pool: u32,
     parse_key: u32,
+    twin: u32,
     text: &'a [u8],
     types: &'a [u8],
 }
@@ -186,19 +189,29 @@ impl Interner {
         effects: impl FnOnce(&[u8]) -> Effects,
     ) -> Rc<Statement> {
         let hash = self.hasher.hash_one((text, types, parse_key, pool));
-        let same =
-            |s: &Rc<Statement>| s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types;
+        let same = |s: &Rc<Statement>| {
+            s.twin == 0 && s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types
+        };
         self.step.set(self.step.get() + 1);
         if let Some(found) = self.table.borrow().find(hash, same) {
             found.used.set(self.step.get());
             return found.clone();
         }
-        self.insert(hash, Key { pool, parse_key, text, types }, effects(text))
+        self.insert(hash, Key { pool, parse_key, twin: 0, text, types }, effects(text))
+    }
+
+    /// A statement like `of` that no one shares.
+    #[must_use]
+    pub fn twin(&self, of: &Statement) -> Rc<Statement> {
+        let Statement { pool, parse_key, effects, .. } = *of;
+        let hash = self.hasher.hash_one((&*of.text, &*of.types, parse_key, pool));
+        let twin = self.next_id.get();
+        self.insert(hash, Key { pool, parse_key, twin, text: &of.text, types: &of.types }, effects)
     }
 
     #[cold]
     fn insert(&self, hash: u64, key: Key<'_>, effects: Effects) -> Rc<Statement> {
-        let Key { pool, parse_key, text, types } = key;
+        let Key { pool, parse_key, twin, text, types } = key;
         let id = self.next_id.get();
         self.next_id.set(if id >= ID_MAX { 1 } else { id + 1 });
         let statement = Rc::new(Statement {
@@ -206,6 +219,7 @@ impl Interner {
             text: text.into(),
             types: types.into(),
             parse_key,
+            twin,
             pool,
             effects,
             used: Cell::new(self.step.get()),

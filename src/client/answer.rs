@@ -12,7 +12,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
-use super::statements::{Statements, Unnamed};
+use super::statements::Statements;
 use crate::backend::{Lost, ServerConn, Unnamed as Held};
 use crate::pool::micros;
 use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, RESTORE, UNNAMED, statement_id};
@@ -327,14 +327,10 @@ impl Answer<'_> {
             }
         };
         conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
-        self.statements.undo(undone, &mut self.marks.changes, &mut conn.unnamed);
+        let destroyed = front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0;
+        self.statements.undo(undone, destroyed, &mut self.marks.changes, &mut conn.unnamed);
         if unnamed_replays {
             conn.unnamed = Held::Unknown;
-        }
-        // A Parse of the unnamed statement that fails has destroyed the one before.
-        if front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0 {
-            conn.unnamed = Held::Empty;
-            self.statements.unnamed = Unnamed::Empty;
         }
         Ok(())
     }

@@ -253,7 +253,7 @@ mod tests {
         Local::new(error, in_transaction)
     }
 
-    /// The answers as one letter each; errors as their SQLSTATE, ReadyForQuery with its status.
+    /// The answers as one letter each; errors as their SQLSTATE, `ReadyForQuery` with its status.
     fn letters(bytes: &[u8]) -> String {
         let mut scanner = pgweir_proto::scanner::Scanner::new(u32::MAX);
         let (mut at, mut words) = (0, Vec::new());

@@ -41,6 +41,8 @@ pub struct Marks {
     pub begin_sent: bool,
     /// Why the server connection is kept.
     pub pins: Pins,
+    /// The lease's sequence values are the client's own.
+    pub sequences: bool,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
     /// Resets that the `Sync` behind them is to be followed by.
@@ -56,8 +58,19 @@ impl Marks {
     /// Whether nothing is marked.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let Self { tainted, unsettled, scrub, listening, commit_sent, begin_sent, pins, custom, resets, changes } =
-            self;
+        let Self {
+            sequences: _,
+            tainted,
+            unsettled,
+            scrub,
+            listening,
+            commit_sent,
+            begin_sent,
+            pins,
+            custom,
+            resets,
+            changes,
+        } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent;
         !any && pins.is_empty() && custom.is_empty() && resets.is_empty() && changes.is_empty()
     }
@@ -70,6 +83,7 @@ impl Marks {
         }
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
         self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
+        self.sequences |= effects.set.intersects(EffectSet::SEQUENCE);
         // Until the end of the transaction.
         self.unsettled |= effects.set.intersects(EffectSet::LOCAL);
         if state::taints(effects) {
@@ -297,7 +311,7 @@ impl Request<'_> {
             let ours = pipeline.iter().all(|owed| owed.origin == Origin::Pooler);
             ours && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open()
         };
-        if effects.set.intersects(EffectSet::CURRVAL) && self.marks.pins.is_empty() && begins() {
+        if effects.set.intersects(EffectSet::CURRVAL) && !self.marks.sequences && begins() {
             self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
             self.conn.unnamed = Held::Empty;
             plan.insert(|out| encode::query(out, b"DISCARD SEQUENCES"));
@@ -359,8 +373,7 @@ impl Request<'_> {
                 let mut statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
                 if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
                     // Two names of one client for one text: each its own, so that errors bear the right one.
-                    let key = self.profiles.private_key();
-                    statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                    statement = self.interner.twin(&statement);
                 }
                 let named = Named::Shared(statement.clone());
                 self.forget_sequences(statement.effects, plan);
@@ -473,12 +486,15 @@ impl Request<'_> {
 
     /// The statement, or, if this server connection has it not and the client's settings are no longer those it was
     /// parsed under, the same text under the present ones: what is parsed now must not be shared as what it was then.
-    fn under_present_settings(&self, statement: Rc<Statement>) -> Rc<Statement> {
+    fn under_present_settings(&self, name: &[u8], statement: Rc<Statement>) -> Rc<Statement> {
         let same = statement.parse_key == self.parse_key && !self.marks.unsettled;
         if same || self.conn.statements.contains(&statement.id) {
             return statement;
         }
-        self.interner.intern(self.pool, self.present_key(), &statement.text, &statement.types, sql::scan)
+        let key = self.present_key();
+        let shared = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
+        let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
+        if other { self.interner.twin(&shared) } else { shared }
     }
 
     /// Makes the server's unnamed statement the client's.
@@ -530,7 +546,7 @@ impl Request<'_> {
         Ok(match self.statements.look(name, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(Named::Shared(statement)) => {
-                let statement = self.under_present_settings(statement);
+                let statement = self.under_present_settings(name, statement);
                 if runs {
                     self.forget_sequences(statement.effects, plan);
                 }

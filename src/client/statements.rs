@@ -95,6 +95,18 @@ impl Changes {
         self.queue.push_back(Change::Refused(name.into()));
     }
 
+    /// What the change after `version` found was not that version, but this.
+    fn rebase(&mut self, version: u32, unnamed: Unnamed, held: Held) {
+        let next = version.wrapping_add(1);
+        let found = self.queue.iter_mut().find_map(|change| match change {
+            Change::Unnamed(previous, before, made) if *made == next => Some((previous, before)),
+            _ => None,
+        });
+        if let Some((previous, before)) = found {
+            (*previous, *before) = (unnamed, held);
+        }
+    }
+
     /// A change of a name, or of the named statements that the server connection has, is on its way.
     pub fn begin_named(&mut self) {
         self.named += 1;
@@ -205,10 +217,14 @@ impl Statements {
     }
 
     /// The `count` oldest changes never happened: the server skipped or refused them. `held` is the server
-    /// connection's unnamed statement.
-    pub fn undo(&mut self, count: usize, changes: &mut Changes, held: &mut Held) {
+    /// connection's unnamed statement. `destroyed`: the oldest is a `Parse` of the unnamed statement that failed, and so
+    /// destroyed the one before.
+    pub fn undo(&mut self, count: usize, destroyed: bool, changes: &mut Changes, held: &mut Held) {
         let count = count.min(changes.queue.len());
         let mut undone: Vec<Change> = changes.queue.drain(..count).collect();
+        if let (true, Some(Change::Unnamed(previous, before, _))) = (destroyed, undone.first_mut()) {
+            (*previous, *before) = (Unnamed::Empty, Held::Empty);
+        }
         // The last first: each knows what was there before it.
         while let Some(change) = undone.pop() {
             match change {
@@ -216,11 +232,13 @@ impl Statements {
                 Change::Closed(name, previous) => self.settle(&name, |known| known.named = previous),
                 Change::Refused(_) => {}
                 Change::Unnamed(previous, before, version) => {
-                    // Unless something that did happen has replaced it since.
                     if changes.version == version {
                         changes.version = version.wrapping_sub(1);
                         self.unnamed = previous;
                         *held = before;
+                    } else {
+                        // Something of a later batch replaced it. If that is taken back too, this is what was before.
+                        changes.rebase(version, previous, before);
                     }
                     continue;
                 }
@@ -231,7 +249,7 @@ impl Statements {
 
     /// Every change is moot: the server connection is gone.
     pub fn undo_all(&mut self, changes: &mut Changes) {
-        self.undo(changes.queue.len(), changes, &mut Held::Empty);
+        self.undo(changes.queue.len(), false, changes, &mut Held::Empty);
         changes.named = 0;
     }
 
@@ -316,7 +334,7 @@ mod tests {
         statements.parsed(b"b", shared(&interner, b"SELECT 3"), &mut changes);
         statements.closed(b"b", &mut changes);
         assert!(knows(&mut statements, b"a", &changes) && !knows(&mut statements, b"b", &changes));
-        statements.undo(4, &mut changes, &mut held);
+        statements.undo(4, false, &mut changes, &mut held);
         let Look::Named(Named::Shared(a)) = statements.look(b"a", &changes) else { panic!("a is gone") };
         assert_eq!((&*a.text, changes.is_empty()), (&b"SELECT 1"[..], true));
         assert!(statements.is_full(1) && !statements.is_full(2));
@@ -344,7 +362,7 @@ mod tests {
         statements.unnamed = Unnamed::Holds(one.clone());
         let before = std::mem::replace(&mut held, Held::Holds(two.clone()));
         statements.parsed_unnamed(Unnamed::Holds(two), before, &mut changes);
-        statements.undo(1, &mut changes, &mut held);
+        statements.undo(1, false, &mut changes, &mut held);
         assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if Rc::ptr_eq(s, &one)));
         assert!(matches!(&held, Held::Holds(s) if Rc::ptr_eq(s, &one)));
     }

@@ -43,6 +43,7 @@ impl Relay {
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
         let active = self.active();
         active.leased = now;
+        active.marks.sequences = false;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(cx)
