@@ -209,7 +209,8 @@ impl Answer<'_> {
         match reply.done.map(|owed| owed.note) {
             // Without findings it was cancelled, and is to be done again.
             Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
-            Some(REPLAY) => self.aside.replaying = false,
+            // A change of client_encoding takes two queries.
+            Some(REPLAY) => self.aside.replaying = self.conn.pipeline.iter().any(|owed| owed.note == REPLAY),
             _ => {}
         }
         Ok(Origin::Pooler)

@@ -71,7 +71,7 @@ impl Relay {
             self.pool.stats.borrow_mut().errors.add(end.blame(), code.as_bytes());
         }
         if let End::Told(_) = end
-            && !matches!(self.lease, Lease::None)
+            && !self.is_at_rest()
         {
             self.context.sessions_cut.set(self.context.sessions_cut.get() + 1);
         }
