@@ -236,6 +236,15 @@ impl Reset {
         Some(Self::Name(name.replace('"', "")))
     }
 
+    /// Whether anything in `startup` is reset by it.
+    #[must_use]
+    pub fn concerns(&self, startup: &Profile) -> bool {
+        match self {
+            Self::All => true,
+            Self::Name(name) => startup.get(name).is_some(),
+        }
+    }
+
     /// Appends a query that gives the settings of `startup` that this resets their values there. Nothing if there are
     /// none.
     pub fn restore(&self, startup: &Profile, out: &mut Vec<u8>) {

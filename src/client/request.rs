@@ -179,7 +179,8 @@ impl Request<'_> {
     /// Goes through the input and plans what the server gets.
     pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Stop {
         loop {
-            if self.conn.pipeline.depth() >= PIPELINE_MAX {
+            // Never inside a message: a Flush of ours is about to follow.
+            if self.conn.pipeline.depth() >= PIPELINE_MAX && !self.scanner.is_inside() {
                 return Stop::Full;
             }
             match self.scanner.next(plan.rest()) {
@@ -335,7 +336,9 @@ impl Request<'_> {
     fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.marks.runs(effects, text);
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
-            self.marks.resets.extend(Reset::parse(text));
+            let reset = Reset::parse(text).filter(|reset| reset.concerns(self.startup));
+            // At most one for each start-up value, however long the batch.
+            self.marks.resets.extend(reset.filter(|reset| !self.marks.resets.contains(reset)));
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             self.statements.clear();

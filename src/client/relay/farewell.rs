@@ -14,6 +14,7 @@ impl Relay {
         self.ended = true;
         self.leave();
         self.log_end(end);
+        let cut_answer = matches!(&self.lease, Lease::Held(conn) if conn.scanner.is_inside());
         let cut_client = self.scanner.is_inside();
         let reset = self.context.config.pool.server_reset_query.clone();
         if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
@@ -48,15 +49,16 @@ impl Relay {
             }
         }
         self.lease = Lease::None;
-        self.last_words(end);
+        self.last_words(end, cut_answer);
     }
 
-    pub(super) fn last_words(&mut self, end: &End) {
+    pub(super) fn last_words(&mut self, end: &End, cut_answer: bool) {
         let mut words = self.active.take().map_or_else(Vec::new, |active| active.backlog.output);
         if matches!(end, End::Gone(_)) {
             return;
         }
-        if !matches!(end, End::MidMessage) {
+        // In the middle of a message nothing that is said would be understood as itself.
+        if !cut_answer && !matches!(end, End::MidMessage) {
             end.write(&mut words);
         }
         if !words.is_empty() {

@@ -227,7 +227,10 @@ impl Relay {
             for (name, value) in self.startup.entries().iter().filter(|_| !marks.tainted) {
                 if conn.profile.get(name).is_none() && self.profile.get(name).is_some() {
                     settings.push((name.clone(), value.clone()));
-                    back_at_startup.push(name.clone());
+                    // The client may have the front of a row of its next answer: nothing can be told in the middle of it.
+                    if !conn.scanner.is_inside() {
+                        back_at_startup.push(name.clone());
+                    }
                 }
             }
             self.profile = self.pool.profiles.intern(settings);
