@@ -23,7 +23,25 @@ pub enum Stream {
     Closed,
 }
 
+/// What the TLS under a stream says of the two ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsInfo {
+    /// Channel binding data `tls-server-end-point` (RFC 5929): the hash of the server's certificate. None where it is
+    /// undefined for the certificate's signature algorithm.
+    pub end_point: Option<Box<[u8]>>,
+    /// The peer's certificate, DER, if it showed one and it was verified.
+    pub peer_certificate: Option<Box<[u8]>>,
+}
+
 impl Stream {
+    /// What the TLS under this stream says; none without TLS.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&TlsInfo> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) | Self::Closed => None,
+        }
+    }
+
     /// Reads into `buf`; `Ready(Ok(0))` is the end of the stream. A read that does not fill `buf` leaves
     /// the socket known to be empty, so that the next call costs no system call.
     ///
