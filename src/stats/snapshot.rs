@@ -1,0 +1,74 @@
+//! What belongs to no pool, and the copy of everything.
+
+use std::time::Instant;
+
+use super::pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
+use super::reason::RefusalCounts;
+
+/// What the process counted that belongs to no pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessStats {
+    /// Client connections accepted, whatever became of them.
+    pub clients_accepted: u64,
+    /// Client connections turned away.
+    pub clients_refused: RefusalCounts,
+    /// Sessions begun: clients that logged in.
+    pub sessions: u64,
+    /// Sessions that ended in a panic; each is a defect.
+    pub sessions_panicked: u64,
+    /// Broken invariants: the session was ended and its server connection discarded; each is a defect.
+    pub broken_invariants: u64,
+    /// Cancel requests whose key no session has.
+    pub cancels_unknown_key: u64,
+}
+
+/// How the process stands at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessGauges {
+    /// Client connections, those that log in included.
+    pub clients: u32,
+    /// Of these, the ones that have not logged in yet.
+    pub clients_logging_in: u32,
+    /// Server connections, in every state.
+    pub servers: u32,
+}
+
+/// One pool in a [`Snapshot`].
+#[derive(Clone, Debug)]
+pub struct PoolSnapshot {
+    /// Which pool.
+    pub name: PoolName,
+    /// Whether its server takes logins.
+    pub health: PoolHealth,
+    /// Everything it counted so far.
+    pub stats: PoolStats,
+    /// How it stands.
+    pub gauges: PoolGauges,
+}
+
+/// A copy of everything a worker counts, taken at once.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub taken: Instant,
+    /// What belongs to no pool.
+    pub process: ProcessStats,
+    /// How the process stands.
+    pub gauges: ProcessGauges,
+    /// The pools, in the worker's order; a pool is in it once.
+    pub pools: Vec<PoolSnapshot>,
+}
+
+impl Snapshot {
+    /// A snapshot without pools, to be filled.
+    #[must_use]
+    pub fn empty(taken: Instant) -> Self {
+        Self { taken, process: ProcessStats::default(), gauges: ProcessGauges::default(), pools: Vec::new() }
+    }
+
+    /// The pool of that name.
+    #[must_use]
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolSnapshot> {
+        self.pools.iter().find(|pool| pool.name == *name)
+    }
+}
