@@ -19,6 +19,7 @@ use std::task::{Context as Task, Poll};
 use std::time::Instant;
 
 use pgweir_config::Config;
+use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
 use crate::clock::Clock;
@@ -29,7 +30,7 @@ use crate::sql;
 use crate::stats::ProcessStats;
 
 use login::log_in;
-pub use login::{Secrets, turn_away};
+pub use login::{Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
@@ -37,6 +38,9 @@ const READ_SIZE: usize = 64 * 1024;
 
 /// Working parts of sessions that are kept for the next one.
 const SPARE_ACTIVES: usize = 256;
+
+/// Passwords that are stretched at once.
+const STRETCHED_MAX: usize = 2;
 
 /// What all sessions of a worker share.
 #[derive(Debug)]
@@ -67,6 +71,10 @@ pub struct Context {
     pub sessions_cut: Cell<u32>,
     /// What clients prove themselves by.
     pub secrets: Secrets,
+    /// Who failed to.
+    pub throttle: RefCell<Throttle>,
+    /// Turns to stretch a password that is to be compared with a verifier: each takes a thread.
+    pub stretching: Semaphore,
     scratch: ScratchPad,
     actives: Actives,
 }
@@ -89,6 +97,8 @@ impl Context {
             draining: Cell::new(false),
             sessions_cut: Cell::new(0),
             secrets,
+            throttle: RefCell::new(Throttle::new(config.client.login_failure_rate, config.client.login_failure_burst)),
+            stretching: Semaphore::new(STRETCHED_MAX),
             scratch: ScratchPad::default(),
             actives: Actives::default(),
             config,

@@ -1,7 +1,7 @@
 //! Sockets: one stream type for both sides, listening and connecting.
 
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -112,6 +112,21 @@ impl Stream {
         if let Self::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+    }
+
+    /// The peer's IP address; none over a Unix socket.
+    #[must_use]
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|addr| addr.ip()),
+            Self::Unix(_) | Self::Closed => None,
+        }
+    }
+
+    /// Whether nobody between the two ends can read what is sent: a Unix socket, or TLS.
+    #[must_use]
+    pub const fn is_private(&self) -> bool {
+        matches!(self, Self::Unix(_)) || self.tls().is_some()
     }
 
     /// The peer's address, for logs.

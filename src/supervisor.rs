@@ -3,6 +3,8 @@
 //! The supervisor owns the main thread and a small runtime of its own. Whatever takes time but no part in
 //! the way of a query happens here: signals, the HTTP endpoints, metrics, the pools' log lines.
 
+mod auth_file;
+
 use std::io;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use pgweir_config::Config;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -24,6 +26,8 @@ use crate::observe::shared::STALLED_AFTER;
 use crate::observe::{self, PoolLog, Shared, Stage};
 use crate::stats::Snapshot;
 use crate::worker::{self, Command, Summary, WorkerHandle};
+
+use auth_file::AuthFile;
 
 /// Longest time from [`Command::Stop`] to the worker's end; then the process ends without it.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -71,6 +75,9 @@ enum StartError {
     /// `http_listen`.
     #[error(transparent)]
     Http(#[from] observe::BindFailed),
+    /// `auth_file`.
+    #[error(transparent)]
+    Users(#[from] auth_file::UsersError),
     /// The operating system refused.
     #[error("{doing}: {source}")]
     Io {
@@ -135,7 +142,7 @@ enum Order {
     Tick,
     Drain,
     Stop,
-    RefuseReload,
+    Reload,
 }
 
 /// How it came to its end.
@@ -159,7 +166,7 @@ impl Phase {
             (Self::Stopping { until }, Event::Tick) if now >= until => return ControlFlow::Break(Ending::Stuck),
             (Self::Draining { until }, Event::Tick) if now >= until => (stopping, Order::Stop),
             (phase, Event::Tick) => (phase, Order::Tick),
-            (phase, Event::Hangup) => (phase, Order::RefuseReload),
+            (phase, Event::Hangup) => (phase, Order::Reload),
             (Self::Running, Event::Terminate) if !drain.is_zero() => {
                 (Self::Draining { until: now + drain }, Order::Drain)
             }
@@ -199,6 +206,7 @@ struct Supervisor {
     shared: Arc<Shared>,
     publisher: Publisher,
     http: Option<HttpServer>,
+    auth_file: AuthFile,
     worker: WorkerHandle,
 }
 
@@ -223,16 +231,17 @@ fn start(config: Arc<Config>) -> Result<Supervisor, StartError> {
     };
     let shared = Arc::new(Shared::new(Instant::now()));
     let exporter = Arc::new(Exporter::new());
+    let auth_file = AuthFile::read(Arc::clone(&config))?;
     let listeners = net::listen(&config.listen)?;
     for listener in &listeners {
         log_listener("postgres", listener)?;
     }
     let http = start_http(&config, &runtime, &shared, &exporter)?;
-    let worker = worker::start(Arc::clone(&config), listeners, Arc::clone(&shared))
+    let worker = worker::start(Arc::clone(&config), auth_file.users(), listeners, Arc::clone(&shared))
         .map_err(doing("starting the worker's thread"))?;
     shared.enter(Stage::Listening);
     tracing::info!("ready");
-    Ok(Supervisor { config, runtime, signals, shared, publisher: Publisher::new(exporter), http, worker })
+    Ok(Supervisor { config, runtime, signals, shared, publisher: Publisher::new(exporter), http, auth_file, worker })
 }
 
 fn start_http(
@@ -270,9 +279,11 @@ fn log_listener(role: &'static str, listener: &TcpListener) -> Result<(), StartE
 impl Supervisor {
     /// Serves until the end.
     fn run(self) -> Ending {
-        let Self { config, runtime, mut signals, shared, publisher, http, worker } = self;
+        let Self { config, runtime, mut signals, shared, publisher, http, auth_file, worker } = self;
         let WorkerHandle { commands, mut finished, thread } = worker;
-        let mut desk = Desk::new(&config, commands, shared, publisher);
+        let reload = Arc::new(Notify::new());
+        runtime.spawn(auth_file.watch(commands.clone(), reload.clone()));
+        let mut desk = Desk::new(&config, commands, shared, publisher, reload);
         let ending = runtime.block_on(async {
             let ending = desk.serve(&mut signals, &mut finished).await;
             if let Some(HttpServer { stop, task }) = http {
@@ -307,6 +318,8 @@ fn join(thread: std::thread::JoinHandle<()>) -> bool {
 struct Desk {
     commands: mpsc::UnboundedSender<Command>,
     shared: Arc<Shared>,
+    /// Told at SIGHUP.
+    reload: Arc<Notify>,
     publisher: Publisher,
     published: Option<Arc<Snapshot>>,
     pool_log: PoolLog,
@@ -324,6 +337,7 @@ impl Desk {
         commands: mpsc::UnboundedSender<Command>,
         shared: Arc<Shared>,
         publisher: Publisher,
+        reload: Arc<Notify>,
     ) -> Self {
         let since = Instant::now();
         // Heroku names a dyno so; elsewhere the variable is absent.
@@ -331,6 +345,7 @@ impl Desk {
         Self {
             commands,
             shared,
+            reload,
             publisher,
             published: None,
             pool_log: PoolLog::new(origin, since),
@@ -388,8 +403,11 @@ impl Desk {
                 tracing::info!("stopping");
                 self.command(Command::Stop);
             }
-            Order::RefuseReload => {
-                tracing::warn!("SIGHUP ignored: this version cannot reload its configuration; restart it");
+            Order::Reload => {
+                self.reload.notify_one();
+                tracing::warn!(
+                    "SIGHUP: auth_file is read again; this version cannot reload its other settings; restart it"
+                );
             }
         }
     }
@@ -537,21 +555,21 @@ mod tests {
             (running,  Event::Tick,            Continue((running,  Order::Tick))),
             (running,  Event::Terminate,       Continue((drain,    Order::Drain))),
             (running,  Event::Quit,            Continue((stop,     Order::Stop))),
-            (running,  Event::Hangup,          Continue((running,  Order::RefuseReload))),
+            (running,  Event::Hangup,          Continue((running,  Order::Reload))),
             (running,  Event::Finished(clean), Break(Ending::Lost)),
             (running,  Event::Died,            Break(Ending::Lost)),
             (draining, Event::Tick,            Continue((draining, Order::Tick))),
             (drained,  Event::Tick,            Continue((stop,     Order::Stop))),
             (draining, Event::Terminate,       Continue((stop,     Order::Stop))),
             (draining, Event::Quit,            Continue((stop,     Order::Stop))),
-            (draining, Event::Hangup,          Continue((draining, Order::RefuseReload))),
+            (draining, Event::Hangup,          Continue((draining, Order::Reload))),
             (draining, Event::Finished(clean), Break(Ending::Done(clean))),
             (draining, Event::Died,            Break(Ending::Lost)),
             (stopping, Event::Tick,            Continue((stopping, Order::Tick))),
             (stopped,  Event::Tick,            Break(Ending::Stuck)),
             (stopping, Event::Terminate,       Continue((stopping, Order::Nothing))),
             (stopping, Event::Quit,            Continue((stopping, Order::Nothing))),
-            (stopping, Event::Hangup,          Continue((stopping, Order::RefuseReload))),
+            (stopping, Event::Hangup,          Continue((stopping, Order::Reload))),
             (stopping, Event::Finished(cut),   Break(Ending::Done(cut))),
             (stopped,  Event::Finished(clean), Break(Ending::Done(clean))),
             (stopping, Event::Died,            Break(Ending::Lost)),

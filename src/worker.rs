@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
-use crate::client::{Context, Secrets, Session, turn_away};
+use crate::client::{Context, Secrets, Session, Users, turn_away};
 use crate::net::{Stream, TcpOptions};
 use crate::observe::Shared;
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
@@ -26,7 +26,7 @@ const TOLD_WHY_MAX: u32 = 100;
 const CLOSING_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a worker is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// A tenth of a second has passed.
     Tick,
@@ -34,6 +34,8 @@ pub enum Command {
     Drain,
     /// End now.
     Stop,
+    /// These are the users from now on.
+    Users(Arc<Users>),
 }
 
 /// How a worker ended.
@@ -61,10 +63,11 @@ pub struct WorkerHandle {
 /// The thread or its event loop cannot be made, or there are no random bytes.
 pub fn start(
     config: Arc<Config>,
+    users: Arc<Users>,
     listeners: Vec<std::net::TcpListener>,
     shared: Arc<Shared>,
 ) -> io::Result<WorkerHandle> {
-    let secrets = Secrets::derive(&config)?;
+    let secrets = Secrets::new(&config, users)?;
     let (commands, orders) = mpsc::unbounded_channel();
     let (done, finished) = oneshot::channel();
     let runtime_check = Builder::new_current_thread().enable_io().build_local(LocalOptions::default());
@@ -129,6 +132,7 @@ impl Worker {
         while let Some(command) = orders.recv().await {
             match command {
                 Command::Tick => self.tick(),
+                Command::Users(users) => self.context.secrets.replace(users),
                 Command::Drain => {
                     accepting.drain(..).for_each(|task| task.abort());
                     self.drain();

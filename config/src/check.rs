@@ -111,12 +111,19 @@ fn check_sizes(config: &Config, faults: &mut Vec<Fault>) {
 }
 
 fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fault>) {
-    let scram = config.auth.auth_type == AuthType::ScramSha256 && !suspects.contains("auth_type");
+    let auth_type = config.auth.auth_type;
+    let known = !suspects.contains("auth_type");
+    let asks = known && auth_type.asks_for_passwords();
+    // Who is not named here, or has no password here, may have one there.
+    let elsewhere = !config.auth.auth_file.is_empty() || suspects.contains("auth_file");
     for (name, user) in &config.users {
         let key = format!("users.{name}.password");
         let problem = match &user.password {
-            Some(secret) => secret_problem(secret),
-            None => scram.then_some(Problem::NoPassword),
+            Some(secret) => secret_problem(secret).filter(|problem| match problem {
+                Problem::Md5 => known && auth_type == AuthType::ScramSha256,
+                _ => true,
+            }),
+            None => (asks && !elsewhere).then_some(Problem::NoPassword { auth_type }),
         };
         if let Some(problem) = problem {
             let at = if user.password.is_some() { key.as_str() } else { "" };
@@ -124,7 +131,13 @@ fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fa
             faults.push(missing(&key, origin.cloned(), problem));
         }
     }
-    if scram && config.users.is_empty() && !touched(suspects, "users") {
+    if known && auth_type == AuthType::Any {
+        for (name, _) in config.databases.iter().filter(|(_, database)| database.user.is_none()) {
+            let origin = config.origins.get(&format!("databases.{name}"));
+            faults.push(missing(&format!("databases.{name}.user"), origin.cloned(), Problem::NoForcedUser));
+        }
+    }
+    if asks && !elsewhere && config.users.is_empty() && !touched(suspects, "users") {
         let origin = config.origin("auth_type");
         faults.push(Fault {
             key: "auth_type".to_owned(),
@@ -142,7 +155,7 @@ fn missing(key: &str, origin: Option<Origin>, problem: Problem) -> Fault {
 /// What is wrong with a stored secret, judged as Postgres judges `pg_authid.rolpassword`.
 ///
 /// Source: the Postgres manual, "`pg_authid`"; Postgres takes `md5` and 32 hexadecimal digits for a hash.
-fn secret_problem(secret: &Secret) -> Option<Problem> {
+pub(crate) fn secret_problem(secret: &Secret) -> Option<Problem> {
     let text = secret.expose();
     if let Some(rest) = text.strip_prefix("SCRAM-SHA-256$") {
         return (!is_verifier(rest)).then_some(Problem::Verifier);

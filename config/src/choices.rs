@@ -60,9 +60,26 @@ choice! {
     AuthType {
         /// They do not: anyone who reaches the port is believed.
         Trust = "trust",
-        /// SCRAM-SHA-256, RFC 5802 and RFC 7677, against the secrets of `[users.NAME]`.
+        /// They do not, and who they say they are does not matter either: the database's `user` counts.
+        Any = "any",
+        /// By the password in clear.
+        Plain = "plain",
+        /// By an MD5 hash of the password; by SCRAM if the user's secret is a SCRAM verifier.
+        Md5 = "md5",
+        /// SCRAM-SHA-256, RFC 5802 and RFC 7677, against the users' secrets.
         #[default]
         ScramSha256 = "scram-sha-256",
+    }
+}
+
+impl AuthType {
+    /// Whether clients prove themselves by a password.
+    #[must_use]
+    pub const fn asks_for_passwords(self) -> bool {
+        match self {
+            Self::Plain | Self::Md5 | Self::ScramSha256 => true,
+            Self::Trust | Self::Any => false,
+        }
     }
 }
 

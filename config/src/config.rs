@@ -11,6 +11,7 @@ use crate::file;
 use crate::origin::Origin;
 use crate::setting::{Reload, Setting};
 use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process};
+use crate::userlist::UserList;
 
 /// Largest configuration file that is read; bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -81,7 +82,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// As [`Config::from_sources`]; a file that is missing, unreadable, larger than 16 MiB or not UTF-8 is a fault.
+    /// As [`Config::from_sources`]; a file that is missing, unreadable, larger than 16 MiB or not UTF-8 is a fault,
+    /// and so are those of `auth_file`, if nothing else is wrong.
     pub fn load(args: &[String], env: &[(String, String)]) -> Result<Self, Faults> {
         let mut draft = Draft::default();
         let mut file = None;
@@ -95,7 +97,18 @@ impl Config {
             }
         }
         let file = file.as_ref().map(|(path, text)| (*path, text.as_str()));
-        Self::build(draft, Sources { file, env, args })
+        let config = Self::build(draft, Sources { file, env, args })?;
+        config.read_auth_file()?;
+        Ok(config)
+    }
+
+    /// The users of `auth_file` as it is now; none without one.
+    ///
+    /// # Errors
+    ///
+    /// As [`UserList::load`].
+    pub fn read_auth_file(&self) -> Result<UserList, Faults> {
+        if self.auth.auth_file.is_empty() { Ok(UserList::default()) } else { UserList::load(&self.auth.auth_file) }
     }
 
     /// Where the value of `key` came from: `default_pool_size`, `databases.app.port`.
@@ -162,7 +175,8 @@ fn config_path<'a>(args: &'a [String], env: &'a [(String, String)]) -> Option<(&
     Some((path, Origin::Env { name: env::CONFIG.into() }))
 }
 
-fn read_file(path: &str) -> Result<String, (Option<usize>, Problem)> {
+/// The text of a file, or the line where it is not UTF-8 and what is wrong.
+pub(crate) fn read_file(path: &str) -> Result<String, (Option<usize>, Problem)> {
     let unreadable = |error: std::io::Error| (None, Problem::Unreadable { error: error.to_string() });
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();

@@ -1,5 +1,6 @@
 use std::fmt;
 
+use crate::choices::AuthType;
 use crate::origin::Origin;
 use crate::setting::Bounds;
 use crate::typed::Kind;
@@ -174,12 +175,21 @@ pub enum Problem {
     /// An MD5 hash in place of a password.
     #[error("an MD5 hash, which SCRAM cannot check")]
     Md5,
-    /// SCRAM without any user who could log in.
+    /// A line of `auth_file` that is none.
+    #[error("the line is not a name and a secret, each in double quotes")]
+    UserLine,
+    /// Passwords are asked for, and there is no user who could log in.
     #[error("no user has a password, so that no client could log in")]
     NoUser,
-    /// SCRAM with a user who has no password.
-    #[error("the user has no password, so that auth_type scram-sha-256 refuses every login")]
-    NoPassword,
+    /// Passwords are asked for, and a user has none.
+    #[error("the user has no password, so that auth_type {auth_type} refuses every login")]
+    NoPassword {
+        /// The way that clients are asked.
+        auth_type: AuthType,
+    },
+    /// `auth_type` `any` with a database that does not say whom to log in as.
+    #[error("absent, and auth_type any takes no one's word for who he is")]
+    NoForcedUser,
     /// No database at all.
     #[error("there is no database")]
     NoDatabase,
@@ -225,9 +235,11 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::Verifier => "Copy it whole from pg_authid.rolpassword, or write the plain password.",
         Problem::Md5 => "Write the plain password or a SCRAM-SHA-256 verifier.",
         Problem::NoUser => {
-            r#"Add [users.NAME] with password = "...", or set auth_type = "trust" if everyone who reaches the port may log in."#
+            r#"Add [users.NAME] with password = "...", or name an auth_file, or set auth_type = "trust" if everyone who reaches the port may log in."#
         }
-        Problem::NoPassword => r#"Add password = "..."."#,
+        Problem::NoPassword { .. } => r#"Add password = "..."."#,
+        Problem::UserLine => r#"Write "name" "secret"; a double quote inside is written twice."#,
+        Problem::NoForcedUser => "Name the user of its server connections.",
         Problem::NoDatabase => {
             r#"Add [databases.app] with host = "..." to the file, or pass --database app=postgres://user:password@host/dbname."#
         }

@@ -17,6 +17,7 @@
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
 //! | `file`, `env`, `args`, `url` | one source syntax each |
 //! | `check` | what no single value can tell |
+//! | `userlist` | [`UserList`]: the users of `auth_file` |
 //! | `fault`, `origin`, `secret` | [`Fault`], [`Origin`], [`Secret`] |
 //!
 //! The crate knows nothing of the program that uses it.
@@ -36,6 +37,7 @@ mod setting;
 pub mod settings;
 mod typed;
 mod url;
+mod userlist;
 
 pub use choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
 pub use config::{Config, Described, Sources};
@@ -48,3 +50,4 @@ pub use setting::{Bounds, Reload, Setting};
 pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process};
 pub use typed::Kind;
 pub use url::UrlProblem;
+pub use userlist::UserList;

@@ -14,6 +14,11 @@ pub enum Origin {
         /// Counted from 1.
         line: usize,
     },
+    /// A file as a whole.
+    Path {
+        /// Its path as it was given.
+        path: Arc<str>,
+    },
     /// An environment variable.
     Env {
         /// The whole name, `PGWEIR_` included.
@@ -38,6 +43,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{path}:{line}"),
+            Self::Path { path } => f.write_str(path),
             Self::Env { name } | Self::Flag { name } => f.write_str(name),
         }
     }

@@ -68,8 +68,16 @@ group! {
 group! {
     /// `[auth]`: how clients prove who they are.
     Auth, "auth", |config: Config| config.auth, AUTH {
-        /// `trust` believes everyone who reaches the port; `scram-sha-256` asks for the secret of `[users.NAME]`.
+        /// `scram-sha-256` asks for a proof of the password and never for the password. `md5` asks for a hash of it, or
+        /// for that proof if the user's secret is a SCRAM verifier. `plain` asks for the password itself. `trust`
+        /// believes everyone who reaches the port; `any` does, too, and takes each for the database's `user`.
         auth_type: AuthType = "scram-sha-256" => live;
+        /// Whether `plain` may ask for a password over TCP without TLS, where everyone on the way can read it.
+        auth_plain_without_tls: bool = false => live;
+        /// File of users besides `[users.NAME]`, in `PgBouncer`'s format: `"name" "secret"` on each line. A secret is a
+        /// password in plain text, `md5` and 32 digits, or a SCRAM verifier. Read again when it changes, and at
+        /// SIGHUP; a faulty one is reported and the users stay as they were. Empty: none.
+        auth_file: String = "" => restart;
         /// Rounds of PBKDF2 for verifiers made from plain passwords; more is slower for guessers and for us.
         scram_iterations: u32 = 4096, in 4096..=1000000 => live;
     }
@@ -145,6 +153,12 @@ group! {
         login_notify_message: String = "" => live;
         /// Longest query text that is inspected; what is longer is treated as unknown.
         inspect_max: usize = "256KiB", in 0..="1GiB" => live;
+        /// Failed logins per second that one address (of IPv6, one /64) may make as one user, and ten times as many
+        /// over all users; beyond them its logins are refused at once. Over a Unix socket there is no such limit.
+        /// 0 sets no limit.
+        login_failure_rate: u32 = 10, in 0..=100000 => live;
+        /// Failed logins that it may make at once before `login_failure_rate` counts.
+        login_failure_burst: u32 = 50, in 1..=100000 => live;
     }
 }
 

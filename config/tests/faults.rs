@@ -1,5 +1,6 @@
 //! Every class of fault, one row a case: what is written, and the line that answers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop")]
+#![allow(clippy::too_many_lines, reason = "tables are long; a test has few branches")]
 
 use pgweir_config::{Config, Sources};
 
@@ -116,6 +117,10 @@ fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
          "min_pool_size = 6: above users.b.pool_size = 5, so that it can never be met (from f.toml:5). Lower it, or raise users.b.pool_size."),
         ("a user without a password", "[users.b]\npool_size = 5",
          "users.b.password: the user has no password, so that auth_type scram-sha-256 refuses every login (from f.toml:4). Add password = \"...\"."),
+        ("a user without a password, and a file", "[auth]\nauth_file = \"users.txt\"\n[users.b]\npool_size = 5", ""),
+        ("an MD5 hash where MD5 is asked for", "[auth]\nauth_type = \"md5\"\n[users.b]\npassword = \"md55d41402abc4b2a76b9719d911017c592\"", ""),
+        ("anyone, and nobody to stand for", "[auth]\nauth_type = \"any\"",
+         "databases.app.user: absent, and auth_type any takes no one's word for who he is (from f.toml:1). Name the user of its server connections."),
         ("half a verifier", "[users.b]\npassword = \"SCRAM-SHA-256$4096:AAAA$hush\"",
          "users.b.password: a SCRAM-SHA-256 verifier that is not <iterations>:<salt>$<StoredKey>:<ServerKey> (from f.toml:5). Copy it whole from pg_authid.rolpassword, or write the plain password."),
         ("an MD5 hash", "[users.b]\npassword = \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"",
@@ -218,7 +223,7 @@ fn every_fault_of_the_command_line_names_its_flag() {
 fn what_is_missing_everywhere_is_told_without_a_place() {
     let want = [
         "databases: there is no database. Add [databases.app] with host = \"...\" to the file, or pass --database app=postgres://user:password@host/dbname.",
-        "auth_type = scram-sha-256: no user has a password, so that no client could log in (the default). Add [users.NAME] with password = \"...\", or set auth_type = \"trust\" if everyone who reaches the port may log in.",
+        "auth_type = scram-sha-256: no user has a password, so that no client could log in (the default). Add [users.NAME] with password = \"...\", or name an auth_file, or set auth_type = \"trust\" if everyone who reaches the port may log in.",
     ];
     assert_eq!(faults("", &[], &[]), want);
     assert_eq!(faults("", &[], &["--auth-type=trust", "--database=app=postgres://h"]), [""; 0]);

@@ -9,6 +9,7 @@
 //! - [`startup`]: the untagged first packets: start-up, cancel, SSL and GSS requests.
 //! - [`encode`]: writers of the messages a pooler makes itself.
 //! - [`error`](mod@error): `ErrorResponse` and `NoticeResponse` fields.
+//! - [`md5`]: stored MD5 hashes and what they answer.
 //! - [`scram`]: SCRAM-SHA-256 in both roles.
 //!
 //! Source of all protocol facts: the `PostgreSQL` manual, chapter "Frontend/Backend Protocol"
@@ -19,6 +20,7 @@ pub mod encode;
 pub mod error;
 pub mod frontend;
 mod malformed;
+pub mod md5;
 pub mod pipeline;
 pub mod scanner;
 pub mod scram;

@@ -7,7 +7,6 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 
-use pgweir_config::AuthType;
 use pgweir_proto::Malformed;
 use pgweir_proto::encode::{self, Report};
 use pgweir_proto::scanner::Scanner;
@@ -20,7 +19,7 @@ use crate::settings::{self, Entry, setting_name};
 use crate::stats::{Reason as _, RefusalReason};
 
 use admission::Admitted;
-pub use auth::Secrets;
+pub use auth::{Secrets, Throttle, Users};
 
 /// The longest message accepted before a client has logged in; bytes. Postgres' own limit.
 const LOGIN_MESSAGE_MAX: u32 = 65_535;
@@ -146,7 +145,7 @@ struct Wish {
 
 impl Door {
     async fn login(&mut self) -> Result<Option<Admitted>, Refused> {
-        let Some((wish, mut out)) = self.first_packets().await? else {
+        let Some((mut wish, mut out)) = self.first_packets().await? else {
             return Ok(None);
         };
         let config = self.context.config.clone();
@@ -158,10 +157,7 @@ impl Door {
             let message = "sorry, too many clients already";
             return Err(Refused::with_hint(RefusalReason::MaxClientConn, "53300", message, hint));
         }
-        match config.auth.auth_type {
-            AuthType::Trust => {}
-            AuthType::ScramSha256 => self.scram(&wish.user, &mut out).await?,
-        }
+        self.authenticate(&mut wish, &mut out).await?;
         encode::authentication(&mut out, 0, &[]);
         self.admit(wish, out).await.map(Some)
     }

@@ -131,6 +131,8 @@ reasons! {
         MaxLoginClients = "max_login_clients",
         /// Wrong user, password or certificate.
         AuthFailed = "auth_failed",
+        /// Too many failed logins from one address.
+        LoginFailures = "login_failures",
         /// No such database is configured.
         UnknownDatabase = "unknown_database",
         /// The bytes are not a start-up of the Postgres protocol.

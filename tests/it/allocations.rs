@@ -170,7 +170,7 @@ impl Worker {
         let started = ONE_START.lock().unwrap_or_else(PoisonError::into_inner);
         let before = worker_threads();
         // It tries a runtime out, which must not happen inside of another: the test's.
-        let start = thread::spawn(move || worker::start(config, listeners, shared).unwrap());
+        let start = thread::spawn(move || worker::start(config, Arc::default(), listeners, shared).unwrap());
         let handle = start.join().unwrap();
         let begun = Instant::now();
         let thread = loop {

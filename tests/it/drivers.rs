@@ -13,7 +13,7 @@ use crate::stage::{Stage, run};
 use crate::support::{PASSWORD, Place, primary};
 
 /// The folder of the drivers' scripts.
-fn scripts() -> PathBuf {
+pub(crate) fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drivers")
 }
 
@@ -34,7 +34,7 @@ fn program(stage: &Stage<'_>, name: &str, port: u16) -> Command {
     command
 }
 
-fn finish(mut command: Command) -> Output {
+pub(crate) fn finish(mut command: Command) -> Output {
     let what = format!("{command:?}");
     let output = command.output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -131,7 +131,7 @@ fn psql_prints_the_same_through_pgweir_as_without() {
 }
 
 /// The Python of the virtual environment that `make deps` prepares.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let cache = std::env::var_os("PGWEIR_CACHE").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/pgweir"));
     let python = cache.or(home).unwrap().join("venv/bin/python");

@@ -1,0 +1,170 @@
+//! How many failed logins an address may make.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+/// Addresses, and users of an address, that are remembered in each of two halves.
+const REMEMBERED: usize = 8192;
+
+/// How many times as many failures an address may make over all users as for one.
+const ALL_USERS: u32 = 10;
+
+/// Failed logins by address and user, and by address.
+///
+/// What is remembered of one is the time at which all its failures will be forgiven: each moves it by the time that one
+/// costs at the rate, and it may lie as far ahead as the burst costs. Two halves take turns to be the fresh one; when it
+/// is full the stale one goes, so that memory is bounded whatever comes.
+#[derive(Debug)]
+pub struct Throttle {
+    /// Failures per second; none for no limit.
+    rate: u32,
+    burst: u32,
+    hasher: RandomState,
+    fresh: HashMap<Key, Instant>,
+    stale: HashMap<Key, Instant>,
+}
+
+/// Whose failures these are: an address, and the hash of a user's name.
+type Key = (IpAddr, Option<u64>);
+
+impl Throttle {
+    /// Nobody failed yet. A `rate` of 0 sets no limit.
+    #[must_use]
+    pub fn new(rate: u32, burst: u32) -> Self {
+        Self { rate, burst, hasher: RandomState::new(), fresh: HashMap::new(), stale: HashMap::new() }
+    }
+
+    /// Whether `source` has failed too often, as this user or over all, to try again now.
+    #[must_use]
+    pub fn is_over(&self, source: IpAddr, user: &str, now: Instant) -> bool {
+        self.keys(source, user).into_iter().any(|(key, times)| {
+            let until = self.fresh.get(&key).or_else(|| self.stale.get(&key));
+            // One more failure has to fit.
+            let room = self.cost(times).saturating_mul(self.burst.saturating_mul(times).saturating_sub(1));
+            until.is_some_and(|until| until.saturating_duration_since(now) > room)
+        })
+    }
+
+    /// A login of `user` from `source` failed.
+    pub fn failed(&mut self, source: IpAddr, user: &str, now: Instant) {
+        for (key, times) in self.keys(source, user) {
+            let until = self.fresh.get(&key).or_else(|| self.stale.get(&key)).copied();
+            let until = until.filter(|until| *until > now).unwrap_or(now);
+            self.remember(key, until.checked_add(self.cost(times)).unwrap_or(until));
+        }
+    }
+
+    /// What counts a failure, each with how many times the limit is its own. None without a limit.
+    fn keys(&self, source: IpAddr, user: &str) -> Vec<(Key, u32)> {
+        if self.rate == 0 {
+            return Vec::new();
+        }
+        let source = network(source);
+        vec![((source, Some(self.hasher.hash_one(user))), 1), ((source, None), ALL_USERS)]
+    }
+
+    /// The time after which one failure is forgiven.
+    fn cost(&self, times: u32) -> Duration {
+        Duration::from_secs(1) / self.rate.saturating_mul(times).max(1)
+    }
+
+    fn remember(&mut self, key: Key, until: Instant) {
+        if self.fresh.len() >= REMEMBERED && !self.fresh.contains_key(&key) {
+            self.stale = std::mem::take(&mut self.fresh);
+        }
+        self.fresh.insert(key, until);
+    }
+}
+
+/// The network that one host can speak for: of IPv4 an address, of IPv6 a /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// How many logins that all fail get as far as that.
+    fn failures(throttle: &mut Throttle, source: IpAddr, users: &[&str], now: Instant) -> u32 {
+        let mut failures = 0;
+        for user in users.iter().cycle().take(10_000) {
+            if !throttle.is_over(source, user, now) {
+                throttle.failed(source, user, now);
+                failures += 1;
+            }
+        }
+        failures
+    }
+
+    #[test]
+    fn a_burst_passes_and_then_the_rate() {
+        let mut throttle = Throttle::new(10, 5);
+        let start = Instant::now();
+        let source = ip("192.0.2.1");
+        assert_eq!(failures(&mut throttle, source, &["a"], start), 5);
+        assert_eq!(failures(&mut throttle, source, &["a"], start + Duration::from_millis(99)), 0);
+        assert_eq!(failures(&mut throttle, source, &["a"], start + Duration::from_millis(300)), 3);
+        assert_eq!(failures(&mut throttle, source, &["a"], start + Duration::from_hours(1)), 5);
+    }
+
+    #[test]
+    fn one_users_failures_are_not_anothers_but_all_together_have_a_limit() {
+        let mut throttle = Throttle::new(10, 5);
+        let now = Instant::now();
+        let source = ip("192.0.2.1");
+        assert_eq!(failures(&mut throttle, source, &["a"], now), 5);
+        assert!(throttle.is_over(source, "a", now) && !throttle.is_over(source, "b", now));
+        let names: Vec<String> = (0..1000).map(|n| format!("user{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(failures(&mut throttle, source, &names, now), 45);
+        assert!(throttle.is_over(source, "b", now));
+        assert!(!throttle.is_over(ip("192.0.2.2"), "a", now));
+    }
+
+    #[test]
+    fn an_address_is_one_of_ipv4_and_a_network_of_ipv6() {
+        #[rustfmt::skip]
+        let table = [
+            ("192.0.2.1",     "192.0.2.1",              true),
+            ("192.0.2.1",     "192.0.2.2",              false),
+            ("192.0.2.1",     "::ffff:192.0.2.1",       true),
+            ("2001:db8::1",   "2001:db8::ffff:1:2:3",   true),
+            ("2001:db8::1",   "2001:db8:0:1::1",        false),
+        ];
+        let now = Instant::now();
+        for (one, other, same) in table {
+            let mut throttle = Throttle::new(1, 1);
+            throttle.failed(ip(one), "a", now);
+            assert_eq!(throttle.is_over(ip(other), "a", now), same, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_who_goes_on_failing_is_remembered() {
+        let mut throttle = Throttle::new(1, 3);
+        let now = Instant::now();
+        let bad = ip("192.0.2.1");
+        for n in 0..50_000_u32 {
+            throttle.failed(IpAddr::V4((0x0a00_0000 | n).into()), "a", now);
+            if n % 1000 == 0 && !throttle.is_over(bad, "a", now) {
+                throttle.failed(bad, "a", now);
+            }
+        }
+        assert!(throttle.fresh.len() <= REMEMBERED && throttle.stale.len() <= REMEMBERED);
+        assert!(Throttle::new(0, 1).keys(bad, "a").is_empty());
+    }
+}

@@ -1,0 +1,159 @@
+//! Every `auth_type` with every kind of secret, and where secrets come from.
+
+use pgweir_harness::{Pgweir, wait_until, wait_until_async};
+
+use super::{UserFile, conninfo, libpq, refusal, stored};
+use crate::support::{PASSWORD, Place, SOON, Site, assert_value, options, primary};
+
+#[tokio::test]
+async fn libpq_is_asked_by_the_method_that_goes_with_auth_type_and_secret() {
+    let place = Place::on(primary());
+    let md5 = stored(&place, "md5");
+    let scram = stored(&place, "scram-sha-256");
+    let plain = PASSWORD.to_owned();
+    #[rustfmt::skip]
+    let table = [
+        ("scram-sha-256", &plain, "scram-sha-256"),
+        ("scram-sha-256", &scram, "scram-sha-256"),
+        ("md5",           &plain, "md5"),
+        ("md5",           &md5,   "md5"),
+        ("md5",           &scram, "scram-sha-256"),
+        ("plain",         &plain, "password"),
+        ("plain",         &md5,   "password"),
+        ("plain",         &scram, "password"),
+        ("trust",         &plain, "none"),
+        ("any",           &plain, "none"),
+    ];
+    for (auth_type, secret, method) in table {
+        let settings = [("auth_type", auth_type), ("users.PLACE.password", secret), ("auth_plain_without_tls", "true")];
+        let site = Site::before(place.clone(), &settings);
+        let others = ["scram-sha-256", "md5", "password", "none"].into_iter().filter(|other| *other != method);
+        let others: Vec<String> = others.collect::<Vec<_>>().iter().map(|other| format!("!{other}")).collect();
+        let right = format!("password={PASSWORD}");
+        let asked = libpq(&[
+            conninfo(&site, &format!("{right} require_auth={method}")),
+            conninfo(&site, &format!("{right} require_auth={}", others.join(","))),
+            conninfo(&site, &format!("{right} require_auth=!{method}")),
+            conninfo(&site, "password=wrong"),
+            conninfo(&site, "user=nobody-here password=wrong"),
+        ]);
+        let ok = format!("ok {}", site.name());
+        let case = format!("{auth_type} {}", &secret[..5]);
+        assert_eq!(&asked[..2], [ok.clone(), ok.clone()], "{case}");
+        assert!(asked[2].contains("authentication method requirement"), "{case}: {}", asked[2]);
+        if method == "none" {
+            // The database's user stands for everyone.
+            assert_eq!(&asked[3..], [ok.clone(), ok], "{case}");
+        } else {
+            let failed = |user: &str| format!("FATAL: password authentication failed for user \"{user}\"");
+            assert!(asked[3].ends_with(&failed(site.name())), "{case}: {}", asked[3]);
+            assert!(asked[4].ends_with(&failed("nobody-here")), "{case}: {}", asked[4]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_md5_secret_cannot_be_checked_by_scram_and_that_shows_to_nobody_outside() {
+    let place = Place::on(primary());
+    let md5 = stored(&place, "md5");
+    stored(&place, "scram-sha-256");
+    let file = UserFile::new(&format!("\"{}\" \"{md5}\"\n", place.name));
+    let toml = place.toml(&[("auth_type", "scram-sha-256"), ("auth_file", &file.path())]);
+    let own = format!("[users.{}]", place.name);
+    let toml: String =
+        toml.split("\n\n").filter(|table| !table.trim_start().starts_with(&own)).collect::<Vec<_>>().join("\n\n");
+    let pgweir = Pgweir::start_with(options(toml)).unwrap();
+    let error = refusal(pgweir.addr(), &place.name, &place.name, PASSWORD).await;
+    let want = refusal(pgweir.addr(), "nobody-here", &place.name, PASSWORD).await;
+    assert_eq!(error.message().replace(&place.name, "nobody-here"), want.message());
+    assert_eq!(error.sqlstate(), "28P01");
+}
+
+#[tokio::test]
+async fn a_password_in_clear_is_asked_for_only_where_nobody_can_read_it_or_by_leave() {
+    let site = Site::start(&[("auth_type", "plain")]);
+    let error = refusal(site.pgweir.addr(), site.name(), site.name(), PASSWORD).await;
+    assert_eq!((error.severity(), error.sqlstate()), ("FATAL", "28000"), "{error}");
+    assert!(error.to_string().contains("auth_plain_without_tls"), "{error}");
+    let site = Site::start(&[("auth_type", "plain"), ("auth_plain_without_tls", "true")]);
+    assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+    let error = refusal(site.pgweir.addr(), site.name(), site.name(), "").await;
+    let want = ("28P01", "empty password returned by client");
+    assert_eq!((error.sqlstate(), error.message()), want);
+}
+
+#[tokio::test]
+async fn users_come_from_auth_file_and_its_changes_hold_at_once() {
+    let place = Place::on(primary());
+    let other = format!("{}_other", place.name);
+    let line = |name: &str, secret: &str| format!("\"{name}\" \"{secret}\"\n");
+    let file = UserFile::new(&format!("; users\n{}", line(&other, "first")));
+    let site = Site::before(place, &[("auth_type", "scram-sha-256"), ("auth_file", &file.path())]);
+    let enter = async |password: &str| {
+        let mut wire = pgweir_harness::wire::Wire::connect(site.pgweir.addr()).await.unwrap();
+        wire.login(&other, site.name(), password).await.is_ok()
+    };
+    assert!(enter("first").await);
+    // Those of the configuration stay, and win.
+    assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+    file.write(&(line(&other, "second") + &line(site.name(), "not this")));
+    wait_until_async(SOON, async || enter("second").await).await;
+    assert!(!enter("first").await);
+    assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+    // A faulty file is reported and changes nothing.
+    let from = site.pgweir.log().len();
+    file.write(&(line(&other, "hush-third") + "hush-fourth\n"));
+    let told = site.pgweir.wait_log_from(from, "auth_file not read", SOON).unwrap();
+    assert!(told.contains("users.txt:2") && told.contains("in double quotes"), "{told}");
+    assert!(enter("second").await);
+    // So is a file that is gone.
+    std::fs::remove_file(file.path()).unwrap();
+    site.pgweir.wait_log_from(from, "cannot be read", SOON).unwrap();
+    assert!(enter("second").await);
+    // Who is left out is out.
+    file.write("");
+    wait_until_async(SOON, async || !enter("second").await).await;
+    let from = site.pgweir.log().len();
+    site.pgweir.signal(libc::SIGHUP).unwrap();
+    site.pgweir.wait_log_from(from, "users=0", SOON).unwrap();
+    assert!(!site.pgweir.log().contains("hush"), "a secret is in the log");
+}
+
+#[test]
+fn a_faulty_auth_file_is_told_line_by_line_and_nothing_starts() {
+    let place = Place::on(primary());
+    let file = UserFile::new("\"a\" \"hush\"\n\"a\" \"hush\"\nb hush\n\"c\" \"SCRAM-SHA-256$1:hush\"\n");
+    let path = file.path();
+    let started = Pgweir::start_with(options(place.toml(&[("auth_file", &path)])));
+    let told = started.unwrap_err().to_string();
+    for (line, words) in [(2, "given twice"), (3, "in double quotes"), (4, "verifier")] {
+        let place = format!("users.txt:{line})");
+        assert!(told.lines().any(|told| told.contains(&place) && told.contains(words)), "{line}: {told}");
+    }
+    assert!(!told.contains("hush"), "{told}");
+    let missing = Pgweir::start_with(options(place.toml(&[("auth_file", "/nowhere/users.txt")])));
+    assert!(missing.unwrap_err().to_string().contains("/nowhere/users.txt"));
+}
+
+#[tokio::test]
+async fn whoever_guesses_is_slowed_down_and_nobody_else_is() {
+    let settings = [("auth_type", "scram-sha-256"), ("login_failure_rate", "1"), ("login_failure_burst", "5")];
+    let site = Site::start(&settings);
+    let guess = async || refusal(site.pgweir.addr(), "someone", site.name(), "wrong").await;
+    let start = std::time::Instant::now();
+    let mut codes = Vec::new();
+    for _ in 0..20 {
+        codes.push(guess().await.sqlstate().to_owned());
+    }
+    let wrong = codes.iter().filter(|code| *code == "28P01").count();
+    let most = 5 + usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
+    assert!((5..=most).contains(&wrong), "{codes:?}");
+    let refused = guess().await;
+    let told = refused.to_string();
+    assert_eq!((refused.severity(), refused.sqlstate()), ("FATAL", "53400"), "{told}");
+    assert!(told.contains("127.0.0.1") && told.contains("login_failure_rate"), "{told}");
+    // Another user at the same address is not kept out by that.
+    assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+    wait_until_async(SOON, async || guess().await.sqlstate() == "28P01").await;
+    wait_until(SOON, || site.metric("pgweir_clients_refused_total", &["reason=\"login_failures\""]) >= 10.0);
+}
