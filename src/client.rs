@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
 use crate::clock::Clock;
-use crate::net::Stream;
+use crate::net::{Peer, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
 use crate::sql;
@@ -175,14 +175,14 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session for a connection just accepted.
+    /// A session for a connection just accepted, from `peer`.
     #[must_use]
-    pub fn new(context: Rc<Context>, stream: Stream) -> Self {
+    pub fn new(context: Rc<Context>, stream: Stream, peer: Peer) -> Self {
         // Limits are counted from now, not from the last tick.
         context.clock.refresh();
         context.clients.set(context.clients.get() + 1);
         context.process.borrow_mut().clients_accepted += 1;
-        Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream))), context }
+        Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream, peer))), context }
     }
 }
 

@@ -1,23 +1,30 @@
 //! Sockets: one stream type for both sides, listening and connecting.
 
+mod listen;
+mod peer;
+mod socket_file;
+
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Shutdown, SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pgweir_config::Listen;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use pgweir_config::{Listen, is_socket_dir, socket_path};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+pub use listen::{Acceptor, ListenError, Listener, listen};
+pub use peer::Peer;
+pub use socket_file::SocketFault;
 
 /// A connected socket. Plain today; TLS will be a third variant.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
     Tcp(TcpStream),
-    /// A Unix-domain socket (a server's).
+    /// A Unix-domain socket.
     Unix(UnixStream),
     /// None any more: reads are the end of the stream.
     Closed,
@@ -114,27 +121,21 @@ impl Stream {
         }
     }
 
-    /// The peer's IP address; none over a Unix socket.
-    #[must_use]
-    pub fn peer_ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(stream) => stream.peer_addr().ok().map(|addr| addr.ip()),
-            Self::Unix(_) | Self::Closed => None,
-        }
-    }
-
     /// Whether nobody between the two ends can read what is sent: a Unix socket, or TLS.
     #[must_use]
     pub const fn is_private(&self) -> bool {
         matches!(self, Self::Unix(_)) || self.tls().is_some()
     }
 
-    /// The peer's address, for logs.
+    /// The operating system's user at the other end of a Unix-domain socket, when it connected. None for any other
+    /// socket.
+    ///
+    /// Source: unix(7), `SO_PEERCRED`.
     #[must_use]
-    pub fn peer(&self) -> String {
+    pub fn peer_uid(&self) -> Option<u32> {
         match self {
-            Self::Tcp(stream) => stream.peer_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string()),
-            Self::Unix(_) | Self::Closed => "unix".to_owned(),
+            Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),
+            Self::Tcp(_) | Self::Closed => None,
         }
     }
 }
@@ -180,58 +181,19 @@ impl TcpOptions {
     }
 }
 
-/// Listens on every address that `listen_addr` names.
-///
-/// # Errors
-///
-/// The address that could not be bound, and why.
-pub fn listen(listen: &Listen) -> Result<Vec<std::net::TcpListener>, ListenError> {
-    let mut listeners = Vec::new();
-    for name in listen.listen_addr.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let fail = |source| ListenError { address: format!("{name}:{}", listen.listen_port), source };
-        for address in resolve_listen(name, listen.listen_port).map_err(fail)? {
-            listeners.push(bind(address, listen.listen_backlog).map_err(fail)?);
-        }
-    }
-    Ok(listeners)
-}
-
-/// A listening address that cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} (listen_addr, listen_port): {source}")]
-pub struct ListenError {
-    address: String,
-    source: io::Error,
-}
-
-fn resolve_listen(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    if name == "*" {
-        return Ok(vec![SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0u16; 8], port))]);
-    }
-    Ok((name, port).to_socket_addrs()?.collect())
-}
-
-fn bind(address: SocketAddr, backlog: u32) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
-}
-
-/// Connects to a server: to the directory of a Unix socket if `host` begins with a slash, else by TCP
-/// to the first of the host's addresses that answers.
+/// Connects to a server: to the socket in a directory if `host` begins with a slash, to an abstract one if it begins
+/// with `@`, else by TCP to the first of the host's addresses that answers.
 ///
 /// # Errors
 ///
 /// The last address' error.
 pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<Stream> {
-    if host.starts_with('/') {
-        let path = Path::new(host).join(format!(".s.PGSQL.{port}"));
+    if is_socket_dir(host) {
+        let mut path = socket_path(host, port);
+        if let Some(name) = path.strip_prefix('@') {
+            // The abstract namespace, by tokio's convention as by the kernel's: a NUL in front.
+            path = format!("\0{name}");
+        }
         return Ok(Stream::Unix(UnixStream::connect(path).await?));
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");

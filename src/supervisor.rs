@@ -5,8 +5,8 @@
 
 mod auth_file;
 
+use std::fmt::Display;
 use std::io;
-use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub fn run(config: Config) -> ExitCode {
 /// The process could not be set up; the configuration or the host is at fault.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    /// `listen_addr` or `listen_port`.
+    /// `listen_addr`, `listen_port` or `unix_socket_dir`.
     #[error(transparent)]
     Listen(#[from] net::ListenError),
     /// `http_listen`.
@@ -234,7 +234,7 @@ fn start(config: Arc<Config>) -> Result<Supervisor, StartError> {
     let auth_file = AuthFile::read(Arc::clone(&config))?;
     let listeners = net::listen(&config.listen)?;
     for listener in &listeners {
-        log_listener("postgres", listener)?;
+        log_listener("postgres", listener.address())?;
     }
     let http = start_http(&config, &runtime, &shared, &exporter)?;
     let worker = worker::start(Arc::clone(&config), auth_file.users(), listeners, Arc::clone(&shared))
@@ -255,7 +255,7 @@ fn start_http(
         return Ok(None);
     }
     let listener = observe::bind(address)?;
-    log_listener("http", &listener)?;
+    log_listener("http", listener.local_addr())?;
     let (stop, stopped) = oneshot::channel();
     let stopped = async {
         // A supervisor that is gone stops it, too.
@@ -270,8 +270,8 @@ fn start_http(
     Ok(Some(HttpServer { stop, task }))
 }
 
-fn log_listener(role: &'static str, listener: &TcpListener) -> Result<(), StartError> {
-    let addr = listener.local_addr().map_err(doing("asking for a listener's address"))?;
+fn log_listener(role: &'static str, addr: io::Result<impl Display>) -> Result<(), StartError> {
+    let addr = addr.map_err(doing("asking for a listener's address"))?;
     tracing::info!(role, %addr, "listening");
     Ok(())
 }

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgweir_config::Config;
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
 use crate::client::{Context, Secrets, Session, Users, turn_away};
-use crate::net::{Stream, TcpOptions};
+use crate::net::{Acceptor, Listener, TcpOptions};
 use crate::observe::Shared;
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
 
@@ -64,7 +63,7 @@ pub struct WorkerHandle {
 pub fn start(
     config: Arc<Config>,
     users: Arc<Users>,
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<Listener>,
     shared: Arc<Shared>,
 ) -> io::Result<WorkerHandle> {
     let secrets = Secrets::new(&config, users)?;
@@ -85,7 +84,7 @@ pub fn start(
 
 fn run(
     config: Arc<Config>,
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<Listener>,
     shared: Arc<Shared>,
     secrets: Secrets,
     orders: mpsc::UnboundedReceiver<Command>,
@@ -117,15 +116,14 @@ struct Worker {
 impl Worker {
     async fn run(
         mut self,
-        listeners: Vec<std::net::TcpListener>,
+        listeners: Vec<Listener>,
         mut orders: mpsc::UnboundedReceiver<Command>,
     ) -> io::Result<Summary> {
         let options = TcpOptions::new(&self.context.config.listen);
         let mut accepting = Vec::new();
         for listener in listeners {
-            let listener = TcpListener::from_std(listener)?;
-            let accept = accept(self.context.clone(), listener, options.clone());
-            accepting.push(tokio::task::spawn_local(accept).abort_handle());
+            let acceptor = Acceptor::new(listener, &options)?;
+            accepting.push(tokio::task::spawn_local(accept(self.context.clone(), acceptor)).abort_handle());
         }
         // The publication of nothing says that the worker lives.
         self.publish();
@@ -259,24 +257,25 @@ fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, tra
     }
 }
 
-async fn accept(context: Rc<Context>, listener: TcpListener, options: TcpOptions) {
+/// Accepts clients. Dropped, it closes its listener, and removes the file of a Unix-domain socket.
+async fn accept(context: Rc<Context>, acceptor: Acceptor) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match acceptor.accept().await {
+            Ok((stream, peer)) => {
                 if context.logging_in.get() >= context.config.client.max_login_clients {
                     // Whoever fills this gets little of ours: a few are told why, the rest are closed.
                     if context.turning_away.get() < TOLD_WHY_MAX {
                         context.turning_away.set(context.turning_away.get() + 1);
                         let context = context.clone();
                         tokio::task::spawn_local(async move {
-                            turn_away(context.clone(), Stream::Tcp(stream)).await;
+                            turn_away(context.clone(), stream).await;
                             context.turning_away.set(context.turning_away.get().saturating_sub(1));
                         });
                     }
                     continue;
                 }
-                options.apply(&stream);
-                tokio::task::spawn_local(Session::new(context.clone(), Stream::Tcp(stream)));
+                acceptor.prepare(&stream);
+                tokio::task::spawn_local(Session::new(context.clone(), stream, peer));
             }
             Err(error) => {
                 // Out of descriptors, most likely: waiting for some to be closed beats spinning.

@@ -9,11 +9,12 @@ use crate::entries::LOCAL_HOST;
 use crate::fault::{Fault, Problem};
 use crate::origin::Origin;
 use crate::secret::Secret;
+use crate::socket::{SOCKET_PATH_MAX, is_socket_dir, listed, socket_path};
 use crate::url::{is_host, is_ipv6};
 
-/// `listen_addr`: `*` alone, or hosts separated by commas, each once.
+/// `listen_addr`: nothing, `*` alone, or hosts separated by commas, each once.
 pub(crate) fn listen_addresses(text: &str) -> Result<(), Problem> {
-    if text.trim() == "*" {
+    if matches!(text.trim(), "" | "*") {
         return Ok(());
     }
     let mut seen = BTreeSet::new();
@@ -44,12 +45,12 @@ pub(crate) fn http_address(text: &str) -> Result<(), Problem> {
     }
 }
 
-/// `host` of a database entry: empty, or one host.
+/// `host` of a database entry: empty, one host, or the directory of a socket.
 pub(crate) fn server_host(text: &str) -> Result<(), Problem> {
-    if text.is_empty() || is_host(text) {
+    if text.is_empty() || is_host(text) || is_socket_dir(text) {
         Ok(())
     } else {
-        Err(Problem::NotAnAddress { wanted: "one host name or IP address" })
+        Err(Problem::NotAnAddress { wanted: "one host name, IP address or absolute directory of a socket" })
     }
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     if config.databases.is_empty() && !touched(suspects, "databases") {
         faults.push(missing("databases", None, Problem::NoDatabase));
     }
+    check_listen(config, &mut faults);
     check_sizes(config, &mut faults);
     check_users(config, suspects, &mut faults);
     faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
@@ -79,6 +81,45 @@ fn touched(suspects: &BTreeSet<String>, entries: &str) -> bool {
 
 fn names_a_suspect(fault: &Fault, suspects: &BTreeSet<String>) -> bool {
     matches!(&fault.problem, Problem::MinAboveSize { size_key, .. } if suspects.contains(size_key))
+}
+
+fn check_listen(config: &Config, faults: &mut Vec<Fault>) {
+    let listen = &config.listen;
+    let fault = |key: &str, value: &str, problem| Fault {
+        key: key.to_owned(),
+        value: Some(value.to_owned()),
+        origin: Some(config.origin(key)),
+        problem,
+    };
+    let tcp = !listen.listen_addr.trim().is_empty();
+    let unix = listed(&listen.unix_socket_dir).next().is_some();
+    if !tcp && !unix {
+        faults.push(fault("listen_addr", &listen.listen_addr, Problem::NoListener));
+    }
+    if !tcp && unix && listen.listen_port == 0 {
+        faults.push(fault("listen_port", "0", Problem::NoSocketPort));
+    }
+    // Any free port may have five digits.
+    let port = if listen.listen_port == 0 { u16::MAX } else { listen.listen_port };
+    for directory in listed(&listen.unix_socket_dir) {
+        if let Some(problem) = too_long(directory, port) {
+            faults.push(fault("unix_socket_dir", directory, problem));
+        }
+    }
+    if config.auth.auth_type == AuthType::Peer && !unix {
+        faults.push(fault("auth_type", config.auth.auth_type.as_str(), Problem::NoSocket));
+    }
+    for (name, database) in &config.databases {
+        let problem = is_socket_dir(&database.host).then(|| too_long(&database.host, database.port)).flatten();
+        if let Some(problem) = problem {
+            faults.push(fault(&format!("databases.{name}.host"), &database.host, problem));
+        }
+    }
+}
+
+fn too_long(directory: &str, port: u16) -> Option<Problem> {
+    let length = socket_path(directory, port).len();
+    (length > SOCKET_PATH_MAX).then_some(Problem::SocketPath { length, limit: SOCKET_PATH_MAX })
 }
 
 fn check_sizes(config: &Config, faults: &mut Vec<Fault>) {

@@ -69,6 +69,8 @@ choice! {
         /// SCRAM-SHA-256, RFC 5802 and RFC 7677, against the users' secrets.
         #[default]
         ScramSha256 = "scram-sha-256",
+        /// On a Unix-domain socket the operating system tells who is at the other end; by TCP it is SCRAM-SHA-256.
+        Peer = "peer",
     }
 }
 
@@ -78,7 +80,8 @@ impl AuthType {
     pub const fn asks_for_passwords(self) -> bool {
         match self {
             Self::Plain | Self::Md5 | Self::ScramSha256 => true,
-            Self::Trust | Self::Any => false,
+            // By TCP, peer does; but there need not be anyone who logs in by TCP.
+            Self::Trust | Self::Any | Self::Peer => false,
         }
     }
 }

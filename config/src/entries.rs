@@ -34,9 +34,10 @@ group! {
     /// The name `*` answers for every name without an entry. `NAME = "postgres://user:password@host:port/dbname"` under
     /// `[databases]` is the short form. An absent key means the global setting of the same purpose.
     Database, "databases", |database: Database| database, DATABASE {
-        /// Host of the server: a name or an IP; empty is `127.0.0.1`.
+        /// Host of the server: a name or an IP, or the directory of its Unix-domain socket, which begins with a slash (or
+        /// with `@` for an abstract one); empty is `127.0.0.1`.
         host: String = "127.0.0.1", check server_host => live;
-        /// Port of the server.
+        /// Port of the server, and the number in the name of its Unix-domain socket.
         port: u16 = 5432, in 1..=65535 => live;
         /// Name of the database on the server; absent: the name that the client gave.
         dbname: Option<String> as "app_production" => live;

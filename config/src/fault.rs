@@ -116,6 +116,26 @@ pub enum Problem {
         /// What would be right, with its article.
         wanted: &'static str,
     },
+    /// Permissions that are not three or four octal digits.
+    #[error("no permissions in octal")]
+    NotAMode,
+    /// The path of a Unix-domain socket would not fit into its address.
+    #[error("the path of the socket, with /.s.PGSQL.PORT, has {length} bytes, and the system takes at most {limit}")]
+    SocketPath {
+        /// Its bytes.
+        length: usize,
+        /// The most bytes.
+        limit: usize,
+    },
+    /// Neither an address nor a Unix-domain socket to listen on.
+    #[error("nothing to listen on, since unix_socket_dir is empty, too")]
+    NoListener,
+    /// Unix-domain sockets only, and no number for their names.
+    #[error("no port that could name the sockets of unix_socket_dir, since listen_addr is empty")]
+    NoSocketPort,
+    /// Peer authentication without Unix-domain sockets.
+    #[error("there is no Unix-domain socket whose other end the system could name, since unix_socket_dir is empty")]
+    NoSocket,
     /// The same setting twice in one layer.
     #[error("given twice")]
     Repeated,
@@ -223,6 +243,11 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::Fraction => r#"Round it, such as "30s"."#,
         Problem::Nul => "Remove the NUL.",
         Problem::NotAnAddress { .. } => "Mend the address.",
+        Problem::NotAMode => r#"Write three or four octal digits such as "0770"."#,
+        Problem::SocketPath { .. } => "Use a directory with a shorter name.",
+        Problem::NoListener => "Set listen_addr, unix_socket_dir or both.",
+        Problem::NoSocketPort => "Set listen_port.",
+        Problem::NoSocket => "Set unix_socket_dir, or choose another auth_type.",
         Problem::Repeated => "Keep one of the two.",
         Problem::NoValue => "Write --key=value or --key value.",
         Problem::NotAFlag => "Write --key=value or --key value, or remove the word.",

@@ -9,6 +9,7 @@ use crate::check::{http_address, listen_addresses, whole_seconds};
 use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
 use crate::config::Config;
 use crate::setting::{Setting, group};
+use crate::socket::{FileMode, socket_dirs};
 
 /// A group of settings: a table of the file.
 pub struct Group {
@@ -45,12 +46,21 @@ pub fn find(name: &str) -> Option<&'static Setting<Config>> {
 group! {
     /// `[listen]`: where clients connect.
     Listen, "listen", |config: Config| config.listen, LISTEN {
-        /// Addresses to listen on: IPs or names, separated by commas; `*` is all of them.
+        /// Addresses to listen on: IPs or names, separated by commas; `*` is all of them; empty is none, if there are
+        /// Unix-domain sockets.
         listen_addr: String = "127.0.0.1", check listen_addresses => restart;
-        /// Port to listen on; 0 takes any free one.
+        /// Port to listen on, and the number in the names of the Unix-domain sockets; 0 takes any free one.
         listen_port: u16 = 6432, in 0..=65535 => restart;
         /// Connections that the kernel holds until they are accepted.
         listen_backlog: u32 = 1024, in 1..=65535 => restart;
+        /// Directories of Unix-domain sockets, separated by commas; in each a socket `.s.PGSQL.PORT`, where libpq looks
+        /// for it (`host=DIRECTORY`). `@name` is a name in Linux' abstract namespace, where there are no permissions.
+        /// Empty: none; `PgBouncer`'s default is `/tmp`.
+        unix_socket_dir: String = "", check socket_dirs => restart;
+        /// Permissions of the sockets in a directory, in octal digits.
+        unix_socket_mode: FileMode = "0777" => restart;
+        /// Group of the sockets in a directory, by name or number; empty leaves it to the system.
+        unix_socket_group: String = "" => restart;
         /// Whether the kernel probes connections that are silent.
         tcp_keepalive: bool = true => live;
         /// Silence before the first probe, in whole seconds; 0 leaves it to the kernel.
@@ -71,6 +81,8 @@ group! {
         /// `scram-sha-256` asks for a proof of the password and never for the password. `md5` asks for a hash of it, or
         /// for that proof if the user's secret is a SCRAM verifier. `plain` asks for the password itself. `trust`
         /// believes everyone who reaches the port; `any` does, too, and takes each for the database's `user`.
+        /// `peer` lets in, over a Unix-domain socket, the user whose name the operating system's user bears, and is
+        /// `scram-sha-256` over TCP.
         auth_type: AuthType = "scram-sha-256" => live;
         /// Whether `plain` may ask for a password over TCP without TLS, where everyone on the way can read it.
         auth_plain_without_tls: bool = false => live;

@@ -303,7 +303,7 @@ fn nanos(seconds: f64) -> Option<i128> {
     i128::try_from(micros).ok().map(|micros| micros.saturating_mul(1_000))
 }
 
-fn mistyped(kind: Kind, raw: &Raw<'_>) -> Problem {
+pub(crate) fn mistyped(kind: Kind, raw: &Raw<'_>) -> Problem {
     Problem::NotA { kind, found: raw.noun() }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::entries::database_keys;
 use crate::secret::Secret;
+use crate::socket::is_socket_dir;
 
 /// What can be wrong with a Postgres URL. No variant quotes the URL, because any misplaced part may be a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +15,7 @@ pub enum UrlProblem {
     #[error("the port of the URL is not 1..=65535")]
     Port,
     /// The host is neither a name nor an IP address; an IPv6 address lacks its brackets.
-    #[error("the host of the URL is not one name or IP address")]
+    #[error("the host of the URL is not one name, IP address or encoded directory")]
     Host,
     /// A character that RFC 3986 reserves stands for itself: `@`, `/` or `#`.
     #[error("the URL has a bare @, / or # where none may stand")]
@@ -45,7 +46,9 @@ impl UrlProblem {
             Self::Port => {
                 "Write the port in digits; if the password holds @, /, ? or #, percent-encode them (%40, %2F, %3F, %23)."
             }
-            Self::Host => "Write one host; an IPv6 address stands in brackets, such as [::1].",
+            Self::Host => {
+                "Write one host; an IPv6 address stands in brackets, such as [::1], and the slashes of a socket's directory as %2F."
+            }
             Self::Reserved => "Percent-encode them: %40, %2F, %23.",
             Self::Percent => "Write % itself as %25.",
             Self::Nul => "Remove the %00.",
@@ -124,10 +127,9 @@ impl Target {
         };
         let bracketed = address.starts_with('[');
         self.host = self.decode(host);
-        let valid = self
-            .host
-            .as_deref()
-            .is_none_or(|host| if bracketed { is_ipv6(host) } else { is_host(host) && !host.contains(':') });
+        let valid = self.host.as_deref().is_none_or(|host| {
+            if bracketed { is_ipv6(host) } else { (is_host(host) && !host.contains(':')) || is_socket_dir(host) }
+        });
         if !valid {
             self.host = None;
             self.problems.push(UrlProblem::Host);
@@ -251,7 +253,7 @@ mod tests {
     fn urls_are_decoded_part_by_part() {
         type Want = Result<[&'static str; 5], UrlProblem>;
         #[rustfmt::skip]
-        let table: [(&str, &str, Want); 35] = [
+        let table: [(&str, &str, Want); 36] = [
             ("whole",            "postgres://u:p@h:5433/db",        Ok(["h", "5433", "db", "u", "p"])),
             ("other scheme",     "postgresql://u:p@h:5433/db",      Ok(["h", "5433", "db", "u", "p"])),
             ("no port",          "postgres://u:p@h/db",             Ok(["h", "", "db", "u", "p"])),
@@ -273,7 +275,8 @@ mod tests {
             ("IPv6, broken",     "postgres://[::x]/db",             Err(UrlProblem::Host)),
             ("IPv6, trailing",   "postgres://[::1]x/db",            Err(UrlProblem::Host)),
             ("two hosts",        "postgres://h1,h2/db",             Err(UrlProblem::Host)),
-            ("socket directory", "postgres://%2Ftmp/db",            Err(UrlProblem::Host)),
+            ("socket directory", "postgres://u@%2Frun%2Fpg:5433/d", Ok(["/run/pg", "5433", "d", "u", ""])),
+            ("abstract socket",  "postgres://%40pg/db",             Ok(["@pg", "", "db", "", ""])),
             ("port zero",        "postgres://h:0/db",               Err(UrlProblem::Port)),
             ("port too large",   "postgres://h:65536/db",           Err(UrlProblem::Port)),
             ("port with a sign", "postgres://h:+1/db",              Err(UrlProblem::Port)),

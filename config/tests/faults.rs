@@ -25,6 +25,7 @@ fn faults(text: &str, env: &[(&str, &str)], args: &[&str]) -> Vec<String> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a long table")]
 fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
     #[rustfmt::skip]
     let table: &[(&str, &str, &str)] = &[
@@ -64,7 +65,17 @@ fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
         ("a NUL", "[pool]\nserver_reset_query = \"a\\u0000b\"",
          "server_reset_query = \"a\\u{0}b\": the text contains a NUL (from f.toml:5). Remove the NUL."),
         ("no address", "[listen]\nlisten_addr = \"\"",
-         "listen_addr = \"\": not a list of IPs and names separated by commas, nor * alone (from f.toml:5). Mend the address."),
+         "listen_addr = : nothing to listen on, since unix_socket_dir is empty, too (from f.toml:5). Set listen_addr, unix_socket_dir or both."),
+        ("sockets without a number", "[listen]\nlisten_addr = \"\"\nlisten_port = 0\nunix_socket_dir = \"/tmp\"",
+         "listen_port = 0: no port that could name the sockets of unix_socket_dir, since listen_addr is empty (from f.toml:6). Set listen_port."),
+        ("a relative directory", "[listen]\nunix_socket_dir = \"tmp\"",
+         "unix_socket_dir = \"tmp\": not a list of absolute directories or @names separated by commas, nor empty (from f.toml:5). Mend the address."),
+        ("too long a path", "[listen]\nunix_socket_dir = \"/aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffgggggggggghhhhhhhhhhiiiiiiiiiijjj\"",
+         "unix_socket_dir = /aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeefffffffff...: the path of the socket, with /.s.PGSQL.PORT, has 108 bytes, and the system takes at most 107 (from f.toml:5). Use a directory with a shorter name."),
+        ("no octal digits", "[listen]\nunix_socket_mode = \"0789\"",
+         "unix_socket_mode = \"0789\": no permissions in octal (from f.toml:5). Write three or four octal digits such as \"0770\"."),
+        ("peers without a socket", "[auth]\nauth_type = \"peer\"",
+         "auth_type = peer: there is no Unix-domain socket whose other end the system could name, since unix_socket_dir is empty (from f.toml:5). Set unix_socket_dir, or choose another auth_type."),
         ("all addresses and one more", "[listen]\nlisten_addr = \"*, ::1\"",
          "listen_addr = \"*, ::1\": not a list of IPs and names separated by commas, nor * alone (from f.toml:5). Mend the address."),
         ("an address twice", "[listen]\nlisten_addr = \"::1, ::1\"",
@@ -85,8 +96,8 @@ fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
          "users.b.pasword: there is no such key of a user (from f.toml:5). The nearest name is password."),
         ("a value of a database", "[databases.b]\nport = 0",
          "databases.b.port = 0: outside 1..=65535 (from f.toml:5). Write a value of 1..=65535."),
-        ("a socket directory", "[databases.b]\nhost = \"/tmp\"",
-         "databases.b.host = \"/tmp\": not one host name or IP address (from f.toml:5). Mend the address."),
+        ("a relative socket directory", "[databases.b]\nhost = \"tmp/x\"",
+         "databases.b.host = \"tmp/x\": not one host name, IP address or absolute directory of a socket (from f.toml:5). Mend the address."),
         ("a database that is a number", "[databases]\nb = 5",
          "databases.b: an integer, where a table is wanted (from f.toml:5). Write a [table] header and the keys below it."),
         ("a user that is a text", "[users]\nb = \"hush\"",

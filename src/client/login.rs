@@ -14,7 +14,7 @@ use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_0, Startup, first_len
 
 use super::relay::Relay;
 use super::{Context, local::Failure};
-use crate::net::Stream;
+use crate::net::{Peer, Stream};
 use crate::settings::{self, Entry, setting_name};
 use crate::stats::{Reason as _, RefusalReason};
 
@@ -108,10 +108,10 @@ pub async fn turn_away(context: Rc<Context>, stream: Stream) {
 }
 
 /// Runs a client's login. None if there is no session in the end; the client was told why.
-pub async fn log_in(context: Rc<Context>, stream: Stream) -> Option<Relay> {
+pub async fn log_in(context: Rc<Context>, stream: Stream, peer: Peer) -> Option<Relay> {
     let guard = LoggingIn::enter(&context);
     let mut door =
-        Door { context: context.clone(), stream, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
+        Door { context: context.clone(), stream, peer, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
     let limit = context.config.client.client_login_timeout;
     let outcome = match context.clock.limit(limit, door.login()).await {
         Ok(outcome) => outcome,
@@ -132,6 +132,8 @@ pub async fn log_in(context: Rc<Context>, stream: Stream) -> Option<Relay> {
 struct Door {
     context: Rc<Context>,
     stream: Stream,
+    /// Who is at the other end: for logs, and for what is counted by source.
+    peer: Peer,
     input: Vec<u8>,
     scanner: Scanner,
 }
@@ -255,7 +257,7 @@ impl Door {
     async fn refuse(self, refused: &Refused) {
         if let Some(reason) = refused.reason {
             self.context.process.borrow_mut().clients_refused.add(reason);
-            let peer = self.stream.peer();
+            let peer = self.peer;
             if self.context.config.log.log_pooler_errors {
                 tracing::warn!(%peer, reason = reason.as_str(), "login refused: {}", refused.log);
             }

@@ -165,7 +165,7 @@ impl Worker {
         let sources = Sources { file: Some(("pgweir.toml", &toml)), env: &[], args: &[] };
         let config = Arc::new(Config::from_sources(sources).unwrap());
         let listeners = pgweir::net::listen(&config.listen).unwrap();
-        let addr = listeners[0].local_addr().unwrap();
+        let addr = listeners[0].address().unwrap().parse().unwrap();
         let shared = Arc::new(Shared::new(Instant::now()));
         let started = ONE_START.lock().unwrap_or_else(PoisonError::into_inner);
         let before = worker_threads();

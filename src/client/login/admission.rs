@@ -86,7 +86,7 @@ impl Admitted {
         if door.context.config.log.log_connections {
             let name = &self.pool.name;
             tracing::info!(
-                client = entry.pid, peer = %door.stream.peer(), database = %name.database, user = %name.user,
+                client = entry.pid, peer = %door.peer, database = %name.database, user = %name.user,
                 "client logged in"
             );
         }

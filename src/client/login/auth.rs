@@ -1,6 +1,7 @@
 //! Authentication of a client: what it is asked for, and what it proves itself by.
 
 mod password;
+mod peer;
 mod scram;
 mod throttle;
 mod users;
@@ -29,9 +30,14 @@ impl Door {
                 wish.user = forced_user(&context, &wish.database).unwrap_or_else(|| std::mem::take(&mut wish.user));
                 return Ok(());
             }
+            AuthType::Peer => {
+                if let Some(uid) = self.stream.peer_uid() {
+                    return self.peer(uid, &wish.user).await;
+                }
+            }
             AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256 => {}
         }
-        let source = self.stream.peer_ip();
+        let source = self.peer.ip();
         if let Some(source) = source
             && context.throttle.borrow_mut().is_over(source, &wish.user, context.clock.now())
         {

@@ -81,7 +81,7 @@ impl Users {
     ///
     /// The system gives no random bytes.
     pub fn derive(config: &Config, list: &UserList, before: Option<&Self>) -> io::Result<Self> {
-        let derive = matches!(config.auth.auth_type, AuthType::Plain | AuthType::ScramSha256);
+        let derive = matches!(config.auth.auth_type, AuthType::Plain | AuthType::ScramSha256 | AuthType::Peer);
         let mut users = BTreeMap::new();
         let own = config.users.iter().filter_map(|(name, user)| Some((name.as_str(), user.password.as_ref()?)));
         for (name, secret) in list.iter().chain(own) {
@@ -121,6 +121,11 @@ impl Secrets {
     /// From now on these are known.
     pub fn replace(&self, users: Arc<Users>) {
         *self.users.borrow_mut() = users;
+    }
+
+    /// Whether there is a user of this name, with a secret or without.
+    pub(super) fn knows(&self, config: &Config, name: &str) -> bool {
+        config.users.contains_key(name) || self.users.borrow().by_name.contains_key(name)
     }
 
     /// The user of this name, or one without a secret.

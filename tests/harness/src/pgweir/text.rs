@@ -61,7 +61,9 @@ fn table_of(key: &str) -> &'static str {
 }
 
 fn toml_value(value: &str) -> String {
-    let bare = value == "true" || value == "false" || value.parse::<i64>().is_ok();
+    // Digits with a zero in front are a mode or a name, never a number of TOML.
+    let number = value.parse::<i64>().is_ok_and(|number| number.to_string() == value);
+    let bare = value == "true" || value == "false" || number;
     if bare {
         return value.to_owned();
     }
@@ -90,6 +92,7 @@ mod tests {
         let table = [
             ("number",    "3",            "3"),
             ("boolean",   "true",         "true"),
+            ("a mode",    "0770",         r#""0770""#),
             ("duration",  "250ms",        r#""250ms""#),
             ("empty",     "",             r#""""#),
             ("odd",       "a\"b\\c\n",    r#""a\"b\\c\u000A""#),

@@ -1,0 +1,33 @@
+//! Who is at the other end of a client connection, as far as the network tells.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// The other end of a client connection: carried beside its stream, since a proxy may speak for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// By TCP.
+    Tcp(SocketAddr),
+    /// By a Unix-domain socket.
+    Unix,
+}
+
+impl Peer {
+    /// The source address. None on this machine's own sockets.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip().to_canonical()),
+            Self::Unix => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
