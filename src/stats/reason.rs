@@ -228,7 +228,7 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 7>();
+        check_reasons::<RefusalReason, 8>();
         check_reasons::<Role, 2>();
     }
 }
