@@ -10,6 +10,11 @@ pub(crate) fn directory() -> Option<PathBuf> {
     own.or_else(home)
 }
 
+/// The folder of Postgres 18's server programs, whether it is there or not; `None` where there is no cache.
+pub(crate) fn postgres_18() -> Option<PathBuf> {
+    Some(directory()?.join("postgres-18/bin"))
+}
+
 /// The Python that has the drivers of `.ci/requirements.txt`; `None` before `make deps`.
 #[must_use]
 pub fn drivers_python() -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Doing, HarnessError};
@@ -89,9 +89,7 @@ pub(crate) fn hand_over(path: &Path) -> Result<(), HarnessError> {
 fn base() -> PathBuf {
     let base = std::env::temp_dir();
     let short = base.as_os_str().len() <= BASE_LIMIT;
-    let passable = os::effective_uid() != 0
-        || base.ancestors().all(|part| fs::metadata(part).is_ok_and(|part| part.mode() & 0o001 != 0));
-    if short && passable { base } else { PathBuf::from("/tmp") }
+    if short && os::may_pass(&base) { base } else { PathBuf::from("/tmp") }
 }
 
 /// Removes directories whose owner was killed: nobody holds the lock. A failure is no harm; it is

@@ -47,6 +47,13 @@ fn find_user(passwd: &str, name: &str) -> Option<Account> {
     Some(Account { uid, gid })
 }
 
+/// Whether the account that servers run as may pass through a directory and all above it. We may, unless we are root.
+pub(crate) fn may_pass(directory: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    effective_uid() != 0
+        || directory.ancestors().all(|part| fs::metadata(part).is_ok_and(|part| part.mode() & 0o001 != 0))
+}
+
 /// A command without the variables that would steer it unseen (`PG*` for libpq, `PGWEIR_*` for
 /// pgweir), with messages in English, in a process group of its own: a Ctrl-C at the terminal
 /// reaches only us, and we stop our children in order.

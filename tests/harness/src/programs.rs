@@ -4,14 +4,22 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-/// What a folder must hold to be of use.
-const NEEDED: [&str; 4] = ["postgres", "initdb", "pg_ctl", "pg_basebackup"];
+use crate::cache;
+use crate::error::HarnessError;
+use crate::os;
+
+/// What a folder must hold to be of use; the last one makes followers without a stop of the primary.
+const NEEDED: [&str; 4] = ["postgres", "initdb", "pg_ctl", COPIES];
+const COPIES: &str = "pg_basebackup";
 /// Names a folder of server programs, past all searching.
 const VARIABLE: &str = "PGWEIR_PG_BIN";
+/// The same for those of version 18.
+const VARIABLE_18: &str = "PGWEIR_PG18_BIN";
 
-/// A folder that holds `postgres`, `initdb`, `pg_ctl` and `pg_basebackup`.
+/// A folder that holds `postgres`, `initdb` and `pg_ctl`; `pg_basebackup` and `psql`, too, unless it was named for
+/// its version or by `PGWEIR_PG_BIN`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerPrograms {
     directory: PathBuf,
@@ -28,7 +36,7 @@ impl ServerPrograms {
     pub fn find() -> Result<Self, NotFound> {
         if let Some(directory) = env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
             let directory = PathBuf::from(directory);
-            return Self::in_directory(&directory).ok_or(NotFound { searched: vec![directory], forced: true });
+            return Self::bare(&directory).ok_or(NotFound { searched: vec![directory], forced: Some(VARIABLE) });
         }
         let mut searched = Vec::new();
         for directory in candidates() {
@@ -40,13 +48,31 @@ impl ServerPrograms {
             }
             searched.push(directory);
         }
-        Err(NotFound { searched, forced: false })
+        Err(NotFound { searched, forced: None })
+    }
+
+    /// Postgres 18, for what no older server speaks: where `PGWEIR_PG18_BIN` says, else where `make deps` puts it. It
+    /// may lack all client programs.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`].
+    pub fn find_18() -> Result<Self, NotFound> {
+        let given = env::var_os(VARIABLE_18).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let searched: Vec<PathBuf> = given.or_else(cache::postgres_18).into_iter().collect();
+        let found = searched.first().and_then(|directory| Self::bare(directory));
+        found.ok_or(NotFound { searched, forced: Some(VARIABLE_18) })
     }
 
     /// The programs in `directory`, if all are there and `postgres --version` answers.
     #[must_use]
     pub fn in_directory(directory: &Path) -> Option<Self> {
-        if !NEEDED.iter().all(|name| directory.join(name).is_file()) {
+        directory.join(COPIES).is_file().then(|| Self::bare(directory))?
+    }
+
+    /// [`ServerPrograms::in_directory`] that may lack what only clients need.
+    fn bare(directory: &Path) -> Option<Self> {
+        if !NEEDED.iter().filter(|name| **name != COPIES).all(|name| directory.join(name).is_file()) {
             return None;
         }
         let output = Command::new(directory.join("postgres")).arg("--version").env("LC_ALL", "C").output().ok()?;
@@ -74,6 +100,23 @@ impl ServerPrograms {
         &self.directory
     }
 
+    /// Whether it can copy a running primary.
+    pub(crate) fn has_basebackup(&self) -> bool {
+        self.directory.join(COPIES).is_file()
+    }
+
+    /// These programs where the account that runs them may pass: themselves, or a copy of their installation in
+    /// `place`. Postgres finds its other files relative to its programs.
+    pub(crate) fn reachable(&self, place: &Path) -> Result<Self, HarnessError> {
+        let Some(installation) = self.directory.parent().filter(|_| !os::may_pass(&self.directory)) else {
+            return Ok(self.clone());
+        };
+        let mut copy = os::command("cp");
+        copy.arg("-a").arg(installation).arg(place);
+        os::run(copy, Stdio::null())?;
+        Ok(Self { directory: place.join("bin"), version: self.version.clone() })
+    }
+
     /// The path of the program `name`.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
@@ -86,8 +129,8 @@ impl ServerPrograms {
 pub struct NotFound {
     /// The folders looked at.
     pub searched: Vec<PathBuf>,
-    /// `PGWEIR_PG_BIN` named the folder, so nothing else was looked at.
-    pub forced: bool,
+    /// This variable names the folder, so nothing else was looked at.
+    pub forced: Option<&'static str>,
 }
 
 impl std::error::Error for NotFound {}
@@ -95,10 +138,9 @@ impl std::error::Error for NotFound {}
 impl fmt::Display for NotFound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Postgres' server programs ({}) are not there. ", NEEDED.join(", "))?;
-        if self.forced {
-            write!(f, "{VARIABLE} names")?;
-        } else {
-            write!(f, "Searched:")?;
+        match self.forced {
+            Some(variable) => write!(f, "{variable} names, or `make deps` makes")?,
+            None => write!(f, "Searched:")?,
         }
         for directory in &self.searched {
             write!(f, " {}", directory.display())?;
@@ -195,7 +237,7 @@ mod tests {
 
     #[test]
     fn not_found_says_where_it_looked_and_what_to_install() {
-        let text = NotFound { searched: vec![PathBuf::from("/nowhere/bin")], forced: false }.to_string();
+        let text = NotFound { searched: vec![PathBuf::from("/nowhere/bin")], forced: None }.to_string();
         for part in ["/nowhere/bin", "apt-get install postgresql", "PGWEIR_PG_BIN"] {
             assert!(text.contains(part), "{part} in {text}");
         }

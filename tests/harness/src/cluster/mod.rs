@@ -78,6 +78,7 @@ impl Cluster {
     /// As [`Cluster::start`].
     pub fn start_with(programs: &ServerPrograms, options: ClusterOptions) -> Result<Self, HarnessError> {
         let home = Home::create()?;
+        let programs = &programs.reachable(&home.path().join("programs"))?;
         template::place(programs, &home)?;
         let fixed = [(SUPERUSER, SUPERUSER_PASSWORD), (APP_USER, APP_PASSWORD)];
         let given = options.roles.iter().map(|role| (role.name.clone(), role.password.clone()));
@@ -96,15 +97,7 @@ impl Cluster {
     pub fn follower(&self, mut options: ClusterOptions) -> Result<Self, HarnessError> {
         let home = Home::create()?;
         let data = home.path().join("data");
-        let mut backup = os::server_command(self.programs.program("pg_basebackup"), home.path());
-        backup
-            .arg("-D")
-            .arg(&data)
-            .arg("-h")
-            .arg(self.home.sockets())
-            .args(["-p", &self.port.to_string(), "-U", SUPERUSER])
-            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
-        os::run(backup, Stdio::null())?;
+        self.copy_to(&data, &home)?;
         let signal = data.join("standby.signal");
         File::create(&signal).doing("making", &signal)?;
         hand_over(&signal)?;
@@ -127,6 +120,26 @@ impl Cluster {
         let follower = Self::launch(self.programs.clone(), home, options, passwords, follow)?;
         self.await_streaming(&name, &follower)?;
         Ok(follower)
+    }
+
+    /// Copies the data directory: while it runs, or, without `pg_basebackup`, while it is stopped for that.
+    fn copy_to(&self, data: &Path, home: &Home) -> Result<(), HarnessError> {
+        if !self.programs.has_basebackup() {
+            self.stop()?;
+            let mut copy = os::command("cp");
+            copy.arg("-a").arg(self.data_dir()).arg(data);
+            os::run(copy, Stdio::null())?;
+            return self.restart();
+        }
+        let mut backup = os::server_command(self.programs.program("pg_basebackup"), home.path());
+        backup
+            .arg("-D")
+            .arg(data)
+            .arg("-h")
+            .arg(self.home.sockets())
+            .args(["-p", &self.port.to_string(), "-U", SUPERUSER])
+            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
+        os::run(backup, Stdio::null()).map(drop)
     }
 
     /// The port on 127.0.0.1; the same after a restart.
