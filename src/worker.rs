@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
 use crate::client::{Context, Secrets, Session, Users, turn_away};
-use crate::net::{Acceptor, Listener, TcpOptions};
+use crate::net::{Acceptor, Listener};
 use crate::observe::Shared;
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
 
@@ -119,10 +119,9 @@ impl Worker {
         listeners: Vec<Listener>,
         mut orders: mpsc::UnboundedReceiver<Command>,
     ) -> io::Result<Summary> {
-        let options = TcpOptions::new(&self.context.config.listen);
         let mut accepting = Vec::new();
         for listener in listeners {
-            let acceptor = Acceptor::new(listener, &options)?;
+            let acceptor = Acceptor::new(listener, &self.context.config.listen)?;
             accepting.push(tokio::task::spawn_local(accept(self.context.clone(), acceptor)).abort_handle());
         }
         // The publication of nothing says that the worker lives.

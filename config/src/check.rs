@@ -106,6 +106,9 @@ fn check_listen(config: &Config, faults: &mut Vec<Fault>) {
             faults.push(fault("unix_socket_dir", directory, problem));
         }
     }
+    if listen.proxy_protocol && listen.proxy_protocol_from.is_empty() {
+        faults.push(fault("proxy_protocol", "true", Problem::NoProxy));
+    }
     if config.auth.auth_type == AuthType::Peer && !unix {
         faults.push(fault("auth_type", config.auth.auth_type.as_str(), Problem::NoSocket));
     }

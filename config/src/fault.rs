@@ -133,6 +133,9 @@ pub enum Problem {
     /// Unix-domain sockets only, and no number for their names.
     #[error("no port that could name the sockets of unix_socket_dir, since listen_addr is empty")]
     NoSocketPort,
+    /// The PROXY protocol without a proxy that may speak it.
+    #[error("no network is named by proxy_protocol_from, so that no client could connect by TCP")]
+    NoProxy,
     /// Peer authentication without Unix-domain sockets.
     #[error("there is no Unix-domain socket whose other end the system could name, since unix_socket_dir is empty")]
     NoSocket,
@@ -247,6 +250,7 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::SocketPath { .. } => "Use a directory with a shorter name.",
         Problem::NoListener => "Set listen_addr, unix_socket_dir or both.",
         Problem::NoSocketPort => "Set listen_port.",
+        Problem::NoProxy => r#"Set proxy_protocol_from to the proxy's address or network, such as "10.0.0.0/8"."#,
         Problem::NoSocket => "Set unix_socket_dir, or choose another auth_type.",
         Problem::Repeated => "Keep one of the two.",
         Problem::NoValue => "Write --key=value or --key value.",

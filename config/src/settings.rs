@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::check::{http_address, listen_addresses, whole_seconds};
 use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
 use crate::config::Config;
+use crate::network::Networks;
 use crate::setting::{Setting, group};
 use crate::socket::{FileMode, socket_dirs};
 
@@ -61,6 +62,12 @@ group! {
         unix_socket_mode: FileMode = "0777" => restart;
         /// Group of the sockets in a directory, by name or number; empty leaves it to the system.
         unix_socket_group: String = "" => restart;
+        /// Whether every TCP connection has to begin with a header of the PROXY protocol (version 1 or 2), which says whose
+        /// connection it is; one without is closed. Unix-domain sockets never have it.
+        proxy_protocol: bool = false => restart;
+        /// Proxies that are believed: networks such as `10.0.0.0/8`, separated by commas. With `proxy_protocol`, others are
+        /// not let in.
+        proxy_protocol_from: Networks = "" => restart;
         /// Whether the kernel probes connections that are silent.
         tcp_keepalive: bool = true => live;
         /// Silence before the first probe, in whole seconds; 0 leaves it to the kernel.

@@ -10,6 +10,7 @@
 //! - [`encode`]: writers of the messages a pooler makes itself.
 //! - [`error`](mod@error): `ErrorResponse` and `NoticeResponse` fields.
 //! - [`md5`]: stored MD5 hashes and what they answer.
+//! - [`proxy`]: the header that a proxy sends ahead of a connection.
 //! - [`scram`]: SCRAM-SHA-256 in both roles.
 //!
 //! Source of all protocol facts: the `PostgreSQL` manual, chapter "Frontend/Backend Protocol"
@@ -22,6 +23,7 @@ pub mod frontend;
 mod malformed;
 pub mod md5;
 pub mod pipeline;
+pub mod proxy;
 pub mod scanner;
 pub mod scram;
 pub mod startup;

@@ -1,6 +1,7 @@
 //! A client's first packets: encryption requests, cancel requests, start-up, authentication.
 
 mod admission;
+mod announced;
 mod auth;
 
 use std::future::poll_fn;
@@ -149,6 +150,7 @@ impl Door {
     async fn login(&mut self) -> Result<Option<Admitted>, Refused> {
         let Some((mut wish, mut out)) = self.first_packets().await? else {
             return Ok(None);
+        self.learn_origin().await?;
         };
         let config = self.context.config.clone();
         if self.context.draining.get() {

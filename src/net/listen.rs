@@ -161,7 +161,14 @@ fn group_id(name: &str) -> Option<u32> {
 #[derive(Debug)]
 pub enum Acceptor {
     /// On an address.
-    Tcp(TcpListener, TcpOptions),
+    Tcp {
+        /// The socket.
+        socket: TcpListener,
+        /// Options of its connections.
+        options: TcpOptions,
+        /// Each connection begins with a header of the PROXY protocol.
+        proxied: bool,
+    },
     /// On a Unix-domain socket.
     Unix(UnixListener, Option<SocketFile>),
 }
@@ -172,9 +179,13 @@ impl Acceptor {
     /// # Errors
     ///
     /// Whatever the event loop reports.
-    pub fn new(listener: Listener, options: &TcpOptions) -> io::Result<Self> {
+    pub fn new(listener: Listener, listen: &Listen) -> io::Result<Self> {
         Ok(match listener {
-            Listener::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?, options.clone()),
+            Listener::Tcp(socket) => Self::Tcp {
+                socket: TcpListener::from_std(socket)?,
+                options: TcpOptions::new(listen),
+                proxied: listen.proxy_protocol,
+            },
             Listener::Unix { socket, file, .. } => Self::Unix(UnixListener::from_std(socket)?, file),
         })
     }
@@ -186,9 +197,10 @@ impl Acceptor {
     /// Whatever the socket reports.
     pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            Self::Tcp(socket, _) => {
+            Self::Tcp { socket, proxied, .. } => {
                 let (stream, address) = socket.accept().await?;
-                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+                let peer = if *proxied { Peer::Proxy(address) } else { Peer::Tcp(address) };
+                Ok((Stream::Tcp(stream), peer))
             }
             Self::Unix(socket, _) => {
                 let (stream, _) = socket.accept().await?;
@@ -199,7 +211,7 @@ impl Acceptor {
 
     /// Sets a client connection's options.
     pub fn prepare(&self, stream: &Stream) {
-        if let (Self::Tcp(_, options), Stream::Tcp(stream)) = (self, stream) {
+        if let (Self::Tcp { options, .. }, Stream::Tcp(stream)) = (self, stream) {
             options.apply(stream);
         }
     }

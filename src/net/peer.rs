@@ -3,11 +3,13 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The other end of a client connection: carried beside its stream, since a proxy may speak for it.
+/// The other end of a client connection: carried beside its stream, since a proxy may have said who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// By TCP.
     Tcp(SocketAddr),
+    /// By TCP, by way of a proxy at this address, which has yet to say whose the connection is.
+    Proxy(SocketAddr),
     /// By a Unix-domain socket.
     Unix,
 }
@@ -17,7 +19,7 @@ impl Peer {
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp(address) => Some(address.ip().to_canonical()),
+            Self::Tcp(address) | Self::Proxy(address) => Some(address.ip().to_canonical()),
             Self::Unix => None,
         }
     }
@@ -26,7 +28,7 @@ impl Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Proxy(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
         }
     }

@@ -141,6 +141,8 @@ reasons! {
         Deadline = "deadline",
         /// pgweir drains and takes no new clients.
         Draining = "draining",
+        /// The PROXY protocol was asked for, and not spoken, or not by one of `proxy_protocol_from`.
+        ProxyProtocol = "proxy_protocol",
     }
 }
 
@@ -228,7 +230,7 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 8>();
+        check_reasons::<RefusalReason, 9>();
         check_reasons::<Role, 2>();
     }
 }

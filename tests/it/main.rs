@@ -23,6 +23,7 @@ mod observe;
 mod pool;
 mod prepared;
 mod protocol;
+mod proxy_protocol;
 mod sockets;
 mod stage;
 mod stop;
