@@ -43,6 +43,8 @@ pub struct Target {
     pub connect_query: String,
     /// Socket options.
     pub tcp: TcpOptions,
+    /// The newest version of the protocol to ask for; an older one once the server has refused it.
+    pub version: Cell<u32>,
     /// The longest login.
     pub connect_timeout: Duration,
     /// The keys derived last: a server that asks for the same salt again costs no derivation.

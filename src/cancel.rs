@@ -1,5 +1,5 @@
 //! Cancel keys: a made-up process id and a secret for every session, and how the rest of the worker
-//! reaches a session by them.
+//! reaches a session by them. A client that speaks protocol 3.2 has a long secret, any other four bytes.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,10 +8,17 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 use rand::RngExt;
+use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 /// The smallest made-up process id: above Linux' largest real one, so that it never names a backend.
 pub const FIRST_PID: u32 = 4_194_305;
+
+/// Bytes of a secret in protocol 3.0.
+const SHORT_SECRET: usize = 4;
+
+/// Bytes of a secret in protocol 3.2: as many as Postgres 18 makes.
+const LONG_SECRET: usize = 32;
 
 /// What a session is doing, for the limits on doing it too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +57,8 @@ pub enum Order {
 pub struct Entry {
     /// The process id its client was told.
     pub pid: u32,
-    secret: u32,
+    /// What its client was told, unless that is among the long ones.
+    secret: [u8; SHORT_SECRET],
     /// What it is doing.
     pub activity: Cell<Activity>,
     /// Since when.
@@ -65,12 +73,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The secret its client was told.
-    #[must_use]
-    pub fn secret(&self) -> [u8; 4] {
-        self.secret.to_be_bytes()
-    }
-
     /// Notes who is to be woken.
     #[inline]
     pub fn set_waker(&self, waker: &Waker) {
@@ -115,13 +117,15 @@ const CANCELS_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub struct Registry {
     entries: RefCell<HashMap<u32, Rc<Entry>, foldhash::fast::RandomState>>,
+    /// The secrets of those who have a long one, by process id: they cost nobody else memory.
+    long: RefCell<HashMap<u32, [u8; LONG_SECRET], foldhash::fast::RandomState>>,
 }
 
 impl Registry {
-    /// A new session, with a process id and a secret that no one can guess. In session mode the process id is the
-    /// server's `real` one, unless a session on another server has it.
+    /// A new session, with a process id and a secret that no one can guess, a `long` one for a client that can take it.
+    /// In session mode the process id is the server's `real` one, unless a session on another server has it.
     #[must_use]
-    pub fn enter(&self, real: Option<u32>, now: Instant) -> Rc<Entry> {
+    pub fn enter(&self, real: Option<u32>, long: bool, now: Instant) -> Rc<Entry> {
         let mut entries = self.entries.borrow_mut();
         let mut rng = rand::rng();
         let free = |pid: &u32| !entries.contains_key(pid);
@@ -145,12 +149,36 @@ impl Registry {
             cancels: RefCell::default(),
         });
         entries.insert(pid, entry.clone());
+        if long {
+            self.long.borrow_mut().insert(pid, rng.random());
+        }
         entry
     }
 
     /// A session ended: its key is void.
     pub fn leave(&self, entry: &Entry) {
         self.entries.borrow_mut().remove(&entry.pid);
+        let mut long = self.long.borrow_mut();
+        if !long.is_empty() {
+            long.remove(&entry.pid);
+        }
+    }
+
+    /// The secret that the session's client is told.
+    #[must_use]
+    pub fn secret(&self, entry: &Entry) -> Vec<u8> {
+        match self.long.borrow().get(&entry.pid) {
+            Some(secret) => secret.to_vec(),
+            None => entry.secret.to_vec(),
+        }
+    }
+
+    /// Whether this is the session's secret. How long it takes tells nothing but the lengths.
+    fn is_secret(&self, entry: &Entry, given: &[u8]) -> bool {
+        match self.long.borrow().get(&entry.pid) {
+            Some(secret) => secret.ct_eq(given).into(),
+            None => entry.secret.ct_eq(given).into(),
+        }
     }
 
     /// A `CancelRequest`. None if no session has this key; else what resolves when it was dealt with.
@@ -158,9 +186,7 @@ impl Registry {
     pub fn cancel(&self, pid: u32, secret: &[u8]) -> Option<oneshot::Receiver<()>> {
         let entries = self.entries.borrow();
         let entry = entries.get(&pid)?;
-        let given = u32::from_be_bytes(secret.try_into().ok()?);
-        // One comparison of machine words: its time tells nothing.
-        if given ^ entry.secret != 0 {
+        if !self.is_secret(entry, secret) {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -199,16 +225,30 @@ mod tests {
     #[test]
     fn only_the_exact_key_cancels() {
         let registry = Registry::default();
-        let (one, two) = (registry.enter(None, Instant::now()), registry.enter(None, Instant::now()));
-        assert!(one.pid >= FIRST_PID && i32::try_from(one.pid).is_ok());
-        let wrong = (u32::from_be_bytes(one.secret()) ^ 1).to_be_bytes();
-        assert!(registry.cancel(one.pid, &wrong).is_none());
-        assert!(registry.cancel(one.pid, b"abc").is_none());
-        assert!(registry.cancel(FIRST_PID - 1, &one.secret()).is_none());
-        assert!(!one.is_cancelled() && !two.is_cancelled());
-        assert!(registry.cancel(one.pid, &one.secret()).is_some());
-        assert!(one.is_cancelled() && !two.is_cancelled());
-        registry.leave(&one);
-        assert!(registry.cancel(one.pid, &one.secret()).is_none());
+        for (long, length) in [(false, SHORT_SECRET), (true, LONG_SECRET)] {
+            let [one, two] = [long, !long].map(|long| registry.enter(None, long, Instant::now()));
+            assert!(one.pid >= FIRST_PID && i32::try_from(one.pid).is_ok());
+            let secret = registry.secret(&one);
+            assert_eq!(secret.len(), length);
+            for at in [0, length - 1] {
+                let mut wrong = secret.clone();
+                wrong[at] ^= 1;
+                assert!(registry.cancel(one.pid, &wrong).is_none());
+            }
+            // Neither a part of it, nor more than it, nor the short one that a session with a long one has unused.
+            let longer = [&secret[..], b"x"].concat();
+            for wrong in [&secret[..length - 1], b"", b"abc", &longer, &registry.secret(&two)] {
+                assert!(registry.cancel(one.pid, wrong).is_none());
+            }
+            assert!(!long || registry.cancel(one.pid, &one.secret).is_none());
+            assert!(registry.cancel(FIRST_PID - 1, &secret).is_none());
+            assert!(!one.is_cancelled() && !two.is_cancelled());
+            assert!(registry.cancel(one.pid, &secret).is_some());
+            assert!(one.is_cancelled() && !two.is_cancelled());
+            registry.leave(&one);
+            assert!(registry.cancel(one.pid, &secret).is_none());
+            registry.leave(&two);
+            assert!(registry.is_empty() && registry.long.borrow().is_empty());
+        }
     }
 }

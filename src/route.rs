@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use pgweir_config::Config;
+use pgweir_config::{Config, ProtocolVersion};
+use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
 use crate::backend::{Count, Target};
 use crate::clock::Clock;
@@ -123,6 +124,10 @@ impl Router {
             password: password.map(str::to_owned),
             connect_query: database.connect_query.clone().unwrap_or_default(),
             tcp: self.tcp.clone(),
+            version: Cell::new(match self.config.pool.server_max_protocol_version {
+                ProtocolVersion::V3_0 => PROTOCOL_3_0,
+                ProtocolVersion::V3_2 => PROTOCOL_3_2,
+            }),
             connect_timeout: self.config.pool.server_connect_timeout,
             keys: RefCell::default(),
         }

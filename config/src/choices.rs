@@ -87,6 +87,17 @@ impl AuthType {
 }
 
 choice! {
+    /// A version of the Postgres protocol.
+    ProtocolVersion {
+        /// 3.0, which every server speaks.
+        V3_0 = "3.0",
+        /// 3.2, with longer cancel keys.
+        #[default]
+        V3_2 = "3.2",
+    }
+}
+
+choice! {
     /// What becomes of a running query whose client is gone.
     CancelOnDisconnect {
         /// Cancelled if the client was lost (no `Terminate`); run to its end if it said goodbye.

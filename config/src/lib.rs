@@ -41,7 +41,7 @@ mod typed;
 mod url;
 mod userlist;
 
-pub use choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
+pub use choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
 pub use env::environment;

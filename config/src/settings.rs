@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::check::{http_address, listen_addresses, whole_seconds};
-use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode};
+use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
 use crate::config::Config;
 use crate::network::Networks;
 use crate::setting::{Setting, group};
@@ -129,6 +129,9 @@ group! {
         server_idle_timeout: Duration = "600s", in 0..="365d" => live;
         /// Longest time for a server connection to connect and log in.
         server_connect_timeout: Duration = "15s", in "10ms"..="1h" => live;
+        /// Newest version of the Postgres protocol that servers are asked for. A server that has only older ones says
+        /// so, at no cost; one that refuses is asked for `3.0` from then on.
+        server_max_protocol_version: ProtocolVersion = "3.2" => live;
         /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter.
         server_login_retry: Duration = "15s", in "100ms"..="1h" => live;
         /// Server logins under way at once, per pool.

@@ -197,6 +197,18 @@ pub fn backend_key_data(body: &[u8]) -> Result<(u32, &[u8]), Malformed> {
     Ok((pid, secret))
 }
 
+/// The body of a `NegotiateProtocolVersion`: the newest version that the server speaks, and how many of the options asked
+/// for it does not know.
+///
+/// # Errors
+///
+/// [`Malformed::Short`].
+pub fn negotiate_protocol_version(body: &[u8]) -> Result<(u32, u32), Malformed> {
+    let (version, rest) = u32_be(body, "NegotiateProtocolVersion.version")?;
+    let (unknown, _) = u32_be(rest, "NegotiateProtocolVersion.count")?;
+    Ok((version, unknown))
+}
+
 /// The tag text of a `CommandComplete`.
 ///
 /// # Errors
@@ -226,7 +238,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = (Authentication::parse(&body), parameter_status(&body), backend_key_data(&body));
-            let _ = (command_tag(&body), TxStatus::parse(&body));
+            let _ = (command_tag(&body), TxStatus::parse(&body), negotiate_protocol_version(&body));
         }
     }
 }

@@ -211,6 +211,10 @@ mod tests {
         assert!(matches!(First::parse(&out[4..]), Ok(First::Startup(s)) if s.get("user") == Some(b"a")));
 
         out.clear();
+        negotiate_protocol_version(&mut out, PROTOCOL_3_0, &[b"_pq_.x"]);
+        assert_eq!(crate::backend::negotiate_protocol_version(&out[5..]), Ok((PROTOCOL_3_0, 1)));
+
+        out.clear();
         cancel_request(&mut out, 7, b"abcd");
         assert_eq!(First::parse(&out[4..]), Ok(First::Cancel { pid: 7, secret: b"abcd" }));
 

@@ -9,8 +9,12 @@ use crate::malformed::{cstr, u32_be};
 /// The largest first packet accepted; bytes, the length word included. Postgres' own limit.
 pub const MAX_STARTUP: u32 = 10_000;
 
-/// The newest protocol version spoken: 3.0.
+/// Protocol version 3.0, the oldest spoken.
 pub const PROTOCOL_3_0: u32 = 3 << 16;
+/// Protocol version 3.2, the newest spoken: as 3.0, with longer cancel keys. There is no 3.1.
+///
+/// Source: `PostgreSQL` 18 docs, §54.1 "Protocol Versions".
+pub const PROTOCOL_3_2: u32 = 3 << 16 | 2;
 
 /// The major version that stands for a request other than a session.
 const REQUESTS: u32 = 1234 << 16;
@@ -47,6 +51,21 @@ pub struct Startup<'a> {
 }
 
 impl<'a> Startup<'a> {
+    /// The version that is spoken with this client: the one asked for, or the newest there is.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        (PROTOCOL_3_0 | u32::from(self.minor)).min(PROTOCOL_3_2)
+    }
+
+    /// What goes into the `NegotiateProtocolVersion` that this client has to get: the options that are not known. None
+    /// if it gets all that it asked for.
+    #[must_use]
+    pub fn declined(&self) -> Option<Vec<&'a [u8]>> {
+        let unknown: Vec<&[u8]> =
+            self.params().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_.")).collect();
+        (self.version() < PROTOCOL_3_0 | u32::from(self.minor) || !unknown.is_empty()).then_some(unknown)
+    }
+
     /// The parameters in the order they came.
     pub fn params(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let mut rest = self.params;
@@ -150,6 +169,25 @@ mod tests {
         ];
         for (name, code, rest, ok) in table {
             assert_eq!(First::parse(&packet(code, rest)).is_ok(), ok, "{name}");
+        }
+    }
+
+    #[test]
+    fn versions_above_ours_and_unknown_options_are_declined() {
+        #[rustfmt::skip]
+        let table: [(&str, u32, &[u8], u32, Option<usize>); 6] = [
+            ("3.0",             0,    b"user\0a\0\0",              PROTOCOL_3_0,     None),
+            ("3.0, an option",  0,    b"_pq_.x\0on\0user\0a\0\0", PROTOCOL_3_0,     Some(1)),
+            ("3.1",             1,    b"user\0a\0\0",              PROTOCOL_3_0 | 1, None),
+            ("3.2",             2,    b"user\0a\0\0",              PROTOCOL_3_2,     None),
+            ("3.3",             3,    b"user\0a\0\0",              PROTOCOL_3_2,     Some(0)),
+            ("3.9999",          9999, b"user\0a\0_pq_.y\0\0\0",  PROTOCOL_3_2,     Some(1)),
+        ];
+        for (name, minor, rest, version, declined) in table {
+            let bytes = packet(PROTOCOL_3_0 | minor, rest);
+            let First::Startup(startup) = First::parse(&bytes).unwrap() else { panic!("{name}: not a startup") };
+            assert_eq!(startup.version(), version, "{name}");
+            assert_eq!(startup.declined().map(|options| options.len()), declined, "{name}");
         }
     }
 

@@ -13,7 +13,8 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::Pipeline;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::scram::ScramError;
-use pgweir_proto::{Malformed, encode, startup};
+use pgweir_proto::startup::PROTOCOL_3_0;
+use pgweir_proto::{Malformed, encode};
 
 use super::{CancelGate, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
 use crate::clock::Clock;
@@ -149,9 +150,45 @@ struct Login {
     notices: Vec<Box<[u8]>>,
     key: Option<(u32, Box<[u8]>)>,
     incarnation: Incarnation,
+    /// The version asked for, or the older one that the server has.
+    version: u32,
 }
 
 async fn log_in(target: &Target, slot: &mut Option<Login>) -> Result<(), DialError> {
+    let newest = target.version.get();
+    match introduce(target, newest, slot).await {
+        Err(error) if newest > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) => {
+            if let Some(mut login) = slot.take() {
+                // Never two at once.
+                login.until_closed().await;
+            }
+            introduce(target, PROTOCOL_3_0, slot).await?;
+            target.version.set(PROTOCOL_3_0);
+        }
+        outcome => outcome?,
+    }
+    let login = slot.as_mut().ok_or(DialError::Timeout)?;
+    login.until_ready().await?;
+    login.learn_incarnation().await?;
+    if !target.connect_query.is_empty() {
+        login.run(&target.connect_query).await?;
+    }
+    Ok(())
+}
+
+/// Whether what the server has against us may be the version: the first thing it says is that it does not support
+/// something, or that the protocol is violated, or it closes without a word, as some poolers of old do.
+fn may_be_the_version(error: &DialError, login: Option<&Login>) -> bool {
+    let Some(login) = login else { return false };
+    match error {
+        DialError::Refused { code, .. } => login.messages == 1 && matches!(code.as_str(), "0A000" | "08P01"),
+        DialError::Io(_) => login.messages == 0,
+        _ => false,
+    }
+}
+
+/// Connects, asks for a version of the protocol, and authenticates.
+async fn introduce(target: &Target, version: u32, slot: &mut Option<Login>) -> Result<(), DialError> {
     let stream = net::connect(&target.host, target.port, &target.tcp).await?;
     let login = slot.insert(Login {
         stream,
@@ -162,19 +199,14 @@ async fn log_in(target: &Target, slot: &mut Option<Login>) -> Result<(), DialErr
         notices: Vec::new(),
         key: None,
         incarnation: Incarnation::default(),
+        version,
     });
     let mut out = Vec::new();
     let params = [("user", &target.user), ("database", &target.dbname)];
     let params = params.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-    encode::startup(&mut out, startup::PROTOCOL_3_0, params);
+    encode::startup(&mut out, version, params);
     login.send(&out).await?;
-    login.authenticate(target).await?;
-    login.until_ready().await?;
-    login.learn_incarnation().await?;
-    if !target.connect_query.is_empty() {
-        login.run(&target.connect_query).await?;
-    }
-    Ok(())
+    login.authenticate(target).await
 }
 
 impl Login {
@@ -200,9 +232,20 @@ impl Login {
                     self.parameters.retain(|(known, _)| *known != name);
                     self.parameters.push((name, value.into()));
                 }
+                Tag::NegotiateProtocolVersion => self.negotiate(&body)?,
                 _ => return Ok((tag, body)),
             }
         }
+    }
+
+    /// The server has an older version. It must not have a newer one, nor name options: none was asked for.
+    fn negotiate(&mut self, body: &[u8]) -> Result<(), DialError> {
+        let (version, unknown) = backend::negotiate_protocol_version(body)?;
+        if !(PROTOCOL_3_0..self.version).contains(&version) || unknown > 0 {
+            return Err(DialError::OutOfPlace { tag: Tag::NegotiateProtocolVersion as u8 });
+        }
+        self.version = version;
+        Ok(())
     }
 
     async fn recv_any(&mut self) -> Result<(Tag, Vec<u8>), DialError> {
@@ -236,7 +279,6 @@ impl Login {
                     let (pid, secret) = backend::backend_key_data(&body)?;
                     self.key = Some((pid, secret.into()));
                 }
-                (Tag::NegotiateProtocolVersion, _) => {}
                 (Tag::ReadyForQuery, _) => return Ok(()),
                 (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
             }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use pgweir_proto::Malformed;
 use pgweir_proto::encode::{self, Report};
 use pgweir_proto::scanner::Scanner;
-use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_0, Startup, first_len};
+use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_2, Startup, first_len};
 
 use super::relay::Relay;
 use super::{Context, local::Failure};
@@ -144,13 +144,15 @@ struct Wish {
     database: String,
     user: String,
     settings: Vec<Entry>,
+    /// Its protocol knows long cancel keys.
+    long_key: bool,
 }
 
 impl Door {
     async fn login(&mut self) -> Result<Option<Admitted>, Refused> {
+        self.learn_origin().await?;
         let Some((mut wish, mut out)) = self.first_packets().await? else {
             return Ok(None);
-        self.learn_origin().await?;
         };
         let config = self.context.config.clone();
         if self.context.draining.get() {
@@ -196,7 +198,7 @@ impl Door {
                     return wish(&startup).map(|wish| Some((wish, out)));
                 }
                 Err(Malformed::Unknown { field: "StartupMessage.version", value }) => {
-                    let message = format!("unsupported frontend protocol {value}: the server supports 3.0");
+                    let message = format!("unsupported frontend protocol {value}: the server supports 3.0 to 3.2");
                     return Err(Refused::new(RefusalReason::Protocol, "0A000", &message));
                 }
                 Err(malformed) => return Err(malformed.into()),
@@ -272,10 +274,8 @@ impl Door {
 
 /// Answers a newer minor version, or protocol options, with what is spoken here.
 fn negotiate(startup: &Startup<'_>, out: &mut Vec<u8>) {
-    let unknown: Vec<&[u8]> =
-        startup.params().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_.")).collect();
-    if startup.minor > 0 || !unknown.is_empty() {
-        encode::negotiate_protocol_version(out, PROTOCOL_3_0, &unknown);
+    if let Some(unknown) = startup.declined() {
+        encode::negotiate_protocol_version(out, startup.version(), &unknown);
     }
 }
 
@@ -312,5 +312,5 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
         let message = format!("more than {PARAMETERS_MAX} startup parameters");
         return Err(Refused::new(RefusalReason::Protocol, "08P01", &message));
     }
-    Ok(Wish { database, user, settings })
+    Ok(Wish { database, user, settings, long_key: startup.version() >= PROTOCOL_3_2 })
 }

@@ -29,3 +29,4 @@ mod stage;
 mod stop;
 mod support;
 mod transcript;
+mod versions;

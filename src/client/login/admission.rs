@@ -117,8 +117,8 @@ impl Door {
             PoolMode::Transaction | PoolMode::Statement => None,
         };
         let real_pid = conn.as_ref().map(|conn| conn.pid);
-        let entry = self.context.registry.enter(real_pid, self.context.clock.now());
-        encode::backend_key_data(&mut out, entry.pid, &entry.secret());
+        let entry = self.context.registry.enter(real_pid, wish.long_key, self.context.clock.now());
+        encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
         if first {
             for notice in &learned.notices {
                 encode::message(&mut out, b'N', |out| out.extend_from_slice(notice));
