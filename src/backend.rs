@@ -191,6 +191,9 @@ pub struct ServerConn {
     pub discard_reason: DiscardReason,
     /// The front of a client's message was sent and its end never will be.
     pub cut: bool,
+    /// A simple query or a function call was sent into a batch of the extended protocol. Postgres 18 says afterwards that
+    /// no transaction is open, and yet fails the next statement with XX000, whoever's it is.
+    pub mixed: bool,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.

@@ -353,6 +353,7 @@ impl Login {
             gate: Rc::new(CancelGate::default()),
             discard_reason: DiscardReason::Lost,
             cut: false,
+            mixed: false,
             used: false,
             lent: 0,
             target,

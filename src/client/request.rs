@@ -263,6 +263,7 @@ impl Request<'_> {
             }
             Tag::CopyDone | Tag::CopyFail => drop(pipeline.sent(Expect::CopyEnd, Origin::Client, 0)),
             Tag::FunctionCall => {
+                self.conn.mixed |= pipeline.is_batch_open();
                 pipeline.sent(Expect::FunctionCall, Origin::Client, 0);
                 self.marks.changes.next_batch();
                 self.marks.runs_unknown();
@@ -321,6 +322,7 @@ impl Request<'_> {
 
     #[inline]
     fn query(&mut self, effects: Effects, text: &[u8]) {
+        self.conn.mixed |= self.conn.pipeline.is_batch_open();
         if !self.conn.pipeline.sent(Expect::Query, Origin::Client, 0) {
             return;
         }

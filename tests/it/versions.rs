@@ -243,6 +243,30 @@ async fn the_search_path_that_postgres_18_reports_is_each_clients_own() {
     assert_value(&plain.query("SHOW search_path").await.unwrap(), default);
 }
 
+#[tokio::test]
+async fn what_postgres_18_leaves_of_a_query_inside_a_batch_hits_nobody_else() {
+    // Its ReadyForQuery says that no transaction is open, and the next statement on the connection fails with XX000.
+    let site = Site::before(Place::on(primary_18()), &[("default_pool_size", "1")]);
+    let extended = [build::parse("", "SELECT 1", &[]), build::bind("", "", &[]), build::execute("", 0)].concat();
+    for inside in [build::query("SELECT 2"), build::function_call(1598, &[])] {
+        let (mut mixing, mut other) = (site.client().await, site.client().await);
+        mixing.send(&[&extended[..], &inside, &build::sync()].concat()).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(mixing.outcome().await.unwrap().error, None);
+        }
+        if inside[0] == b'F' {
+            // Behind a function call comes an audit, which takes the failure: the client keeps its server connection.
+            mixing.terminate().await.unwrap();
+            assert_value(&other.query("SELECT 3").await.unwrap(), "3");
+            continue;
+        }
+        for _ in 0..3 {
+            assert_value(&other.query("SELECT 3").await.unwrap(), "3");
+            assert_value(&mixing.query("SELECT 4").await.unwrap(), "4");
+        }
+    }
+}
+
 #[test]
 fn libpq_18_speaks_3_2_and_cancels_through_pgweir_as_without() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drivers/psycopg_versions.py");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::{ServerError, Wire};
-use pgweir_harness::{Auth, Cluster, ClusterOptions, ConnectionFilter, HarnessError, Role, wait_until};
+use pgweir_harness::{Auth, Cluster, ClusterOptions, ConnectionFilter, HarnessError, Role, ServerPrograms, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -107,6 +107,18 @@ fn a_stopped_cluster_restarts_on_its_port_with_its_data() {
     assert_eq!(cluster.psql("app", "SELECT n FROM t").unwrap(), "42");
     assert_eq!(cluster.count_connections(&any).unwrap(), 0);
     assert_eq!(cluster.port(), port);
+}
+
+#[test]
+fn postgres_18_has_followers_without_pg_basebackup() {
+    let programs = ServerPrograms::find_18().unwrap();
+    let primary = Cluster::start_with(&programs, ClusterOptions::default()).unwrap();
+    assert!(primary.psql("postgres", "SHOW server_version").unwrap().starts_with("18"));
+    primary.psql("app", "CREATE TABLE t AS SELECT 1 AS before").unwrap();
+    let follower = primary.follower(ClusterOptions::default()).unwrap();
+    primary.psql("app", "INSERT INTO t VALUES (2)").unwrap();
+    primary.await_replay(&follower, SOON).unwrap();
+    assert_eq!(follower.psql("app", "SELECT sum(before), pg_is_in_recovery() FROM t").unwrap(), "3|t");
 }
 
 #[test]
