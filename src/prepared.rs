@@ -2,6 +2,7 @@
 //! [`Statement`], whatever its clients call it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::rc::Rc;
 
@@ -58,8 +59,8 @@ pub struct Statement {
     pub pool: u32,
     /// What running it may do to session state.
     pub effects: Effects,
-    /// When it was last named, in steps of the interner.
-    used: Cell<u64>,
+    /// Whether it was asked for since the hand last passed it.
+    used: Cell<bool>,
 }
 
 impl Statement {
@@ -135,10 +136,23 @@ struct Key<'a> {
     types: &'a [u8],
 }
 
+/// Bytes of texts that no client names, at most: they are kept only because they may come again.
+const UNNAMED_MAX: usize = 4 << 20;
+
+/// Statements that the hand passes for each new one. With more than one, those that no one names grow fewer faster than
+/// new ones come.
+const PASSED: usize = 4;
+
 /// All statements that clients of this worker named, and those lately unnamed.
+///
+/// A hand goes round all of them, a few steps for each new one, and takes out what no one names and no one asked for
+/// since it last came by: no insertion costs more than any other, however many there are.
 #[derive(Debug)]
 pub struct Interner {
-    table: RefCell<HashTable<Rc<Statement>>>,
+    /// With their hashes, so that growing reads no statement.
+    table: RefCell<HashTable<(u64, Rc<Statement>)>>,
+    /// The same statements in the order in which the hand comes to them.
+    round: RefCell<VecDeque<(u64, Rc<Statement>)>>,
     hasher: foldhash::fast::RandomState,
     /// Bytes of the statements in the table.
     bytes: Cell<usize>,
@@ -147,8 +161,10 @@ pub struct Interner {
     /// What the server-side names begin with.
     pub prefix: Prefix,
     next_id: Cell<u32>,
-    step: Cell<u64>,
 }
+
+/// References to a statement that no one but the interner has.
+const OWN_REFERENCES: usize = 2;
 
 impl Interner {
     /// An interner that keeps at most `limit` bytes, if the clients' own statements leave that much.
@@ -156,12 +172,12 @@ impl Interner {
     pub fn new(limit: usize) -> Self {
         Self {
             table: RefCell::default(),
+            round: RefCell::default(),
             hasher: foldhash::fast::RandomState::default(),
             bytes: Cell::new(0),
             limit,
             prefix: Prefix::new(rand::rng().random()),
             next_id: Cell::new(1),
-            step: Cell::new(0),
         }
     }
 
@@ -189,12 +205,11 @@ impl Interner {
         effects: impl FnOnce(&[u8]) -> Effects,
     ) -> Rc<Statement> {
         let hash = self.hasher.hash_one((text, types, parse_key, pool));
-        let same = |s: &Rc<Statement>| {
+        let same = |(_, s): &(u64, Rc<Statement>)| {
             s.twin == 0 && s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types
         };
-        self.step.set(self.step.get() + 1);
-        if let Some(found) = self.table.borrow().find(hash, same) {
-            found.used.set(self.step.get());
+        if let Some((_, found)) = self.table.borrow().find(hash, same) {
+            found.used.set(true);
             return found.clone();
         }
         self.insert(hash, Key { pool, parse_key, twin: 0, text, types }, effects(text))
@@ -222,35 +237,33 @@ impl Interner {
             twin,
             pool,
             effects,
-            used: Cell::new(self.step.get()),
+            used: Cell::new(false),
         });
         self.bytes.set(self.bytes.get() + statement.size());
-        if self.bytes.get() > self.limit {
-            self.sweep();
-        }
-        let rehash = |s: &Rc<Statement>| self.hasher.hash_one((&*s.text, &*s.types, s.parse_key, s.pool));
-        self.table.borrow_mut().insert_unique(hash, statement.clone(), rehash);
+        self.table.borrow_mut().insert_unique(hash, (hash, statement.clone()), |(hash, _)| *hash);
+        self.round.borrow_mut().push_back((hash, statement.clone()));
+        self.pass();
         statement
     }
 
-    /// Forgets statements that no one names, the longest unused first, down to three quarters of the
-    /// limit: so that a sweep pays for many insertions.
-    fn sweep(&self) {
-        let mut table = self.table.borrow_mut();
-        let mut unused: Vec<(u64, usize)> =
-            table.iter().filter(|s| Rc::strong_count(s) == 1).map(|s| (s.used.get(), s.size())).collect();
-        unused.sort_unstable();
-        let mut left = self.bytes.get();
-        let mut until = 0;
-        for (used, size) in unused {
-            if left <= self.limit / 4 * 3 {
-                break;
+    /// Moves the hand on.
+    fn pass(&self) {
+        let mut round = self.round.borrow_mut();
+        for _ in 0..PASSED {
+            if self.bytes.get() <= UNNAMED_MAX.min(self.limit) {
+                return;
             }
-            left = left.saturating_sub(size);
-            until = used;
+            let Some((hash, statement)) = round.pop_front() else { return };
+            if Rc::strong_count(&statement) > OWN_REFERENCES || statement.used.take() {
+                round.push_back((hash, statement));
+                continue;
+            }
+            let is = |(_, known): &(u64, Rc<Statement>)| Rc::ptr_eq(known, &statement);
+            if let Ok(entry) = self.table.borrow_mut().find_entry(hash, is) {
+                entry.remove();
+            }
+            self.bytes.set(self.bytes.get().saturating_sub(statement.size()));
         }
-        table.retain(|s| Rc::strong_count(s) > 1 || s.used.get() > until);
-        self.bytes.set(table.iter().map(|s| s.size()).sum());
     }
 }
 
@@ -285,9 +298,28 @@ mod tests {
         let kept = interner.intern(1, 0, b"SELECT kept", b"\0\0", |_| Effects::default());
         for n in 0..10_000 {
             let _ = interner.intern(1, 0, format!("SELECT {n}").as_bytes(), b"\0\0", |_| Effects::default());
-            assert!(interner.bytes() <= 20_000);
+            assert!(interner.bytes() <= 20_000 + 200);
+            let again = interner.intern(1, 0, b"SELECT again", b"\0\0", |_| Effects::default());
+            assert!(n == 0 || again.used.get(), "what is asked for between two rounds stays");
         }
         assert!(Rc::ptr_eq(&kept, &interner.intern(1, 0, b"SELECT kept", b"\0\0", |_| Effects::default())));
+    }
+
+    #[test]
+    fn what_is_no_longer_named_makes_room_whatever_the_limit() {
+        let interner = Interner::new(1 << 30);
+        let text = |n: u32| format!("SELECT {n} FROM a_table_with_a_name_that_is_not_short");
+        let intern = |n: u32| interner.intern(1, 0, text(n).as_bytes(), b"\0\0", |_| Effects::default());
+        let named: Vec<_> = (0..100_000).map(intern).collect();
+        assert!(interner.bytes() > 2 * UNNAMED_MAX);
+        drop(named);
+        for n in 100_000..200_000 {
+            let _ = intern(n);
+        }
+        assert!(interner.bytes() <= UNNAMED_MAX + 200, "{}", interner.bytes());
+        let (table, round) = (interner.table.borrow(), interner.round.borrow());
+        assert_eq!(table.len(), round.len());
+        assert_eq!(round.iter().map(|(_, statement)| statement.size()).sum::<usize>(), interner.bytes());
     }
 
     #[test]
