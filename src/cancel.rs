@@ -8,8 +8,11 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 use rand::RngExt;
+use slab::Slab;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
+
+use crate::clock::Moment;
 
 /// The smallest made-up process id: above Linux' largest real one, so that it never names a backend.
 pub const FIRST_PID: u32 = 4_194_305;
@@ -67,6 +70,12 @@ pub struct Entry {
     pub begun: Cell<Instant>,
     /// What it was told.
     pub order: Cell<Order>,
+    /// An order or a cancel request may wait to be heeded.
+    pub called: Cell<bool>,
+    /// Its client is to be listened to.
+    pub listen: Cell<bool>,
+    /// The beginning of the query that is to be cancelled once more, if it still runs.
+    pub again: Cell<Option<Moment>>,
     waker: RefCell<Option<Waker>>,
     /// Cancel requests that wait for it; each is told by being dropped that it has been dealt with.
     cancels: RefCell<Vec<oneshot::Sender<()>>>,
@@ -87,6 +96,14 @@ impl Entry {
         if self.order.get() != Order::Stop {
             self.order.set(order);
         }
+        self.called.set(true);
+        self.wake();
+    }
+
+    /// Has the query that began at `begun` cancelled once more, if it still runs.
+    pub fn cancel_again(&self, begun: Moment) {
+        self.again.set(Some(begun));
+        self.called.set(true);
         self.wake();
     }
 
@@ -119,6 +136,8 @@ pub struct Registry {
     entries: RefCell<HashMap<u32, Rc<Entry>, foldhash::fast::RandomState>>,
     /// The secrets of those who have a long one, by process id: they cost nobody else memory.
     long: RefCell<HashMap<u32, [u8; LONG_SECRET], foldhash::fast::RandomState>>,
+    /// Those that do not listen to their clients while their servers are at work.
+    deaf: RefCell<Slab<Rc<Entry>>>,
 }
 
 impl Registry {
@@ -145,6 +164,9 @@ impl Registry {
             since: Cell::new(now),
             begun: Cell::new(now),
             order: Cell::new(Order::None),
+            called: Cell::new(false),
+            listen: Cell::new(false),
+            again: Cell::new(None),
             waker: RefCell::default(),
             cancels: RefCell::default(),
         });
@@ -157,6 +179,7 @@ impl Registry {
 
     /// A session ended: its key is void.
     pub fn leave(&self, entry: &Entry) {
+        debug_assert!(!self.deaf.borrow().iter().any(|(_, deaf)| deaf.pid == entry.pid));
         self.entries.borrow_mut().remove(&entry.pid);
         let mut long = self.long.borrow_mut();
         if !long.is_empty() {
@@ -195,8 +218,31 @@ impl Registry {
             cancels.push(sender);
         }
         drop(cancels);
+        entry.called.set(true);
         entry.wake();
         Some(receiver)
+    }
+
+    /// A session does not listen to its client from now on. Returns its place, for [`Self::listens`].
+    #[must_use]
+    #[inline]
+    pub fn is_deaf(&self, entry: &Rc<Entry>) -> usize {
+        entry.listen.set(false);
+        self.deaf.borrow_mut().insert(entry.clone())
+    }
+
+    /// It listens again.
+    #[inline]
+    pub fn listens(&self, place: usize) {
+        self.deaf.borrow_mut().try_remove(place);
+    }
+
+    /// Has every session listen that does not: what a client does while its query runs is noticed within a tick.
+    pub fn tick(&self) {
+        for (_, entry) in self.deaf.borrow().iter() {
+            entry.listen.set(true);
+            entry.wake();
+        }
     }
 
     /// Every session.

@@ -16,13 +16,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll};
-use std::time::Instant;
 
 use pgweir_config::Config;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::net::{Peer, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
@@ -82,8 +81,8 @@ pub struct Context {
 impl Context {
     /// Nothing yet.
     #[must_use]
-    pub fn new(config: Arc<Config>, secrets: Secrets) -> Rc<Self> {
-        let clock = Rc::new(Clock::default());
+    pub fn new(config: Arc<Config>, secrets: Secrets, clock: Clock) -> Rc<Self> {
+        let clock = Rc::new(clock);
         Rc::new(Self {
             clock: clock.clone(),
             router: Router::new(config.clone(), clock),
@@ -143,7 +142,7 @@ impl ScratchPad {
 struct Actives(RefCell<Vec<Box<Active>>>);
 
 impl Actives {
-    fn lend(&self, now: Instant) -> Box<Active> {
+    fn lend(&self, now: Moment) -> Box<Active> {
         self.0.borrow_mut().pop().unwrap_or_else(|| Box::new(Active::new(now)))
     }
 

@@ -7,6 +7,8 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -15,10 +17,43 @@ use slab::Slab;
 /// The time between two ticks.
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// Polls of sessions for which one reading of the clock serves, at most, while the event loop does not pause.
+const POLLS_PER_READING: u32 = 32;
+
+/// Tells a clock that the event loop was waiting for events: what it read before is old.
+#[derive(Clone, Debug, Default)]
+pub struct Pauses(Arc<AtomicBool>);
+
+impl Pauses {
+    /// The loop goes on after a pause.
+    #[inline]
+    pub fn over(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A moment on a worker's clock, for what is measured often: microseconds since the clock was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Microseconds since `earlier`.
+    #[must_use]
+    #[inline]
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 /// One worker's clock.
 #[derive(Debug)]
 pub struct Clock {
+    made: Instant,
     now: Cell<Instant>,
+    moment: Cell<Moment>,
+    pauses: Pauses,
+    /// Polls for which the last reading still serves.
+    polls: Cell<u32>,
     alarms: RefCell<Slab<(Instant, Waker)>>,
 }
 
@@ -40,11 +75,32 @@ pub struct Elapsed;
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { now: Cell::new(Instant::now()), alarms: RefCell::default() }
+        Self::new(Pauses::default())
     }
 }
 
 impl Clock {
+    /// The clock of an event loop that tells of its pauses.
+    #[must_use]
+    pub fn new(pauses: Pauses) -> Self {
+        let made = Instant::now();
+        let (now, moment) = (Cell::new(made), Cell::default());
+        Self { made, now, moment, pauses, polls: Cell::new(0), alarms: RefCell::default() }
+    }
+
+    /// A session is polled: reads the clock if this is the first since the event loop paused, or if many have been.
+    #[inline]
+    pub fn turn(&self) {
+        let left = self.polls.get();
+        if left == 0 || self.pauses.0.load(Ordering::Relaxed) {
+            self.pauses.0.store(false, Ordering::Relaxed);
+            self.polls.set(POLLS_PER_READING);
+            self.refresh();
+        } else {
+            self.polls.set(left - 1);
+        }
+    }
+
     /// The time at the beginning of this turn.
     #[must_use]
     #[inline]
@@ -52,11 +108,20 @@ impl Clock {
         self.now.get()
     }
 
-    /// Reads the clock: a turn begins.
+    /// The same time as [`Self::now`].
+    #[must_use]
+    #[inline]
+    pub fn moment(&self) -> Moment {
+        self.moment.get()
+    }
+
+    /// Reads the clock.
     #[inline]
     pub fn refresh(&self) -> Instant {
         let now = Instant::now();
         self.now.set(now);
+        let passed = now.saturating_duration_since(self.made);
+        self.moment.set(Moment(u64::try_from(passed.as_micros()).unwrap_or(u64::MAX)));
         now
     }
 
@@ -127,6 +192,24 @@ mod tests {
             clock.tick();
         }
         assert_eq!(wait.now_or_never(), Some(Err(Elapsed)));
+    }
+
+    #[test]
+    fn a_reading_serves_until_the_loop_pauses_or_many_sessions_were_polled() {
+        let pauses = Pauses::default();
+        let clock = Clock::new(pauses.clone());
+        let turns_until_read = || {
+            let before = clock.now();
+            while before == Instant::now() {}
+            (1..=1000).find(|_| {
+                clock.turn();
+                clock.now() != before
+            })
+        };
+        assert_eq!(turns_until_read(), Some(1), "the first");
+        assert_eq!(turns_until_read(), Some(POLLS_PER_READING + 1), "without a pause");
+        pauses.over();
+        assert_eq!(turns_until_read(), Some(1), "after a pause");
     }
 
     #[test]

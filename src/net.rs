@@ -2,22 +2,23 @@
 
 mod listen;
 mod peer;
+mod socket;
 mod socket_file;
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::Shutdown;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pgweir_config::{Listen, is_socket_dir, socket_path};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 pub use listen::{Acceptor, ListenError, Listener, listen};
 pub use peer::Peer;
 pub use socket_file::SocketFault;
+
+use socket::{poll_recv, poll_send};
 
 /// A connected socket. Plain today; TLS will be a third variant.
 #[derive(Debug)]
@@ -57,13 +58,11 @@ impl Stream {
     /// Whatever the socket reports.
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buf = ReadBuf::new(buf);
-        let polled = match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buf),
-            Self::Closed => return Poll::Ready(Ok(0)),
-        };
-        polled.map(|result| result.map(|()| buf.filled().len()))
+        match self {
+            Self::Tcp(stream) => poll_recv(stream, cx, buf),
+            Self::Unix(stream) => poll_recv(stream, cx, buf),
+            Self::Closed => Poll::Ready(Ok(0)),
+        }
     }
 
     /// Writes two slices as one; returns the bytes taken.
@@ -73,18 +72,9 @@ impl Stream {
     /// Whatever the socket reports.
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
-        let one = if first.is_empty() { second } else { first };
-        if first.is_empty() || second.is_empty() {
-            return match self {
-                Self::Tcp(stream) => Pin::new(stream).poll_write(cx, one),
-                Self::Unix(stream) => Pin::new(stream).poll_write(cx, one),
-                Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            };
-        }
-        let both = [IoSlice::new(first), IoSlice::new(second)];
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, &both),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, &both),
+            Self::Tcp(stream) => poll_send(stream, cx, first, second),
+            Self::Unix(stream) => poll_send(stream, cx, first, second),
             Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }

@@ -18,6 +18,7 @@
 
 mod cache;
 mod effects;
+mod harmless;
 mod head;
 mod lexer;
 mod prefilter;
@@ -40,6 +41,7 @@ use lexer::{Backslash, Doubt, Lexer, Token};
 #[must_use]
 pub fn scan(text: &[u8]) -> Effects {
     let mut effects = prefilter::clear(text).unwrap_or_else(|| read(text));
+    effects.harmless = harmless::is_harmless(text);
     if updates_settings(text) {
         effects.set |= EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
     }

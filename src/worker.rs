@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
 use crate::client::{Context, Secrets, Session, Users, turn_away};
+use crate::clock::{Clock, Pauses};
 use crate::net::{Acceptor, Listener};
 use crate::observe::Shared;
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
@@ -89,8 +90,11 @@ fn run(
     secrets: Secrets,
     orders: mpsc::UnboundedReceiver<Command>,
 ) -> io::Result<Summary> {
-    let runtime = Builder::new_current_thread().enable_io().build_local(LocalOptions::default())?;
-    let context = Context::new(config, secrets);
+    let pauses = Pauses::default();
+    let pause = pauses.clone();
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_io().on_thread_unpark(move || pause.over()).build_local(LocalOptions::default())?;
+    let context = Context::new(config, secrets, Clock::new(pauses));
     let worker = Worker { context, shared, ticks: 0, stage: Stage::Serving };
     runtime.block_on(worker.run(listeners, orders))
 }
@@ -149,6 +153,7 @@ impl Worker {
 
     fn tick(&mut self) {
         self.context.clock.tick();
+        self.context.registry.tick();
         self.watch();
         for pool in self.context.router.pools() {
             pool.tick();

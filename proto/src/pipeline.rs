@@ -195,7 +195,8 @@ impl Pipeline {
     /// # Errors
     ///
     /// [`Unexpected`]: the server answers what it was not asked.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "once for every message of every answer")]
     pub fn reply(&mut self, tag: Tag) -> Result<Reply, Unexpected> {
         let unexpected = Unexpected { tag: tag as u8 };
         if matches!(tag, Tag::NoticeResponse | Tag::ParameterStatus | Tag::NotificationResponse) {
@@ -203,29 +204,39 @@ impl Pipeline {
             return Ok(Reply { origin, done: None });
         }
         let front = *self.owed.front().ok_or(unexpected)?;
-        let whole = matches!(front.expect, Expect::Query | Expect::FunctionCall);
-        let settles = match tag {
-            Tag::DataRow | Tag::CopyData | Tag::CopyDone | Tag::CopyOutResponse
-                if whole || front.expect == Expect::Execute =>
-            {
-                false
-            }
-            Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::RowDescription if whole => false,
-            Tag::FunctionCallResponse if front.expect == Expect::FunctionCall => false,
-            Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::PortalSuspended
-                if front.expect == Expect::Execute =>
-            {
-                true
-            }
-            Tag::ParseComplete if front.expect == Expect::Parse => true,
-            Tag::BindComplete if front.expect == Expect::Bind => true,
-            Tag::CloseComplete if front.expect == Expect::Close => true,
-            Tag::RowDescription | Tag::NoData if front.expect == Expect::Describe => true,
-            Tag::ParameterDescription if front.expect == Expect::Describe => false,
-            Tag::CopyInResponse if whole || front.expect == Expect::Execute => {
-                self.begin_copy_in();
-                false
-            }
+        let settles = match front.expect {
+            Expect::Query | Expect::FunctionCall => match tag {
+                Tag::DataRow
+                | Tag::CommandComplete
+                | Tag::RowDescription
+                | Tag::EmptyQueryResponse
+                | Tag::CopyData
+                | Tag::CopyDone
+                | Tag::CopyOutResponse => false,
+                Tag::FunctionCallResponse if front.expect == Expect::FunctionCall => false,
+                Tag::CopyInResponse => {
+                    self.begin_copy_in();
+                    false
+                }
+                _ => return Err(unexpected),
+            },
+            Expect::Execute => match tag {
+                Tag::DataRow | Tag::CopyData | Tag::CopyDone | Tag::CopyOutResponse => false,
+                Tag::CommandComplete | Tag::EmptyQueryResponse | Tag::PortalSuspended => true,
+                Tag::CopyInResponse => {
+                    self.begin_copy_in();
+                    false
+                }
+                _ => return Err(unexpected),
+            },
+            Expect::Parse if tag == Tag::ParseComplete => true,
+            Expect::Bind if tag == Tag::BindComplete => true,
+            Expect::Close if tag == Tag::CloseComplete => true,
+            Expect::Describe => match tag {
+                Tag::RowDescription | Tag::NoData => true,
+                Tag::ParameterDescription => false,
+                _ => return Err(unexpected),
+            },
             _ => return Err(unexpected),
         };
         let done = if settles { self.pop() } else { None };

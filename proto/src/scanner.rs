@@ -69,10 +69,10 @@ impl Scanner {
         if self.left > 0 {
             return Ok(self.inside(input));
         }
-        let Some((&[tag, a, b, c, d], rest)) = input.split_first_chunk::<HEADER>() else {
+        let Some(([tag, word @ ..], rest)) = input.split_first_chunk::<HEADER>() else {
             return Ok(Scanned::Short);
         };
-        let length = u32::from_be_bytes([a, b, c, d]);
+        let (tag, length) = (*tag, u32::from_be_bytes(*word));
         if length < 4 || length > self.limit {
             return Err(Malformed::Length { tag, length, limit: self.limit });
         }

@@ -90,6 +90,8 @@ impl Farewell {
 /// Reads and forgets until the end of the stream or an error.
 async fn drain(stream: &mut Stream) -> io::Result<()> {
     let mut buf = vec![0; 16 * 1024];
-    while std::future::poll_fn(|cx| stream.poll_read(cx, &mut buf)).await? > 0 {}
+    while std::future::poll_fn(|cx| stream.poll_read(cx, &mut buf)).await? > 0 {
+        tokio::task::consume_budget().await;
+    }
     Ok(())
 }

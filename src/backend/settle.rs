@@ -140,6 +140,8 @@ impl ServerConn {
     async fn until_settled_hearing(&mut self, heard: &mut Heard) -> Result<(), SettleError> {
         let mut buf = vec![0; 16 * 1024];
         loop {
+            // A server that never stops talking must not keep the worker from everybody else.
+            tokio::task::consume_budget().await;
             self.take_replies(heard)?;
             if self.pipeline.is_copy_in() {
                 self.fail_copy().await?;

@@ -1,7 +1,6 @@
 //! From server to client: what becomes of each message. Pure: bytes in, decisions out.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 use pgweir_proto::backend::{Tag, TxStatus};
 use pgweir_proto::encode;
@@ -14,7 +13,7 @@ use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
 use crate::backend::{Lost, ServerConn, Unnamed as Held};
-use crate::pool::micros;
+use crate::clock::Moment;
 use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, RESTORE, UNNAMED, statement_id};
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
@@ -53,7 +52,7 @@ pub struct Aside {
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
     /// When the query that is answered next was sent.
-    pub query_begun: Option<Instant>,
+    pub query_begun: Option<Moment>,
 }
 
 /// Everything that a server's message is judged by.
@@ -77,7 +76,7 @@ pub struct Answer<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// The time.
-    pub now: Instant,
+    pub now: Moment,
     /// What the server-side names begin with.
     pub prefix: Prefix,
     /// A transaction block is an error.
@@ -192,7 +191,7 @@ impl Answer<'_> {
             }
             self.stats.queries += 1;
             let begun = self.aside.query_begun.replace(self.rules.now).unwrap_or(self.rules.now);
-            self.stats.query.record(micros(self.rules.now.saturating_duration_since(begun)));
+            self.stats.query.record(self.rules.now.since(begun));
             if status == TxStatus::Idle {
                 self.stats.transactions += 1;
             }

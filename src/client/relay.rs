@@ -5,14 +5,15 @@
 //! Everything happens in one poll, from a buffer that the worker lends: bytes are copied only when a socket
 //! will not take them, a message is incomplete, or a server connection has to be waited for.
 
+mod ear;
 mod farewell;
 mod lease;
 mod loss;
+mod rerun;
 
 use std::io;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
-use std::time::Instant;
 
 use pgweir_config::PoolMode;
 use pgweir_proto::encode;
@@ -29,9 +30,13 @@ use super::statements::Statements;
 use super::{Context, Scratch};
 use crate::backend::{KEPT_CAPACITY, Lost, ServerConn};
 use crate::cancel::{Activity, Entry, Order};
+use crate::clock::Moment;
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
+
+use ear::Ear;
+use rerun::Rerun;
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -75,6 +80,10 @@ pub struct Relay {
     pinned: bool,
     /// The server connection's waker was set when it was taken, just now.
     armed: bool,
+    /// Whether the client is listened to.
+    ear: Ear,
+    /// Leases for which it is, whatever the server does: it was found to send ahead.
+    eager: u8,
     /// In the middle of a poll: if it is dropped like this, it panicked.
     at_work: bool,
     /// The goodbye was said: nothing is left for `Drop` to do.
@@ -94,12 +103,15 @@ pub struct Active {
     /// The input cannot be passed on before more answers have come: no more is read.
     stalled: bool,
     local: Option<Local>,
-    leased: Instant,
+    rerun: Rerun,
+    /// Cancel requests sent to the server in this lease that may have to be repeated.
+    cancels: u8,
+    leased: Moment,
 }
 
 impl Active {
     /// A blank one, for a lease that begins now.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Moment) -> Self {
         Self {
             backlog: Backlog::default(),
             marks: Marks::default(),
@@ -108,13 +120,24 @@ impl Active {
             resume: false,
             stalled: false,
             local: None,
+            rerun: Rerun::default(),
+            cancels: 0,
             leased: now,
         }
     }
 
+    /// Whether all that the client sent was passed on, and is not held up.
+    fn is_through(&self) -> bool {
+        !self.stalled && !self.hold && !self.resume && self.backlog.input.is_empty() && self.local.is_none()
+    }
+
     /// Whether forgetting it loses nothing.
     fn is_blank(&self) -> bool {
-        self.backlog.input.is_empty() && self.backlog.output.is_empty() && self.local.is_none() && self.marks.is_blank()
+        self.backlog.input.is_empty()
+            && self.backlog.output.is_empty()
+            && self.local.is_none()
+            && self.marks.is_blank()
+            && self.rerun.is_blank()
     }
 }
 
@@ -145,6 +168,8 @@ impl Relay {
             active: None,
             pinned: false,
             armed: false,
+            ear: Ear::Open,
+            eager: 0,
             at_work: false,
             ended: false,
         };
@@ -162,7 +187,7 @@ impl Relay {
 
     /// Moves what can be moved. Ready when the session is over; the goodbye is already on its way then.
     pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<()> {
-        self.context.clock.refresh();
+        self.context.clock.turn();
         self.entry.set_waker(cx.waker());
         let mut scratch = self.context.scratch.lend();
         self.at_work = true;
@@ -178,31 +203,57 @@ impl Relay {
     fn turn(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<(), End> {
         // What a socket has is known only from asking it, and asking it in vain arms its waker: each is asked once, and
         // again after it gave something or the other side made room for more.
-        let (mut ask_server, mut ask_client) = (true, true);
+        let (mut ask_server, mut ask_client) = (true, self.listens());
         for _ in 0..ROUNDS {
             self.heed()?;
             if ask_server {
                 ask_server = self.turn_server(cx, scratch)?;
-                ask_client |= self.active.as_ref().is_some_and(|active| active.resume);
+                ask_client |= ask_server && self.reopen_ear() || self.resumes();
+                ask_server &= !matches!(self.lease, Lease::None);
             }
             if ask_client {
-                ask_client = self.turn_client(cx, scratch)?;
-                ask_server |= ask_client && !std::mem::take(&mut self.armed);
+                let moved = self.turn_client(cx, scratch)?;
+                ask_server |= moved && !std::mem::take(&mut self.armed);
+                ask_client = moved && !self.shut_ear();
             }
             if !(ask_server || ask_client) {
-                return Ok(());
+                // What waited for the end of the transaction, or of a replay, may have its turn now.
+                let waits = self.resumes();
+                self.heed()?;
+                ask_client = !waits && self.resumes();
+                if !ask_client {
+                    return Ok(());
+                }
             }
         }
         cx.waker().wake_by_ref();
         Ok(())
     }
 
+    /// Whether kept input is to be looked at.
+    #[inline]
+    fn resumes(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.resume)
+    }
+
     /// Orders and cancel requests from outside.
     #[inline]
     fn heed(&mut self) -> Result<(), End> {
+        if self.entry.called.get() { self.heed_call() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn heed_call(&mut self) -> Result<(), End> {
         if self.entry.is_cancelled() {
             self.cancel()?;
         }
+        if let Some(begun) = self.entry.again.take()
+            && self.active.as_ref().is_some_and(|active| active.aside.query_begun == Some(begun))
+        {
+            self.cancel_server(Vec::new());
+        }
+        // What cannot be heeded yet is looked at again whenever something has moved.
+        self.entry.called.set(self.entry.is_cancelled() || self.entry.order.get() != Order::None);
         match self.entry.order.get() {
             Order::None => Ok(()),
             Order::Drain if !self.is_at_rest() => Ok(()),
@@ -228,14 +279,14 @@ impl Relay {
     }
 
     fn active(&mut self) -> &mut Active {
-        let now = self.context.clock.now();
+        let now = self.context.clock.moment();
         self.active.get_or_insert_with(|| self.context.actives.lend(now))
     }
 
     // ---- server to client ----
 
     fn turn_server(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<bool, End> {
-        if !self.flush_client(cx)? {
+        if self.has_output() && !self.flush_client(cx)? {
             return Ok(false);
         }
         let Lease::Held(conn) = &mut self.lease else {
@@ -293,7 +344,7 @@ impl Relay {
 
     fn rules(&self) -> Rules {
         Rules {
-            now: self.context.clock.now(),
+            now: self.context.clock.moment(),
             prefix: self.context.interner.prefix,
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
@@ -325,6 +376,9 @@ impl Relay {
         .inspect(&mut plan);
         let used = plan.at();
         let (first, second) = plan.slices();
+        if !(first.is_empty() && second.is_empty()) {
+            active.rerun.settle();
+        }
         *outcome = self.write_client(cx, first, second).and_then(|()| match heard {
             Heard::Short => Ok(()),
             Heard::Lost(lost) => self.lose(lost, cx),
@@ -337,7 +391,7 @@ impl Relay {
     // ---- client to server ----
 
     fn turn_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch) -> Result<bool, End> {
-        if self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty()) {
+        if self.has_output() {
             return Ok(false);
         }
         let mut moved = self.granted(cx)?;
@@ -387,7 +441,10 @@ impl Relay {
             return Ok(false);
         }
         let read = match self.link.poll_read(cx, &mut scratch.input) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                self.heard(false);
+                return Ok(false);
+            }
             Poll::Ready(Ok(0)) if waiting && self.said_goodbye() => {
                 // What it sent before still runs, as in Postgres; then its goodbye is heard.
                 self.active().stalled = true;
@@ -397,6 +454,7 @@ impl Relay {
             Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
             Poll::Ready(Ok(read)) => read,
         };
+        self.heard(true);
         self.pool.stats.borrow_mut().bytes_from_clients += read as u64;
         let Scratch { input, made } = scratch;
         let input = input.get(..read).unwrap_or_default();
@@ -434,7 +492,12 @@ impl Relay {
         if input.is_empty() && input.capacity() > KEPT_CAPACITY {
             input = Vec::new();
         }
-        self.active().backlog.input = input;
+        // What is to run again comes first.
+        let kept = &mut self.active().backlog.input;
+        kept.append(&mut input);
+        if kept.is_empty() {
+            *kept = input;
+        }
         Ok(used > 0)
     }
 
@@ -460,7 +523,7 @@ impl Relay {
                 Lease::Held(_) => {
                     let (used, more) = self.pass(rest, made, cx)?;
                     at += used;
-                    if !more {
+                    if !more || self.runs_again() {
                         return Ok(at);
                     }
                 }
@@ -503,6 +566,8 @@ impl Relay {
         };
         let client = &context.config.client;
         let was_settled = conn.pipeline.is_settled();
+        let first = rerun::is_first(conn, was_settled);
+        active.marks.harmless = first;
         let mut plan = Plan::new(input, made);
         let stop = Request {
             scanner: &mut self.scanner,
@@ -529,10 +594,23 @@ impl Relay {
             // What pins a connection may be gone after any statement.
             active.marks.tainted |= !active.marks.pins.is_empty();
         }
-        let (first, second) = plan.slices();
-        let sent = if first.is_empty() && second.is_empty() { Ok(()) } else { conn.write(cx, first, second) };
+        let whole = matches!(stop, Stop::Short) && !self.scanner.is_inside();
+        let batch = input.get(..used).filter(|_| whole && conn.pipeline.ready_owed() > 0).unwrap_or_default();
+        if active.marks.harmless {
+            active.rerun.keep(batch);
+        } else {
+            active.rerun.settle();
+        }
+        let (front, back) = plan.slices();
+        let sent = if front.is_empty() && back.is_empty() { Ok(()) } else { conn.write(cx, front, back) };
         if was_settled && used > 0 {
-            active.aside.query_begun = Some(context.clock.now());
+            active.aside.query_begun = Some(context.clock.moment());
+        }
+        if sent.is_err() && first && conn.unsent.is_empty() {
+            // The socket took nothing of it: whatever it is, it never ran.
+            active.rerun.keep(batch);
+        }
+        if was_settled && used > 0 {
             self.note(Activity::Running);
         }
         if let Err(error) = sent {
@@ -542,15 +620,30 @@ impl Relay {
         self.local_answers(made, cx)?;
         match stop {
             Stop::Short | Stop::Full | Stop::Unsettled => {
-                self.active().stalled = !matches!(stop, Stop::Short);
+                let short = matches!(stop, Stop::Short);
+                self.active().stalled = !short;
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
-                self.rest(cx)?;
+                if !(short && self.is_owed_ready()) {
+                    self.rest(cx)?;
+                }
                 Ok((used, false))
             }
             Stop::Quit => Err(End::Quit),
             Stop::Malformed(malformed) => Err(End::Malformed(malformed)),
             Stop::Tag(tag) => Err(End::Tag(tag)),
         }
+    }
+
+    /// Whether a batch waits to be run again.
+    #[inline]
+    fn runs_again(&self) -> bool {
+        matches!(self.lease, Lease::None) && self.active.as_ref().is_some_and(|active| !active.backlog.input.is_empty())
+    }
+
+    /// Whether a `ReadyForQuery` is on its way.
+    #[inline]
+    fn is_owed_ready(&self) -> bool {
+        matches!(&self.lease, Lease::Held(conn) if conn.pipeline.ready_owed() > 0)
     }
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
@@ -586,8 +679,7 @@ impl Relay {
             return Ok(());
         }
         self.pool.stats.borrow_mut().bytes_to_clients += len as u64;
-        let behind = self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty());
-        let taken = if behind {
+        let taken = if self.has_output() {
             0
         } else {
             match self.link.poll_write(cx, first, second) {
@@ -604,6 +696,12 @@ impl Relay {
             self.flush_client(cx)?;
         }
         Ok(())
+    }
+
+    /// Whether something is kept for the client.
+    #[inline]
+    fn has_output(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty())
     }
 
     /// Writes what is kept for the client. False if some is left.

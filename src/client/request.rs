@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use pgweir_proto::backend::TxStatus;
-use pgweir_proto::frontend::{self, Bind, Parse, Tag, Target};
+use pgweir_proto::frontend::{Bind, Parse, Tag, Target};
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
@@ -35,6 +35,8 @@ pub struct Marks {
     pub scrub: bool,
     /// The client may have listened: notifications are its own.
     pub listening: bool,
+    /// What was sent since the mark was set is [harmless](Effects::harmless).
+    pub harmless: bool,
     /// A COMMIT is on its way.
     pub commit_sent: bool,
     /// A BEGIN is on its way.
@@ -60,6 +62,7 @@ impl Marks {
     pub fn is_blank(&self) -> bool {
         let Self {
             sequences: _,
+            harmless: _,
             tainted,
             unsettled,
             scrub,
@@ -78,6 +81,7 @@ impl Marks {
     /// A text with these effects is about to run.
     #[inline]
     pub fn runs(&mut self, effects: Effects, text: &[u8]) {
+        self.harmless &= effects.harmless;
         if effects.set.is_empty() {
             return;
         }
@@ -121,6 +125,7 @@ impl Marks {
 
     /// A text that cannot be read runs.
     pub fn runs_unknown(&mut self) {
+        self.harmless = false;
         self.tainted = true;
         self.scrub = true;
         self.unsettled = true;
@@ -206,10 +211,9 @@ impl Request<'_> {
         let len = HEADER + body.len();
         match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
             Tag::Query => {
-                let text = frontend::query_text(body).map_err(Stop::Malformed)?;
+                let (text, effects) = self.scans.scan(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
-                let effects = self.scans.scan(text);
                 self.forget_sequences(effects, plan);
                 self.query(effects, text);
                 plan.forward(len);

@@ -2,6 +2,9 @@
 
 use std::hash::BuildHasher;
 
+use pgweir_proto::Malformed;
+use pgweir_proto::frontend::query_text;
+
 use super::{Effects, scan};
 
 /// Longer texts are not kept; bytes.
@@ -33,25 +36,41 @@ impl Default for Cache {
 }
 
 impl Cache {
-    /// The same as [`scan`].
+    /// The text in the body of a `Query`, and the same as [`scan`] says of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] as [`query_text`] says.
     #[inline]
-    pub fn scan(&mut self, text: &[u8]) -> Effects {
-        if text.len() > TEXT_MAX {
-            return scan(text);
+    pub fn scan<'a>(&mut self, body: &'a [u8]) -> Result<(&'a [u8], Effects), Malformed> {
+        // Whatever is kept was read before, so it ends where it should and nowhere before.
+        if let Some((0, text)) = body.split_last()
+            && let Some(slot) = self.slot(text)
+        {
+            if slot.text.get(..slot.len) != Some(text) {
+                query_text(body)?;
+                slot.learn(text);
+            }
+            return Ok((text, slot.effects));
         }
+        query_text(body).map(|text| (text, scan(text)))
+    }
+
+    #[inline]
+    fn slot(&mut self, text: &[u8]) -> Option<&mut Slot> {
         #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
         let at = self.hasher.hash_one(text) as usize % SLOTS;
-        let Some(slot) = self.slots.get_mut(at) else {
-            return scan(text);
-        };
-        if slot.text.get(..slot.len) != Some(text) {
-            slot.len = text.len();
-            if let Some(room) = slot.text.get_mut(..text.len()) {
-                room.copy_from_slice(text);
-            }
-            slot.effects = scan(text);
+        self.slots.get_mut(at).filter(|slot| text.len() <= slot.text.len())
+    }
+}
+
+impl Slot {
+    fn learn(&mut self, text: &[u8]) {
+        self.len = text.len();
+        if let Some(room) = self.text.get_mut(..text.len()) {
+            room.copy_from_slice(text);
         }
-        slot.effects
+        self.effects = scan(text);
     }
 }
 
@@ -72,7 +91,11 @@ mod tests {
                     3 => String::new(),
                     _ => format!("SELECT '{}'", "x".repeat(n as usize)),
                 };
-                prop_assert_eq!(cache.scan(text.as_bytes()), scan(text.as_bytes()));
+                let body = [text.as_bytes(), b"\0"].concat();
+                prop_assert_eq!(cache.scan(&body), Ok((text.as_bytes(), scan(text.as_bytes()))));
+                prop_assert_eq!(cache.scan(text.as_bytes()).ok(), None, "no NUL at the end");
+                let cut = [text.as_bytes(), b"\0\0"].concat();
+                prop_assert_eq!(cache.scan(&cut), query_text(&cut).map(|text| (text, scan(text))), "one too many");
             }
         }
     }

@@ -12,6 +12,8 @@ pub struct Effects {
     pub set: EffectSet,
     /// The command word of its first non-empty statement.
     pub first: FirstWord,
+    /// Run twice, it is as good as run once: nothing of it outlives its transaction, nothing of a user's is called.
+    pub harmless: bool,
 }
 
 impl Effects {

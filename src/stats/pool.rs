@@ -41,6 +41,8 @@ pub struct PoolStats {
     pub server_login_failures: SqlstateCounts,
     /// Logins that got no answer: refused by the network, timed out, or lost on the way.
     pub server_logins_unanswered: u64,
+    /// Batches sent a second time, their first server connection having been lost before a word of the answer.
+    pub reruns: u64,
     /// Cancel requests for sessions of this pool.
     pub cancels: CancelCounts,
     /// Sessions that began to keep their server connection.
@@ -71,6 +73,7 @@ impl PoolStats {
             server_logins,
             server_login_failures,
             server_logins_unanswered,
+            reruns,
             cancels,
             pins,
             discards,
@@ -91,6 +94,7 @@ impl PoolStats {
         self.server_logins += server_logins;
         self.server_login_failures.merge(server_login_failures);
         self.server_logins_unanswered += server_logins_unanswered;
+        self.reruns += reruns;
         self.cancels.merge(cancels);
         self.pins.merge(pins);
         self.discards.merge(discards);

@@ -665,3 +665,97 @@ async fn insert_until(addr: SocketAddr, name: String, number: usize, stop: Rc<Ce
     }
     (answered, told)
 }
+
+/// A stage with two idle server connections, and a client that has used one.
+async fn two_idle<'a>(stage: &'a Stage<'a>) -> Wire {
+    let mut clients = [stage.client().await, stage.client().await];
+    for client in &mut clients {
+        client.send(&build::query("SELECT 'warm' FROM pg_sleep(0.05)")).await.unwrap();
+    }
+    for client in &mut clients {
+        assert_eq!(client.outcome().await.unwrap().value(), Some("warm"));
+    }
+    let [client, _] = clients;
+    client
+}
+
+#[test]
+fn a_harmless_batch_that_is_lost_before_a_word_of_its_answer_is_run_again_unseen() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(1), async {
+        let mut client = two_idle(&stage).await;
+        let extended = |sql: &str| {
+            [build::parse("", sql, &[]), build::bind("", "", &[]), build::execute("", 0), build::sync()].concat()
+        };
+        let named = [build::parse("ping", "SELECT 1", &[]), build::describe_statement("ping"), build::sync()].concat();
+        let bound = [build::bind("", "ping", &[]), build::execute("", 0), build::sync()].concat();
+        #[rustfmt::skip]
+        let table: [(&str, Vec<u8>, &str); 9] = [
+            ("simple",             build::query("SELECT 1"),                                "TDCZ"),
+            ("nothing",            build::query(""),                                        "IZ"),
+            ("a setting",          build::query("SHOW search_path"),                        "TDCZ"),
+            ("extended",           extended("SELECT 'a', 2"),                               "12DCZ"),
+            ("named",              named,                                                   "1tTZ"),
+            ("bound",              bound,                                                   "2DCZ"),
+            ("a lone Sync",        build::sync(),                                           "Z"),
+            ("two at once",        [build::query("SHOW port"), build::query("SELECT 1")].concat(), "TDCZTDCZ"),
+            ("a transaction",      build::query("BEGIN"),                                   "CZ"),
+        ];
+        for (number, (name, batch, want)) in table.into_iter().enumerate() {
+            proxy.cut_after_bytes(Direction::ToServer, 0);
+            client.send(&batch).await.unwrap();
+            let mut tags = String::new();
+            while tags.len() < want.len() {
+                tags.push(char::from(client.recv().await.unwrap().tag));
+            }
+            assert_eq!(tags, want, "{name}");
+            let reruns = f64::from(u32::try_from(number).unwrap() + 1);
+            wait_until_async(SOON, async || stage.metric("pgweir_reruns_total") >= reruns).await;
+            assert!(stage.metric("pgweir_reruns_total") < reruns + 1.0, "{name}");
+        }
+        succeed(&mut client, "CREATE TEMP TABLE still (here int)").await;
+        assert_eq!(succeed(&mut client, "ROLLBACK").await.status, b'I');
+    });
+}
+
+#[test]
+fn what_may_not_run_twice_is_not_run_again() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(Duration::from_mins(1), async {
+        let mut client = two_idle(&stage).await;
+        for sql in
+            ["INSERT INTO mark VALUES ('a')", "SELECT now()", "SELECT 1; INSERT INTO mark VALUES ('b')", "SELECT 1 + 1"]
+        {
+            proxy.cut_after_bytes(Direction::ToServer, 0);
+            fail(&mut client, sql, LOST, b'I').await;
+            assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
+        }
+        // Not behind anything, either: what went before may have run.
+        succeed(&mut client, "BEGIN").await;
+        proxy.cut_after_bytes(Direction::ToServer, 0);
+        fail(&mut client, "SELECT 1", LOST, b'E').await;
+        succeed(&mut client, "ROLLBACK").await;
+        assert!(stage.metric("pgweir_reruns_total") < 1.0);
+        assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+    });
+}
+
+#[test]
+fn what_is_lost_a_second_time_is_told() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(1), async {
+        let mut client = two_idle(&stage).await;
+        // Time enough to set the second cut between the first loss and the second sending.
+        proxy.delay(Direction::ToServer, Duration::from_millis(500));
+        proxy.cut_after_bytes(Direction::ToServer, 0);
+        let begun = proxy.open();
+        client.send(&build::query("SELECT 1")).await.unwrap();
+        wait_until_async(SOON, async || proxy.open() < begun).await;
+        proxy.cut_after_bytes(Direction::ToServer, 0);
+        let outcome = client.outcome().await.unwrap();
+        assert_eq!((outcome.sqlstate(), outcome.status), (LOST, b'I'), "{outcome:?}");
+        proxy.heal();
+        assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
+    });
+}

@@ -88,7 +88,8 @@ impl Relay {
         }
     }
 
-    pub(super) fn leave(&self) {
+    pub(super) fn leave(&mut self) {
+        self.open_ear();
         self.context.registry.leave(&self.entry);
         self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }

@@ -14,7 +14,6 @@ use super::super::request::PIPELINE_MAX;
 use super::{Lease, Relay};
 use crate::backend::{Lost, ServerConn, Unnamed};
 use crate::cancel::Activity;
-use crate::pool::micros;
 use crate::prepared::{AUDIT, REPLAY};
 use crate::settings;
 use crate::state::{self, Findings};
@@ -36,14 +35,15 @@ impl Relay {
     /// A lease begins: the client's settings first.
     pub(super) fn begin(&mut self, conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
         self.note(Activity::Running);
-        let now = self.context.clock.now();
-        self.entry.begun.set(now);
+        let now = self.context.clock.moment();
+        self.entry.begun.set(self.context.clock.now());
         // Ordinary tables may be temporary ones under such a path.
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
         let active = self.active();
         active.leased = now;
         active.marks.sequences = false;
+        active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(cx)
@@ -148,11 +148,10 @@ impl Relay {
         let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
             return;
         };
-        let now = self.context.clock.now();
         self.note(Activity::Idle);
         if let Some(active) = &mut self.active {
-            let taken = now.saturating_duration_since(active.leased);
-            self.pool.stats.borrow_mut().transaction.record(micros(taken));
+            let taken = self.context.clock.moment().since(active.leased);
+            self.pool.stats.borrow_mut().transaction.record(taken);
             if active.is_blank()
                 && let Some(active) = self.active.take()
             {

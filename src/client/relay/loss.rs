@@ -1,6 +1,7 @@
 //! A session without a server: waits that ended in vain, lost server connections, cancel requests.
 
 use std::task::Context as Task;
+use std::time::Duration;
 
 use pgweir_config::PoolMode;
 use pgweir_proto::backend::TxStatus;
@@ -11,11 +12,17 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 use super::super::answer::Aside;
 use super::super::end::{End, refused};
 use super::super::local::{Failure, Local};
-use super::{Lease, Relay};
+use super::{Lease, Relay, rerun};
 use crate::backend::{Lost, last_words};
 use crate::cancel::Activity;
 use crate::pool::Refusal;
 use crate::stats::{Blame, CancelOutcome, DiscardReason};
+
+/// How long a cancelled query may run on before the server is told again.
+const CANCEL_AGAIN: Duration = Duration::from_millis(200);
+
+/// Cancel requests sent for one lease that are repeated if need be.
+const CANCELS_MAX: u8 = 8;
 
 /// A message that is skipped unread while no server is there; bytes.
 const LOCAL_MAX: u32 = 256 * 1024;
@@ -88,6 +95,7 @@ impl Relay {
             lost => lost,
         };
         let mut marks = std::mem::take(&mut active.marks);
+        let batch = active.rerun.take().filter(|_| rerun::is_passing(&lost));
         self.statements.undo_all(&mut marks.changes);
         active.hold = false;
         active.resume = true;
@@ -106,9 +114,14 @@ impl Relay {
         let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
         let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
         let mid_message = conn.scanner.is_inside();
+        let batch = batch.filter(|_| !mid_message && !kept && !ready_held);
         self.pool.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
         self.note(Activity::Idle);
+        if let Some(batch) = batch {
+            self.run_again(batch);
+            return Ok(());
+        }
         match lost {
             _ if mid_message => return Err(End::MidMessage),
             Lost::Fatal(body) if concerned || kept => return Err(End::Fatal(body)),
@@ -162,7 +175,7 @@ impl Relay {
 
     /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
     pub(super) fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
-        let Lease::Held(conn) = &self.lease else { return };
+        let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return };
         // What is ours alone on the way is not the client's to cancel.
         if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;
@@ -170,11 +183,19 @@ impl Relay {
         self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
         let order = conn.cancel_order();
         let pool = self.pool.clone();
+        active.cancels = active.cancels.saturating_add(1);
+        let again = active.aside.query_begun.filter(|_| active.cancels < CANCELS_MAX);
+        let entry = self.entry.clone();
         tokio::task::spawn_local(async move {
             let parked = order.send(pool.limits.cancel_wait_timeout).await;
             drop(waiting);
             if let Some(conn) = parked {
-                pool.unpark(conn);
+                return pool.unpark(conn);
+            }
+            if let Some(begun) = again {
+                // A server that had not read the query yet has ignored the request.
+                pool.clock().sleep(CANCEL_AGAIN).await;
+                entry.cancel_again(begun);
             }
         });
     }
