@@ -1,5 +1,6 @@
 //! One server connection: dialling, logging in, what is known of its state, and its end.
 
+mod credentials;
 mod farewell;
 mod login;
 mod settle;
@@ -11,11 +12,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashSet;
+use pgweir_config::{BindingPolicy, RequireAuth};
 use pgweir_proto::backend::Tag;
 use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::Pipeline;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
-use pgweir_proto::scram::Keys;
 
 use crate::clock::Clock;
 use crate::net::{self, Stream, TcpOptions};
@@ -23,6 +24,9 @@ use crate::prepared::Statement;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
+pub use credentials::{
+    Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, Source,
+};
 pub use login::{DialError, LoggedIn, columns as row_columns, dial};
 pub use settle::{SettleError, Settled};
 
@@ -37,8 +41,10 @@ pub struct Target {
     pub dbname: String,
     /// The role to log in as.
     pub user: String,
-    /// Its password, if one is known.
-    pub password: Option<String>,
+    /// What it proves itself by.
+    pub credentials: Rc<Credentials>,
+    /// What the server may ask for.
+    pub policy: LoginPolicy,
     /// Run after each login; empty for nothing.
     pub connect_query: String,
     /// Socket options.
@@ -47,16 +53,19 @@ pub struct Target {
     pub version: Cell<u32>,
     /// The longest login.
     pub connect_timeout: Duration,
-    /// The keys derived last: a server that asks for the same salt again costs no derivation.
-    pub keys: RefCell<Option<DerivedKeys>>,
 }
 
-/// SCRAM keys and what they were derived from besides the password.
-#[derive(Debug)]
-pub struct DerivedKeys {
-    salt: Vec<u8>,
-    iterations: u32,
-    keys: Keys,
+/// What a server may ask for at a login: anything else is refused before something secret is sent.
+#[derive(Clone, Debug)]
+pub struct LoginPolicy {
+    /// The methods.
+    pub require_auth: RequireAuth,
+    /// Whether SCRAM is bound to TLS.
+    pub channel_binding: BindingPolicy,
+    /// Whether the password may be sent in clear over TCP without TLS.
+    pub allow_cleartext_password: bool,
+    /// Rounds of PBKDF2, at most.
+    pub scram_iterations_max: u32,
 }
 
 /// One server's life: changes with every restart, promotion or change of address.
@@ -279,7 +288,7 @@ impl ServerConn {
             return true;
         }
         let mut buf = [0; 4096];
-        loop {
+        for _ in 0..IDLE_READS_MAX {
             match self.stream.poll_read(cx, &mut buf) {
                 Poll::Pending => return self.carry.is_empty(),
                 Poll::Ready(Ok(read)) if read > 0 => {
@@ -291,6 +300,7 @@ impl ServerConn {
                 Poll::Ready(_) => return false,
             }
         }
+        false
     }
 
     /// Reads the messages that a server may send to an idle connection. False for any other.
@@ -363,6 +373,32 @@ pub fn last_words(conn: &mut ServerConn, cx: &mut Context<'_>) -> Option<Lost> {
     None
 }
 
+/// The longest error, notice or description that is read whole; bytes. A notice may quote a value.
+const LONG_MESSAGE_MAX: u32 = 64 << 20;
+
+/// The longest of all other messages; bytes. The longest of Postgres' own is a notification of some 8000 bytes; libpq
+/// takes 30000.
+const SHORT_MESSAGE_MAX: u32 = 64 << 10;
+
+/// How long a message of a server may be that is read whole; bytes. Rows and data have no such limit, where they pass as
+/// they come.
+#[must_use]
+pub const fn longest(tag: Tag) -> u32 {
+    match tag {
+        Tag::DataRow
+        | Tag::CopyData
+        | Tag::FunctionCallResponse
+        | Tag::ErrorResponse
+        | Tag::NoticeResponse
+        | Tag::RowDescription
+        | Tag::ParameterDescription => LONG_MESSAGE_MAX,
+        _ => SHORT_MESSAGE_MAX,
+    }
+}
+
+/// Reads of what an idle server connection was sent, at most, each of a page; one that says more is given up.
+const IDLE_READS_MAX: u32 = 16;
+
 /// Buffers above this many bytes are given back when they are empty.
 pub const KEPT_CAPACITY: usize = 64 * 1024;
 
@@ -410,6 +446,10 @@ enum Unsent {
 }
 
 async fn cancel(target: &Target, pid: u32, secret: &[u8]) -> Result<(), Unsent> {
+    if secret.is_empty() {
+        // A server that gave no key takes no such requests.
+        return Err(Unsent::NotConnected(io::ErrorKind::Unsupported.into()));
+    }
     let mut stream = net::connect(&target.host, target.port, &target.tcp).await.map_err(Unsent::NotConnected)?;
     let mut request = Vec::new();
     pgweir_proto::encode::cancel_request(&mut request, pid, secret);

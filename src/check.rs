@@ -9,12 +9,13 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use pgweir_config::{Config, Origin, Secret};
+use pgweir_config::{Config, Origin};
 use tokio::time::timeout;
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
+use crate::backend::Source;
 use crate::observe::Excerpt;
-use crate::route::is_verifier;
+use crate::route::source;
 
 /// Longest time for everything together.
 const WHOLE_LIMIT: Duration = Duration::from_mins(1);
@@ -98,12 +99,12 @@ struct Login {
     port: u16,
     dbname: String,
     role: String,
-    password: Option<String>,
+    source: Source,
 }
 
 impl fmt::Display for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, dbname, role, password: _ } = self;
+        let Self { host, port, dbname, role, source: _ } = self;
         write!(f, "{host}:{port}, database {}, role {}", Excerpt::of(dbname), Excerpt::of(role))
     }
 }
@@ -137,10 +138,8 @@ fn pools(config: &Config) -> Vec<Pool> {
         let stranger = config.users.is_empty().then_some(database.user.as_deref()).flatten();
         for user in config.users.keys().map(String::as_str).chain(stranger) {
             let own = config.users.get(user);
-            let plain = own.and_then(|own| own.password.as_ref()).map(Secret::expose);
-            let plain = plain.filter(|password| !is_verifier(password) && database.user.is_none());
-            let password = database.password.as_ref().map(Secret::expose).or(plain);
-            if database.user.is_none() && password.is_none() {
+            let source = source(config, name, user, database);
+            if database.user.is_none() && source == Source::None {
                 continue;
             }
             let size = own.and_then(|own| own.pool_size).or(database.pool_size);
@@ -154,7 +153,7 @@ fn pools(config: &Config) -> Vec<Pool> {
                     port: database.port,
                     dbname: database.dbname.clone().unwrap_or_else(|| name.clone()),
                     role: database.user.clone().unwrap_or_else(|| user.to_owned()),
-                    password: password.map(str::to_owned),
+                    source,
                 },
                 size: u64::from(size.unwrap_or(config.pool.default_pool_size)) + u64::from(reserve),
                 database_limit: limit(database.max_db_connections.unwrap_or(config.pool.max_db_connections)),
@@ -171,11 +170,9 @@ fn unchecked(config: &Config) -> Vec<String> {
     for (name, database) in &config.databases {
         if name == FALLBACK {
             notes.push("databases.* answers for names that only clients know; it is not tried".to_owned());
-        } else if database.user.is_none() && database.password.is_none() {
-            let unknown = |user: &pgweir_config::User| {
-                user.password.as_ref().is_none_or(|password| is_verifier(password.expose()))
-            };
-            let users: Vec<_> = config.users.iter().filter(|(_, user)| unknown(user)).map(|(name, _)| name).collect();
+        } else if database.user.is_none() {
+            let unknown = |user: &&String| source(config, name, user, database) == Source::None;
+            let users: Vec<_> = config.users.keys().filter(unknown).collect();
             if config.users.is_empty() {
                 notes.push(format!("databases.{name}: no role to log in as is configured; it is not tried"));
             }
@@ -299,7 +296,10 @@ async fn ask(login: &Login, step: Duration) -> Result<Facts, Failure> {
     let mut config = tokio_postgres::Config::new();
     config.host(&login.host).port(login.port).dbname(&login.dbname).user(&login.role);
     config.application_name(APPLICATION_NAME);
-    if let Some(password) = &login.password {
+    let fetched = login.source.fetch().await;
+    let fetched =
+        fetched.map_err(|what| Failure { what, remedy: "Mend the file or the command, and its permissions" })?;
+    if let Some(password) = fetched {
         config.password(password);
     }
     let connected = timeout(step, config.connect(NoTls)).await.map_err(|_| late("no login", step))?;

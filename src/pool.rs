@@ -48,6 +48,8 @@ pub struct Limits {
     pub cancel_wait_timeout: Duration,
     /// Pinned server connections, at most.
     pub max_pinned: u32,
+    /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
+    pub is_probed: bool,
 }
 
 /// What all pools of one database share.
@@ -153,6 +155,8 @@ struct Backoff {
     failures: u32,
     not_before: Option<Instant>,
     trouble: String,
+    /// What clients are told that come before then, if waiting is of no use.
+    refusal: Option<Refusal>,
 }
 
 /// The pool of one (database, user).
@@ -283,6 +287,10 @@ impl Pool {
     /// Queues up. The caller polls the ticket; dropping it leaves the queue.
     #[must_use]
     pub fn wait(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        if let Some(refusal) = self.standing_refusal() {
+            let key = self.inner.borrow_mut().slots.insert(Slot::Refused(refusal));
+            return Ticket { pool: self.clone(), key };
+        }
         let key = {
             let mut inner = self.inner.borrow_mut();
             let key = inner.slots.insert(Slot::Waiting { waker: cx.waker().clone(), since: self.clock.now() });
@@ -291,6 +299,14 @@ impl Pool {
         };
         self.dial_if_wanted();
         Ticket { pool: self.clone(), key }
+    }
+
+    /// What the last login failed for, if there is no server connection to wait for and none will be tried now.
+    fn standing_refusal(&self) -> Option<Refusal> {
+        let backoff = self.backoff.borrow();
+        let paused = backoff.not_before.is_some_and(|at| at > self.clock.now());
+        let none = self.logging_in.get() == 0 && self.inner.borrow().lent.is_empty();
+        if paused && none { backoff.refusal.clone() } else { None }
     }
 
     /// Takes a lent server connection back. It must owe nothing and be known to be clean.
@@ -375,6 +391,7 @@ impl Pool {
             let (waiters, oldest) = self.waiters();
             let missing = self.limits.min_pool_size.saturating_sub(self.open());
             let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(self.logging_in.get()).max(missing);
+            let wanted = wanted.max(u32::from(self.wants_probe()));
             if wanted == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
                 return;
             }
@@ -450,7 +467,7 @@ impl Pool {
             DialError::Refused { code, .. } if hopeless => {
                 Sqlstate::new(code.as_bytes()).map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
             }
-            DialError::NoPassword { .. } | DialError::Method { .. } | DialError::Scram(_) => {
+            error if error.is_about_credentials() => {
                 Sqlstate::new(b"28000").map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
             }
             // The server is there, and full.
@@ -464,7 +481,12 @@ impl Pool {
         );
         if hopeless {
             let body = if let DialError::Refused { body, .. } = error { Some(body.clone()) } else { None };
-            self.refuse_all(&Refusal::Hopeless { body, reason: error.to_string().into() });
+            let refusal = Refusal::Hopeless { body, reason: error.for_client().into() };
+            self.backoff.borrow_mut().refusal = Some(refusal.clone());
+            // Whoever is served by the connections that are there is better off waiting for those.
+            if self.inner.borrow().lent.is_empty() {
+                self.refuse_all(&refusal);
+            }
         }
     }
 
@@ -476,7 +498,8 @@ impl Pool {
         let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
         let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
         backoff.not_before = self.clock.now().checked_add(pause);
-        backoff.trouble = error.to_string();
+        backoff.trouble = error.for_client();
+        backoff.refusal = None;
         pause
     }
 
@@ -493,9 +516,16 @@ impl Pool {
         self.refuse_late();
         self.close_stale();
         let served = self.clients.get() > 0 || self.waiters().0 > 0;
-        if served || self.open() > 0 {
+        if served || self.open() > 0 || self.wants_probe() {
             self.dial_if_wanted();
         }
+    }
+
+    /// Whether a login is to find out if a server that let nobody in does so by now: whoever goes by our readiness sends
+    /// no client that would. Each try is followed by the pause that any failure is followed by.
+    fn wants_probe(&self) -> bool {
+        let down = matches!(self.health.get(), PoolHealth::WrongCredentials(_) | PoolHealth::Unreachable);
+        down && self.limits.is_probed && self.open() == 0 && !self.draining.get()
     }
 
     /// Ends the waits that reached their limit.

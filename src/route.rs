@@ -5,10 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use pgweir_config::{Config, ProtocolVersion};
+use pgweir_config::{Config, ProtocolVersion, Secret};
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
-use crate::backend::{Count, Target};
+use crate::backend::{
+    Count, Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target,
+};
 use crate::clock::Clock;
 use crate::net::TcpOptions;
 use crate::pool::{Database, Limits, Pool};
@@ -33,6 +35,9 @@ pub struct Router {
     pools: RefCell<Pools>,
     databases: RefCell<HashMap<Box<str>, Rc<Database>>>,
     users: RefCell<HashMap<Box<str>, Rc<Count>>>,
+    /// By database and login role: pools that differ in neither share a password, and the keys derived from it.
+    credentials: RefCell<HashMap<(Box<str>, Box<str>), Rc<Credentials>>>,
+    derivations: Derivations,
     next_id: Cell<u32>,
 }
 
@@ -48,6 +53,8 @@ impl Router {
             pools: RefCell::default(),
             databases: RefCell::default(),
             users: RefCell::default(),
+            credentials: RefCell::default(),
+            derivations: Derivations::default(),
             next_id: Cell::new(1),
         }
     }
@@ -78,6 +85,7 @@ impl Router {
         let unused = |pool: &Rc<Pool>| Rc::strong_count(pool) == 1 && pool.open() == 0;
         let many = self.pools.borrow().len() > 1000;
         self.pools.borrow_mut().retain(|_, pool| !many || !unused(pool));
+        self.credentials.borrow_mut().retain(|_, credentials| Rc::strong_count(credentials) > 1);
     }
 
     fn make(&self, name: &str, user: &str) -> Result<Rc<Pool>, UnknownDatabase> {
@@ -101,6 +109,8 @@ impl Router {
             server_login_retry: pool.server_login_retry,
             max_server_logins: pool.max_server_logins,
             cancel_wait_timeout: pool.cancel_wait_timeout,
+            is_probed: databases.contains_key(name)
+                && (own.is_some() || self.config.users.is_empty() && database.user.is_some()),
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
         };
         let target = self.target(name, user, database);
@@ -112,16 +122,20 @@ impl Router {
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {
-        // A client's own password opens the server too, if it is known in plain text.
-        let own = self.config.users.get(user).and_then(|u| u.password.as_ref()).map(pgweir_config::Secret::expose);
-        let own = own.filter(|password| database.user.is_none() && !is_verifier(password));
-        let password = database.password.as_ref().map(pgweir_config::Secret::expose).or(own);
+        let login_user = database.user.as_deref().unwrap_or(user);
+        let server = &self.config.server;
         Target {
-            host: if database.host.is_empty() { "127.0.0.1".to_owned() } else { database.host.clone() },
+            host: host(database).to_owned(),
             port: database.port,
             dbname: database.dbname.clone().unwrap_or_else(|| name.to_owned()),
-            user: database.user.clone().unwrap_or_else(|| user.to_owned()),
-            password: password.map(str::to_owned),
+            user: login_user.to_owned(),
+            credentials: self.credentials(name, user, login_user, database),
+            policy: LoginPolicy {
+                require_auth: database.require_auth.as_ref().unwrap_or(&server.server_require_auth).clone(),
+                channel_binding: database.channel_binding.unwrap_or(server.server_channel_binding),
+                allow_cleartext_password: database.allow_cleartext_password.unwrap_or(false),
+                scram_iterations_max: server.server_scram_iterations_max,
+            },
             connect_query: database.connect_query.clone().unwrap_or_default(),
             tcp: self.tcp.clone(),
             version: Cell::new(match self.config.pool.server_max_protocol_version {
@@ -129,8 +143,20 @@ impl Router {
                 ProtocolVersion::V3_2 => PROTOCOL_3_2,
             }),
             connect_timeout: self.config.pool.server_connect_timeout,
-            keys: RefCell::default(),
         }
+    }
+
+    fn credentials(
+        &self,
+        name: &str,
+        user: &str,
+        login_user: &str,
+        database: &pgweir_config::Database,
+    ) -> Rc<Credentials> {
+        let key = (Box::from(name), Box::from(login_user));
+        let mut all = self.credentials.borrow_mut();
+        let made = || Credentials::new(source(&self.config, name, user, database), self.derivations.clone());
+        all.entry(key).or_insert_with(made).clone()
     }
 
     fn database(&self, name: &str, limit: u32) -> Rc<Database> {
@@ -140,6 +166,38 @@ impl Router {
     fn user(&self, name: &str, limit: u32) -> Rc<Count> {
         self.users.borrow_mut().entry(name.into()).or_insert_with(|| Count::new(limit)).clone()
     }
+}
+
+/// The host of a database entry.
+fn host(database: &pgweir_config::Database) -> &str {
+    if database.host.is_empty() { "127.0.0.1" } else { &database.host }
+}
+
+/// Where the password for the server comes from, for a client's `user` of the database that it calls `name`.
+#[must_use]
+pub fn source(config: &Config, name: &str, user: &str, database: &pgweir_config::Database) -> Source {
+    let password = |secret: &Secret| Source::Password(Password::new(secret.expose().as_bytes()));
+    if let Some(secret) = &database.password {
+        return password(secret);
+    }
+    if let Some(path) = &database.password_file {
+        return Source::File(PasswordFile::new(path));
+    }
+    if let Some(line) = &database.password_command {
+        let variables = vec![
+            ("PGHOST", host(database).to_owned()),
+            ("PGPORT", database.port.to_string()),
+            ("PGUSER", database.user.as_deref().unwrap_or(user).to_owned()),
+            ("PGDATABASE", database.dbname.as_deref().unwrap_or(name).to_owned()),
+        ];
+        let ttl = database.password_command_ttl.unwrap_or(config.server.password_command_ttl);
+        let limit = config.server.password_command_timeout;
+        return Source::Command(PasswordCommand::new(line.clone(), variables, limit, ttl));
+    }
+    // A client's own password opens the server too, if it is known in plain text.
+    let own = config.users.get(user).and_then(|user| user.password.as_ref());
+    let own = own.filter(|secret| database.user.is_none() && !is_verifier(secret.expose()));
+    own.map_or(Source::None, password)
 }
 
 /// Whether a configured password is a stored SCRAM verifier.

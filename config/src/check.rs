@@ -68,6 +68,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     }
     check_listen(config, &mut faults);
     check_sizes(config, &mut faults);
+    check_passwords(config, &mut faults);
     check_users(config, suspects, &mut faults);
     faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
     faults
@@ -150,6 +151,23 @@ fn check_sizes(config: &Config, faults: &mut Vec<Fault>) {
                 key,
                 problem: Problem::MinAboveSize { size_key, size },
             });
+        }
+    }
+}
+
+/// One of the three ways to give a server's password is enough.
+fn check_passwords(config: &Config, faults: &mut Vec<Fault>) {
+    for (name, database) in &config.databases {
+        let given = [
+            ("password", database.password.is_some()),
+            ("password_file", database.password_file.is_some()),
+            ("password_command", database.password_command.is_some()),
+        ];
+        let mut given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| format!("databases.{name}.{key}"));
+        let Some(other) = given.next() else { continue };
+        for key in given {
+            let origin = config.origins.get(&key).cloned();
+            faults.push(missing(&key, origin, Problem::TwoPasswords { other: other.clone() }));
         }
     }
 }

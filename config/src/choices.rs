@@ -98,6 +98,19 @@ choice! {
 }
 
 choice! {
+    /// Whether a server login is bound to its TLS connection, so that nobody between the two ends can pass it on.
+    BindingPolicy {
+        /// Never.
+        Disable = "disable",
+        /// If both sides can.
+        #[default]
+        Prefer = "prefer",
+        /// A login without is refused.
+        Require = "require",
+    }
+}
+
+choice! {
     /// What becomes of a running query whose client is gone.
     CancelOnDisconnect {
         /// Cancelled if the client was lost (no `Terminate`); run to its end if it said goodbye.

@@ -10,7 +10,7 @@ use crate::fault::{Faults, Problem};
 use crate::file;
 use crate::origin::Origin;
 use crate::setting::{Reload, Setting};
-use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process};
+use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process, Server};
 use crate::userlist::UserList;
 
 /// Largest configuration file that is read; bytes.
@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: Listen,
     /// `[auth]`.
     pub auth: Auth,
+    /// `[server]`.
+    pub server: Server,
     /// `[pool]`.
     pub pool: Pool,
     /// `[client]`.

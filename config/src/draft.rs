@@ -124,7 +124,8 @@ impl Draft {
     }
 
     /// Sets a database entry by URL. The URL says where the database is, whole: host, port, dbname, user and password
-    /// of a weaker layer are forgotten even where the URL is silent, so that credentials never reach another host.
+    /// of a weaker layer are forgotten even where the URL is silent (and with the password whatever stands for it), so
+    /// that credentials never reach another host.
     /// The other keys stay.
     pub(crate) fn set_database_url(&mut self, name: &str, url: &str, origin: &Origin) {
         if !self.open_database(name, origin) {
@@ -143,8 +144,13 @@ impl Draft {
         database.dbname = target.dbname;
         database.user = target.user;
         database.password = target.password;
+        (database.password_file, database.password_command) = (None, None);
+        database.allow_cleartext_password = None;
         for key in ["host", "port", "dbname", "user", "password"] {
             self.config.origins.insert(format!("databases.{name}.{key}"), origin.clone());
+        }
+        for key in ["password_file", "password_command", "allow_cleartext_password"] {
+            self.config.origins.remove(&format!("databases.{name}.{key}"));
         }
         let mut seen = BTreeSet::new();
         for (key, value) in target.options {

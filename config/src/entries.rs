@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::check::server_host;
-use crate::choices::PoolMode;
+use crate::choices::{BindingPolicy, PoolMode};
+use crate::login::{CommandLine, RequireAuth};
 use crate::secret::Secret;
 use crate::setting::{Setting, group};
 
@@ -43,8 +44,25 @@ group! {
         dbname: Option<String> as "app_production" => live;
         /// User of the server connections, whoever the client is; absent: the client's user.
         user: Option<String> as "app" => live;
-        /// Password of `user` on the server.
+        /// Password of `user` on the server. Absent, and none of the next two either: that of `[users.NAME]`, if `user`
+        /// is absent and it is in plain text.
         password: Option<Secret> as "secret" => live;
+        /// File with that password in its place; read at every login. A newline at its end does not count.
+        password_file: Option<String> as "/run/secrets/db-password" => live;
+        /// Command that prints that password in its place, such as a token that is good for minutes: a program and its
+        /// arguments. It is split at blanks; quotes and backslashes keep them, and nothing is expanded (for that, name
+        /// a shell: `sh -c '...'`). It gets `PGHOST`, `PGPORT`, `PGUSER` and `PGDATABASE`, and must print the password
+        /// alone. Put no secret into it: it is shown.
+        password_command: Option<CommandLine> as "/usr/local/bin/db-token" => live;
+        /// How long what it prints is used; absent: the global `password_command_ttl`.
+        password_command_ttl: Option<Duration> as "600s", in 0..="365d" => live;
+        /// Methods that the server may ask for; absent: the global `server_require_auth`.
+        require_auth: Option<RequireAuth> as "scram-sha-256" => live;
+        /// Whether SCRAM is bound to the TLS connection; absent: the global `server_channel_binding`.
+        channel_binding: Option<BindingPolicy> as "prefer" => live;
+        /// Whether the password may be sent in clear, if the server asks for it so, over TCP without TLS. Over TLS and
+        /// Unix sockets it may always.
+        allow_cleartext_password: Option<bool> as "false" => live;
         /// Server connections of one pool, at most; absent: `default_pool_size`.
         pool_size: Option<u32> as 20, in 1..=10000 => live;
         /// Server connections of one pool kept open when idle; absent: the global `min_pool_size`.

@@ -201,6 +201,24 @@ pub enum Problem {
     /// A line of `auth_file` that is none.
     #[error("the line is not a name and a secret, each in double quotes")]
     UserLine,
+    /// No method of `require_auth`.
+    #[error("none of none, password, md5, scram-sha-256, nor these with ! in front")]
+    NotAMethod,
+    /// Methods that are required beside methods that are excluded.
+    #[error("some methods with ! in front and some without")]
+    MixedMethods,
+    /// A command with a quote that is never closed.
+    #[error("a quote or a backslash at its end is left open")]
+    Quote,
+    /// A command without a program.
+    #[error("there is no program in it")]
+    NoCommand,
+    /// More than one of `password`, `password_file` and `password_command`.
+    #[error("{other} is given, too")]
+    TwoPasswords {
+        /// The key that stands for the same.
+        other: String,
+    },
     /// Passwords are asked for, and there is no user who could log in.
     #[error("no user has a password, so that no client could log in")]
     NoUser,
@@ -263,6 +281,11 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::Mangled => "Set it in UTF-8; in a URL, percent-encode what is not ASCII.",
         Problem::Verifier => "Copy it whole from pg_authid.rolpassword, or write the plain password.",
         Problem::Md5 => "Write the plain password or a SCRAM-SHA-256 verifier.",
+        Problem::NotAMethod => "Write methods separated by commas, such as \"scram-sha-256\" or \"!password,!md5\".",
+        Problem::MixedMethods => "Name either those that are allowed, or, with !, those that are not.",
+        Problem::Quote => "Close it, or put a backslash in front of it.",
+        Problem::NoCommand => "Write a program and its arguments.",
+        Problem::TwoPasswords { .. } => "Keep one of password, password_file and password_command.",
         Problem::NoUser => {
             r#"Add [users.NAME] with password = "...", or name an auth_file, or set auth_type = "trust" if everyone who reaches the port may log in."#
         }

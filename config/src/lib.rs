@@ -13,6 +13,7 @@
 //! | `setting` | one row of either table, and the macro that turns rows into structs |
 //! | `typed` | how a raw value becomes a number, a time, a size, a word; and back to text |
 //! | `choices` | the settings that are one word of a few |
+//! | `login` | the settings of a server login that are more than a word |
 //! | `config` | [`Config`] and the four layers |
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
 //! | `file`, `env`, `args`, `url` | one source syntax each |
@@ -31,6 +32,7 @@ pub mod entries;
 mod env;
 mod fault;
 mod file;
+mod login;
 mod network;
 mod origin;
 mod secret;
@@ -41,16 +43,17 @@ mod typed;
 mod url;
 mod userlist;
 
-pub use choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
+pub use choices::{AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
 pub use env::environment;
 pub use fault::{Fault, Faults, Problem};
+pub use login::{AuthMethod, CommandLine, RequireAuth};
 pub use network::Networks;
 pub use origin::Origin;
 pub use secret::Secret;
 pub use setting::{Bounds, Reload, Setting};
-pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process};
+pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process, Server};
 pub use socket::{FileMode, SOCKET_PATH_MAX, is_socket_dir, socket_path};
 pub use typed::Kind;
 pub use url::UrlProblem;

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use crate::check::{http_address, listen_addresses, whole_seconds};
-use crate::choices::{AuthType, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
+use crate::choices::{AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
 use crate::config::Config;
+use crate::login::RequireAuth;
 use crate::network::Networks;
 use crate::setting::{Setting, group};
 use crate::socket::{FileMode, socket_dirs};
@@ -26,6 +27,7 @@ pub struct Group {
 pub static GROUPS: &[Group] = &[
     Group { name: "listen", doc: "Where clients connect.", settings: LISTEN },
     Group { name: "auth", doc: "How clients prove who they are.", settings: AUTH },
+    Group { name: "server", doc: "How pgweir logs in to servers.", settings: SERVER },
     Group { name: "pool", doc: "How many server connections there are, and how long they live.", settings: POOL },
     Group { name: "client", doc: "What one client may hold, send and wait for.", settings: CLIENT },
     Group { name: "http", doc: "Metrics, limits, health and the dashboard.", settings: HTTP },
@@ -99,6 +101,27 @@ group! {
         auth_file: String = "" => restart;
         /// Rounds of PBKDF2 for verifiers made from plain passwords; more is slower for guessers and for us.
         scram_iterations: u32 = 4096, in 4096..=1000000 => live;
+    }
+}
+
+group! {
+    /// `[server]`: how pgweir logs in to servers.
+    Server, "server", |config: Config| config.server, SERVER {
+        /// Methods that a server may ask for, as libpq's `require_auth`: any of `none`, `password`, `md5` and
+        /// `scram-sha-256` separated by commas, or what is excluded, each with `!` in front; empty allows all. `none`
+        /// is a server that asks for nothing. Any other request is refused before anything secret is sent.
+        server_require_auth: RequireAuth = "" => live;
+        /// Whether SCRAM is bound to the TLS connection under it: `disable`, `prefer` or `require`, as libpq's
+        /// `channel_binding`. `require` refuses servers that cannot, that are reached without TLS, and that ask for
+        /// anything else.
+        server_channel_binding: BindingPolicy = "prefer" => live;
+        /// Most rounds of PBKDF2 that a server may ask for. Derived keys are kept, so that only the first login pays.
+        server_scram_iterations_max: u32 = 1000000, in 4096..=2147483647 => live;
+        /// Longest time for a `password_command`; then it is killed, with all that it started.
+        password_command_timeout: Duration = "10s", in "100ms"..="10min" => live;
+        /// How long the output of a `password_command` is used; then, or when a server refuses it, it is run again. 0
+        /// runs it for every login.
+        password_command_ttl: Duration = "600s", in 0..="365d" => live;
     }
 }
 

@@ -5,10 +5,11 @@ mod auth;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashSet;
-use pgweir_proto::backend::{self, Tag};
+use pgweir_config::AuthMethod;
+use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::Pipeline;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
@@ -16,7 +17,7 @@ use pgweir_proto::scram::ScramError;
 use pgweir_proto::startup::PROTOCOL_3_0;
 use pgweir_proto::{Malformed, encode};
 
-use super::{CancelGate, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
+use super::{CancelGate, Credential, CredentialError, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
 use crate::clock::Clock;
 use crate::net::{self, Stream};
 use crate::settings::Profile;
@@ -28,8 +29,16 @@ const LOGIN_MESSAGE_LIMIT: u32 = 64 * 1024;
 /// Notices kept of a login, to be shown to the client that caused it.
 const NOTICES_MAX: usize = 16;
 
-/// The most messages of a login: a server that sends more will never be ready.
+/// The most bytes of parameters, and again of notices, that are kept of a login. Postgres reports some 15 parameters of
+/// a few bytes.
+const KEPT_MAX: usize = 64 * 1024;
+
+/// How long a server is waited for that has refused a login and does not close.
+const CLOSING_LIMIT: Duration = Duration::from_secs(15);
+
+/// The most messages of a login, and the most bytes in them: a server that sends more will never be ready.
 const MESSAGES_MAX: u32 = 1000;
+const BYTES_MAX: usize = 1 << 20;
 
 /// What is learnt of every server at login; sent behind the last word of the authentication.
 const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
@@ -72,12 +81,38 @@ pub enum DialError {
         /// The role.
         user: String,
     },
+    /// There is no password although there should be one.
+    #[error("{0}")]
+    Credential(#[from] CredentialError),
     /// The server wants a method that is not spoken.
     #[error("the server asks for the authentication method {method}, which is not supported")]
     Method {
         /// Its name or number.
         method: String,
     },
+    /// The server wants a method that `require_auth` leaves out.
+    #[error("the server {}, which require_auth = \"{required}\" does not allow", asks(*method))]
+    NotAllowed {
+        /// What it wants.
+        method: AuthMethod,
+        /// The setting.
+        required: String,
+    },
+    /// The server wants to read the password off the network.
+    #[error(
+        "the server asks for the password in clear on a connection without TLS; \
+         allow_cleartext_password would let it have it"
+    )]
+    Cleartext,
+    /// `channel_binding` requires what this login cannot have.
+    #[error("channel_binding = \"require\", and {reason}")]
+    Unbound {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The server ends the authentication before it has proven that it knows the password, too.
+    #[error("the server lets us in without proving that it knows the password")]
+    Unproven,
     /// The server failed to prove that it knows the password, or broke the exchange.
     #[error("SCRAM: {0}")]
     Scram(#[from] ScramError),
@@ -90,6 +125,29 @@ pub enum DialError {
         /// Its tag.
         tag: u8,
     },
+    /// The server says more in one login than any server would.
+    #[error("the server's login has more than {limit} {what}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How much is accepted.
+        limit: usize,
+    },
+    /// A transaction is open where none may be.
+    #[error("a transaction is open after {after}")]
+    InTransaction {
+        /// After what.
+        after: &'static str,
+    },
+}
+
+fn asks(method: AuthMethod) -> &'static str {
+    match method {
+        AuthMethod::None => "asks for no authentication",
+        AuthMethod::Password => "asks for the password in clear",
+        AuthMethod::Md5 => "asks for the authentication method md5",
+        AuthMethod::ScramSha256 => "asks for the authentication method scram-sha-256",
+    }
 }
 
 impl DialError {
@@ -97,14 +155,44 @@ impl DialError {
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D"),
-            Self::NoPassword { .. } | Self::Method { .. } | Self::Scram(_) => true,
-            Self::Io(_) | Self::Timeout | Self::Malformed(_) | Self::OutOfPlace { .. } => false,
+            Self::Refused { code, .. } => {
+                code.starts_with("28") || code.starts_with("3D") || matches!(code.as_str(), "42501" | "55000")
+            }
+            Self::Io(_) | Self::Timeout | Self::Credential(CredentialError::Command { .. }) => false,
+            _ => true,
+        }
+    }
+
+    /// Whether what the server has against us is our password, or what stands for one.
+    #[must_use]
+    pub fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => code.starts_with("28"),
+            Self::NoPassword { .. }
+            | Self::Credential(_)
+            | Self::Method { .. }
+            | Self::NotAllowed { .. }
+            | Self::Cleartext
+            | Self::Unbound { .. }
+            | Self::Unproven
+            | Self::Scram(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What a client is told: not where we keep our secrets.
+    #[must_use]
+    pub fn for_client(&self) -> String {
+        match self {
+            Self::Credential(CredentialError::File { .. }) => "its password_file is of no use".to_owned(),
+            Self::Credential(CredentialError::Command { .. }) => "its password_command failed".to_owned(),
+            error => error.to_string(),
         }
     }
 }
 
-/// Connects to the server and logs in. The permit is given back when this fails, after the server closed.
+/// Connects to the server and logs in, with a newer password once if the server refuses the one that was known. The
+/// permit is given back when this fails, after the server closed.
 ///
 /// # Errors
 ///
@@ -115,29 +203,53 @@ pub async fn dial(
     plain: Rc<Profile>,
     permit: Permit,
 ) -> Result<LoggedIn, DialError> {
-    let limit = target.connect_timeout;
-    let mut login = None;
-    let outcome = clock.limit(limit, log_in(&target, &mut login)).await;
-    let failure = match outcome {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error),
-        Err(_) => Some(DialError::Timeout),
+    let credential = target.credentials.current(Instant::now()).await?;
+    let (error, failed) = match attempt(&target, &clock, &credential).await {
+        Ok(login) => return Ok(login.into_logged_in(target, clock, plain, permit)),
+        Err(failed) => failed,
     };
-    let Some(mut login) = login else {
-        return Err(failure.unwrap_or(DialError::Timeout));
+    let newer = if matches!(&error, DialError::Refused { code, .. } if code == "28P01") {
+        // What went wrong here is told by the next login.
+        target.credentials.after_refusal(&credential, Instant::now()).await.ok().flatten()
+    } else {
+        None
     };
-    if let Some(error) = failure {
-        // The backend may outlive the refusal by a moment, and counts until it closes.
-        let _ = clock.limit(limit, login.until_closed()).await;
-        drop(permit);
+    let Some(newer) = newer else {
+        close(failed, clock, permit);
         return Err(error);
+    };
+    if let Some(mut failed) = failed {
+        // Two would count against the server's limits where one is permitted.
+        let _ = clock.limit(CLOSING_LIMIT, failed.until_closed()).await;
     }
-    let born = clock.now();
-    Ok(LoggedIn {
-        parameters: std::mem::take(&mut login.parameters),
-        notices: std::mem::take(&mut login.notices),
-        conn: Box::new(login.into_conn(target, clock, plain, permit, born)),
-    })
+    match attempt(&target, &clock, &newer).await {
+        Ok(login) => Ok(login.into_logged_in(target, clock, plain, permit)),
+        Err((error, failed)) => {
+            close(failed, clock, permit);
+            Err(error)
+        }
+    }
+}
+
+/// One login, within its time limit.
+async fn attempt(target: &Target, clock: &Clock, credential: &Credential) -> Result<Login, (DialError, Option<Login>)> {
+    let mut login = None;
+    let outcome = clock.limit(target.connect_timeout, log_in(target, credential, &mut login)).await;
+    match (outcome, login) {
+        (Ok(Ok(())), Some(login)) => Ok(login),
+        (Ok(Err(error)), login) => Err((error, login)),
+        (Ok(Ok(())) | Err(_), login) => Err((DialError::Timeout, login)),
+    }
+}
+
+/// Ends a login that failed. The backend may outlive the refusal by a moment, and counts until it closes; nobody has to
+/// wait for that.
+fn close(failed: Option<Login>, clock: Rc<Clock>, permit: Permit) {
+    let Some(mut login) = failed else { return };
+    tokio::task::spawn_local(async move {
+        let _ = clock.limit(CLOSING_LIMIT, login.until_closed()).await;
+        drop(permit);
+    });
 }
 
 /// A login under way.
@@ -146,23 +258,27 @@ struct Login {
     scanner: Scanner,
     input: Vec<u8>,
     messages: u32,
+    bytes: usize,
     parameters: Parameters,
     notices: Vec<Box<[u8]>>,
+    /// Bytes in them, and in the parameters so far.
+    notices_len: usize,
+    parameters_len: usize,
     key: Option<(u32, Box<[u8]>)>,
     incarnation: Incarnation,
     /// The version asked for, or the older one that the server has.
     version: u32,
 }
 
-async fn log_in(target: &Target, slot: &mut Option<Login>) -> Result<(), DialError> {
+async fn log_in(target: &Target, credential: &Credential, slot: &mut Option<Login>) -> Result<(), DialError> {
     let newest = target.version.get();
-    match introduce(target, newest, slot).await {
+    match introduce(target, newest, credential, slot).await {
         Err(error) if newest > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) => {
             if let Some(mut login) = slot.take() {
                 // Never two at once.
                 login.until_closed().await;
             }
-            introduce(target, PROTOCOL_3_0, slot).await?;
+            introduce(target, PROTOCOL_3_0, credential, slot).await?;
             target.version.set(PROTOCOL_3_0);
         }
         outcome => outcome?,
@@ -173,7 +289,7 @@ async fn log_in(target: &Target, slot: &mut Option<Login>) -> Result<(), DialErr
     if !target.connect_query.is_empty() {
         login.run(&target.connect_query).await?;
     }
-    Ok(())
+    login.rest()
 }
 
 /// Whether what the server has against us may be the version: the first thing it says is that it does not support
@@ -188,15 +304,23 @@ fn may_be_the_version(error: &DialError, login: Option<&Login>) -> bool {
 }
 
 /// Connects, asks for a version of the protocol, and authenticates.
-async fn introduce(target: &Target, version: u32, slot: &mut Option<Login>) -> Result<(), DialError> {
+async fn introduce(
+    target: &Target,
+    version: u32,
+    credential: &Credential,
+    slot: &mut Option<Login>,
+) -> Result<(), DialError> {
     let stream = net::connect(&target.host, target.port, &target.tcp).await?;
     let login = slot.insert(Login {
         stream,
         scanner: Scanner::new(LOGIN_MESSAGE_LIMIT),
         input: Vec::new(),
         messages: 0,
+        bytes: 0,
         parameters: Vec::new(),
         notices: Vec::new(),
+        notices_len: 0,
+        parameters_len: 0,
         key: None,
         incarnation: Incarnation::default(),
         version,
@@ -206,7 +330,7 @@ async fn introduce(target: &Target, version: u32, slot: &mut Option<Login>) -> R
     let params = params.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     encode::startup(&mut out, version, params);
     login.send(&out).await?;
-    login.authenticate(target).await
+    login.authenticate(target, credential).await
 }
 
 impl Login {
@@ -224,14 +348,8 @@ impl Login {
             let (tag, body) = self.recv_any().await?;
             match tag {
                 Tag::ErrorResponse => return Err(refused(&body)),
-                Tag::NoticeResponse if self.notices.len() < NOTICES_MAX => self.notices.push(body.into()),
-                Tag::NoticeResponse => {}
-                Tag::ParameterStatus => {
-                    let (name, value) = backend::parameter_status(&body)?;
-                    let name = String::from_utf8_lossy(name).into_owned().into_boxed_str();
-                    self.parameters.retain(|(known, _)| *known != name);
-                    self.parameters.push((name, value.into()));
-                }
+                Tag::NoticeResponse => self.keep_notice(body),
+                Tag::ParameterStatus => self.keep_parameter(&body)?,
                 Tag::NegotiateProtocolVersion => self.negotiate(&body)?,
                 _ => return Ok((tag, body)),
             }
@@ -248,14 +366,37 @@ impl Login {
         Ok(())
     }
 
+    fn keep_notice(&mut self, body: Vec<u8>) {
+        if self.notices.len() < NOTICES_MAX && self.notices_len + body.len() <= KEPT_MAX {
+            self.notices_len += body.len();
+            self.notices.push(body.into());
+        }
+    }
+
+    fn keep_parameter(&mut self, body: &[u8]) -> Result<(), DialError> {
+        let (name, value) = backend::parameter_status(body)?;
+        self.parameters_len += body.len();
+        if self.parameters_len > KEPT_MAX {
+            return Err(DialError::TooMuch { what: "bytes of parameters", limit: KEPT_MAX });
+        }
+        let name = String::from_utf8_lossy(name).into_owned().into_boxed_str();
+        self.parameters.retain(|(known, _)| *known != name);
+        self.parameters.push((name, value.into()));
+        Ok(())
+    }
+
     async fn recv_any(&mut self) -> Result<(Tag, Vec<u8>), DialError> {
         loop {
             if let Scanned::Whole { tag, body } = self.scanner.next(&self.input)? {
                 let (tag, body) = (Tag::from_byte(tag)?, body.to_vec());
                 self.input.drain(..HEADER + body.len());
                 self.messages += 1;
+                self.bytes += body.len();
+                if self.bytes > BYTES_MAX {
+                    return Err(DialError::TooMuch { what: "bytes", limit: BYTES_MAX });
+                }
                 if self.messages > MESSAGES_MAX {
-                    return Err(DialError::OutOfPlace { tag: tag as u8 });
+                    return Err(DialError::TooMuch { what: "messages", limit: MESSAGES_MAX as usize });
                 }
                 return Ok((tag, body));
             }
@@ -275,11 +416,11 @@ impl Login {
         self.send(&out).await?;
         loop {
             match self.recv().await? {
-                (Tag::BackendKeyData, body) => {
+                (Tag::BackendKeyData, body) if self.key.is_none() => {
                     let (pid, secret) = backend::backend_key_data(&body)?;
                     self.key = Some((pid, secret.into()));
                 }
-                (Tag::ReadyForQuery, _) => return Ok(()),
+                (Tag::ReadyForQuery, body) => return idle(&body, "the login"),
                 (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
             }
         }
@@ -298,8 +439,9 @@ impl Login {
                     self.incarnation = Incarnation { system_identifier, started, address };
                 }
                 (Tag::ErrorResponse, body) if Fields::parse(&body)?.is_fatal() => return Err(refused(&body)),
-                (Tag::ReadyForQuery, _) => return Ok(()),
-                _ => {}
+                (Tag::ReadyForQuery, body) => return idle(&body, "the login"),
+                (tag, _) if belongs_to_an_answer(tag) => {}
+                (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
             }
         }
     }
@@ -313,8 +455,29 @@ impl Login {
         loop {
             match self.recv_any().await? {
                 (Tag::ErrorResponse, body) => failure = Some(refused(&body)),
-                (Tag::ReadyForQuery, _) => return failure.map_or(Ok(()), Err),
-                _ => {}
+                (Tag::ReadyForQuery, body) => return failure.map_or_else(|| idle(&body, "connect_query"), Err),
+                (tag, _) if tag == Tag::DataRow || belongs_to_an_answer(tag) => {}
+                (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
+            }
+        }
+    }
+
+    /// Nothing may follow the last answer but what a server says of its own accord; half a message is none yet.
+    fn rest(&mut self) -> Result<(), DialError> {
+        loop {
+            match self.scanner.next(&self.input)? {
+                Scanned::Short if self.input.is_empty() => return Ok(()),
+                Scanned::Whole { tag, body } => {
+                    match Tag::from_byte(tag)? {
+                        Tag::NoticeResponse | Tag::NotificationResponse => {}
+                        Tag::ErrorResponse => return Err(refused(body)),
+                        _ => return Err(DialError::OutOfPlace { tag }),
+                    }
+                    let used = HEADER + body.len();
+                    self.input.drain(..used);
+                }
+                // Rare enough to be dialled anew.
+                _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             }
         }
     }
@@ -323,6 +486,15 @@ impl Login {
         let _ = self.stream.shutdown_write();
         let mut buf = [0; 2048];
         while matches!(poll_fn(|cx| self.stream.poll_read(cx, &mut buf)).await, Ok(read) if read > 0) {}
+    }
+
+    fn into_logged_in(mut self, target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit) -> LoggedIn {
+        let born = clock.now();
+        LoggedIn {
+            parameters: std::mem::take(&mut self.parameters),
+            notices: std::mem::take(&mut self.notices),
+            conn: Box::new(self.into_conn(target, clock, plain, permit, born)),
+        }
     }
 
     fn into_conn(
@@ -361,6 +533,28 @@ impl Login {
             permit: Some(permit),
         }
     }
+}
+
+/// A `ReadyForQuery` outside of any transaction.
+fn idle(body: &[u8], after: &'static str) -> Result<(), DialError> {
+    match TxStatus::parse(body)? {
+        TxStatus::Idle => Ok(()),
+        TxStatus::Open | TxStatus::Failed => Err(DialError::InTransaction { after }),
+    }
+}
+
+/// What may come between a simple query and its `ReadyForQuery`, rows and errors apart. No COPY: it would wait for us.
+fn belongs_to_an_answer(tag: Tag) -> bool {
+    matches!(
+        tag,
+        Tag::RowDescription
+            | Tag::CommandComplete
+            | Tag::EmptyQueryResponse
+            | Tag::ErrorResponse
+            | Tag::NoticeResponse
+            | Tag::ParameterStatus
+            | Tag::NotificationResponse
+    )
 }
 
 fn refused(body: &[u8]) -> DialError {

@@ -11,7 +11,7 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::{ServerConn, Unnamed};
+use super::{ServerConn, Unnamed, longest};
 use crate::prepared::statement_id;
 use crate::settings::{self, Entry, Profile};
 
@@ -187,6 +187,9 @@ impl ServerConn {
                     // Rows and data are passed over as they come; what has to be read is waited for.
                     let tag = Tag::from_byte(tag).map_err(|_| SettleError)?;
                     if !matches!(tag, Tag::DataRow | Tag::CopyData) {
+                        if body_len > longest(tag) {
+                            return Err(SettleError);
+                        }
                         break;
                     }
                     let seen = seen.len();

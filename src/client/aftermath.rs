@@ -58,7 +58,12 @@ impl Orphan {
 
     async fn rest(&mut self) -> Result<(), ()> {
         let clock = self.pool.clock().clone();
-        if !self.cancel || self.conn.pipeline.is_settled() {
+        if self.conn.pipeline.is_settled() {
+            // Half a message that nobody asked for may be all that is left, and its end never come.
+            let settled = clock.limit(SETTLE_LIMIT, self.conn.settle()).await.map_err(drop)?;
+            return settled.map(drop).map_err(drop);
+        }
+        if !self.cancel {
             return self.conn.settle().await.map(drop).map_err(drop);
         }
         let begun = clock.now();

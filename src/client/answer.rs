@@ -12,14 +12,11 @@ use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
-use crate::backend::{Lost, ServerConn, Unnamed as Held};
+use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, RESTORE, UNNAMED, statement_id};
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
-
-/// The longest message, rows and data apart, that a server may send; bytes. Postgres' own limit for most.
-const MESSAGE_MAX: u32 = 1 << 30;
 
 /// Cancelled audits in a row after which the connection stays with its client.
 const AUDIT_TRIES: u8 = 3;
@@ -112,7 +109,7 @@ impl Answer<'_> {
         let tag = Tag::from_byte(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
         let streams = matches!(tag, Tag::DataRow | Tag::CopyData | Tag::FunctionCallResponse);
         if !streams || self.conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Client) {
-            return if body_len > MESSAGE_MAX { Err(Heard::Lost(Lost::Protocol)) } else { Ok(false) };
+            return if body_len > longest(tag) { Err(Heard::Lost(Lost::Protocol)) } else { Ok(false) };
         }
         self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
         self.conn.scanner.stream(body_len, seen);

@@ -105,7 +105,29 @@ impl Relay {
             self.note(Activity::InTransaction);
             return Ok(());
         }
-        if self.is_free() { self.end_lease(cx) } else { Ok(()) }
+        if self.is_free() {
+            return self.end_lease(cx);
+        }
+        if self.holds_half_a_message() {
+            // Whoever waits for this connection would wait for the other half, which may never come.
+            return self.lose(Lost::Protocol, cx);
+        }
+        Ok(())
+    }
+
+    /// Whether all that keeps the lease is the front of a message that nobody asked for, and nothing is lost with it but
+    /// the server connection.
+    fn holds_half_a_message(&self) -> bool {
+        let (Lease::Held(conn), Some(active)) = (&self.lease, &self.active) else { return false };
+        !conn.carry.is_empty()
+            && conn.unsent.is_empty()
+            && !conn.scanner.is_inside()
+            && !self.scanner.is_inside()
+            && self.pool.limits.mode != PoolMode::Session
+            && !self.pinned
+            && !active.marks.tainted
+            && active.marks.pins.is_empty()
+            && active.backlog.input.is_empty()
     }
 
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.

@@ -8,6 +8,7 @@
 //! | [`pgweir`] | the `pgweir serve` process ([`Pgweir`]) and its configuration text |
 //! | [`wire`] | a raw client of the wire protocol ([`wire::Wire`]) |
 //! | [`fault_proxy`] | a TCP proxy with faults ([`FaultProxy`]) |
+//! | [`mock_server`] | a server that plays a script ([`MockServer`]) |
 //! | [`wait`] | polls a condition up to a deadline |
 //! | `cache` | where the drivers' Python and the data-directory templates are ([`drivers_python`]) |
 //! | [`error`] | what can go wrong ([`HarnessError`]) |
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod error;
 pub mod fault_proxy;
 mod home;
+pub mod mock_server;
 mod os;
 pub mod pgweir;
 pub mod programs;
@@ -36,6 +38,7 @@ pub use cluster::{
 };
 pub use error::HarnessError;
 pub use fault_proxy::{Direction, FaultProxy};
+pub use mock_server::{MockServer, Step};
 pub use pgweir::{Pgweir, PgweirOptions, pgweir_toml};
 pub use programs::{NotFound, ServerPrograms};
 pub use wait::{wait_until, wait_until_async};
