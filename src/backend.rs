@@ -1,5 +1,6 @@
 //! One server connection: dialling, logging in, what is known of its state, and its end.
 
+mod ask;
 mod credentials;
 mod farewell;
 mod login;
@@ -24,6 +25,7 @@ use crate::prepared::Statement;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
+pub use ask::Answer;
 pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, Source,
 };

@@ -29,7 +29,7 @@ use crate::sql;
 use crate::stats::ProcessStats;
 
 use login::log_in;
-pub use login::{Secrets, Throttle, Users, turn_away};
+pub use login::{Lookups, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
@@ -70,7 +70,9 @@ pub struct Context {
     pub sessions_cut: Cell<u32>,
     /// What clients prove themselves by.
     pub secrets: Secrets,
-    /// Who failed to.
+    /// The users that servers know.
+    pub lookups: Lookups,
+    /// Who failed to prove himself.
     pub throttle: RefCell<Throttle>,
     /// Turns to stretch a password that is to be compared with a verifier: each takes a thread.
     pub stretching: Semaphore,
@@ -96,6 +98,7 @@ impl Context {
             draining: Cell::new(false),
             sessions_cut: Cell::new(0),
             secrets,
+            lookups: Lookups::default(),
             throttle: RefCell::new(Throttle::new(config.client.login_failure_rate, config.client.login_failure_burst)),
             stretching: Semaphore::new(STRETCHED_MAX),
             scratch: ScratchPad::default(),

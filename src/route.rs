@@ -33,6 +33,9 @@ pub struct Router {
     clock: Rc<Clock>,
     tcp: TcpOptions,
     pools: RefCell<Pools>,
+    /// Those that look users up, where the database forces another user on clients. Apart from the others: clients
+    /// must not get there by any name.
+    lookup_pools: RefCell<Pools>,
     databases: RefCell<HashMap<Box<str>, Rc<Database>>>,
     users: RefCell<HashMap<Box<str>, Rc<Count>>>,
     /// By database and login role: pools that differ in neither share a password, and the keys derived from it.
@@ -51,6 +54,7 @@ impl Router {
             clock,
             tcp,
             pools: RefCell::default(),
+            lookup_pools: RefCell::default(),
             databases: RefCell::default(),
             users: RefCell::default(),
             credentials: RefCell::default(),
@@ -69,28 +73,64 @@ impl Router {
         if let Some(pool) = self.pools.borrow().get(&key) {
             return Ok(pool.clone());
         }
-        let pool = self.make(database, user)?;
+        let pool = self.make(database, user, self.entry(database)?, PoolName::primary(database, user));
         self.pools.borrow_mut().insert(key, pool.clone());
+        Ok(pool)
+    }
+
+    /// The pool where `user` looks up other users, as whom it logs in even if the database forces another user on
+    /// clients. Where it does not, that is the pool of `user`'s own clients.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownDatabase`].
+    pub fn lookup_pool(&self, database: &str, user: &str) -> Result<Rc<Pool>, UnknownDatabase> {
+        let entry = self.entry(database)?;
+        if entry.user.is_none() {
+            return self.pool(database, user);
+        }
+        let key = (Box::from(database), Box::from(user));
+        if let Some(pool) = self.lookup_pools.borrow().get(&key) {
+            return Ok(pool.clone());
+        }
+        // What the forced user proves itself by is not this user's.
+        let entry = pgweir_config::Database {
+            user: None,
+            password: None,
+            password_file: None,
+            password_command: None,
+            min_pool_size: Some(0),
+            ..entry.clone()
+        };
+        let name = PoolName::primary(database, &format!("{user} (auth_query)"));
+        let pool = self.make(database, user, &entry, name);
+        self.lookup_pools.borrow_mut().insert(key, pool.clone());
         Ok(pool)
     }
 
     /// All pools.
     #[must_use]
     pub fn pools(&self) -> Vec<Rc<Pool>> {
-        self.pools.borrow().values().cloned().collect()
+        self.pools.borrow().values().chain(self.lookup_pools.borrow().values()).cloned().collect()
     }
 
     /// Forgets pools that nobody uses: with a `*` database their names are the clients' choice.
     pub fn sweep(&self) {
         let unused = |pool: &Rc<Pool>| Rc::strong_count(pool) == 1 && pool.open() == 0;
-        let many = self.pools.borrow().len() > 1000;
-        self.pools.borrow_mut().retain(|_, pool| !many || !unused(pool));
+        for pools in [&self.pools, &self.lookup_pools] {
+            let mut pools = pools.borrow_mut();
+            let many = pools.len() > 1000;
+            pools.retain(|_, pool| !many || !unused(pool));
+        }
         self.credentials.borrow_mut().retain(|_, credentials| Rc::strong_count(credentials) > 1);
     }
 
-    fn make(&self, name: &str, user: &str) -> Result<Rc<Pool>, UnknownDatabase> {
+    fn entry(&self, name: &str) -> Result<&pgweir_config::Database, UnknownDatabase> {
         let databases = &self.config.databases;
-        let database = databases.get(name).or_else(|| databases.get(FALLBACK)).ok_or(UnknownDatabase)?;
+        databases.get(name).or_else(|| databases.get(FALLBACK)).ok_or(UnknownDatabase)
+    }
+
+    fn make(&self, name: &str, user: &str, database: &pgweir_config::Database, shown: PoolName) -> Rc<Pool> {
         let own = self.config.users.get(user);
         let pool = &self.config.pool;
         let pool_size = own.and_then(|u| u.pool_size).or(database.pool_size).unwrap_or(pool.default_pool_size);
@@ -109,7 +149,7 @@ impl Router {
             server_login_retry: pool.server_login_retry,
             max_server_logins: pool.max_server_logins,
             cancel_wait_timeout: pool.cancel_wait_timeout,
-            is_probed: databases.contains_key(name)
+            is_probed: self.config.databases.contains_key(name)
                 && (own.is_some() || self.config.users.is_empty() && database.user.is_some()),
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
         };
@@ -118,7 +158,7 @@ impl Router {
         self.next_id.set(id + 1);
         let shared = self.database(name, database.max_db_connections.unwrap_or(pool.max_db_connections));
         let count = self.user(user, own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections));
-        Ok(Pool::new(id, PoolName::primary(name, user), limits, target, self.clock.clone(), &shared, count))
+        Pool::new(id, shown, limits, target, self.clock.clone(), &shared, count)
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {

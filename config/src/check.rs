@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::choices::AuthType;
 use crate::config::Config;
-use crate::entries::LOCAL_HOST;
+use crate::entries::{FALLBACK, LOCAL_HOST};
 use crate::fault::{Fault, Problem};
 use crate::origin::Origin;
 use crate::secret::Secret;
@@ -69,6 +69,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     check_listen(config, &mut faults);
     check_sizes(config, &mut faults);
     check_passwords(config, &mut faults);
+    check_auth_databases(config, &mut faults);
     check_users(config, suspects, &mut faults);
     faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
     faults
@@ -172,12 +173,30 @@ fn check_passwords(config: &Config, faults: &mut Vec<Fault>) {
     }
 }
 
+/// Where users are looked up has to be a database.
+fn check_auth_databases(config: &Config, faults: &mut Vec<Fault>) {
+    let own = config.databases.iter().filter_map(|(name, database)| {
+        Some((format!("databases.{name}.auth_dbname"), database.auth_dbname.as_deref()?))
+    });
+    let global = ("auth_dbname".to_owned(), config.auth.auth_dbname.as_str());
+    for (key, name) in std::iter::once(global).chain(own) {
+        let known = config.databases.contains_key(name) || config.databases.contains_key(FALLBACK);
+        if !name.is_empty() && !known {
+            let (value, origin) = (Some(name.to_owned()), Some(config.origin(&key)));
+            faults.push(Fault { key, value, origin, problem: Problem::NotADatabase });
+        }
+    }
+}
+
 fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fault>) {
     let auth_type = config.auth.auth_type;
     let known = !suspects.contains("auth_type");
     let asks = known && auth_type.asks_for_passwords();
     // Who is not named here, or has no password here, may have one there.
-    let elsewhere = !config.auth.auth_file.is_empty() || suspects.contains("auth_file");
+    let elsewhere = !config.auth.auth_file.is_empty()
+        || !config.auth.auth_user.is_empty()
+        || config.databases.values().any(|database| database.auth_user.is_some())
+        || suspects.contains("auth_file");
     for (name, user) in &config.users {
         let key = format!("users.{name}.password");
         let problem = match &user.password {

@@ -79,6 +79,12 @@ group! {
         query_wait_timeout: Option<Duration> as "120s", in 0..="365d" => live;
         /// Query sent once on every new server connection, before its first use.
         connect_query: Option<String> as "SET statement_timeout = '60s'" => live;
+        /// User of the server that looks up unknown users; absent: the global `auth_user`.
+        auth_user: Option<String> as "pgweir_auth" => live;
+        /// Query that gives name and secret of a user; absent: the global `auth_query`.
+        auth_query: Option<String> as "SELECT name, secret FROM app.logins($1)" => live;
+        /// Database, as clients name it, where that query runs; absent: the global `auth_dbname`.
+        auth_dbname: Option<String> as "app" => live;
     }
 }
 

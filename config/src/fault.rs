@@ -231,6 +231,9 @@ pub enum Problem {
     /// `auth_type` `any` with a database that does not say whom to log in as.
     #[error("absent, and auth_type any takes no one's word for who he is")]
     NoForcedUser,
+    /// The name of a database that is not configured.
+    #[error("no such database is configured")]
+    NotADatabase,
     /// No database at all.
     #[error("there is no database")]
     NoDatabase,
@@ -292,6 +295,7 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::NoPassword { .. } => r#"Add password = "..."."#,
         Problem::UserLine => r#"Write "name" "secret"; a double quote inside is written twice."#,
         Problem::NoForcedUser => "Name the user of its server connections.",
+        Problem::NotADatabase => "Name one of [databases.NAME].",
         Problem::NoDatabase => {
             r#"Add [databases.app] with host = "..." to the file, or pass --database app=postgres://user:password@host/dbname."#
         }

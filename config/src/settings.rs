@@ -99,6 +99,17 @@ group! {
         /// password in plain text, `md5` and 32 digits, or a SCRAM verifier. Read again when it changes, and at
         /// SIGHUP; a faulty one is reported and the users stay as they were. Empty: none.
         auth_file: String = "" => restart;
+        /// User of the server that looks up in `auth_query` who is not in `[users.NAME]` nor in `auth_file`; its own
+        /// password has to be there. Empty: nobody is looked up.
+        auth_user: String = "" => live;
+        /// Query that gives name and secret of the user `$1`, or no row. It runs on a server connection of a pool of
+        /// `auth_user`, with the `search_path` `pg_catalog, pg_temp`: name the schema of everything else. A secret that
+        /// is NULL lets nobody in; the default gives none once VALID UNTIL has passed.
+        auth_query: String = "SELECT rolname, CASE WHEN rolvaliduntil IS NULL OR rolvaliduntil > now() THEN rolpassword END FROM pg_catalog.pg_authid WHERE rolcanlogin AND rolname = $1::text" => live;
+        /// Database, as clients name it, where `auth_query` runs; empty: the one that the client asks for.
+        auth_dbname: String = "" => live;
+        /// How long an answer of `auth_query` is used again. After a failed login it is not, once it is a second old.
+        auth_query_ttl: Duration = "1s", in 0..="1h" => live;
         /// Rounds of PBKDF2 for verifiers made from plain passwords; more is slower for guessers and for us.
         scram_iterations: u32 = 4096, in 4096..=1000000 => live;
     }

@@ -114,7 +114,7 @@ impl ServerConn {
         Ok(Ok(heard.parameters))
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), SettleError> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), SettleError> {
         poll_fn(|cx| Poll::Ready(self.write(cx, bytes, &[]))).await.map_err(|_| SettleError)
     }
 
@@ -204,7 +204,7 @@ impl ServerConn {
         Ok(())
     }
 
-    fn take_reply(&mut self, tag: Tag, status: Option<TxStatus>, fatal: bool) -> Result<(), SettleError> {
+    pub(super) fn take_reply(&mut self, tag: Tag, status: Option<TxStatus>, fatal: bool) -> Result<(), SettleError> {
         if fatal {
             return Err(SettleError);
         }

@@ -20,7 +20,7 @@ use crate::settings::{self, Entry, setting_name};
 use crate::stats::{Reason as _, RefusalReason};
 
 use admission::Admitted;
-pub use auth::{Secrets, Throttle, Users};
+pub use auth::{Lookups, Secrets, Throttle, Users};
 
 /// The longest message accepted before a client has logged in; bytes. Postgres' own limit.
 const LOGIN_MESSAGE_MAX: u32 = 65_535;

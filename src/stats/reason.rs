@@ -133,6 +133,8 @@ reasons! {
         AuthFailed = "auth_failed",
         /// Too many failed logins from one address.
         LoginFailures = "login_failures",
+        /// Users could not be looked up on the server.
+        Lookup = "lookup",
         /// No such database is configured.
         UnknownDatabase = "unknown_database",
         /// The bytes are not a start-up of the Postgres protocol.

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod methods;
+mod query;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -19,13 +19,13 @@ use crate::settings::{Entry, Profile};
 use crate::stats::{DiscardReason, RefusalReason};
 
 /// A server connection lent for a moment of a login. A login may end at any await: then it is closed.
-struct Loan {
+pub(super) struct Loan {
     pool: Rc<Pool>,
     conn: Option<Box<ServerConn>>,
 }
 
 impl Loan {
-    fn conn(&mut self) -> Result<&mut ServerConn, SettleError> {
+    pub(super) fn conn(&mut self) -> Result<&mut ServerConn, SettleError> {
         self.conn.as_deref_mut().ok_or(SettleError)
     }
 
@@ -33,13 +33,13 @@ impl Loan {
         self.conn.take()
     }
 
-    fn release(mut self) {
+    pub(super) fn release(mut self) {
         if let Some(conn) = self.conn.take() {
             self.pool.release(conn);
         }
     }
 
-    fn discard(mut self, reason: DiscardReason) {
+    pub(super) fn discard(mut self, reason: DiscardReason) {
         if let Some(conn) = self.conn.take() {
             self.pool.discard_lent(conn, reason);
         }
@@ -142,14 +142,7 @@ impl Door {
     }
 
     async fn lease(&self, pool: &Rc<Pool>) -> Result<Loan, Refused> {
-        let plain = pool.profiles.plain();
-        if let Some(conn) = poll_fn(|cx| Poll::Ready(pool.try_lease(&plain, cx))).await {
-            return Ok(Loan { pool: pool.clone(), conn: Some(conn) });
-        }
-        let mut ticket = None;
-        let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait(cx)).poll(cx)).await;
-        let granted = granted.map(|conn| Loan { pool: pool.clone(), conn: Some(conn) });
-        granted.map_err(|refusal| match &refusal {
+        lease(pool).await.map_err(|refusal| match &refusal {
             Refusal::Hopeless { body: Some(body), .. } => Refused::body(RefusalReason::AuthFailed, body),
             refusal => Refused::failure(RefusalReason::Deadline, &refused(refusal)),
         })
@@ -196,6 +189,17 @@ impl Door {
             Ok(Err(_)) | Err(_) => Err(lost()),
         }
     }
+}
+
+/// A server connection of the pool, when there is one.
+pub(super) async fn lease(pool: &Rc<Pool>) -> Result<Loan, Refusal> {
+    let plain = pool.profiles.plain();
+    if let Some(conn) = poll_fn(|cx| Poll::Ready(pool.try_lease(&plain, cx))).await {
+        return Ok(Loan { pool: pool.clone(), conn: Some(conn) });
+    }
+    let mut ticket = None;
+    let conn = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait(cx)).poll(cx)).await?;
+    Ok(Loan { pool: pool.clone(), conn: Some(conn) })
 }
 
 /// The `ParameterStatus`es of a fresh server connection, with the client's own settings in them.

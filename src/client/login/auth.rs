@@ -1,12 +1,15 @@
 //! Authentication of a client: what it is asked for, and what it proves itself by.
 
+mod lookup;
 mod password;
 mod peer;
+mod recent;
 mod scram;
 mod throttle;
 mod users;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use pgweir_config::AuthType;
 use pgweir_proto::frontend;
@@ -16,8 +19,11 @@ use super::{Door, LOGIN_MESSAGE_MAX, Refused, Wish};
 use crate::client::Context;
 use crate::stats::RefusalReason;
 
+pub use lookup::Lookups;
 pub use throttle::Throttle;
 pub use users::{Secrets, Users};
+
+use lookup::Unanswered;
 
 impl Door {
     /// Finds out whether the client is who it says. `out` goes in front of the first request, and holds what goes in
@@ -43,22 +49,33 @@ impl Door {
         {
             return Err(throttled(source));
         }
-        let outcome = self.identify(&wish.user, out).await;
-        if let (Err(refused), Some(source)) = (&outcome, source)
-            && refused.reason == Some(RefusalReason::AuthFailed)
-        {
-            context.throttle.borrow_mut().failed(source, &wish.user, context.clock.now());
+        let outcome = self.identify(wish, out).await;
+        if outcome.as_ref().is_err_and(|refused| refused.reason == Some(RefusalReason::AuthFailed)) {
+            let now = context.clock.now();
+            context.lookups.doubt(&wish.database, &wish.user, now);
+            if let Some(source) = source {
+                context.throttle.borrow_mut().failed(source, &wish.user, now);
+            }
         }
         outcome
     }
 
-    /// Asks for what the user's secret and `auth_type` allow.
-    async fn identify(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Refused> {
+    /// Asks for what the user's secret and `auth_type` allow. A user who is not there, or has no secret, is asked as
+    /// most others are.
+    async fn identify(&mut self, wish: &Wish, out: &mut Vec<u8>) -> Result<(), Refused> {
         let context = self.context.clone();
-        let user = context.secrets.user(name);
+        let name = wish.user.as_str();
+        let (user, strangers_are_scram) = match context.secrets.user(name) {
+            Some(user) => (user, context.secrets.are_scram()),
+            None => match lookup::find(&context, &wish.database, name).await {
+                Some(found) => (found.map_err(unanswered)?, context.lookups.are_scram()),
+                None => (Arc::default(), context.secrets.are_scram()),
+            },
+        };
+        let scram = user.is_scram() || !user.has_secret() && strangers_are_scram;
         match context.config.auth.auth_type {
             AuthType::Plain => self.plain(name, &user, out).await,
-            AuthType::Md5 if !context.secrets.asks_by_scram(&user) => self.md5(name, &user, out).await,
+            AuthType::Md5 if !scram => self.md5(name, &user, out).await,
             _ => self.scram(name, &user, out).await,
         }
     }
@@ -91,6 +108,17 @@ impl Door {
 fn forced_user(context: &Context, database: &str) -> Option<String> {
     let databases = &context.config.databases;
     databases.get(database).or_else(|| databases.get("*"))?.user.clone()
+}
+
+/// The same for every user: it does not show whether there is such a one.
+fn unanswered(unanswered: Unanswered) -> Refused {
+    let (code, message) = match unanswered {
+        Unanswered::NoServer => {
+            ("57P03", "users cannot be looked up now: there is no server connection for auth_query")
+        }
+        Unanswered::BadQuery => ("F0000", "users cannot be looked up: auth_query fails"),
+    };
+    Refused::with_hint(RefusalReason::Lookup, code, message, "The pooler's log says why.")
 }
 
 fn throttled(source: IpAddr) -> Refused {

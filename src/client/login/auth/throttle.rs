@@ -1,12 +1,13 @@
 //! How many failed logins an address may make.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// Addresses, and users of an address, that are remembered in each of two halves.
+use super::recent::Recent;
+
+/// Addresses, and users of an address, that are remembered at least.
 const REMEMBERED: usize = 8192;
 
 /// How many times as many failures an address may make over all users as for one.
@@ -15,16 +16,14 @@ const ALL_USERS: u32 = 10;
 /// Failed logins by address and user, and by address.
 ///
 /// What is remembered of one is the time at which all its failures will be forgiven: each moves it by the time that one
-/// costs at the rate, and it may lie as far ahead as the burst costs. Two halves take turns to be the fresh one; when it
-/// is full the stale one goes, so that memory is bounded whatever comes.
+/// costs at the rate, and it may lie as far ahead as the burst costs.
 #[derive(Debug)]
 pub struct Throttle {
     /// Failures per second; none for no limit.
     rate: u32,
     burst: u32,
     hasher: RandomState,
-    fresh: HashMap<Key, Instant>,
-    stale: HashMap<Key, Instant>,
+    forgiven: Recent<Key, Instant>,
 }
 
 /// Whose failures these are: an address, and the hash of a user's name.
@@ -34,14 +33,14 @@ impl Throttle {
     /// Nobody failed yet. A `rate` of 0 sets no limit.
     #[must_use]
     pub fn new(rate: u32, burst: u32) -> Self {
-        Self { rate, burst, hasher: RandomState::new(), fresh: HashMap::new(), stale: HashMap::new() }
+        Self { rate, burst, hasher: RandomState::new(), forgiven: Recent::new(REMEMBERED) }
     }
 
     /// Whether `source` has failed too often, as this user or over all, to try again now.
     #[must_use]
     pub fn is_over(&self, source: IpAddr, user: &str, now: Instant) -> bool {
         self.keys(source, user).into_iter().any(|(key, times)| {
-            let until = self.fresh.get(&key).or_else(|| self.stale.get(&key));
+            let until = self.forgiven.get(&key);
             // One more failure has to fit.
             let room = self.cost(times).saturating_mul(self.burst.saturating_mul(times).saturating_sub(1));
             until.is_some_and(|until| until.saturating_duration_since(now) > room)
@@ -51,9 +50,8 @@ impl Throttle {
     /// A login of `user` from `source` failed.
     pub fn failed(&mut self, source: IpAddr, user: &str, now: Instant) {
         for (key, times) in self.keys(source, user) {
-            let until = self.fresh.get(&key).or_else(|| self.stale.get(&key)).copied();
-            let until = until.filter(|until| *until > now).unwrap_or(now);
-            self.remember(key, until.checked_add(self.cost(times)).unwrap_or(until));
+            let until = self.forgiven.get(&key).copied().filter(|until| *until > now).unwrap_or(now);
+            self.forgiven.put(key, until.checked_add(self.cost(times)).unwrap_or(until));
         }
     }
 
@@ -69,13 +67,6 @@ impl Throttle {
     /// The time after which one failure is forgiven.
     fn cost(&self, times: u32) -> Duration {
         Duration::from_secs(1) / self.rate.saturating_mul(times).max(1)
-    }
-
-    fn remember(&mut self, key: Key, until: Instant) {
-        if self.fresh.len() >= REMEMBERED && !self.fresh.contains_key(&key) {
-            self.stale = std::mem::take(&mut self.fresh);
-        }
-        self.fresh.insert(key, until);
     }
 }
 
@@ -164,7 +155,7 @@ mod tests {
                 throttle.failed(bad, "a", now);
             }
         }
-        assert!(throttle.fresh.len() <= REMEMBERED && throttle.stale.len() <= REMEMBERED);
+        assert!(throttle.forgiven.len() <= 2 * REMEMBERED && throttle.is_over(bad, "a", now));
         assert!(Throttle::new(0, 1).keys(bad, "a").is_empty());
     }
 }

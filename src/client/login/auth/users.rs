@@ -1,6 +1,6 @@
 //! Who there is, and what each proves himself by.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use pgweir_proto::scram::Verifier;
 use crate::route::is_verifier;
 
 /// One user's secret, as it was given and as it is used.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct User {
     /// None for a user that does not exist or has no password.
     secret: Option<Secret>,
@@ -28,11 +28,10 @@ impl User {
     fn new(name: &str, secret: &Secret, derive: bool, iterations: u32) -> io::Result<Self> {
         let text = secret.expose();
         if text.is_empty() {
-            return Ok(Self { secret: None, verifier: None, hash: None });
+            return Ok(Self::default());
         }
         let (verifier, hash) = if is_verifier(text) {
-            let bad = |error| io::Error::other(format!("user {name}: {error}"));
-            (Some(Verifier::parse(text).map_err(bad)?), None)
+            (Some(Verifier::parse(text).map_err(io::Error::other)?), None)
         } else if let Some(hash) = md5::Hash::parse(text) {
             (None, Some(hash))
         } else {
@@ -42,6 +41,18 @@ impl User {
             (derive.then(|| Verifier::derive(text.as_bytes(), &salt, iterations)), Some(hash))
         };
         Ok(Self { secret: Some(secret.clone()), verifier, hash })
+    }
+
+    /// As [`User::new`]; a secret that cannot be used is none.
+    fn take(name: &str, secret: &Secret, derive: bool, iterations: u32) -> Self {
+        Self::new(name, secret, derive, iterations).unwrap_or_else(|error| {
+            tracing::error!(user = name, %error, "the user's secret cannot be used");
+            Self::default()
+        })
+    }
+
+    pub(super) fn has_secret(&self) -> bool {
+        self.secret.is_some()
     }
 
     /// Whether nothing but SCRAM can check this user.
@@ -59,8 +70,7 @@ impl User {
 
     /// The password, if it is known in plain text.
     pub(super) fn plain(&self) -> Option<&str> {
-        let text = self.secret.as_ref()?.expose();
-        (!is_verifier(text) && md5::Hash::parse(text).is_none()).then_some(text)
+        self.secret.as_ref().map(Secret::expose).filter(|text| is_plain(text))
     }
 }
 
@@ -81,7 +91,7 @@ impl Users {
     ///
     /// The system gives no random bytes.
     pub fn derive(config: &Config, list: &UserList, before: Option<&Self>) -> io::Result<Self> {
-        let derive = matches!(config.auth.auth_type, AuthType::Plain | AuthType::ScramSha256 | AuthType::Peer);
+        let derive = needs_verifiers(config);
         let mut users = BTreeMap::new();
         let own = config.users.iter().filter_map(|(name, user)| Some((name.as_str(), user.password.as_ref()?)));
         for (name, secret) in list.iter().chain(own) {
@@ -104,6 +114,8 @@ pub struct Secrets {
     /// Makes the salt of users that do not exist.
     mock: [u8; 32],
     iterations: u32,
+    /// A server told a secret in plain text.
+    stretches: Cell<bool>,
 }
 
 impl Secrets {
@@ -115,7 +127,12 @@ impl Secrets {
     pub fn new(config: &Config, users: Arc<Users>) -> io::Result<Self> {
         let mut mock = [0; 32];
         getrandom::fill(&mut mock).map_err(no_random)?;
-        Ok(Self { users: RefCell::new(users), mock, iterations: config.auth.scram_iterations })
+        Ok(Self {
+            users: RefCell::new(users),
+            mock,
+            iterations: config.auth.scram_iterations,
+            stretches: Cell::new(false),
+        })
     }
 
     /// From now on these are known.
@@ -128,22 +145,50 @@ impl Secrets {
         config.users.contains_key(name) || self.users.borrow().by_name.contains_key(name)
     }
 
-    /// The user of this name, or one without a secret.
-    pub(super) fn user(&self, name: &str) -> Arc<User> {
-        let known = self.users.borrow().by_name.get(name).cloned();
-        // Asked by SCRAM or by MD5 like the others: it must not show that there is no such user.
-        known.unwrap_or_else(|| Arc::new(User { secret: None, verifier: None, hash: None }))
+    /// The user of this name, if it is known without asking a server.
+    pub(super) fn user(&self, name: &str) -> Option<Arc<User>> {
+        self.users.borrow().by_name.get(name).cloned()
     }
 
-    /// Whether `auth_type` `md5` asks this user by SCRAM: one without a secret as most of the others.
-    pub(super) fn asks_by_scram(&self, user: &User) -> bool {
-        user.is_scram() || user.secret.is_none() && self.users.borrow().mostly_scram
+    /// Whether most users can only be checked by SCRAM.
+    pub(super) fn are_scram(&self) -> bool {
+        self.users.borrow().mostly_scram
+    }
+
+    /// A user with a secret that a server told. One in plain text is stretched on another thread, where that is needed;
+    /// once there was one, users without a secret cost the same.
+    pub(super) async fn adopt(&self, config: &Config, name: &str, secret: Option<Secret>) -> Arc<User> {
+        let plain = secret.as_ref().is_some_and(|secret| is_plain(secret.expose()));
+        if plain && needs_verifiers(config) {
+            self.stretches.set(true);
+        }
+        let (name, iterations, derive) = (name.to_owned(), self.iterations, self.stretches.get());
+        if !derive || secret.is_some() && !plain {
+            return Arc::new(secret.map_or_else(User::default, |secret| User::take(&name, &secret, false, iterations)));
+        }
+        let user = tokio::task::spawn_blocking(move || {
+            let Some(secret) = secret else {
+                drop(Verifier::derive(name.as_bytes(), b"nobody", iterations));
+                return User::default();
+            };
+            User::take(&name, &secret, true, iterations)
+        });
+        Arc::new(user.await.unwrap_or_default())
     }
 
     /// What a user without a verifier is asked by: nothing matches it.
     pub(super) fn mock(&self, name: &str) -> Verifier {
         Verifier::mock(&self.mock, name.as_bytes(), self.iterations)
     }
+}
+
+/// Whether `auth_type` compares passwords with verifiers, so that one in plain text has to be stretched.
+fn needs_verifiers(config: &Config) -> bool {
+    matches!(config.auth.auth_type, AuthType::Plain | AuthType::ScramSha256 | AuthType::Peer)
+}
+
+fn is_plain(secret: &str) -> bool {
+    !is_verifier(secret) && md5::Hash::parse(secret).is_none()
 }
 
 pub(super) fn no_random(_: getrandom::Error) -> io::Error {
