@@ -86,7 +86,7 @@ impl Router {
     /// [`UnknownDatabase`].
     pub fn lookup_pool(&self, database: &str, user: &str) -> Result<Rc<Pool>, UnknownDatabase> {
         let entry = self.entry(database)?;
-        if entry.user.is_none() {
+        if entry.user.as_deref().is_none_or(|forced| forced == user) {
             return self.pool(database, user);
         }
         let key = (Box::from(database), Box::from(user));

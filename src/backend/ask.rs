@@ -30,7 +30,7 @@ impl ServerConn {
     ///
     /// # Errors
     ///
-    /// [`SettleError`]: the connection is lost, out of step, or has said more than [`ANSWER_MAX`].
+    /// [`SettleError`]: the connection is lost, out of step, or has said more than 64 KiB.
     pub async fn ask(&mut self, text: &str, parameter: &[u8], rows: u32) -> Result<Answer, SettleError> {
         let mut out = Vec::new();
         encode::parse(&mut out, b"", text.as_bytes(), &[0, 0]);

@@ -304,8 +304,8 @@ mod tests {
             ("three columns",   &[&[Some("a"), Some("s"), None]],                Err("a row without two columns")),
         ];
         for (case, rows, want) in table {
-            let text = |value: &Option<&str>| value.map(|value| value.as_bytes().to_vec());
-            let rows = rows.iter().map(|row| row.iter().map(text).collect()).collect();
+            let row = |row: &Row| row.iter().map(|value| value.map(|value| value.as_bytes().to_vec())).collect();
+            let rows = rows.iter().map(row).collect();
             let got = read(Answer { columns: 2, rows, error: None }, "a");
             let want = want.map(|secret| secret.map(Secret::new)).map_err(Unread::Bad);
             assert_eq!(got, want, "{case}");
