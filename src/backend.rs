@@ -27,7 +27,7 @@ use crate::stats::DiscardReason;
 
 pub use ask::Answer;
 pub use credentials::{
-    Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, Source,
+    Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
 pub use login::{DialError, LoggedIn, columns as row_columns, dial};
 pub use settle::{SettleError, Settled};

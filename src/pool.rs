@@ -11,7 +11,7 @@ use pgweir_config::PoolMode;
 use rand::RngExt;
 use slab::Slab;
 
-use crate::backend::{self, Count, DialError, LoggedIn, Parameters, Permit, ServerConn, Target};
+use crate::backend::{self, Count, Credential, DialError, LoggedIn, Parameters, Permit, ServerConn, Target};
 use crate::clock::Clock;
 use crate::settings::{Profile, Profiles};
 use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _, Sqlstate};
@@ -228,6 +228,14 @@ impl Pool {
     #[must_use]
     pub const fn clock(&self) -> &Rc<Clock> {
         &self.clock
+    }
+
+    /// A client proved by this to be the login role: if no other credential is configured, it opens the server, too.
+    pub fn give(&self, credential: Credential) {
+        if self.target.credentials.give(credential) {
+            // What was refused before says nothing of this one.
+            *self.backoff.borrow_mut() = Backoff::default();
+        }
     }
 
     /// The role that logs in to the server.

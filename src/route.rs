@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use pgweir_config::{Config, ProtocolVersion, Secret};
+use pgweir_proto::md5;
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
 use crate::backend::{
@@ -236,8 +237,14 @@ pub fn source(config: &Config, name: &str, user: &str, database: &pgweir_config:
     }
     // A client's own password opens the server too, if it is known in plain text.
     let own = config.users.get(user).and_then(|user| user.password.as_ref());
-    let own = own.filter(|secret| database.user.is_none() && !is_verifier(secret.expose()));
+    let own = own.filter(|secret| database.user.is_none() && is_plain(secret.expose()));
     own.map_or(Source::None, password)
+}
+
+/// Whether a secret is a password, and not what is stored of one.
+#[must_use]
+pub fn is_plain(secret: &str) -> bool {
+    !is_verifier(secret) && md5::Hash::parse(secret).is_none()
 }
 
 /// Whether a configured password is a stored SCRAM verifier.

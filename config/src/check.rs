@@ -70,6 +70,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     check_sizes(config, &mut faults);
     check_passwords(config, &mut faults);
     check_auth_databases(config, &mut faults);
+    check_ident(config, &mut faults);
     check_users(config, suspects, &mut faults);
     faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
     faults
@@ -169,6 +170,18 @@ fn check_passwords(config: &Config, faults: &mut Vec<Fault>) {
         for key in given {
             let origin = config.origins.get(&key).cloned();
             faults.push(missing(&key, origin, Problem::TwoPasswords { other: other.clone() }));
+        }
+    }
+}
+
+/// A file without its map, and a map without its file, mean nothing.
+fn check_ident(config: &Config, faults: &mut Vec<Fault>) {
+    let (file, map) = (&config.auth.auth_ident_file, &config.auth.auth_ident_map);
+    let pairs = [("auth_ident_file", file, "auth_ident_map", map), ("auth_ident_map", map, "auth_ident_file", file)];
+    for (key, value, other, others) in pairs {
+        if !value.is_empty() && others.is_empty() {
+            let (value, origin) = (Some(value.clone()), Some(config.origin(key)));
+            faults.push(Fault { key: key.to_owned(), value, origin, problem: Problem::Half { other } });
         }
     }
 }

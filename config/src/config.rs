@@ -8,6 +8,7 @@ use crate::entries::{Database, User, database_keys, user_keys};
 use crate::env;
 use crate::fault::{Faults, Problem};
 use crate::file;
+use crate::ident::IdentMap;
 use crate::origin::Origin;
 use crate::setting::{Reload, Setting};
 use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process, Server};
@@ -85,7 +86,7 @@ impl Config {
     /// # Errors
     ///
     /// As [`Config::from_sources`]; a file that is missing, unreadable, larger than 16 MiB or not UTF-8 is a fault,
-    /// and so are those of `auth_file`, if nothing else is wrong.
+    /// and so are those of `auth_file` and `auth_ident_file`, if nothing else is wrong.
     pub fn load(args: &[String], env: &[(String, String)]) -> Result<Self, Faults> {
         let mut draft = Draft::default();
         let mut file = None;
@@ -101,6 +102,7 @@ impl Config {
         let file = file.as_ref().map(|(path, text)| (*path, text.as_str()));
         let config = Self::build(draft, Sources { file, env, args })?;
         config.read_auth_file()?;
+        config.read_ident_map()?;
         Ok(config)
     }
 
@@ -111,6 +113,16 @@ impl Config {
     /// As [`UserList::load`].
     pub fn read_auth_file(&self) -> Result<UserList, Faults> {
         if self.auth.auth_file.is_empty() { Ok(UserList::default()) } else { UserList::load(&self.auth.auth_file) }
+    }
+
+    /// The map of `auth_ident_file` as it is now; none without one.
+    ///
+    /// # Errors
+    ///
+    /// As [`IdentMap::load`].
+    pub fn read_ident_map(&self) -> Result<Option<IdentMap>, Faults> {
+        let Auth { auth_ident_file: file, auth_ident_map: map, .. } = &self.auth;
+        if file.is_empty() { Ok(None) } else { IdentMap::load(file, map).map(Some) }
     }
 
     /// Where the value of `key` came from: `default_pool_size`, `databases.app.port`.

@@ -219,6 +219,27 @@ pub enum Problem {
         /// The key that stands for the same.
         other: String,
     },
+    /// A line of `auth_ident_file` that is none.
+    #[error("the line is not a map, a name and a user")]
+    IdentLine,
+    /// A name in `auth_ident_file` that should be a regular expression.
+    #[error("the name after the / is not a regular expression")]
+    IdentRegex,
+    /// A user in `auth_ident_file` stands for a group that the regular expression does not have.
+    #[error("the regular expression captures nothing that \\1 could stand for")]
+    IdentCapture,
+    /// A user in `auth_ident_file` stands for the members of a role.
+    #[error("the members of a role are known to the server alone")]
+    IdentGroup,
+    /// `auth_ident_file` includes another file.
+    #[error("other files cannot be included here")]
+    IdentInclude,
+    /// One of `auth_ident_file` and `auth_ident_map` without the other.
+    #[error("{other} is empty")]
+    Half {
+        /// The other one.
+        other: &'static str,
+    },
     /// Passwords are asked for, and there is no user who could log in.
     #[error("no user has a password, so that no client could log in")]
     NoUser,
@@ -293,6 +314,12 @@ fn plain_remedy(problem: &Problem) -> &'static str {
             r#"Add [users.NAME] with password = "...", or name an auth_file, or set auth_type = "trust" if everyone who reaches the port may log in."#
         }
         Problem::NoPassword { .. } => r#"Add password = "..."."#,
+        Problem::IdentLine => "Separate the three by blanks; double quotes keep blanks, commas and #.",
+        Problem::IdentRegex => "Mend it; https://docs.rs/regex explains the syntax.",
+        Problem::IdentCapture => "Put what it stands for into parentheses.",
+        Problem::IdentGroup => "Name the users, or write a /regular expression or all.",
+        Problem::IdentInclude => "Put the lines into this file.",
+        Problem::Half { .. } => "Set both, or neither.",
         Problem::UserLine => r#"Write "name" "secret"; a double quote inside is written twice."#,
         Problem::NoForcedUser => "Name the user of its server connections.",
         Problem::NotADatabase => "Name one of [databases.NAME].",

@@ -18,6 +18,7 @@
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
 //! | `file`, `env`, `args`, `url` | one source syntax each |
 //! | `check` | what no single value can tell |
+//! | `ident` | [`IdentMap`]: whom a user of the system or a certificate may log in as |
 //! | `userlist` | [`UserList`]: the users of `auth_file` |
 //! | `fault`, `origin`, `secret` | [`Fault`], [`Origin`], [`Secret`] |
 //!
@@ -32,6 +33,7 @@ pub mod entries;
 mod env;
 mod fault;
 mod file;
+mod ident;
 mod login;
 mod network;
 mod origin;
@@ -48,6 +50,7 @@ pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
 pub use env::environment;
 pub use fault::{Fault, Faults, Problem};
+pub use ident::IdentMap;
 pub use login::{AuthMethod, CommandLine, RequireAuth};
 pub use network::Networks;
 pub use origin::Origin;

@@ -99,6 +99,12 @@ group! {
         /// password in plain text, `md5` and 32 digits, or a SCRAM verifier. Read again when it changes, and at
         /// SIGHUP; a faulty one is reported and the users stay as they were. Empty: none.
         auth_file: String = "" => restart;
+        /// File that says which user of the operating system, or which certificate, may log in as which user, in the
+        /// syntax of Postgres' `pg_ident.conf`: a map, a name or /regular expression, a user (`\1` is what the
+        /// expression's first group matched; `all` is everyone). Empty: they have to bear the user's name.
+        auth_ident_file: String = "" => restart;
+        /// The map of that file.
+        auth_ident_map: String = "" => restart;
         /// User of the server that looks up in `auth_query` who is not in `[users.NAME]` nor in `auth_file`; its own
         /// password has to be there. Empty: nobody is looked up.
         auth_user: String = "" => live;

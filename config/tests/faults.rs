@@ -136,6 +136,8 @@ fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
         ("an MD5 hash where MD5 is asked for", "[auth]\nauth_type = \"md5\"\n[users.b]\npassword = \"md55d41402abc4b2a76b9719d911017c592\"", ""),
         ("anyone, and nobody to stand for", "[auth]\nauth_type = \"any\"",
          "databases.app.user: absent, and auth_type any takes no one's word for who he is (from f.toml:1). Name the user of its server connections."),
+        ("a map without a file", "[auth]\nauth_ident_map = \"m\"",
+         "auth_ident_map = m: auth_ident_file is empty (from f.toml:5). Set both, or neither."),
         ("users looked up nowhere", "[auth]\nauth_dbname = \"b\"",
          "auth_dbname = b: no such database is configured (from f.toml:5). Name one of [databases.NAME]."),
         ("a user without a password, looked up", "[auth]\nauth_user = \"c\"\n[users.b]\npool_size = 5", ""),

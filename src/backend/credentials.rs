@@ -2,6 +2,7 @@
 
 mod command;
 mod file;
+mod given;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -16,6 +17,7 @@ use tokio::task::{JoinError, spawn_blocking, spawn_local};
 
 pub use command::PasswordCommand;
 pub use file::PasswordFile;
+pub use given::{Credential, ProvenKeys};
 
 /// Derivations of SCRAM keys under way at once, over all pools: servers choose how long one takes.
 const DERIVATIONS_MAX: usize = 2;
@@ -48,15 +50,6 @@ impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
-}
-
-/// What one login proves itself by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Credential {
-    /// Nothing is known.
-    None,
-    /// A password.
-    Password(Password),
 }
 
 /// Where the credential of a login comes from.
@@ -144,6 +137,8 @@ struct Derived {
 #[derive(Debug)]
 pub struct Credentials {
     source: Source,
+    /// What the last client proved itself by, for want of a source.
+    given: RefCell<Credential>,
     warned: Cell<bool>,
     /// Held by whoever runs the command. Apart from `self`, so that a login that gives up does not end the run.
     last_run: Arc<Mutex<LastRun>>,
@@ -169,12 +164,24 @@ impl Credentials {
     pub fn new(source: Source, derivations: Derivations) -> Rc<Self> {
         Rc::new(Self {
             source,
+            given: RefCell::new(Credential::None),
             warned: Cell::new(false),
             last_run: Arc::default(),
             keys: RefCell::default(),
             deriving: Arc::default(),
             derivations,
         })
+    }
+
+    /// A client proved by this to be the login role. It is used if no other source is configured. Whether that changes
+    /// anything.
+    pub fn give(&self, credential: Credential) -> bool {
+        let known = *self.given.borrow() == credential;
+        if self.source != Source::None || credential == Credential::None || known {
+            return false;
+        }
+        *self.given.borrow_mut() = credential;
+        true
     }
 
     /// The credential for a login that begins at `now`.
@@ -184,7 +191,7 @@ impl Credentials {
     /// [`CredentialError`].
     pub async fn current(self: &Rc<Self>, now: Instant) -> Result<Credential, CredentialError> {
         match &self.source {
-            Source::None => Ok(Credential::None),
+            Source::None => Ok(self.given.borrow().clone()),
             Source::Password(password) => Ok(Credential::Password(password.clone())),
             Source::File(file) => self.read(file).await.map(Credential::Password),
             Source::Command(command) => self.run(command, now, None).await.map(Credential::Password),
@@ -201,6 +208,11 @@ impl Credentials {
         refused: &Credential,
         now: Instant,
     ) -> Result<Option<Credential>, CredentialError> {
+        if self.source == Source::None {
+            // A client may have brought a newer one meanwhile.
+            let given = self.given.borrow().clone();
+            return Ok((given != *refused).then_some(given));
+        }
         let Credential::Password(old) = refused else { return Ok(None) };
         let new = match &self.source {
             Source::None | Source::Password(_) => return Ok(None),

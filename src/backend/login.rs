@@ -81,6 +81,28 @@ pub enum DialError {
         /// The role.
         user: String,
     },
+    /// The server asks for more than is known of what a client proved itself by.
+    #[error(
+        "the server {}, and all that is known of user {user:?} is {known}: give its password in [databases.NAME]",
+        asks(*method)
+    )]
+    Unfit {
+        /// The role.
+        user: String,
+        /// What the server wants.
+        method: AuthMethod,
+        /// What is known.
+        known: &'static str,
+    },
+    /// The server's SCRAM verifier is not the one that a client proved itself by.
+    #[error(
+        "the server has another SCRAM verifier of user {user:?} than the one that the client proved itself by: store \
+         the server's here, or give the password in [databases.NAME]"
+    )]
+    OtherVerifier {
+        /// The role.
+        user: String,
+    },
     /// There is no password although there should be one.
     #[error("{0}")]
     Credential(#[from] CredentialError),
@@ -169,6 +191,8 @@ impl DialError {
         match self {
             Self::Refused { code, .. } => code.starts_with("28"),
             Self::NoPassword { .. }
+            | Self::Unfit { .. }
+            | Self::OtherVerifier { .. }
             | Self::Credential(_)
             | Self::Method { .. }
             | Self::NotAllowed { .. }

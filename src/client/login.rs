@@ -163,9 +163,9 @@ impl Door {
             let message = "sorry, too many clients already";
             return Err(Refused::with_hint(RefusalReason::MaxClientConn, "53300", message, hint));
         }
-        self.authenticate(&mut wish, &mut out).await?;
+        let credential = self.authenticate(&mut wish, &mut out).await?;
         encode::authentication(&mut out, 0, &[]);
-        self.admit(wish, out).await.map(Some)
+        self.admit(wish, credential, out).await.map(Some)
     }
 
     // ---- first packets ----

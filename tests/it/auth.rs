@@ -2,6 +2,7 @@
 
 mod hostile;
 mod methods;
+mod passthrough;
 mod query;
 
 use std::fs;

@@ -9,7 +9,7 @@ use pgweir_proto::md5;
 use pgweir_proto::scram::{ChannelBinding, ClientExchange, MECHANISM, MECHANISM_PLUS, NONCE_BYTES};
 
 use super::{DialError, Login};
-use crate::backend::{Credential, LoginPolicy, Password, Target};
+use crate::backend::{Credential, LoginPolicy, Target};
 
 impl Login {
     pub(super) async fn authenticate(&mut self, target: &Target, credential: &Credential) -> Result<(), DialError> {
@@ -25,23 +25,34 @@ impl Login {
                 if !self.stream.is_private() && !policy.allow_cleartext_password {
                     return Err(DialError::Cleartext);
                 }
-                let password = password(target, credential)?;
+                let Credential::Password(password) = credential else {
+                    return Err(unfit(target, credential, AuthMethod::Password));
+                };
                 self.send_password(password.expose()).await?;
                 self.until_ok().await
             }
             Authentication::Md5 { salt } => {
                 allow(policy, AuthMethod::Md5)?;
                 unbound(policy, "the server asks for the authentication method md5")?;
-                let password = password(target, credential)?;
-                let hash = md5::Hash::of(password.expose(), target.user.as_bytes());
-                self.send_password(&hash.answer(salt)).await?;
+                let answer = match credential {
+                    Credential::Password(password) => {
+                        md5::Hash::of(password.expose(), target.user.as_bytes()).answer(salt)
+                    }
+                    Credential::Hash(hash) => hash.answer(salt),
+                    Credential::None | Credential::Keys(_) => {
+                        return Err(unfit(target, credential, AuthMethod::Md5));
+                    }
+                };
+                self.send_password(&answer).await?;
                 self.until_ok().await
             }
             Authentication::Sasl { mechanisms } => {
                 allow(policy, AuthMethod::ScramSha256)?;
                 let channel = self.channel(policy, mechanisms)?;
-                let password = password(target, credential)?;
-                self.scram(target, password, &channel).await
+                if matches!(credential, Credential::None | Credential::Hash(_)) {
+                    return Err(unfit(target, credential, AuthMethod::ScramSha256));
+                }
+                self.scram(target, credential, &channel).await
             }
             other => Err(DialError::Method { method: method_name(&other) }),
         }
@@ -84,7 +95,12 @@ impl Login {
         Ok(if able { ChannelBinding::Unused } else { ChannelBinding::Unavailable })
     }
 
-    async fn scram(&mut self, target: &Target, password: &Password, channel: &ChannelBinding) -> Result<(), DialError> {
+    async fn scram(
+        &mut self,
+        target: &Target,
+        credential: &Credential,
+        channel: &ChannelBinding,
+    ) -> Result<(), DialError> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| io::Error::other("the system gives no random bytes"))?;
         let mut exchange = ClientExchange::new(nonce, channel);
@@ -96,7 +112,14 @@ impl Login {
             Authentication::SaslContinue(data) => exchange.server_first(data, target.policy.scram_iterations_max)?,
             other => return Err(out_of_turn(&other)),
         };
-        let keys = target.credentials.keys(password, challenge).await?;
+        let keys = match credential {
+            Credential::Password(password) => target.credentials.keys(password, challenge).await?,
+            Credential::Keys(keys) => {
+                let keys = keys.answer(&challenge).cloned();
+                keys.ok_or_else(|| DialError::OtherVerifier { user: target.user.clone() })?
+            }
+            Credential::None | Credential::Hash(_) => return Err(unfit(target, credential, AuthMethod::ScramSha256)),
+        };
         out.clear();
         encode::sasl_response(&mut out, &exchange.client_final(&keys)?);
         self.send(&out).await?;
@@ -122,10 +145,12 @@ impl Login {
     }
 }
 
-fn password<'a>(target: &Target, credential: &'a Credential) -> Result<&'a Password, DialError> {
+/// What is known is not what the server asks for.
+fn unfit(target: &Target, credential: &Credential, method: AuthMethod) -> DialError {
+    let user = target.user.clone();
     match credential {
-        Credential::Password(password) => Ok(password),
-        Credential::None => Err(DialError::NoPassword { user: target.user.clone() }),
+        Credential::None => DialError::NoPassword { user },
+        credential => DialError::Unfit { user, method, known: credential.noun() },
     }
 }
 

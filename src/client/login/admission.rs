@@ -9,7 +9,7 @@ use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode::{self, Report};
 
 use super::{Door, Refused, Wish};
-use crate::backend::{ServerConn, SettleError};
+use crate::backend::{Credential, ServerConn, SettleError};
 use crate::cancel;
 use crate::client::Context;
 use crate::client::end::refused;
@@ -97,11 +97,17 @@ impl Admitted {
 }
 
 impl Door {
-    pub(super) async fn admit(&mut self, wish: Wish, mut out: Vec<u8>) -> Result<Admitted, Refused> {
+    pub(super) async fn admit(
+        &mut self,
+        wish: Wish,
+        credential: Credential,
+        mut out: Vec<u8>,
+    ) -> Result<Admitted, Refused> {
         let pool = self.context.router.pool(&wish.database, &wish.user).map_err(|_| {
             let message = format!("database \"{}\" does not exist", wish.database);
             Refused::new(RefusalReason::UnknownDatabase, "3D000", &message)
         })?;
+        pool.give(credential);
         let (learned, first) = match pool.learned() {
             Some(learned) => (learned, false),
             None => (self.learn(&pool).await?, true),

@@ -16,6 +16,7 @@ use pgweir_proto::frontend;
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::{Door, LOGIN_MESSAGE_MAX, Refused, Wish};
+use crate::backend::Credential;
 use crate::client::Context;
 use crate::stats::RefusalReason;
 
@@ -26,19 +27,19 @@ pub use users::{Secrets, Users};
 use lookup::Unanswered;
 
 impl Door {
-    /// Finds out whether the client is who it says. `out` goes in front of the first request, and holds what goes in
+    /// Finds out whether the client is who it says; returns what opens the server as that user, if it showed. `out` goes in front of the first request, and holds what goes in
     /// front of `AuthenticationOk`.
-    pub(super) async fn authenticate(&mut self, wish: &mut Wish, out: &mut Vec<u8>) -> Result<(), Refused> {
+    pub(super) async fn authenticate(&mut self, wish: &mut Wish, out: &mut Vec<u8>) -> Result<Credential, Refused> {
         let context = self.context.clone();
         match context.config.auth.auth_type {
-            AuthType::Trust => return Ok(()),
+            AuthType::Trust => return Ok(Credential::None),
             AuthType::Any => {
                 wish.user = forced_user(&context, &wish.database).unwrap_or_else(|| std::mem::take(&mut wish.user));
-                return Ok(());
+                return Ok(Credential::None);
             }
             AuthType::Peer => {
                 if let Some(uid) = self.stream.peer_uid() {
-                    return self.peer(uid, &wish.user).await;
+                    return self.peer(uid, &wish.user).await.map(|()| Credential::None);
                 }
             }
             AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256 => {}
@@ -49,8 +50,15 @@ impl Door {
         {
             return Err(throttled(source));
         }
+        let known = context.secrets.user(&wish.user).is_some();
         let outcome = self.identify(wish, out).await;
-        if outcome.as_ref().is_err_and(|refused| refused.reason == Some(RefusalReason::AuthFailed)) {
+        // Whoever has a server asked and then goes away may have come for that alone.
+        let failed = |refused: &Refused| match refused.reason {
+            Some(RefusalReason::AuthFailed) => true,
+            None => !known,
+            Some(_) => false,
+        };
+        if outcome.as_ref().is_err_and(failed) {
             let now = context.clock.now();
             context.lookups.doubt(&wish.database, &wish.user, now);
             if let Some(source) = source {
@@ -62,7 +70,7 @@ impl Door {
 
     /// Asks for what the user's secret and `auth_type` allow. A user who is not there, or has no secret, is asked as
     /// most others are.
-    async fn identify(&mut self, wish: &Wish, out: &mut Vec<u8>) -> Result<(), Refused> {
+    async fn identify(&mut self, wish: &Wish, out: &mut Vec<u8>) -> Result<Credential, Refused> {
         let context = self.context.clone();
         let name = wish.user.as_str();
         let (user, strangers_are_scram) = match context.secrets.user(name) {

@@ -157,3 +157,44 @@ async fn whoever_guesses_is_slowed_down_and_nobody_else_is() {
     wait_until_async(SOON, async || guess().await.sqlstate() == "28P01").await;
     wait_until(SOON, || site.metric("pgweir_clients_refused_total", &["reason=\"login_failures\""]) >= 10.0);
 }
+
+#[test]
+fn a_map_says_whom_a_user_of_the_system_may_log_in_as() {
+    let place = Place::on(primary());
+    let directory = tempfile::TempDir::new().unwrap();
+    let (folder, file) = (directory.path().to_str().unwrap(), directory.path().join("ident.conf"));
+    let output = std::process::Command::new("id").arg("-un").output().unwrap();
+    let me = String::from_utf8(output.stdout).unwrap();
+    let me = me.trim();
+    let start = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let settings = [
+            ("auth_type", "peer"),
+            ("unix_socket_dir", folder),
+            ("auth_ident_file", file.to_str().unwrap()),
+            ("auth_ident_map", "m"),
+        ];
+        Pgweir::start_with(options(place.toml(&settings)))
+    };
+    let name = &place.name;
+    let (rest, last) = name.split_at(name.len() - 1);
+    #[rustfmt::skip]
+    let table = [
+        ("named",          format!("m {me} {name}"),                  true),
+        ("everyone",       "m /. all".to_owned(),                       true),
+        ("by expression",  format!("m /^{me}$ /^{rest}.$"),           true),
+        ("another user",   format!("m {me} {rest}"),                  false),
+        ("another map",    format!("n {me} {name}"),                  false),
+        ("another system", format!("m {me}x {name}\nm {last} all"),   false),
+        ("nothing",        String::new(),                             false),
+    ];
+    for (case, text, want) in table {
+        let pgweir = start(&text).unwrap();
+        let conninfo = format!("host={folder} port={} user={name} dbname={name}", pgweir.port());
+        let said = libpq(&[conninfo]).remove(0);
+        assert_eq!(said == format!("ok {name}"), want, "{case}: {said}");
+        assert!(want || said.contains("Peer authentication failed for user"), "{case}: {said}");
+    }
+    let told = start("m a\nm /( b\n").unwrap_err().to_string();
+    assert!(told.contains("ident.conf:1") && told.contains("ident.conf:2"), "{told}");
+}

@@ -27,6 +27,10 @@ const REMEMBERED: usize = 4096;
 /// Questions on one database at once: each takes one of its server connections.
 const QUESTIONS_MAX: usize = 2;
 
+/// Users that are looked up at once, those whose turn has not come included. Whoever asks for more is told that there is
+/// no answer.
+const UNDER_WAY_MAX: usize = 4096;
+
 /// Databases whose questions are counted: with a `*` database their names are the clients' choice.
 const DATABASES_MAX: usize = 1024;
 
@@ -46,6 +50,9 @@ pub(super) enum Unanswered {
 }
 
 type Found = Result<Arc<User>, Unanswered>;
+
+/// Where all that ask for one user are told what was found.
+type Tell = watch::Sender<Option<Found>>;
 
 /// Database and user, as clients name them.
 type Key = (Box<str>, Box<str>);
@@ -155,12 +162,15 @@ pub(super) async fn find(context: &Rc<Context>, database: &str, name: &str) -> O
         return Some(Ok(user));
     }
     let under_way = lookups.under_way.borrow().get(&key).cloned();
+    if under_way.is_none() && lookups.under_way.borrow().len() >= UNDER_WAY_MAX {
+        return Some(Err(Unanswered::NoServer));
+    }
     let mut answer = under_way.unwrap_or_else(|| {
         let (tell, answer) = watch::channel(None);
         lookups.under_way.borrow_mut().insert(key.clone(), answer.clone());
         let context = context.clone();
         tokio::task::spawn_local(async move {
-            let found = look_up(&context, &inquiry, &key).await;
+            let found = look_up(&context, &inquiry, &key, &tell).await;
             let lookups = &context.lookups;
             if let Ok(user) = &found {
                 let since = context.clock.refresh();
@@ -175,9 +185,9 @@ pub(super) async fn find(context: &Rc<Context>, database: &str, name: &str) -> O
     Some(found.unwrap_or(Err(Unanswered::NoServer)))
 }
 
-async fn look_up(context: &Rc<Context>, inquiry: &Inquiry, (_, name): &Key) -> Found {
+async fn look_up(context: &Rc<Context>, inquiry: &Inquiry, (_, name): &Key, tell: &Tell) -> Found {
     let limit = context.config.client.client_login_timeout;
-    let answer = context.clock.limit(limit, ask(context, inquiry, name)).await;
+    let answer = context.clock.limit(limit, ask(context, inquiry, name, tell)).await;
     let secret =
         match answer.unwrap_or(Err(Unread::Unanswered(Unanswered::NoServer))).and_then(|answer| read(answer, name)) {
             Ok(secret) => secret,
@@ -197,9 +207,13 @@ async fn look_up(context: &Rc<Context>, inquiry: &Inquiry, (_, name): &Key) -> F
     Ok(user)
 }
 
-async fn ask(context: &Rc<Context>, inquiry: &Inquiry, name: &str) -> Result<Answer, Unread> {
+async fn ask(context: &Rc<Context>, inquiry: &Inquiry, name: &str, tell: &Tell) -> Result<Answer, Unread> {
     let turns = context.lookups.turns(&inquiry.database);
     let _turn = turns.acquire().await;
+    // One receiver is ours: all others went away before it was their turn.
+    if tell.receiver_count() <= 1 {
+        return Err(Unread::Unanswered(Unanswered::NoServer));
+    }
     let fail = |problem: &str| {
         tracing::error!(
             database = %inquiry.database, auth_user = %inquiry.auth_user, problem, "auth_query failed"
@@ -209,6 +223,7 @@ async fn ask(context: &Rc<Context>, inquiry: &Inquiry, name: &str) -> Result<Ans
         fail("no such database");
         return Err(Unread::Unanswered(Unanswered::NoServer));
     };
+    context.secrets.introduce(&inquiry.auth_user, &pool);
     // An idle server connection may have died unnoticed: then another one is asked, once.
     for _ in 0..2 {
         match ask_on(context, &pool, &inquiry.query, name).await {

@@ -6,10 +6,11 @@ use subtle::ConstantTimeEq as _;
 
 use super::users::{User, no_random};
 use super::{Door, Refused, wrong_password};
+use crate::backend::{Credential, Password};
 use crate::stats::RefusalReason;
 
 impl Door {
-    pub(super) async fn md5(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<(), Refused> {
+    pub(super) async fn md5(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<Credential, Refused> {
         let mut salt = [0; 4];
         getrandom::fill(&mut salt).map_err(no_random)?;
         encode::authentication(out, 5, &salt);
@@ -17,10 +18,13 @@ impl Door {
         let answer = password(&body)?;
         let nobody = md5::Hash::of(&[], name.as_bytes());
         let right = user.hash().unwrap_or(&nobody).accepts(salt, answer);
-        if right && user.hash().is_some() { Ok(()) } else { Err(wrong_password(name)) }
+        match user.hash().filter(|_| right) {
+            Some(hash) => Ok(user.credential(Credential::Hash(hash.clone()))),
+            None => Err(wrong_password(name)),
+        }
     }
 
-    pub(super) async fn plain(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<(), Refused> {
+    pub(super) async fn plain(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<Credential, Refused> {
         if !self.stream.is_private() && !self.context.config.auth.auth_plain_without_tls {
             let message = "auth_type plain asks for the password in clear, and this connection is not encrypted";
             let hint = "Connect with TLS (sslmode=require); auth_plain_without_tls = true allows it without.";
@@ -36,8 +40,9 @@ impl Door {
             Some(plain) => bool::from(plain.as_bytes().ct_eq(given)),
             None => user.hash().is_some_and(|hash| md5::Hash::of(given, name.as_bytes()) == *hash),
         };
+        let shown = Credential::Password(Password::new(given));
         if right {
-            return Ok(());
+            return Ok(shown);
         }
         // Whatever the secret is, and if there is none, a wrong password costs the same.
         let verifier = user.verifier().cloned().unwrap_or_else(|| self.context.secrets.mock(name));
@@ -45,7 +50,7 @@ impl Door {
         let _turn = self.context.stretching.acquire().await;
         let matches = tokio::task::spawn_blocking(move || verifier.matches_password(&given));
         match matches.await {
-            Ok(true) => Ok(()),
+            Ok(true) => Ok(shown),
             _ => Err(wrong_password(name)),
         }
     }

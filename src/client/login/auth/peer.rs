@@ -13,7 +13,9 @@ impl Door {
         // The names may come from a directory service, and take their time.
         let found = tokio::task::spawn_blocking(move || User::from_uid(Uid::from_raw(uid)).ok().flatten()).await;
         let name = found.ok().flatten().map(|user| user.name);
-        if name.as_deref() == Some(role) && self.context.secrets.knows(&self.context.config, role) {
+        if name.as_deref().is_some_and(|name| self.context.secrets.is_same(name, role))
+            && self.context.secrets.knows(&self.context.config, role)
+        {
             return Ok(());
         }
         let message = format!("Peer authentication failed for user \"{role}\"");

@@ -6,10 +6,11 @@ use pgweir_proto::scram::{ChannelBinding, MECHANISM, MECHANISM_PLUS, NONCE_BYTES
 
 use super::users::{User, no_random};
 use super::{Door, Refused, wrong_password};
+use crate::backend::{Credential, ProvenKeys};
 use crate::stats::RefusalReason;
 
 impl Door {
-    pub(super) async fn scram(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<(), Refused> {
+    pub(super) async fn scram(&mut self, name: &str, user: &User, out: &mut Vec<u8>) -> Result<Credential, Refused> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(no_random)?;
         let verifier = user.verifier().cloned().unwrap_or_else(|| self.context.secrets.mock(name));
@@ -30,7 +31,7 @@ impl Door {
                 return Err(Refused::new(RefusalReason::Protocol, "08P01", message));
             }
         };
-        let mut exchange = ServerExchange::new(verifier, nonce, channel);
+        let mut exchange = ServerExchange::new(verifier.clone(), nonce, channel);
         let late;
         let first = if let Some(first) = first {
             first
@@ -44,7 +45,7 @@ impl Door {
         let proof = self.ask(out).await?;
         let proven = exchange.client_final(&proof).map_err(|error| refused(name, error))?;
         encode::authentication(out, 12, &proven.server_final);
-        Ok(())
+        Ok(user.credential(Credential::Keys(ProvenKeys::new(&verifier, proven.client_key))))
     }
 }
 

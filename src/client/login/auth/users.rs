@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use pgweir_config::{AuthType, Config, Secret, UserList};
+use pgweir_config::{AuthType, Config, IdentMap, Secret, UserList};
 use pgweir_proto::md5;
 use pgweir_proto::scram::Verifier;
 
-use crate::route::is_verifier;
+use crate::backend::{Credential, Password};
+use crate::pool::Pool;
+use crate::route::{is_plain, is_verifier};
 
 /// One user's secret, as it was given and as it is used.
 #[derive(Debug, Default)]
@@ -72,6 +74,11 @@ impl User {
     pub(super) fn plain(&self) -> Option<&str> {
         self.secret.as_ref().map(Secret::expose).filter(|text| is_plain(text))
     }
+
+    /// What opens the server as this user: the password if it is known, else what a login has shown.
+    pub(super) fn credential(&self, shown: Credential) -> Credential {
+        self.plain().map_or(shown, |plain| Credential::Password(Password::new(plain.as_bytes())))
+    }
 }
 
 /// The users that are known without asking a server.
@@ -114,6 +121,8 @@ pub struct Secrets {
     /// Makes the salt of users that do not exist.
     mock: [u8; 32],
     iterations: u32,
+    /// Whom the system's users and certificates may log in as, if not only as their namesakes.
+    ident: Option<IdentMap>,
     /// A server told a secret in plain text.
     stretches: Cell<bool>,
 }
@@ -123,11 +132,13 @@ impl Secrets {
     ///
     /// # Errors
     ///
-    /// The system gives no random bytes.
+    /// The system gives no random bytes, or `auth_ident_file` has become faulty.
     pub fn new(config: &Config, users: Arc<Users>) -> io::Result<Self> {
         let mut mock = [0; 32];
         getrandom::fill(&mut mock).map_err(no_random)?;
+        let ident = config.read_ident_map().map_err(io::Error::other)?;
         Ok(Self {
+            ident,
             users: RefCell::new(users),
             mock,
             iterations: config.auth.scram_iterations,
@@ -148,6 +159,18 @@ impl Secrets {
     /// The user of this name, if it is known without asking a server.
     pub(super) fn user(&self, name: &str) -> Option<Arc<User>> {
         self.users.borrow().by_name.get(name).cloned()
+    }
+
+    /// Gives the pool of a user who looks others up its password, if that is known.
+    pub(super) fn introduce(&self, name: &str, pool: &Pool) {
+        if let Some(user) = self.user(name) {
+            pool.give(user.credential(Credential::None));
+        }
+    }
+
+    /// Whether whom the system, or a certificate, calls `name` may log in as `user`.
+    pub(super) fn is_same(&self, name: &str, user: &str) -> bool {
+        self.ident.as_ref().map_or(name == user, |map| map.allows(name, user))
     }
 
     /// Whether most users can only be checked by SCRAM.
@@ -185,10 +208,6 @@ impl Secrets {
 /// Whether `auth_type` compares passwords with verifiers, so that one in plain text has to be stretched.
 fn needs_verifiers(config: &Config) -> bool {
     matches!(config.auth.auth_type, AuthType::Plain | AuthType::ScramSha256 | AuthType::Peer)
-}
-
-fn is_plain(secret: &str) -> bool {
-    !is_verifier(secret) && md5::Hash::parse(secret).is_none()
 }
 
 pub(super) fn no_random(_: getrandom::Error) -> io::Error {
