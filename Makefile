@@ -21,8 +21,8 @@ demo: ## See pgweir work on a private Postgres primary and follower (DEMO_SECOND
 test: deps ## Run every test
 	cargo test --workspace --locked --no-fail-fast
 
-test-long: deps ## Run every test at full length: 10 million transactions of the oracle (about 90 minutes)
-	PGWEIR_ORACLE=$${PGWEIR_ORACLE:-10000000} cargo test --workspace --locked --no-fail-fast -- --include-ignored
+test-long: deps ## Run every test, then the long ones: 10 million transactions of the oracle (under 90 minutes; tests/long.md)
+	@.ci/test-long
 
 lint: ## Check format, lints and documentation; warnings are errors
 	cargo fmt --all --check

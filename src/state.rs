@@ -40,6 +40,13 @@ impl Pins {
         self.0 == 0
     }
 
+    /// Whether the reasons may be gone after the next statement. One that lasts makes the others not matter.
+    #[must_use]
+    #[inline]
+    pub fn may_end(self) -> bool {
+        !self.is_empty() && self.lasting().is_empty()
+    }
+
     /// Adds a reason.
     pub fn add(&mut self, reason: PinReason) {
         self.0 |= Self::bit(reason);
@@ -145,10 +152,13 @@ mod tests {
     fn pins_are_a_set_and_some_outlast_an_audit() {
         let mut pins = Pins::default();
         assert!(pins.is_empty());
+        assert!(!pins.may_end());
         pins.add(PinReason::Temp);
+        assert!(pins.may_end());
         pins.add(PinReason::Load);
         assert_eq!(pins.iter().collect::<Vec<_>>(), [PinReason::Temp, PinReason::Load]);
         assert_eq!(pins.lasting().iter().collect::<Vec<_>>(), [PinReason::Load]);
+        assert!(!pins.may_end());
     }
 
     #[test]

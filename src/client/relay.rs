@@ -592,7 +592,7 @@ impl Relay {
         let used = plan.at();
         if used > 0 {
             // What pins a connection may be gone after any statement.
-            active.marks.tainted |= !active.marks.pins.is_empty();
+            active.marks.tainted |= active.marks.pins.may_end();
         }
         let whole = matches!(stop, Stop::Short) && !self.scanner.is_inside();
         let batch = input.get(..used).filter(|_| whole && conn.pipeline.ready_owed() > 0).unwrap_or_default();

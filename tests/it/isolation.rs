@@ -10,7 +10,7 @@
 //! | `belongings` | what a client does with state that stays in a server connection |
 //! | `model` | what a client's settings must be |
 //!
-//! `PGWEIR_ORACLE` sets the number of transactions, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
+//! `PGWEIR_ORACLE` sets the number of transactions of a play at its ordinary length, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
 //! `PGWEIR_ORACLE_WITHOUT=Set,Look` leaves acts or settings out to narrow a violation down.
 //! The oracle is itself tested: it must agree with Postgres without a pooler, and it must fail on a build of pgweir that
 //! lends server connections too early.
@@ -34,6 +34,7 @@ use pgweir_harness::wire::build;
 use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions};
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::figures;
 use crate::stage::{Dice, Stage, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
@@ -46,6 +47,9 @@ const CLIENTS: usize = 64;
 const THREADS: usize = 2;
 /// Sizes of the pools, over which the clients are spread.
 const POOLS: [u32; 4] = [1, 2, 4, 8];
+
+/// How often it is looked whether there are too many server connections. Each look costs as much as a transaction.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What every client of a play knows.
 pub(crate) struct Play {
@@ -110,8 +114,8 @@ impl Play {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
-    /// Plays to the end. The violation, if there was one.
-    fn perform(self, place: &Place<'_>, seed: u64) -> Result<(), String> {
+    /// Plays to the end. What was played, or the violation, if there was one.
+    fn perform(self, place: &Place<'_>, seed: u64) -> Result<String, String> {
         let start = Instant::now();
         let transactions = self.left.load(Ordering::Relaxed);
         let play = Arc::new(self);
@@ -158,8 +162,12 @@ impl Play {
         }
         let took = start.elapsed();
         let rate = u128::from(transactions) * 1000 / took.as_millis().max(1);
-        println!("{transactions} transactions in {took:.1?} ({rate}/s), {kills} backends killed; {total}");
-        Ok(())
+        let played = format!(
+            "{transactions} transactions in {:.0} s ({rate} a second), {kills} backends killed, {total}; violations: 0",
+            took.as_secs_f64()
+        );
+        println!("{played}");
+        Ok(played)
     }
 }
 
@@ -250,31 +258,49 @@ fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
     (Stage { place, pgweir }, databases)
 }
 
+/// Plays transaction mode with everything that may happen to it. What was played.
+fn play_transactions(test: &str, transactions: u64) -> String {
+    let seed = Dice::seed(test);
+    let (stage, databases) = several_pools(None);
+    let cap = POOLS.iter().sum();
+    let watch = stage.place.cap_watch_every(cap, LOOK_EVERY);
+    let play =
+        Play { kills: true, databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions) };
+    let played = play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"));
+    let samples = watch.samples();
+    format!("{played}; at most {} server connections in {samples} samples, cap {cap}", watch.finish())
+}
+
+/// Plays with state that stays in a server connection. What was played.
+fn play_belongings(test: &str, transactions: u64) -> String {
+    let seed = Dice::seed(test);
+    let (stage, databases) = several_pools(None);
+    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, transactions) };
+    play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"))
+}
+
 #[test]
 fn every_answer_is_ones_own() {
-    let seed = Dice::seed("every_answer_is_ones_own");
-    let (stage, databases) = several_pools(None);
-    let watch = stage.place.cap_watch(POOLS.iter().sum());
-    let play = Play {
-        kills: true,
-        databases,
-        ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions(200_000))
-    };
-    if let Err(violation) = play.perform(&stage.place, seed) {
-        panic!("{violation}");
-    }
-    drop(watch);
+    play_transactions("every_answer_is_ones_own", transactions(200_000));
+}
+
+#[test]
+#[ignore = "long: 10 million transactions"]
+fn every_answer_is_ones_own_ten_million_times() {
+    const NAME: &str = "every_answer_is_ones_own_ten_million_times";
+    figures::record("isolation", NAME, &play_transactions(NAME, transactions(10_000_000)));
 }
 
 #[test]
 fn what_stays_in_a_server_connection_is_nobody_elses() {
-    let seed = Dice::seed("what_stays_in_a_server_connection_is_nobody_elses");
-    let (stage, databases) = several_pools(None);
-    let count = transactions(200_000) / 10;
-    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, count) };
-    if let Err(violation) = play.perform(&stage.place, seed) {
-        panic!("{violation}");
-    }
+    play_belongings("what_stays_in_a_server_connection_is_nobody_elses", transactions(200_000) / 10);
+}
+
+#[test]
+#[ignore = "long: 200 000 transactions"]
+fn what_stays_in_a_server_connection_is_nobody_elses_ever() {
+    const NAME: &str = "what_stays_in_a_server_connection_is_nobody_elses_ever";
+    figures::record("isolation", NAME, &play_belongings(NAME, transactions(200_000)));
 }
 
 #[test]
@@ -318,6 +344,9 @@ fn the_oracle_catches_a_pooler_that_lends_too_early() {
     let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, 100_000) };
     let violation = play.perform(&stage.place, seed).expect_err("the oracle sees nothing wrong with the broken build");
     println!("caught: {violation}");
+    let count = violation.split(' ').nth(1).unwrap_or_default();
+    let caught = format!("a build without the check at release, 100000 transactions: caught, {count} violations");
+    figures::record("isolation", "the_oracle_catches_a_pooler_that_lends_too_early", &caught);
 }
 
 #[test]

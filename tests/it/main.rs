@@ -15,6 +15,7 @@ mod cancel;
 mod costs;
 mod crowd;
 mod drivers;
+mod figures;
 mod floors;
 mod hostile_servers;
 mod isolation;

@@ -5,5 +5,6 @@ mod bad_input;
 mod bulk;
 mod copy;
 mod greeting;
+mod largest;
 mod modes;
 mod random;

@@ -82,6 +82,11 @@ impl<'a> Place<'a> {
         CapWatch::start(self.cluster, &self.filter(), cap)
     }
 
+    /// [`Place::cap_watch`] that looks more seldom, for a test that is to leave the server most of its time.
+    pub(crate) fn cap_watch_every(&self, cap: u32, every: Duration) -> CapWatch {
+        CapWatch::of(self.cluster.watch_connections_every(&self.filter(), every).unwrap(), cap)
+    }
+
     /// The role's connections to this database. By the role, too: those of the harness's superuser, which it tells
     /// by their `application_name`, bear none in their first microseconds.
     pub(crate) fn filter(&self) -> ConnectionFilter {
@@ -173,7 +178,7 @@ pub(crate) fn options(toml: String) -> PgweirOptions {
     PgweirOptions { toml, bin, ..PgweirOptions::default() }
 }
 
-/// Samples the number of server connections every few milliseconds. When it ends, by
+/// Samples the number of server connections again and again. When it ends, by
 /// [`CapWatch::finish`] or by itself, it fails the test if there was ever one too many.
 #[derive(Debug)]
 pub(crate) struct CapWatch {
@@ -184,7 +189,10 @@ pub(crate) struct CapWatch {
 impl CapWatch {
     /// Watches the connections that `filter` picks on `cluster`.
     pub(crate) fn start(cluster: &Cluster, filter: &ConnectionFilter, cap: u32) -> Self {
-        let watch = cluster.watch_connections(filter).unwrap();
+        Self::of(cluster.watch_connections(filter).unwrap(), cap)
+    }
+
+    fn of(watch: ConnectionWatch, cap: u32) -> Self {
         wait_until(SOON, || watch.samples() > 0);
         Self { watch, cap }
     }
@@ -192,6 +200,11 @@ impl CapWatch {
     /// The most connections seen at once so far.
     pub(crate) fn most(&self) -> u32 {
         self.watch.most()
+    }
+
+    /// How often it has looked.
+    pub(crate) fn samples(&self) -> u64 {
+        self.watch.samples()
     }
 
     /// Ends the watch; returns the most connections seen at once.

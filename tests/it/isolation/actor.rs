@@ -45,8 +45,11 @@ pub(crate) struct Account {
     pub(crate) logins: u64,
     /// Server connections lost under it.
     pub(crate) losses: u64,
-    /// Queries that its own cancels hit.
+    /// Cancels sent, and queries that they hit.
+    pub(crate) cancels: u64,
     pub(crate) cancelled: u64,
+    /// Times that it left, in whatever way.
+    pub(crate) disconnects: u64,
 }
 
 impl Account {
@@ -56,16 +59,19 @@ impl Account {
         self.unknown += other.unknown;
         self.logins += other.logins;
         self.losses += other.losses;
+        self.cancels += other.cancels;
         self.cancelled += other.cancelled;
+        self.disconnects += other.disconnects;
     }
 }
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { committed, unknown, logins, losses, cancelled, .. } = self;
+        let Self { committed, unknown, logins, losses, cancels, cancelled, disconnects, .. } = self;
         write!(
             f,
-            "{committed} rows committed, {unknown} unknown, {logins} logins, {losses} losses, {cancelled} cancelled"
+            "{losses} clients told so, {cancels} cancels of which {cancelled} hit, {logins} logins, {disconnects} \
+             disconnects, {committed} rows committed, {unknown} whose COMMIT was lost on the way"
         )
     }
 }
@@ -78,6 +84,8 @@ pub(crate) struct Actor {
     pub(crate) number: usize,
     /// Its choices.
     pub(crate) dice: Dice,
+    /// It sets nothing, and so must never see anything but the server's own values: every other one of a pool.
+    pub(crate) is_plain: bool,
     /// Its accounts.
     pub(crate) account: Account,
     /// What its settings must be.
@@ -97,6 +105,7 @@ impl Actor {
     /// A client that has not logged in yet.
     pub(crate) fn new(play: Arc<Play>, number: usize, dice: Dice) -> Self {
         Self {
+            is_plain: number / play.databases.len() % 2 == 1,
             play,
             number,
             dice,
@@ -142,7 +151,7 @@ impl Actor {
         let mut startup = vec![("user".to_owned(), self.play.name.clone()), ("database".to_owned(), database)];
         let mut values = self.play.defaults.clone();
         for setting in self.play.settings.clone() {
-            if !setting.is_for_startup() || self.dice.once_in(2) {
+            if self.is_plain || !setting.is_for_startup() || self.dice.once_in(2) {
                 continue;
             }
             let value = setting.value(&self.play.name, self.number, &mut self.dice);

@@ -426,6 +426,9 @@ impl Actor {
     }
 
     async fn set(&mut self) -> Done {
+        if self.is_plain {
+            return self.single().await;
+        }
         match self.dice.below(12) {
             0 => {
                 self.succeed("RESET ALL").await?;
@@ -453,6 +456,9 @@ impl Actor {
     }
 
     async fn set_something(&mut self, local: bool) -> Done {
+        if self.is_plain {
+            return self.look().await;
+        }
         let setting = *self.dice.pick(&self.play.settings);
         let value = setting.value(&self.play.name, self.number, &mut self.dice);
         let sql = setting.set(&value, local, &mut self.dice);
@@ -499,6 +505,7 @@ impl Actor {
         let wire = self.wire()?;
         let (pid, secret) = (wire.pid, wire.secret.clone());
         let (addr, pause) = (self.play.addr, self.dice.time_below(Duration::from_millis(50)));
+        self.account.cancels += 1;
         let cancelling = spawn_local(async move {
             sleep(pause).await;
             cancel(addr, pid, &secret).await
@@ -519,6 +526,7 @@ impl Actor {
 
     /// Leaves in some way; whatever was open must be undone.
     async fn leave(&mut self) -> Done {
+        self.account.disconnects += 1;
         let n = self.ledger_number();
         let row = format!("INSERT INTO public.ledger VALUES ({}, {n})", self.number);
         let lasting = format!("{row}; SELECT pg_sleep(0.05)");

@@ -20,7 +20,7 @@ const LARGE: usize = 64 << 20;
 const GROWTH: u64 = 40 << 10;
 
 /// Samples pgweir's memory every few milliseconds until it is finished.
-struct MemoryWatch {
+pub(super) struct MemoryWatch {
     before: u64,
     most: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -28,7 +28,7 @@ struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    fn start(pgweir: &Pgweir) -> Self {
+    pub(super) fn start(pgweir: &Pgweir) -> Self {
         let before = pgweir.rss_anon_kib().unwrap();
         let (most, stop) = (Arc::new(AtomicU64::new(before)), Arc::new(AtomicBool::new(false)));
         let (seen, stopping, pid) = (Arc::clone(&most), Arc::clone(&stop), pgweir.pid());
@@ -42,7 +42,7 @@ impl MemoryWatch {
     }
 
     /// KiB that the memory grew by at most.
-    fn finish(self) -> u64 {
+    pub(super) fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
         self.most.load(Ordering::Relaxed).saturating_sub(self.before)
@@ -62,7 +62,7 @@ async fn stalled(site: &Site<'_>) {
 }
 
 /// A second handle to a client's socket, to write while the first one reads.
-fn writer_of(wire: &Wire) -> TcpStream {
+pub(super) fn writer_of(wire: &Wire) -> TcpStream {
     use std::os::fd::AsFd;
     let fd = wire.stream().as_fd().try_clone_to_owned().unwrap();
     TcpStream::from_std(fd.into()).unwrap()

@@ -66,7 +66,7 @@ pub(super) fn count(session: &mut Session, sql: &str) -> Result<u32, HarnessErro
     Ok(count.unwrap_or(0))
 }
 
-/// Counts connections every 2 ms on a thread and a connection of its own, until dropped.
+/// Counts connections again and again on a thread and a connection of its own, until dropped.
 #[derive(Debug)]
 pub struct ConnectionWatch {
     seen: Arc<Seen>,
@@ -81,7 +81,7 @@ struct Seen {
 }
 
 impl ConnectionWatch {
-    pub(super) fn start(mut session: Session, filter: &ConnectionFilter) -> Self {
+    pub(super) fn start(mut session: Session, filter: &ConnectionFilter, every: Duration) -> Self {
         let seen = Arc::new(Seen::default());
         let (shared, sql) = (Arc::clone(&seen), filter.sql());
         let thread = thread::spawn(move || {
@@ -92,7 +92,7 @@ impl ConnectionWatch {
                 };
                 shared.most.fetch_max(count, Ordering::Relaxed);
                 shared.samples.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(2));
+                thread::sleep(every);
             }
         });
         Self { seen, thread: Some(thread) }

@@ -245,7 +245,21 @@ impl Cluster {
     ///
     /// When Postgres cannot be asked.
     pub fn watch_connections(&self, filter: &ConnectionFilter) -> Result<ConnectionWatch, HarnessError> {
-        Ok(ConnectionWatch::start(self.session("postgres")?, filter))
+        self.watch_connections_every(filter, Duration::from_millis(2))
+    }
+
+    /// [`Cluster::watch_connections`] with another pause between two looks: each look costs Postgres half a
+    /// millisecond and more, which a long test feels.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres cannot be asked.
+    pub fn watch_connections_every(
+        &self,
+        filter: &ConnectionFilter,
+        every: Duration,
+    ) -> Result<ConnectionWatch, HarnessError> {
+        Ok(ConnectionWatch::start(self.session("postgres")?, filter, every))
     }
 
     /// Waits until `follower` has replayed all that this primary has written so far.
