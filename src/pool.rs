@@ -52,19 +52,26 @@ pub struct Limits {
     pub is_probed: bool,
 }
 
-/// What all pools of one database share.
+/// A limit that several pools share: `max_db_connections` those of a database, `max_user_connections` those of a user.
 #[derive(Debug)]
-pub struct Database {
-    /// `max_db_connections`.
+pub struct SharedLimit {
+    /// Server connections of all of them.
     pub count: Rc<Count>,
     pools: RefCell<Vec<Weak<Pool>>>,
 }
 
-impl Database {
-    /// No pools yet.
+impl SharedLimit {
+    /// No pools yet; a `limit` of 0 is none.
     #[must_use]
-    pub fn new(max_db_connections: u32) -> Rc<Self> {
-        Rc::new(Self { count: Count::new(max_db_connections), pools: RefCell::default() })
+    pub fn new(limit: u32) -> Rc<Self> {
+        Rc::new(Self { count: Count::new(limit), pools: RefCell::default() })
+    }
+
+    /// A pool that it holds for, too. Those that are gone are forgotten.
+    fn enter(&self, pool: &Rc<Pool>) {
+        let mut pools = self.pools.borrow_mut();
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Rc::downgrade(pool));
     }
 
     /// Closes the longest idle server connection of any pool, to make room for another pool's.
@@ -179,7 +186,8 @@ pub struct Pool {
     target: Rc<Target>,
     clock: Rc<Clock>,
     counts: [Rc<Count>; 3],
-    database: Rc<Database>,
+    /// Its database's, then its user's.
+    shared: [Rc<SharedLimit>; 2],
     inner: RefCell<Inner>,
     logging_in: Cell<u32>,
     backoff: RefCell<Backoff>,
@@ -197,10 +205,10 @@ impl Pool {
         limits: Limits,
         target: Target,
         clock: Rc<Clock>,
-        database: &Rc<Database>,
-        user: Rc<Count>,
+        shared: [Rc<SharedLimit>; 2],
     ) -> Rc<Self> {
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
+        let [database, user] = &shared;
         let pool = Rc::new(Self {
             id,
             name,
@@ -211,8 +219,8 @@ impl Pool {
             pinned: Cell::new(0),
             target: Rc::new(target),
             clock,
-            counts: [own, database.count.clone(), user],
-            database: database.clone(),
+            counts: [own, database.count.clone(), user.count.clone()],
+            shared,
             inner: RefCell::default(),
             logging_in: Cell::new(0),
             backoff: RefCell::default(),
@@ -220,7 +228,9 @@ impl Pool {
             health: Cell::default(),
             draining: Cell::new(false),
         });
-        database.pools.borrow_mut().push(Rc::downgrade(&pool));
+        for limit in &pool.shared {
+            limit.enter(&pool);
+        }
         pool
     }
 
@@ -405,9 +415,10 @@ impl Pool {
             }
             let counts = self.counts.each_ref();
             let permit = Permit::take(counts).or_else(|| {
-                // Another pool of this database may sit on what this one needs.
-                if waiters > 0 && !self.database.count.has_room() {
-                    self.database.evict_idle();
+                // Another pool of this database or user may sit on what this one needs.
+                let full = self.shared.iter().find(|limit| waiters > 0 && !limit.count.has_room());
+                if let Some(full) = full {
+                    full.evict_idle();
                 }
                 None
             });

@@ -10,11 +10,11 @@ use pgweir_proto::md5;
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
 use crate::backend::{
-    Count, Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target,
+    Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target,
 };
 use crate::clock::Clock;
 use crate::net::TcpOptions;
-use crate::pool::{Database, Limits, Pool};
+use crate::pool::{Limits, Pool, SharedLimit};
 use crate::stats::PoolName;
 
 /// The entry of `[databases]` that stands for every name not in it.
@@ -27,6 +27,9 @@ pub struct UnknownDatabase;
 /// Pools by database and user.
 type Pools = HashMap<(Box<str>, Box<str>), Rc<Pool>>;
 
+/// Limits by the name of a database or user.
+type SharedLimits = HashMap<Box<str>, Rc<SharedLimit>>;
+
 /// The pools of one worker.
 #[derive(Debug)]
 pub struct Router {
@@ -37,8 +40,8 @@ pub struct Router {
     /// Those that look users up, where the database forces another user on clients. Apart from the others: clients
     /// must not get there by any name.
     lookup_pools: RefCell<Pools>,
-    databases: RefCell<HashMap<Box<str>, Rc<Database>>>,
-    users: RefCell<HashMap<Box<str>, Rc<Count>>>,
+    databases: RefCell<SharedLimits>,
+    users: RefCell<SharedLimits>,
     /// By database and login role: pools that differ in neither share a password, and the keys derived from it.
     credentials: RefCell<HashMap<(Box<str>, Box<str>), Rc<Credentials>>>,
     derivations: Derivations,
@@ -157,9 +160,10 @@ impl Router {
         let target = self.target(name, user, database);
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        let shared = self.database(name, database.max_db_connections.unwrap_or(pool.max_db_connections));
-        let count = self.user(user, own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections));
-        Pool::new(id, shown, limits, target, self.clock.clone(), &shared, count)
+        let of_database = database.max_db_connections.unwrap_or(pool.max_db_connections);
+        let of_user = own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections);
+        let shared = [shared(&self.databases, name, of_database), shared(&self.users, user, of_user)];
+        Pool::new(id, shown, limits, target, self.clock.clone(), shared)
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {
@@ -199,14 +203,11 @@ impl Router {
         let made = || Credentials::new(source(&self.config, name, user, database), self.derivations.clone());
         all.entry(key).or_insert_with(made).clone()
     }
+}
 
-    fn database(&self, name: &str, limit: u32) -> Rc<Database> {
-        self.databases.borrow_mut().entry(name.into()).or_insert_with(|| Database::new(limit)).clone()
-    }
-
-    fn user(&self, name: &str, limit: u32) -> Rc<Count> {
-        self.users.borrow_mut().entry(name.into()).or_insert_with(|| Count::new(limit)).clone()
-    }
+/// The limit of that name, made at the first asking.
+fn shared(limits: &RefCell<SharedLimits>, name: &str, limit: u32) -> Rc<SharedLimit> {
+    limits.borrow_mut().entry(name.into()).or_insert_with(|| SharedLimit::new(limit)).clone()
 }
 
 /// The host of a database entry.

@@ -309,6 +309,43 @@ async fn max_user_connections_holds_over_the_pools_of_two_databases() {
 }
 
 #[tokio::test]
+async fn what_idles_in_another_pool_of_the_same_user_makes_room_for_a_waiter() {
+    let place = Place::on(primary());
+    let port = place.cluster.port().to_string();
+    let settings = [
+        ("default_pool_size", "4"),
+        ("max_user_connections", "2"),
+        ("query_wait_timeout", "10s"),
+        ("databases.second.port", &port),
+        ("databases.second.dbname", &place.name.clone()),
+        ("databases.second.user", &place.name.clone()),
+        ("databases.second.password", PASSWORD),
+    ];
+    let site = Site::before(place, &settings);
+    let watch = site.place.cap_watch(2);
+    let databases = [site.name().to_owned(), "second".to_owned()];
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        let database = &databases[number / 2];
+        // A pool's first login needs a server connection of its own: already that one is another pool's.
+        clients.push(Wire::open(site.pgweir.addr(), site.name(), database, PASSWORD).await.unwrap());
+    }
+    for round in 0..6 {
+        // Two at once, so that this pool has both; then they idle there, and the other pool asks.
+        let (first, second) = clients.split_at_mut(2);
+        let pair = if round % 2 == 0 { second } else { first };
+        for client in &mut *pair {
+            client.send(&query("SELECT 1, pg_sleep(0.05)")).await.unwrap();
+        }
+        for client in pair {
+            assert_value(&client.outcome().await.unwrap(), "1");
+        }
+    }
+    assert_eq!(watch.finish(), 2);
+    wait_until(SOON, || site.metric("pgweir_server_discards_total", &["reason=\"shrink\""]) >= 6.0);
+}
+
+#[tokio::test]
 async fn a_server_connection_that_died_while_idle_is_replaced_unseen() {
     let site = Site::start(&[("default_pool_size", "3")]);
     let watch = site.place.cap_watch(3);
