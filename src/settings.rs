@@ -47,6 +47,11 @@ impl Profile {
         &self.entries
     }
 
+    /// The settings' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _)| &**name)
+    }
+
     /// Equal for profiles under which a statement's text means the same.
     #[must_use]
     pub const fn parse_key(&self) -> u32 {

@@ -82,30 +82,68 @@ impl Pins {
     }
 }
 
+/// Custom settings that are carried for one client from one server connection to the next, besides those that it
+/// logged in with. With more it keeps its server connection, and they are only there.
+pub const CARRIED_CUSTOM_MAX: usize = 100;
+
+/// The longest value of a setting that is carried; bytes. With a longer one the client keeps its server connection.
+pub const CARRIED_VALUE_MAX: usize = 16 * 1024;
+
+/// Names and values of one client's settings, all together, that are carried; bytes. Above it the client keeps its server
+/// connection.
+pub const CARRIED_MAX: usize = 64 * 1024;
+
+/// The custom settings to ask for: all `startup` ones, and up to [`CARRIED_CUSTOM_MAX`] of the `others`. False if that
+/// leaves any out.
+#[must_use]
+pub fn carried<'a>(
+    startup: impl Iterator<Item = &'a str>,
+    others: impl Iterator<Item = &'a str>,
+) -> (Vec<&'a str>, bool) {
+    let is_custom = |name: &&str| name.contains('.');
+    let mut names: Vec<&str> = startup.filter(is_custom).collect();
+    let most = names.len() + CARRIED_CUSTOM_MAX;
+    for name in others.filter(is_custom) {
+        if names.contains(&name) {
+            continue;
+        }
+        if names.len() == most {
+            return (names, false);
+        }
+        names.push(name);
+    }
+    (names, true)
+}
+
 /// Appends the audit: one query, one row per finding: kind, name, value. `custom` names the custom settings
-/// that the client may have set: the catalog does not list them. `login` is the role that logged in.
+/// that the client may have set: the catalog does not list them. `login` is the role that logged in. Values are cut when
+/// they are too long to be carried.
 ///
 /// Everything is schema-qualified: the client's own `search_path` is in force.
-pub fn audit(login: &str, custom: &[Box<str>], out: &mut Vec<u8>) {
+pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
     let escape = |text: &str| text.replace('\'', "''").replace('\\', "\\\\");
     let session = format!(
         " UNION ALL SELECT 's', 'session_authorization', session_user::pg_catalog.text \
          WHERE session_user OPERATOR(pg_catalog.<>) E'{}'",
         escape(login)
     );
+    // A character more than fits tells that there was more.
+    let cut = CARRIED_VALUE_MAX + 1;
+    let settings = format!("SELECT 's', name, pg_catalog.left(setting, {cut}) FROM pg_catalog.pg_settings ");
+    out.extend_from_slice(settings.as_bytes());
     out.extend_from_slice(AUDIT.as_bytes());
     out.extend_from_slice(session.as_bytes());
     for name in custom {
         let name = escape(name);
-        let value = format!("pg_catalog.current_setting(E'{name}', true)");
+        let value = format!("pg_catalog.left(pg_catalog.current_setting(E'{name}', true), {cut})");
         out.extend_from_slice(
             format!(" UNION ALL SELECT 's', E'{name}', {value} WHERE {value} OPERATOR(pg_catalog.<>) ''").as_bytes(),
         );
     }
 }
 
-const AUDIT: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
-    WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) \
+/// What follows the settings' columns and table.
+const AUDIT: &str = "WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) \
     ANY ('{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]) \
     UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role') \
     WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
@@ -124,6 +162,8 @@ pub struct Findings {
     pub settings: Vec<Entry>,
     /// Why the connection must stay with its client.
     pub pins: Pins,
+    /// Bytes of the settings' names and values.
+    bytes: usize,
 }
 
 impl Findings {
@@ -133,7 +173,13 @@ impl Findings {
         let mut next = || columns.next().unwrap_or_default();
         let (kind, name, value) = (next(), next(), next());
         match kind {
-            b"s" => self.settings.push((crate::settings::setting_name(name).into(), value.into())),
+            b"s" => {
+                self.bytes += name.len() + value.len();
+                if value.len() > CARRIED_VALUE_MAX || self.bytes > CARRIED_MAX {
+                    self.pins.add(PinReason::Settings);
+                }
+                self.settings.push((crate::settings::setting_name(name).into(), value.into()));
+            }
             b"l" => self.pins.add(PinReason::AdvisoryLock),
             b"t" => self.pins.add(PinReason::Temp),
             b"n" => self.pins.add(PinReason::Listen),
@@ -164,7 +210,46 @@ mod tests {
     #[test]
     fn custom_names_are_asked_for_as_literals() {
         let mut out = Vec::new();
-        audit("app", &["app.it's".into()], &mut out);
+        audit("app", &["app.it's"], &mut out);
         assert!(String::from_utf8(out).unwrap().contains("current_setting(E'app.it''s', true)"));
+    }
+
+    #[test]
+    fn what_a_client_logged_in_with_is_always_asked_for_and_a_limited_number_of_others() {
+        let names = |from: usize, to: usize| (from..to).map(|n| format!("app.s{n}")).collect::<Vec<_>>();
+        #[rustfmt::skip]
+        let table: [(&str, Vec<String>, Vec<String>, (usize, bool)); 5] = [
+            ("none",           vec![],        vec![],            (0, true)),
+            ("as many as fit", names(0, 150), names(100, 250),   (250, true)),
+            ("one more",       names(0, 150), names(100, 251),   (250, false)),
+            ("known ones",     names(0, 101), names(0, 101),     (101, true)),
+            ("not custom",     vec![],        vec!["a".into()],  (0, true)),
+        ];
+        for (name, startup, others, (count, all)) in table {
+            let got = carried(startup.iter().map(String::as_str), others.iter().map(String::as_str));
+            assert_eq!((got.0.len(), got.1), (count, all), "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_that_are_too_long_pin() {
+        let row = |value: &[u8]| {
+            let mut body = 3_u16.to_be_bytes().to_vec();
+            for column in [&b"s"[..], b"app.x", value] {
+                body.extend_from_slice(&u32::try_from(column.len()).unwrap().to_be_bytes());
+                body.extend_from_slice(column);
+            }
+            body
+        };
+        let mut findings = Findings::default();
+        for _ in 0..3 {
+            findings.row(&row(&vec![b'v'; CARRIED_VALUE_MAX]));
+            assert!(findings.pins.is_empty());
+        }
+        findings.row(&row(&vec![b'v'; CARRIED_VALUE_MAX]));
+        assert!(findings.pins.has(PinReason::Settings), "too much together");
+        let mut findings = Findings::default();
+        findings.row(&row(&vec![b'v'; CARRIED_VALUE_MAX + 1]));
+        assert!(findings.pins.has(PinReason::Settings), "one too long");
     }
 }

@@ -69,7 +69,7 @@ reasons! {
 reasons! {
     /// Why a session keeps its server connection past the end of a transaction.
     PinReason, PinCounts {
-        /// A session setting that the journal cannot replay.
+        /// More, or longer, session settings than are carried to another server connection.
         Settings = "settings",
         /// `LISTEN` that could not be virtualised.
         Listen = "listen",

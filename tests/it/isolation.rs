@@ -31,11 +31,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::build;
-use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions};
+use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figures;
-use crate::stage::{Dice, Stage, run, succeed, value};
+use crate::stage::{Dice, SOON, Stage, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
 use acts::Act;
@@ -467,5 +467,68 @@ fn an_unknown_statement_costs_a_client_none_of_its_settings() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn a_client_with_more_settings_than_are_carried_keeps_its_server_connection_and_all_of_them() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    let pinned = || {
+        let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+        support::metric_in(&body, "pgweir_pins_total", &["reason=\"settings\""])
+    };
+    run(Duration::from_mins(1), async {
+        let mut other = stage.client().await;
+        // Too many; and one that is too long; and many that are too long together.
+        let many = (1..=150).map(|n| format!("SELECT set_config('app.s{n}', 'mine {n}', false)")).collect::<Vec<_>>();
+        let long = vec!["SELECT set_config('app.s1', repeat('x', 20000), false)".to_owned()];
+        let together =
+            (1..=5).map(|n| format!("SELECT set_config('app.s{n}', repeat('y', 15000), false)")).collect::<Vec<_>>();
+        for (round, sets) in [many, long, together].iter().enumerate() {
+            let mut client = stage.client_with(&[("TimeZone", "Asia/Tokyo")]).await;
+            let mut wanted = Vec::new();
+            for (n, set) in sets.iter().enumerate() {
+                wanted.push((format!("app.s{}", n + 1), value(&mut client, set).await));
+            }
+            // The other one uses whichever server connection is free.
+            for (name, want) in &wanted {
+                let got = value(&mut other, &format!("SELECT coalesce(current_setting('{name}', true), '')")).await;
+                assert_eq!(got, "", "{name} of another client");
+                assert!(value(&mut client, &format!("SHOW {name}")).await == *want, "{name}");
+            }
+            assert_eq!(value(&mut client, "SHOW TimeZone").await, "Asia/Tokyo");
+            succeed(&mut client, "RESET ALL").await;
+            assert_eq!(value(&mut client, "SHOW TimeZone").await, "Asia/Tokyo");
+            assert_eq!(value(&mut client, "SHOW app.s1").await, "");
+            wait_until(SOON, || pinned() >= f64::from(u32::try_from(round).unwrap() + 1) - 0.5);
+            client.terminate().await.unwrap();
+        }
+        // What they left is gone with them.
+        wait_until(SOON, || stage.metric("pgweir_servers_pinned") < 0.5);
+        let mut both = [stage.client().await, stage.client().await];
+        for client in &mut both {
+            client.send(&build::query("SELECT current_setting('app.s1', true), pg_sleep(0.1)")).await.unwrap();
+        }
+        for client in &mut both {
+            assert_eq!(client.outcome().await.unwrap().value().unwrap_or_default(), "");
+        }
+    });
+}
+
+#[test]
+fn ever_new_settings_of_a_client_cost_no_more_than_those_that_are_carried() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(2), async {
+        let mut client = stage.client().await;
+        let set = async |client: &mut _, from: u32, to: u32| {
+            for n in from..to {
+                value(client, &format!("SELECT set_config('app.s{n}', repeat('x', 100), false)")).await;
+            }
+        };
+        set(&mut client, 0, 200).await;
+        let before = stage.pgweir.rss_anon_kib().unwrap();
+        set(&mut client, 200, 1500).await;
+        let grown = stage.pgweir.rss_anon_kib().unwrap().saturating_sub(before);
+        assert!(grown < 512, "{grown} KiB");
     });
 }

@@ -192,13 +192,14 @@ impl Relay {
         };
         active.marks.tainted = false;
         active.aside.audit = Some(Findings::default());
-        for (name, _) in self.profile.entries().iter().filter(|(name, _)| name.contains('.')) {
-            if !active.marks.custom.contains(name) {
-                active.marks.custom.push(name.clone());
-            }
-        }
+        let others = self.profile.names().chain(active.marks.custom.iter().map(|name| &**name));
+        let (custom, all) = state::carried(self.startup.names(), others);
         let mut text = Vec::new();
-        state::audit(self.pool.login_user(), &active.marks.custom, &mut text);
+        state::audit(self.pool.login_user(), &custom, &mut text);
+        if !all {
+            // The server connection knows them all.
+            active.marks.pins.add(PinReason::Settings);
+        }
         let mut message = Vec::new();
         encode::query(&mut message, &text);
         conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
