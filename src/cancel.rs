@@ -55,6 +55,18 @@ pub enum Order {
     QueryLong,
 }
 
+/// Whether a session notices by itself that its client is gone. It does when it reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attention {
+    /// It reads.
+    #[default]
+    Reading,
+    /// It cannot take more from its client for now, and so does not read.
+    Away,
+    /// It did not, and is to look whether the client is still there.
+    Look,
+}
+
 /// A session, as seen from outside.
 #[derive(Debug)]
 pub struct Entry {
@@ -76,6 +88,7 @@ pub struct Entry {
     pub listen: Cell<bool>,
     /// The beginning of the query that is to be cancelled once more, if it still runs.
     pub again: Cell<Option<Moment>>,
+    attention: Cell<Attention>,
     waker: RefCell<Option<Waker>>,
     /// Cancel requests that wait for it; each is told by being dropped that it has been dealt with.
     cancels: RefCell<Vec<oneshot::Sender<()>>>,
@@ -138,6 +151,8 @@ pub struct Registry {
     long: RefCell<HashMap<u32, [u8; LONG_SECRET], foldhash::fast::RandomState>>,
     /// Those that do not listen to their clients while their servers are at work.
     deaf: RefCell<Slab<Rc<Entry>>>,
+    /// Sessions that do not read; each is in it once.
+    away: RefCell<Vec<Rc<Entry>>>,
 }
 
 impl Registry {
@@ -167,6 +182,7 @@ impl Registry {
             called: Cell::new(false),
             listen: Cell::new(false),
             again: Cell::new(None),
+            attention: Cell::default(),
             waker: RefCell::default(),
             cancels: RefCell::default(),
         });
@@ -201,6 +217,24 @@ impl Registry {
         match self.long.borrow().get(&entry.pid) {
             Some(secret) => secret.ct_eq(given).into(),
             None => entry.secret.ct_eq(given).into(),
+        }
+    }
+
+    /// A session does not read from its client for now. True if it is to look after it.
+    #[must_use]
+    pub fn is_to_look(&self, entry: &Rc<Entry>) -> bool {
+        let before = entry.attention.replace(Attention::Away);
+        if before != Attention::Away {
+            self.away.borrow_mut().push(entry.clone());
+        }
+        before == Attention::Look
+    }
+
+    /// Wakes the sessions that did not read, so that they look after their clients.
+    pub fn wake_away(&self) {
+        for entry in self.away.borrow_mut().drain(..) {
+            entry.attention.set(Attention::Look);
+            entry.wake();
         }
     }
 
@@ -267,6 +301,19 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_does_not_read_looks_once_after_each_waking() {
+        let registry = Registry::default();
+        let entry = registry.enter(None, Instant::now());
+        assert!(!registry.is_to_look(&entry), "it has only just stopped reading");
+        assert!(!registry.is_to_look(&entry));
+        registry.wake_away();
+        registry.wake_away();
+        assert!(registry.is_to_look(&entry));
+        assert!(!registry.is_to_look(&entry));
+        assert_eq!(registry.away.borrow().len(), 1);
+    }
 
     #[test]
     fn only_the_exact_key_cancels() {

@@ -91,6 +91,27 @@ impl Stream {
         ready.is_ready()
     }
 
+    /// Whether the peer has closed its end and left no bytes to be read. Reads nothing; two system calls.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection is broken, whatever is left to be read.
+    pub fn is_at_end(&self) -> io::Result<bool> {
+        let socket = match self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+            Self::Closed => return Ok(true),
+        };
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        match socket.peek(&mut [std::mem::MaybeUninit::uninit()]) {
+            Ok(bytes) => Ok(bytes == 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Tells the peer that no more bytes will come.
     ///
     /// # Errors

@@ -160,6 +160,7 @@ impl Worker {
         }
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(TICKS_PER_PUBLICATION) {
+            self.context.registry.wake_away();
             self.context.router.sweep();
             self.publish();
         }

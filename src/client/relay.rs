@@ -398,7 +398,7 @@ impl Relay {
         let had = matches!(self.lease, Lease::Held(_));
         let waiting = match &self.lease {
             Lease::Waiting(_) => true,
-            Lease::Held(conn) if !conn.unsent.is_empty() => return Ok(moved),
+            Lease::Held(conn) if !conn.unsent.is_empty() => return self.look_after_client().map(|()| moved),
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
@@ -413,7 +413,7 @@ impl Relay {
             }
         }
         if self.active.as_ref().is_some_and(|active| active.stalled) {
-            return Ok(moved);
+            return self.look_after_client().map(|()| moved);
         }
         self.read_client(cx, scratch, waiting).map(|read| read || moved)
     }
@@ -438,7 +438,7 @@ impl Relay {
     fn read_client(&mut self, cx: &mut Task<'_>, scratch: &mut Scratch, waiting: bool) -> Result<bool, End> {
         let have = self.active.as_ref().map_or(0, |active| active.backlog.input.len());
         if waiting && have >= AHEAD_MAX {
-            return Ok(false);
+            return self.look_after_client().map(|()| false);
         }
         let read = match self.link.poll_read(cx, &mut scratch.input) {
             Poll::Pending => {
@@ -466,6 +466,19 @@ impl Relay {
             self.take_backlog(cx, made)?;
         }
         Ok(true)
+    }
+
+    /// Nothing is read from the client for now, so that its end is not seen in passing: it is looked for once a second.
+    /// An end behind bytes that were not read yet is none: a `Terminate` may be among them.
+    fn look_after_client(&mut self) -> Result<(), End> {
+        if !self.context.registry.is_to_look(&self.entry) || self.said_goodbye() {
+            return Ok(());
+        }
+        match self.link.is_at_end() {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(End::Gone(None)),
+            Err(error) => Err(End::Gone(Some(error.kind()))),
+        }
     }
 
     /// Whether the input kept ends with a `Terminate`.

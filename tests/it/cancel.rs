@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pgweir_harness::wire::{Wire, build, cancel};
 use pgweir_harness::{Direction, wait_until_async};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::stage::{Dice, SOON, Stage, fail, read_to_end, run, succeed, value};
 
@@ -360,6 +360,65 @@ fn a_vanished_clients_query_is_cancelled_and_rolled_back() {
             assert_eq!(value(&mut next, "SELECT count(*) FROM held").await, "0", "{vanish:?}: it was rolled back");
         });
     }
+}
+
+/// A batch of five messages.
+fn batch(sql: &str) -> Vec<u8> {
+    let messages = [build::parse("", sql, &[]), build::bind("", "", &[]), build::describe_portal("")];
+    [messages.concat(), build::execute("", 0), build::sync()].concat()
+}
+
+#[test]
+fn a_client_that_vanishes_is_missed_even_when_no_more_is_read_from_it() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("query_wait_timeout", "60s")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    let slow = batch("SELECT pg_sleep(60)");
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, &[Vanish]); 4] = [
+        // As many replies are owed as may be, so that no more is read; and there is no more.
+        ("full to the brim",   [slow.clone(), batch("SELECT 1").repeat(3276)].concat(),   &Vanish::ALL),
+        ("more unread",        [slow.clone(), batch("SELECT 1").repeat(100_000)].concat(), &[Vanish::Reset]),
+        ("the server is full", [slow.clone(), batch(&format!("SELECT '{}'", "x".repeat(200_000))).repeat(60)].concat(),
+            &[Vanish::Reset]),
+        ("one message",        [slow, build::query(&format!("SELECT '{}'", "x".repeat(30_000_000)))].concat(),
+            &[Vanish::Reset]),
+    ];
+    for (name, bytes, ways) in table {
+        for vanish in ways {
+            run(Duration::from_mins(1), async {
+                let mut client = stage.client().await;
+                // Not all of it can be written: it stays where it is when nobody reads.
+                let _ = timeout(Duration::from_secs(2), client.send(&bytes)).await;
+                wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+                let start = Instant::now();
+                vanish.go(client);
+                wait_until_async(5 * PROMPT, async || !stage.is_running("pg_sleep")).await;
+                println!("{name}, {vanish:?}: gone after {:?}", start.elapsed());
+                let mut next = stage.client().await;
+                assert_eq!(value(&mut next, "SELECT 'next'").await, "next", "{name}, {vanish:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_goodbye_behind_a_pipeline_that_is_not_read_yet_is_heard() {
+    const BATCHES: usize = 5000;
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        let insert = [build::parse("", "INSERT INTO mark VALUES ('it')", &[]), build::bind("", "", &[])];
+        let insert = [insert.concat(), build::execute("", 0), build::sync()].concat();
+        let all = [batch("SELECT pg_sleep(3)"), insert.repeat(BATCHES), build::terminate()].concat();
+        client.send(&all).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        // Its end, behind a goodbye that nobody has read.
+        client.shutdown().await.unwrap();
+        let read = read_to_end(&mut client).await.messages.len();
+        assert!(read > 4 * BATCHES, "{read} messages");
+    });
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), BATCHES.to_string());
 }
 
 #[test]
