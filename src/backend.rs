@@ -348,6 +348,51 @@ impl ServerConn {
     }
 }
 
+#[cfg(test)]
+impl ServerConn {
+    /// One that has logged in and has no socket, for tests of what passes through it.
+    #[must_use]
+    pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+        let target = Target {
+            host: String::new(),
+            port: 0,
+            dbname: String::new(),
+            user: String::new(),
+            password: None,
+            connect_query: String::new(),
+            tcp: TcpOptions::new(&pgweir_config::Config::default().listen),
+            connect_timeout: Duration::ZERO,
+            keys: RefCell::default(),
+        };
+        let now = Instant::now();
+        Box::new(Self {
+            stream: Stream::Closed,
+            scanner: Scanner::new(u32::MAX >> 1),
+            pipeline: Pipeline::default(),
+            unsent: Vec::new(),
+            carry: Vec::new(),
+            profile,
+            statements: HashSet::default(),
+            doubtful: HashSet::default(),
+            unnamed: Unnamed::Empty,
+            pid: 1,
+            secret: Box::default(),
+            incarnation: Rc::default(),
+            born: now,
+            idle_since: now,
+            expires: None,
+            gate: Rc::default(),
+            discard_reason: DiscardReason::Lost,
+            cut: false,
+            used: true,
+            lent: 0,
+            target: Rc::new(target),
+            clock: Rc::default(),
+            permit: None,
+        })
+    }
+}
+
 /// What a server said before its connection broke, as far as it can still be read: its FATAL, if it sent one.
 #[must_use]
 pub fn last_words(conn: &mut ServerConn, cx: &mut Context<'_>) -> Option<Lost> {

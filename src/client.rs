@@ -2,6 +2,8 @@
 
 mod aftermath;
 mod answer;
+#[cfg(test)]
+mod desk;
 mod end;
 mod local;
 mod login;

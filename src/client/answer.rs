@@ -1,5 +1,8 @@
 //! From server to client: what becomes of each message. Pure: bytes in, decisions out.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 
 use pgweir_proto::backend::{Tag, TxStatus};

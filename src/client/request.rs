@@ -1,5 +1,8 @@
 //! From client to server: what becomes of each message. Pure: bytes in, decisions out.
 
+#[cfg(test)]
+mod tests;
+
 use std::rc::Rc;
 
 use pgweir_proto::backend::TxStatus;

@@ -1,0 +1,241 @@
+//! What becomes of each message of a server, without sockets.
+
+use pgweir_harness::wire::build::{
+    bind, close_statement, copy_data, copy_done, describe_statement, execute, message, parse, query, sync,
+};
+use pgweir_proto::encode;
+use pgweir_proto::pipeline::{Expect, Origin};
+use proptest::prelude::*;
+
+use super::super::desk::{Desk, STATEMENTS_MAX, reply};
+use super::Heard;
+use crate::prepared::{AUDIT, REPLAY};
+use crate::state::Findings;
+
+fn show(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+/// A client whose statement `s` another server connection had: this one has it not.
+fn moved() -> Desk {
+    let mut desk = Desk::new();
+    desk.client(&[parse("s", "SELECT 1", &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.conn.statements.clear();
+    desk.to_client.clear();
+    desk
+}
+
+/// A name, how it begins, what the client sends, what the server answers, what the client gets.
+type Case = (&'static str, fn() -> Desk, Vec<u8>, Vec<u8>, Vec<u8>);
+
+#[test]
+fn the_client_gets_the_answers_to_what_it_asked_itself() {
+    let (one, bound, parsed, closed) =
+        (reply::done("SELECT 1"), reply::bare(b'2'), reply::bare(b'1'), reply::bare(b'3'));
+    let (idle, failed) = (reply::ready(b'I'), reply::error("ERROR", "22012", "division by zero"));
+    #[rustfmt::skip]
+    let table: [Case; 11] = [
+        ("simple query", Desk::new, query("SELECT 1"),
+            [reply::row(b"1"), one.clone(), idle.clone()].concat(),
+            [reply::row(b"1"), one.clone(), idle.clone()].concat()),
+        ("our Parse", moved, [bind("", "s", &[]), execute("", 0), sync()].concat(),
+            [parsed.clone(), bound.clone(), one.clone(), idle.clone()].concat(),
+            [bound.clone(), one.clone(), idle.clone()].concat()),
+        ("an answer of ours waits its turn", moved, [bind("", "s", &[]), close_statement("s"), execute("", 0), sync()].concat(),
+            [parsed.clone(), bound.clone(), one.clone(), idle.clone()].concat(),
+            [bound.clone(), closed.clone(), one.clone(), idle.clone()].concat()),
+        ("an answer of ours behind an error", moved, [bind("", "s", &[]), execute("", 0), close_statement("s"), sync()].concat(),
+            [parsed.clone(), bound.clone(), failed.clone(), idle.clone()].concat(),
+            [bound.clone(), failed.clone(), idle.clone()].concat()),
+        ("an error ends its batch only", Desk::new,
+            [parse("", "A", &[]), bind("", "", &[]), execute("", 0), sync(), query("B")].concat(),
+            [failed.clone(), idle.clone(), one.clone(), idle.clone()].concat(),
+            [failed.clone(), idle.clone(), one.clone(), idle.clone()].concat()),
+        ("another's notification", Desk::new, query("SELECT 1"),
+            [message(b'A', b"\0\0\0\x01c\0p\0"), one.clone(), idle.clone()].concat(),
+            [one.clone(), idle.clone()].concat()),
+        ("a notice", Desk::new, query("SELECT 1"),
+            [message(b'N', b"SNOTICE\0\0"), one.clone(), idle.clone()].concat(),
+            [message(b'N', b"SNOTICE\0\0"), one.clone(), idle.clone()].concat()),
+        ("COPY in", Desk::new, [query("COPY t FROM STDIN"), copy_data(b"1"), copy_done()].concat(),
+            [message(b'G', b"\0\0\0"), reply::done("COPY 1"), idle.clone()].concat(),
+            [message(b'G', b"\0\0\0"), reply::done("COPY 1"), idle.clone()].concat()),
+        ("COPY out", Desk::new, query("COPY t TO STDOUT"),
+            [message(b'H', b"\0\0\0"), copy_data(b"1"), copy_done(), reply::done("COPY 1"), idle.clone()].concat(),
+            [message(b'H', b"\0\0\0"), copy_data(b"1"), copy_done(), reply::done("COPY 1"), idle.clone()].concat()),
+        ("a COPY that fails", Desk::new, [query("COPY t FROM STDIN"), copy_data(b"1"), copy_done()].concat(),
+            [failed.clone(), idle.clone()].concat(),
+            [failed.clone(), idle.clone()].concat()),
+        ("described", moved, [describe_statement("s"), sync()].concat(),
+            [parsed.clone(), message(b't', b"\0\0"), reply::bare(b'n'), idle.clone()].concat(),
+            [message(b't', b"\0\0"), reply::bare(b'n'), idle.clone()].concat()),
+    ];
+    for (name, make, input, answer, want) in table {
+        let mut desk = make();
+        desk.client(&input);
+        let (got, heard) = desk.server(&answer);
+        assert!(matches!(heard, Heard::Short), "{name}: {heard:?}");
+        assert_eq!(show(&got), show(&want), "{name}");
+        assert!(desk.conn.pipeline.is_free(), "{name}: {:?}", desk.conn.pipeline);
+        assert_eq!(show(&desk.to_client), show(&want), "{name}: nothing was told before");
+    }
+}
+
+#[test]
+fn errors_bear_the_clients_own_names() {
+    let mut desk = moved();
+    desk.client(&[bind("", "s", &[]), sync()].concat());
+    let text = |name: &str| format!("bind message supplies 0 parameters, but prepared statement \"{name}\" requires 1");
+    let error = |name: &str| reply::error("ERROR", "08P01", &text(name));
+    let ours = error(&desk.name(1));
+    let (got, _) = desk.server(&[reply::bare(b'1'), ours, reply::ready(b'I')].concat());
+    assert_eq!(show(&got), show(&[error("s"), reply::ready(b'I')].concat()));
+}
+
+#[test]
+fn a_statement_too_many_gets_our_error_for_the_servers() {
+    let mut desk = Desk::new();
+    for n in 0..=STATEMENTS_MAX {
+        desk.client(&parse(&format!("s{n}"), &format!("SELECT {n}"), &[]));
+    }
+    desk.client(&sync());
+    let answers = reply::bare(b'1').repeat(STATEMENTS_MAX);
+    let refused = reply::error("ERROR", "42601", "syntax error at or near \"refused\"");
+    let (got, _) = desk.server(&[answers.clone(), refused, reply::ready(b'I')].concat());
+    let got = show(&got);
+    assert!(got.contains("C53200") && got.contains("max_client_statements") && !got.contains("42601"), "{got}");
+}
+
+#[test]
+fn our_own_conversation_is_not_the_clients() {
+    // An audit, and behind it what the client sent meanwhile.
+    let mut desk = Desk::new();
+    desk.aside.audit = Some(Findings::default());
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+    desk.client(&query("SELECT 1"));
+    let finding = message(b'D', b"\0\x03\0\0\0\x01t\0\0\0\0\0\0\0\0");
+    let audit = [message(b'T', b"\0\0"), finding, reply::done("SELECT 1"), reply::ready(b'I')].concat();
+    let own = [reply::row(b"1"), reply::done("SELECT 1"), reply::ready(b'I')].concat();
+    let (got, _) = desk.server(&[audit, own.clone()].concat());
+    assert_eq!(show(&got), show(&own));
+    assert!(desk.aside.audited && desk.aside.audit.is_some_and(|findings| !findings.pins.is_empty()));
+
+    // A replay of settings: the client knows them. What its own statement sets, it is told, and is looked into.
+    let mut desk = Desk::new();
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+    desk.aside.replaying = true;
+    desk.client(&query("SELECT 1"));
+    let zone = reply::parameter("TimeZone", "UTC");
+    let (got, _) = desk.server(&[reply::done("SELECT 1"), zone.clone(), reply::ready(b'I')].concat());
+    assert_eq!((show(&got), desk.aside.replaying, desk.marks.tainted), (String::new(), false, false));
+    let (got, _) = desk.server(&[zone.clone(), reply::done("SELECT 1"), reply::ready(b'I')].concat());
+    assert_eq!(show(&got), show(&[zone, reply::done("SELECT 1"), reply::ready(b'I')].concat()));
+    assert!(desk.marks.tainted);
+}
+
+#[test]
+fn a_failed_replay_is_told_from_the_clients_own_errors() {
+    let mut desk = Desk::new();
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+    let (got, heard) = desk.server(&reply::error("ERROR", "22023", "invalid value"));
+    assert!(got.is_empty() && matches!(heard, Heard::ReplayFailed(_)), "{heard:?}");
+}
+
+#[test]
+fn what_no_server_may_send_loses_it() {
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, &str); 6] = [
+        ("FATAL",                reply::error("FATAL", "57P01", "shut down"), "Lost(Fatal"),
+        ("out of turn",          reply::bare(b'2'),                           "Lost(Protocol"),
+        ("no such tag",          message(b'?', b""),                          "Lost(Protocol"),
+        ("an impossible length", b"D\0\0\0\x03".to_vec(),                    "Lost(Protocol"),
+        ("no such status",       message(b'Z', b"X"),                         "Lost(Protocol"),
+        ("too long to be read",  b"T\x7f\xff\xff\xff".to_vec(),               "Lost(Protocol"),
+    ];
+    for (name, answer, want) in table {
+        let mut desk = Desk::new();
+        desk.client(&query("SELECT 1"));
+        let (got, heard) = desk.server(&[reply::row(b"1"), answer].concat());
+        assert!(format!("{heard:?}").starts_with(want), "{name}: {heard:?}");
+        assert_eq!(show(&got), show(&reply::row(b"1")), "{name}: what came before passes");
+    }
+    let mut desk = Desk::new();
+    let (_, heard) = desk.server(&reply::ready(b'I'));
+    assert!(matches!(heard, Heard::Lost(_)), "nothing was asked: {heard:?}");
+}
+
+#[test]
+fn nothing_of_ours_comes_inside_a_servers_message() {
+    let mut desk = moved();
+    desk.client(&[bind("", "s", &[]), execute("", 0)].concat());
+    let row = reply::row(&[b'x'; 1000]);
+    let (mut got, _) = desk.server(&[reply::bare(b'1'), reply::bare(b'2'), row[..500].to_vec()].concat());
+    assert!(desk.is_inside_answer());
+    // Its answer is ours to give, and due only when the row is whole and its statement is done.
+    let told = desk.to_client.len();
+    desk.client(&[close_statement("s"), sync()].concat());
+    assert_eq!(desk.to_client.len(), told);
+    let (rest, _) = desk.server(&[&row[500..], &reply::done("SELECT 1"), &reply::ready(b'I')].concat());
+    got.extend(rest);
+    let want =
+        [reply::bare(b'2'), row, reply::done("SELECT 1"), encode::CLOSE_COMPLETE.to_vec(), reply::ready(b'I')].concat();
+    assert_eq!(show(&got), show(&want));
+}
+
+/// A conversation: what the client sends, and what the server answers.
+fn some_turn() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let (bound, idle) = (reply::bare(b'2'), reply::ready(b'I'));
+    let failed = reply::error("ERROR", "22012", "division by zero");
+    let long = reply::row(&[b'x'; 700]);
+    // Both are answered by us: the server has the text of `t`.
+    let ours = [parse("t", "SELECT 2", &[]), close_statement("t")].concat();
+    let batch = |middle: &[u8]| [&bind("", "s", &[])[..], middle, &execute("", 0), &sync()].concat();
+    let turns = vec![
+        (query("SELECT 1"), [long.clone(), reply::done("SELECT 1"), idle.clone()].concat()),
+        (query("SELECT 1"), [long.clone(), failed.clone(), idle.clone()].concat()),
+        (batch(b""), [bound.clone(), long.clone(), reply::done("SELECT 1"), idle.clone()].concat()),
+        (batch(&ours), [bound.clone(), long, reply::done("SELECT 1"), idle.clone()].concat()),
+        (batch(&ours), [failed, idle.clone()].concat()),
+        (
+            query("SELECT 1"),
+            [message(b'H', b"\0\0\0"), copy_data(&[b'd'; 400]), copy_done(), reply::done("COPY 1"), idle].concat(),
+        ),
+    ];
+    prop::sample::select(turns)
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_chunks_the_client_gets_the_same(
+        turns in prop::collection::vec(some_turn(), 1..12),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+    ) {
+        let start = || {
+            let mut desk = Desk::new();
+            let both = [parse("s", "SELECT 1", &[]), parse("t", "SELECT 2", &[]), close_statement("t"), sync()];
+            desk.client(&both.concat());
+            desk.server(&[reply::bare(b'1'), reply::bare(b'1'), reply::ready(b'I')].concat());
+            desk.to_client.clear();
+            desk
+        };
+        let (mut whole, mut pieces) = (start(), start());
+        for (request, answer) in &turns {
+            let (sent, stop) = whole.client(request);
+            let (same, also) = pieces.client(request);
+            prop_assert_eq!((sent.len(), stop), (same.len(), also));
+            whole.server(answer);
+            let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(answer.len())).collect();
+            at.sort_unstable();
+            at.push(answer.len());
+            let mut before = 0;
+            for end in at {
+                let (_, heard) = pieces.server(&answer[before..end]);
+                prop_assert!(matches!(heard, Heard::Short), "{heard:?}");
+                before = end;
+            }
+            prop_assert_eq!(show(&pieces.to_client), show(&whole.to_client));
+            prop_assert!(whole.conn.pipeline.is_free() && pieces.conn.pipeline.is_free());
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A client and its server connection without sockets: bytes in, bytes out, for the tests of the two inspectors.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use pgweir_proto::pipeline::Origin;
+use pgweir_proto::scanner::Scanner;
+
+use super::answer::{Answer, Aside, Heard, Rules};
+use super::plan::Plan;
+use super::request::{Marks, Request, Stop};
+use super::statements::Statements;
+use crate::backend::ServerConn;
+use crate::prepared::Interner;
+use crate::settings::{Profile, Profiles};
+use crate::sql;
+use crate::stats::PoolStats;
+
+/// Named statements that the client may have.
+pub const STATEMENTS_MAX: usize = 5;
+
+/// The longest text that is read; bytes.
+pub const INSPECT_MAX: usize = 64 * 1024;
+
+/// One client on one server connection.
+pub struct Desk {
+    pub conn: Box<ServerConn>,
+    pub marks: Marks,
+    pub aside: Aside,
+    pub interner: Interner,
+    /// What the client has been sent.
+    pub to_client: Vec<u8>,
+    statements: Statements,
+    scans: sql::Cache,
+    stats: PoolStats,
+    profiles: Profiles,
+    startup: Rc<Profile>,
+    scanner: Scanner,
+    from_client: Vec<u8>,
+    from_server: Vec<u8>,
+}
+
+impl Desk {
+    /// A client that has just been lent a server connection on which nothing was ever done.
+    pub fn new() -> Self {
+        Self::logged_in_with(&[])
+    }
+
+    /// A client with settings of its own from the start.
+    pub fn logged_in_with(settings: &[(&str, &str)]) -> Self {
+        let profiles = Profiles::default();
+        let startup = profiles.intern(settings.iter().map(|(n, v)| ((*n).into(), v.as_bytes().into())));
+        Self {
+            conn: ServerConn::without_socket(startup.clone()),
+            marks: Marks::default(),
+            aside: Aside::default(),
+            interner: Interner::new(1 << 20),
+            to_client: Vec::new(),
+            statements: Statements::default(),
+            scans: sql::Cache::default(),
+            stats: PoolStats::default(),
+            profiles,
+            startup,
+            scanner: Scanner::new(u32::MAX >> 1),
+            from_client: Vec::new(),
+            from_server: Vec::new(),
+        }
+    }
+
+    /// Another client takes the place of this one, on the same server connection.
+    pub fn next_client(&mut self) {
+        assert!(self.conn.pipeline.is_free() && self.from_client.is_empty());
+        (self.statements, self.marks, self.aside) = Default::default();
+        self.to_client.clear();
+    }
+
+    /// The server's name for the statement with this number.
+    pub fn name(&self, id: u32) -> String {
+        let mut name = Vec::new();
+        self.interner.prefix.write_name(id, &mut name);
+        String::from_utf8(name).unwrap()
+    }
+
+    /// Bytes come from the client. What the server gets, and why reading stopped.
+    pub fn client(&mut self, bytes: &[u8]) -> (Vec<u8>, Stop) {
+        self.from_client.extend_from_slice(bytes);
+        let mut made = Vec::new();
+        let mut plan = Plan::new(&self.from_client, &mut made);
+        let stop = Request {
+            scanner: &mut self.scanner,
+            conn: &mut self.conn,
+            statements: &mut self.statements,
+            marks: &mut self.marks,
+            interner: &self.interner,
+            scans: &mut self.scans,
+            stats: &mut self.stats,
+            pool: 1,
+            parse_key: self.startup.parse_key(),
+            profiles: &self.profiles,
+            startup: &self.startup,
+            inspect_max: INSPECT_MAX,
+            statements_max: STATEMENTS_MAX,
+        }
+        .inspect(&mut plan);
+        let (used, sent) = (plan.at(), both(&plan));
+        self.from_client.drain(..used);
+        if self.conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
+            self.answer(None);
+        }
+        (sent, stop)
+    }
+
+    /// Bytes come from the server. What the client gets, and why reading stopped.
+    pub fn server(&mut self, bytes: &[u8]) -> (Vec<u8>, Heard) {
+        self.from_server.extend_from_slice(bytes);
+        let input = std::mem::take(&mut self.from_server);
+        let before = self.to_client.len();
+        let (used, heard) = self.answer(Some(&input));
+        self.from_server = input[used..].to_vec();
+        (self.to_client[before..].to_vec(), heard)
+    }
+
+    /// Whether the client stands in the middle of a message of the server's.
+    pub fn is_inside_answer(&self) -> bool {
+        self.conn.scanner.is_inside()
+    }
+
+    /// Whether the server stands in the middle of a message of the client's.
+    pub fn is_inside_request(&self) -> bool {
+        self.scanner.is_inside()
+    }
+
+    /// Looks at the server's bytes, or without any at what is due from us.
+    fn answer(&mut self, input: Option<&[u8]>) -> (usize, Heard) {
+        let mut made = Vec::new();
+        let mut plan = Plan::new(input.unwrap_or_default(), &mut made);
+        let mut answer = Answer {
+            conn: &mut self.conn,
+            statements: &mut self.statements,
+            marks: &mut self.marks,
+            aside: &mut self.aside,
+            stats: &mut self.stats,
+            rules: Rules {
+                now: Instant::now(),
+                prefix: self.interner.prefix,
+                statement_mode: false,
+                statements_max: STATEMENTS_MAX,
+            },
+        };
+        let heard = if input.is_some() {
+            answer.inspect(&mut plan)
+        } else {
+            answer.answer_locally(&mut plan);
+            Heard::Short
+        };
+        self.to_client.extend(both(&plan));
+        (plan.at(), heard)
+    }
+}
+
+fn both(plan: &Plan<'_>) -> Vec<u8> {
+    let (first, second) = plan.slices();
+    [first, second].concat()
+}
+
+/// Messages of the server's, as short as they can be.
+pub mod reply {
+    use pgweir_harness::wire::build::message;
+
+    /// `ParseComplete`, `BindComplete`, `CloseComplete`, `NoData` and the like: a tag and nothing else.
+    pub fn bare(tag: u8) -> Vec<u8> {
+        message(tag, b"")
+    }
+
+    /// `CommandComplete`.
+    pub fn done(tag: &str) -> Vec<u8> {
+        message(b'C', &[tag.as_bytes(), b"\0"].concat())
+    }
+
+    /// `ReadyForQuery`.
+    pub fn ready(status: u8) -> Vec<u8> {
+        message(b'Z', &[status])
+    }
+
+    /// A `DataRow` of one column.
+    pub fn row(value: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+        message(b'D', &[&b"\0\x01"[..], &length, value].concat())
+    }
+
+    /// An `ErrorResponse`.
+    pub fn error(severity: &str, code: &str, text: &str) -> Vec<u8> {
+        message(b'E', format!("S{severity}\0V{severity}\0C{code}\0M{text}\0\0").as_bytes())
+    }
+
+    /// A `ParameterStatus`.
+    pub fn parameter(name: &str, value: &str) -> Vec<u8> {
+        message(b'S', format!("{name}\0{value}\0").as_bytes())
+    }
+}

@@ -1,0 +1,248 @@
+//! What becomes of each message of a client, without sockets.
+
+use pgweir_harness::wire::build::{
+    bind, close_statement, copy_data, copy_done, describe_portal, describe_statement, execute, flush, message, parse,
+    query, sync, terminate,
+};
+use pgweir_proto::encode;
+use pgweir_proto::pipeline::{Expect, Origin, Owed};
+use proptest::prelude::*;
+
+use super::super::desk::{Desk, STATEMENTS_MAX, reply};
+use super::{PIPELINE_MAX, Stop};
+use crate::backend::Unnamed as Held;
+
+const ONE: &str = "SELECT $1::int";
+
+/// A client whose statement `s` the server has, as the first of ours.
+fn prepared() -> Desk {
+    let mut desk = Desk::new();
+    let (_, stop) = desk.client(&[parse("s", ONE, &[]), sync()].concat());
+    assert_eq!(stop, Stop::Short);
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.to_client.clear();
+    assert!(desk.conn.pipeline.is_free() && desk.marks.is_blank());
+    desk
+}
+
+/// The same server connection, and a client that has no statement.
+fn after_another() -> Desk {
+    let mut desk = prepared();
+    desk.next_client();
+    desk
+}
+
+/// The server has the client's statement no more.
+fn forgotten() -> Desk {
+    let mut desk = prepared();
+    desk.conn.statements.clear();
+    desk
+}
+
+/// A batch that has failed, and whose `Sync` the client has not sent yet.
+fn failed() -> Desk {
+    let mut desk = prepared();
+    desk.client(&parse("", "SELECT wrong", &[]));
+    desk.server(&reply::error("ERROR", "42703", "column \"wrong\" does not exist"));
+    desk.to_client.clear();
+    desk
+}
+
+/// A name, how it begins, what the client sends, what the server gets (given the name of the first statement of ours),
+/// what the client is answered at once.
+type Case = (&'static str, fn() -> Desk, Vec<u8>, fn(&str) -> Vec<u8>, &'static [u8]);
+
+const PARSED: &[u8] = &encode::PARSE_COMPLETE;
+const CLOSED: &[u8] = &encode::CLOSE_COMPLETE;
+
+#[test]
+fn each_message_becomes_what_the_server_is_to_get() {
+    let our = prepared().name(1).len();
+    #[rustfmt::skip]
+    let table: [Case; 17] = [
+        ("simple query",        Desk::new,     query("SELECT 1"),                     |_| query("SELECT 1"), b""),
+        ("two queries",         Desk::new,     [query("A"), query("B")].concat(),     |_| [query("A"), query("B")].concat(), b""),
+        ("unnamed statement",   Desk::new,     [parse("", ONE, &[]), sync()].concat(), |_| [parse("", ONE, &[]), sync()].concat(), b""),
+        ("flush and COPY data", Desk::new,     [flush(), copy_data(b"1"), copy_done()].concat(),
+            |_| [flush(), copy_data(b"1"), copy_done()].concat(), b""),
+        ("a new name",          Desk::new,     parse("s", ONE, &[23]),                |our| parse(our, ONE, &[23]), b""),
+        ("bound",               prepared,      bind("p", "s", &[Some(b"1")]),         |our| bind("p", our, &[Some(b"1")]), b""),
+        ("described",           prepared,      describe_statement("s"),               describe_statement, b""),
+        ("a portal described",  prepared,      describe_portal("s"),                  |_| describe_portal("s"), b""),
+        ("closed",              prepared,      close_statement("s"),                  |_| vec![], CLOSED),
+        ("another's text",      after_another, parse("mine", ONE, &[]),               |_| vec![], PARSED),
+        ("another's name",      after_another, bind("", "s", &[]),                    |_| bind("", "s", &[]), b""),
+        ("parsed again",        forgotten,     bind("", "s", &[]),                    |our| [parse(our, ONE, &[]), bind("", our, &[])].concat(), b""),
+        ("known by no one",     prepared,      close_statement("t"),                  |_| close_statement("t"), b""),
+        ("behind an error",     failed,        [bind("", "s", &[]), execute("", 0), sync()].concat(),
+            |_| [bind("", "s", &[]), execute("", 0), sync()].concat(), b""),
+        ("sequences of others", Desk::new,     query("SELECT lastval()"),             |_| [query("DISCARD SEQUENCES"), query("SELECT lastval()")].concat(), b""),
+        ("all at once",         prepared,      [bind("", "s", &[]), execute("", 0), sync(), query("C")].concat(),
+            |our| [bind("", our, &[]), execute("", 0), sync(), query("C")].concat(), b""),
+        ("in use",              prepared,      parse("s", "SELECT 2", &[]),
+            |our| [close_statement(our), parse(our, ONE, &[]), parse(our, "SELECT 2", &[])].concat(), b""),
+    ];
+    for (name, make, input, want, answered) in table {
+        let mut desk = make();
+        assert_eq!(desk.name(1).len(), our, "{name}");
+        let (sent, stop) = desk.client(&input);
+        let want = want(&desk.name(1));
+        assert_eq!(stop, Stop::Short, "{name}");
+        assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string(), "{name}");
+        assert_eq!(desk.to_client, answered, "{name}");
+    }
+}
+
+#[test]
+fn a_name_of_ours_in_a_clients_mouth_names_nothing() {
+    let mut desk = prepared();
+    desk.next_client();
+    let ours = desk.name(1);
+    let (sent, _) = desk.client(&[bind("", &ours, &[]), close_statement(&ours)].concat());
+    let prefix = ours.trim_end_matches('1');
+    assert_eq!(sent, [bind("", prefix, &[]), close_statement(prefix)].concat());
+}
+
+#[test]
+fn the_unnamed_statement_of_another_is_replaced_before_it_is_bound() {
+    let mut desk = Desk::new();
+    desk.client(&[parse("", ONE, &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.conn.unnamed = Held::Unknown;
+    let (sent, _) = desk.client(&bind("", "", &[]));
+    assert_eq!(sent, [parse("", ONE, &[]), bind("", "", &[])].concat(), "one's own is parsed again");
+    let mut desk = Desk::new();
+    desk.conn.unnamed = Held::Unknown;
+    let (sent, _) = desk.client(&bind("", "", &[]));
+    assert_eq!(sent, [close_statement(""), bind("", "", &[])].concat(), "a stranger's is closed");
+}
+
+#[test]
+fn what_no_client_may_send_stops_it() {
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, &str); 9] = [
+        ("goodbye",               terminate(),                                     "Quit"),
+        ("no such tag",           message(b'?', b""),                              "Tag(63)"),
+        ("a password",            message(b'p', b"x\0"),                           "Tag(112)"),
+        ("Sync with a body",      message(b'S', b"x"),                             "Malformed"),
+        ("Flush with a body",     message(b'H', b"x"),                             "Malformed"),
+        ("text without an end",   message(b'Q', b"SELECT 1"),                      "Malformed"),
+        ("Parse without types",   message(b'P', b"s\0SELECT 1\0"),                 "Malformed"),
+        ("Bind without names",    message(b'B', b"s"),                             "Malformed"),
+        ("an impossible length",  b"Q\0\0\0\x03".to_vec(),                         "Malformed"),
+    ];
+    for (name, input, want) in table {
+        let mut desk = Desk::new();
+        // What came before it passes, and nothing behind it is looked at.
+        let (sent, stop) = desk.client(&[query("A"), input, query("B")].concat());
+        assert!(format!("{stop:?}").starts_with(want), "{name}: {stop:?}");
+        assert_eq!(sent, query("A"), "{name}");
+    }
+}
+
+#[test]
+fn one_statement_too_many_is_refused_and_the_others_stay() {
+    let mut desk = Desk::new();
+    for n in 0..STATEMENTS_MAX {
+        desk.client(&parse(&format!("s{n}"), &format!("SELECT {n}"), &[]));
+    }
+    let (sent, stop) = desk.client(&parse("more", "SELECT 'more'", &[]));
+    assert_eq!((sent, stop), (parse("", "refused", &[]), Stop::Short));
+}
+
+#[test]
+fn reading_stops_when_too_much_is_owed_but_never_inside_a_message() {
+    let owe = |desk: &mut Desk, count: usize| {
+        while desk.conn.pipeline.depth() < count {
+            desk.conn.pipeline.sent(Expect::Execute, Origin::Client, 0);
+        }
+    };
+    let mut desk = Desk::new();
+    owe(&mut desk, PIPELINE_MAX - 1);
+    let (sent, stop) = desk.client(&[execute("", 0), sync()].concat());
+    assert_eq!((sent, stop), (execute("", 0), Stop::Full));
+
+    // A Bind whose end has not come yet makes it full: the rest of it has to pass first.
+    let whole = bind("", "", &[Some(&[b'x'; 1000])]);
+    for cut in [40, 500, whole.len() - 1] {
+        let mut desk = Desk::new();
+        owe(&mut desk, PIPELINE_MAX - 1);
+        let (mut sent, stop) = desk.client(&whole[..cut]);
+        assert_eq!((stop, desk.is_inside_request()), (Stop::Short, true), "cut at {cut}");
+        assert_eq!(desk.conn.pipeline.depth(), PIPELINE_MAX);
+        let (rest, stop) = desk.client(&[&whole[cut..], &sync()].concat());
+        sent.extend(rest);
+        assert_eq!((stop, desk.is_inside_request()), (Stop::Full, false), "cut at {cut}");
+        assert_eq!(sent, whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_name_that_hangs_on_an_earlier_batch_is_waited_for() {
+    let mut desk = Desk::new();
+    let input = [parse("s", ONE, &[]), sync(), bind("", "s", &[]), sync()].concat();
+    let (sent, stop) = desk.client(&input);
+    assert_eq!((sent, stop), ([parse(&desk.name(1), ONE, &[]), sync()].concat(), Stop::Unsettled));
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    let (sent, stop) = desk.client(b"");
+    assert_eq!((sent, stop), ([bind("", &desk.name(1), &[]), sync()].concat(), Stop::Short));
+}
+
+#[test]
+fn start_up_values_are_put_back_behind_a_reset() {
+    let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
+    let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
+    let restore = query("SELECT pg_catalog.set_config(E'timezone',E'Asia/Tokyo',false);");
+    assert_eq!(sent, [query("RESET ALL"), restore.clone(), query("SELECT 1")].concat());
+    // In a batch only behind its Sync, however many there are.
+    let reset = [parse("", "RESET TimeZone", &[]), bind("", "", &[]), execute("", 0)].concat();
+    let (sent, _) = desk.client(&[reset.repeat(2), sync()].concat());
+    assert_eq!(sent, [reset.repeat(2), sync(), restore].concat());
+}
+
+/// A message of a client that prepares and uses two statements, with texts and values of its own.
+fn some_message() -> impl Strategy<Value = Vec<u8>> {
+    let name = || prop::sample::select(vec!["", "s", "t"]);
+    let text = || prop::sample::select(vec!["SELECT 1", "SELECT $1::int", "INSERT INTO t VALUES ($1)", "SET x = 1"]);
+    prop_oneof![
+        text().prop_map(query),
+        (name(), text()).prop_map(|(name, text)| parse(name, text, &[])),
+        (name(), 0..300_usize).prop_map(|(name, len)| bind("", name, &[Some(&vec![b'v'; len])])),
+        name().prop_map(describe_statement),
+        name().prop_map(close_statement),
+        Just(execute("", 0)),
+        Just(sync()),
+        Just(flush()),
+        (0..300_usize).prop_map(|len| copy_data(&vec![b'd'; len])),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_chunks_the_server_gets_the_same(
+        messages in prop::collection::vec(some_message(), 1..25),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+    ) {
+        let input = messages.concat();
+        let mut whole = Desk::new();
+        let (want, stop) = whole.client(&input);
+        let mut pieces = Desk::new();
+        // The same names for the same statements.
+        pieces.interner.prefix = whole.interner.prefix;
+        let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len())).collect();
+        at.sort_unstable();
+        at.push(input.len());
+        let (mut got, mut before, mut last) = (Vec::new(), 0, Stop::Short);
+        for end in at {
+            let (sent, stop) = pieces.client(&input[before..end]);
+            got.extend(sent);
+            (before, last) = (end, stop);
+        }
+        prop_assert_eq!(last, stop);
+        prop_assert_eq!(got.escape_ascii().to_string(), want.escape_ascii().to_string());
+        let owed = |desk: &Desk| desk.conn.pipeline.iter().collect::<Vec<Owed>>();
+        prop_assert_eq!(owed(&pieces), owed(&whole));
+        prop_assert_eq!(&pieces.to_client, &whole.to_client);
+        prop_assert_eq!(pieces.marks.tainted, whole.marks.tainted);
+    }
+}
