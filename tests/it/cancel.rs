@@ -388,7 +388,7 @@ fn a_client_that_vanishes_is_missed_even_when_no_more_is_read_from_it() {
             run(Duration::from_mins(1), async {
                 let mut client = stage.client().await;
                 // Not all of it can be written: it stays where it is when nobody reads.
-                let _ = timeout(Duration::from_secs(2), client.send(&bytes)).await;
+                let _ = timeout(Duration::from_millis(500), client.send(&bytes)).await;
                 wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
                 let start = Instant::now();
                 vanish.go(client);
@@ -396,6 +396,7 @@ fn a_client_that_vanishes_is_missed_even_when_no_more_is_read_from_it() {
                 println!("{name}, {vanish:?}: gone after {:?}", start.elapsed());
                 let mut next = stage.client().await;
                 assert_eq!(value(&mut next, "SELECT 'next'").await, "next", "{name}, {vanish:?}");
+                println!("{name}, {vanish:?}: the next after {:?}", start.elapsed());
             });
         }
     }
@@ -415,10 +416,10 @@ fn a_goodbye_behind_a_pipeline_that_is_not_read_yet_is_heard() {
         wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
         // Its end, behind a goodbye that nobody has read.
         client.shutdown().await.unwrap();
-        let read = read_to_end(&mut client).await.messages.len();
-        assert!(read > 4 * BATCHES, "{read} messages");
+        read_to_end(&mut client).await;
+        let count = async || stage.sql("SELECT count(*) FROM mark");
+        wait_until_async(SOON, async || count().await == BATCHES.to_string()).await;
     });
-    assert_eq!(stage.sql("SELECT count(*) FROM mark"), BATCHES.to_string());
 }
 
 #[test]
