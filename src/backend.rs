@@ -361,6 +361,7 @@ impl ServerConn {
             password: None,
             connect_query: String::new(),
             tcp: TcpOptions::new(&pgweir_config::Config::default().listen),
+            version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,
             keys: RefCell::default(),
         };

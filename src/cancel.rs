@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn who_does_not_read_looks_once_after_each_waking() {
         let registry = Registry::default();
-        let entry = registry.enter(None, Instant::now());
+        let entry = registry.enter(None, false, Instant::now());
         assert!(!registry.is_to_look(&entry), "it has only just stopped reading");
         assert!(!registry.is_to_look(&entry));
         registry.wake_away();
