@@ -353,17 +353,23 @@ impl ServerConn {
     /// One that has logged in and has no socket, for tests of what passes through it.
     #[must_use]
     pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+        let config = pgweir_config::Config::default();
         let target = Target {
             host: String::new(),
             port: 0,
             dbname: String::new(),
             user: String::new(),
-            password: None,
+            credentials: Credentials::new(Source::None, Derivations::default()),
+            policy: LoginPolicy {
+                require_auth: config.server.server_require_auth.clone(),
+                channel_binding: config.server.server_channel_binding,
+                allow_cleartext_password: false,
+                scram_iterations_max: 0,
+            },
             connect_query: String::new(),
-            tcp: TcpOptions::new(&pgweir_config::Config::default().listen),
+            tcp: TcpOptions::new(&config.listen),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,
-            keys: RefCell::default(),
         };
         let now = Instant::now();
         Box::new(Self {
@@ -385,6 +391,7 @@ impl ServerConn {
             gate: Rc::default(),
             discard_reason: DiscardReason::Lost,
             cut: false,
+            mixed: false,
             used: true,
             lent: 0,
             target: Rc::new(target),

@@ -9,9 +9,7 @@ use pgweir_config::{Config, ProtocolVersion, Secret};
 use pgweir_proto::md5;
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
-use crate::backend::{
-    Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target,
-};
+use crate::backend::{Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target};
 use crate::clock::Clock;
 use crate::net::TcpOptions;
 use crate::pool::{Limits, Pool, SharedLimit};

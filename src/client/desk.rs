@@ -1,7 +1,6 @@
 //! A client and its server connection without sockets: bytes in, bytes out, for the tests of the two inspectors.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::Scanner;
@@ -11,6 +10,7 @@ use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use crate::backend::ServerConn;
+use crate::clock::Moment;
 use crate::prepared::Interner;
 use crate::settings::{Profile, Profiles};
 use crate::sql;
@@ -141,7 +141,7 @@ impl Desk {
             aside: &mut self.aside,
             stats: &mut self.stats,
             rules: Rules {
-                now: Instant::now(),
+                now: Moment::default(),
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
