@@ -20,7 +20,8 @@ use pgweir_proto::pipeline::Pipeline;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
 use crate::clock::Clock;
-use crate::net::{self, Stream, TcpOptions};
+use crate::net::tls::{ConnectError, Gear, Try};
+use crate::net::{Stream, TcpOptions};
 use crate::prepared::Statement;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
@@ -53,6 +54,10 @@ pub struct Target {
     pub tcp: TcpOptions,
     /// The newest version of the protocol to ask for; an older one once the server has refused it.
     pub version: Cell<u32>,
+    /// What TLS needs.
+    pub tls: Rc<Gear>,
+    /// The name in `[databases]` that says how TLS is used.
+    pub entry: String,
     /// The longest login.
     pub connect_timeout: Duration,
 }
@@ -68,6 +73,21 @@ pub struct LoginPolicy {
     pub allow_cleartext_password: bool,
     /// Rounds of PBKDF2, at most.
     pub scram_iterations_max: u32,
+}
+
+impl Target {
+    /// The ways to connect, to be tried one after the other.
+    fn tries(&self) -> &'static [Try] {
+        let connector = self.tls.keys().connector(&self.entry);
+        connector.map_or(&[Try::Plain], |connector| connector.tries(&self.host))
+    }
+
+    /// Connects in one way.
+    async fn connect(&self, way: Try) -> Result<Stream, ConnectError> {
+        // An entry that is gone takes its connector with it.
+        let connector = self.tls.keys().connector(&self.entry).ok_or(ConnectError::NotOffered)?;
+        connector.connect(way, &self.host, self.port, &self.tcp, &self.tls).await
+    }
 }
 
 /// One server's life: changes with every restart, promotion or change of address.
@@ -342,6 +362,7 @@ impl ServerConn {
             target: self.target.clone(),
             clock: self.clock.clone(),
             gate: self.gate.clone(),
+            encrypted: self.stream.tls().is_some(),
             pid: self.pid,
             secret: self.secret.clone(),
         }
@@ -463,6 +484,8 @@ pub struct CancelOrder {
     target: Rc<Target>,
     clock: Rc<Clock>,
     gate: Rc<CancelGate>,
+    /// The connection has TLS, and so has the request.
+    encrypted: bool,
     pid: u32,
     secret: Box<[u8]>,
 }
@@ -473,7 +496,7 @@ impl CancelOrder {
     ///
     /// Source: `PostgreSQL` 17 docs, §54.2.8 "Canceling Requests in Progress".
     pub async fn send(self, limit: Duration) -> Option<Box<ServerConn>> {
-        let outcome = self.clock.limit(limit, cancel(&self.target, self.pid, &self.secret)).await;
+        let outcome = self.clock.limit(limit, cancel(&self.target, self.encrypted, self.pid, &self.secret)).await;
         let gate = self.gate.clone();
         if !matches!(outcome, Ok(Ok(()) | Err(Unsent::NotConnected(_)))) {
             gate.poisoned.set(true);
@@ -500,15 +523,23 @@ enum Unsent {
     Unknown(#[from] io::Error),
 }
 
-async fn cancel(target: &Target, pid: u32, secret: &[u8]) -> Result<(), Unsent> {
+async fn cancel(target: &Target, encrypted: bool, pid: u32, secret: &[u8]) -> Result<(), Unsent> {
     if secret.is_empty() {
         // A server that gave no key takes no such requests.
         return Err(Unsent::NotConnected(io::ErrorKind::Unsupported.into()));
     }
-    let mut stream = net::connect(&target.host, target.port, &target.tcp).await.map_err(Unsent::NotConnected)?;
+    let way = if encrypted { Try::Tls } else { Try::Plain };
+    let mut stream = target.connect(way).await.map_err(|error| match error {
+        ConnectError::Io(error) => Unsent::NotConnected(error),
+        error => Unsent::NotConnected(io::Error::other(error)),
+    })?;
     let mut request = Vec::new();
     pgweir_proto::encode::cancel_request(&mut request, pid, secret);
-    std::future::poll_fn(|cx| stream.poll_write(cx, &request, &[])).await?;
+    let mut rest = &request[..];
+    while !rest.is_empty() {
+        let sent = std::future::poll_fn(|cx| stream.poll_write(cx, rest, &[])).await?;
+        rest = rest.get(sent..).unwrap_or_default();
+    }
     let mut byte = [0];
     std::future::poll_fn(|cx| stream.poll_read(cx, &mut byte)).await?;
     Ok(())

@@ -6,14 +6,21 @@
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
+use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use pgweir_config::{Config, Origin};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
+use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::backend::Source;
+use crate::net::tls::{Gear, Keyring};
+use crate::net::{Stream, TcpOptions};
 use crate::observe::Excerpt;
 use crate::route::source;
 
@@ -37,6 +44,15 @@ pub fn run(config: &Config) -> ExitCode {
     for note in unchecked(config) {
         say(&format!("note: {note}\n"));
     }
+    let keyring = match Keyring::load(Arc::new(config.clone())) {
+        Ok(keyring) => Arc::new(keyring),
+        Err(faults) => {
+            for fault in faults {
+                complain(&fault.to_string());
+            }
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,7 +60,7 @@ pub fn run(config: &Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let faults = runtime.block_on(try_logins(config, &pools));
+    let faults = tokio::task::LocalSet::new().block_on(&runtime, try_logins(config, &keyring, &pools));
     say(&match faults.len() {
         0 => "\nno faults\n".to_owned(),
         1 => "\n1 fault\n".to_owned(),
@@ -215,7 +231,9 @@ impl fmt::Display for Fault {
 }
 
 /// Tries every distinct login, one after the other, and reports on it.
-async fn try_logins(config: &Config, pools: &[Pool]) -> Vec<Fault> {
+async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool]) -> Vec<Fault> {
+    let gear = Gear::new(Arc::clone(keyring));
+    let tcp = TcpOptions::new(&config.listen);
     let start = Instant::now();
     let mut faults = Vec::new();
     // Limits of a server, a database and a role are each reported once.
@@ -229,7 +247,7 @@ async fn try_logins(config: &Config, pools: &[Pool]) -> Vec<Fault> {
         say(&format!("\n{database} ({login})\n"));
         let left = WHOLE_LIMIT.saturating_sub(start.elapsed());
         let step = STEP_LIMIT.min(config.pool.server_connect_timeout).min(left);
-        match ask(login, step).await {
+        match ask(database, login, &tcp, &gear, step).await {
             Err(failure) => {
                 say(&format!("  {}\n", failure.what));
                 let place = format!("databases.{database} ({login})");
@@ -291,10 +309,12 @@ const QUESTION: &str = "\
     FROM pg_catalog.pg_roles r, pg_catalog.pg_database d \
     WHERE r.rolname = session_user AND d.datname = current_database()";
 
-/// Logs in, asks, and leaves. Each of the two steps takes at most `step`.
-async fn ask(login: &Login, step: Duration) -> Result<Facts, Failure> {
+/// Logs in, asks, and leaves. Each of the steps takes at most `step`.
+async fn ask(entry: &str, login: &Login, tcp: &TcpOptions, gear: &Gear, step: Duration) -> Result<Facts, Failure> {
     let mut config = tokio_postgres::Config::new();
     config.host(&login.host).port(login.port).dbname(&login.dbname).user(&login.role);
+    // TLS, if any, is under the driver's feet.
+    config.ssl_mode(tokio_postgres::config::SslMode::Disable);
     config.application_name(APPLICATION_NAME);
     let fetched = login.source.fetch().await;
     let fetched =
@@ -302,10 +322,61 @@ async fn ask(login: &Login, step: Duration) -> Result<Facts, Failure> {
     if let Some(password) = fetched {
         config.password(password);
     }
-    let connected = timeout(step, config.connect(NoTls)).await.map_err(|_| late("no login", step))?;
-    let (client, connection) = connected.map_err(|error| failure(&error))?;
+    let connector = gear.keys().connector(entry);
+    let connector = connector.ok_or(Failure { what: "no such entry".to_owned(), remedy: SEE_LOG })?;
+    let mut last = None;
+    for way in connector.tries(&login.host) {
+        let connected = timeout(step, connector.connect(*way, &login.host, login.port, tcp, gear)).await;
+        let stream = match connected.map_err(|_| late("no connection", step))? {
+            Ok(stream) => stream,
+            Err(error) if error.is_of_tls() => {
+                let remedy = "Correct sslmode and the files of the entry, or TLS on the server";
+                last = Some(Failure { what: error.to_string(), remedy });
+                continue;
+            }
+            Err(error) => return Err(Failure { what: error.to_string(), remedy: remedy(None) }),
+        };
+        let logged_in = timeout(step, config.connect_raw(Link(stream), NoTls)).await;
+        match logged_in.map_err(|_| late("no login", step))? {
+            Ok((client, connection)) => return question(client, connection, step).await,
+            Err(error) => last = Some(failure(&error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| Failure { what: "no way to connect".to_owned(), remedy: SEE_LOG }))
+}
+
+/// A connection as the driver takes it.
+struct Link(Stream);
+
+impl AsyncRead for Link {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(self.0.poll_read(cx, buf.initialize_unfilled()))?;
+        buf.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, buf, &[])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.shutdown_write())
+    }
+}
+
+async fn question(
+    client: tokio_postgres::Client,
+    connection: tokio_postgres::Connection<Link, NoTlsStream>,
+    step: Duration,
+) -> Result<Facts, Failure> {
     // Ends when the client is dropped.
-    tokio::spawn(connection);
+    tokio::task::spawn_local(connection);
     let answered = timeout(step, client.simple_query(QUESTION)).await.map_err(|_| late("no answer", step))?;
     let messages = answered.map_err(|error| failure(&error))?;
     let row = messages.iter().find_map(|message| match message {

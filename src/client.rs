@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
 use crate::clock::{Clock, Moment};
+use crate::net::tls::{Gear, Keyring};
 use crate::net::{Peer, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
@@ -78,6 +79,8 @@ pub struct Context {
     pub throttle: RefCell<Throttle>,
     /// Turns to stretch a password that is to be compared with a verifier: each takes a thread.
     pub stretching: Semaphore,
+    /// What TLS needs.
+    pub tls: Rc<Gear>,
     scratch: ScratchPad,
     actives: Actives,
 }
@@ -85,11 +88,12 @@ pub struct Context {
 impl Context {
     /// Nothing yet.
     #[must_use]
-    pub fn new(config: Arc<Config>, secrets: Secrets, clock: Clock) -> Rc<Self> {
+    pub fn new(config: Arc<Config>, secrets: Secrets, keyring: Arc<Keyring>, clock: Clock) -> Rc<Self> {
+        let tls = Gear::new(keyring);
         let clock = Rc::new(clock);
         Rc::new(Self {
             clock: clock.clone(),
-            router: Router::new(config.clone(), clock),
+            router: Router::new(config.clone(), clock, tls.clone()),
             registry: Registry::default(),
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
@@ -103,6 +107,7 @@ impl Context {
             lookups: Lookups::default(),
             throttle: RefCell::new(Throttle::new(config.client.login_failure_rate, config.client.login_failure_burst)),
             stretching: Semaphore::new(STRETCHED_MAX),
+            tls,
             scratch: ScratchPad::default(),
             actives: Actives::default(),
             config,

@@ -11,7 +11,7 @@
 
 use crate::stats::{
     Blame, CancelOutcome, DiscardReason, Histogram, PinReason, PoolGauges, PoolName, PoolSnapshot, PoolStats,
-    ProcessGauges, ProcessStats, Reason, RefusalReason, Snapshot, Sqlstate, SqlstateCounts, Tally,
+    ProcessGauges, ProcessStats, Reason, RefusalReason, Side, SideCounts, Snapshot, Sqlstate, SqlstateCounts, Tally,
 };
 use ::metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -89,6 +89,9 @@ catalogue! {
     SESSIONS_PANICKED = Counter Count "pgweir_sessions_panicked_total" "Sessions that ended in a panic; each is a defect.";
     BROKEN_INVARIANTS = Counter Count "pgweir_broken_invariants_total" "Sessions ended by a broken invariant; each is a defect.";
     CANCELS_UNKNOWN_KEY = Counter Count "pgweir_cancels_unknown_key_total" "Cancel requests whose key no session has.";
+    TLS_HANDSHAKES = Counter Count "pgweir_tls_handshakes_total" "TLS handshakes that succeeded, by side: client or server.";
+    TLS_RESUMPTIONS = Counter Count "pgweir_tls_resumptions_total" "TLS handshakes that resumed an earlier session, by side.";
+    TLS_FAILURES = Counter Count "pgweir_tls_failures_total" "TLS handshakes that failed, by side.";
     PROCESS_CLIENTS = Gauge Count "pgweir_process_clients" "Client connections of the process, those that log in included.";
     PROCESS_CLIENTS_LOGGING_IN = Gauge Count "pgweir_process_clients_logging_in" "Client connections that have not logged in yet.";
     PROCESS_SERVERS = Gauge Count "pgweir_process_servers" "Server connections of the process, in every state.";
@@ -349,6 +352,7 @@ impl Drop for PoolMetrics {
 pub struct ProcessMetrics {
     plain: [(Read<ProcessStats, u64>, Total); 5],
     refused: TallyTotals,
+    tls: [(Read<ProcessStats, SideCounts>, TallyTotals); 3],
     gauges: [(Read<ProcessGauges, u32>, Gauge); 3],
 }
 
@@ -358,6 +362,7 @@ impl ProcessMetrics {
     pub fn register(exporter: &Exporter) -> Self {
         let total = |metric| exporter.counter(metric, Vec::new());
         let gauge = |metric| exporter.gauge(metric, Vec::new());
+        let by_side = |metric| TallyTotals::register::<Side>(exporter, metric, &[], "side");
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         exporter.gauge(BUILD_INFO, vec![version]).set(1.0);
         Self {
@@ -369,6 +374,11 @@ impl ProcessMetrics {
                 (|stats| stats.cancels_unknown_key, total(CANCELS_UNKNOWN_KEY)),
             ],
             refused: TallyTotals::register::<RefusalReason>(exporter, CLIENTS_REFUSED, &[], "reason"),
+            tls: [
+                (|stats| stats.tls.handshakes, by_side(TLS_HANDSHAKES)),
+                (|stats| stats.tls.resumptions, by_side(TLS_RESUMPTIONS)),
+                (|stats| stats.tls.failures, by_side(TLS_FAILURES)),
+            ],
             gauges: [
                 (|gauges| gauges.clients, gauge(PROCESS_CLIENTS)),
                 (|gauges| gauges.clients_logging_in, gauge(PROCESS_CLIENTS_LOGGING_IN)),
@@ -383,6 +393,9 @@ impl ProcessMetrics {
             total.publish(read(stats));
         }
         self.refused.publish(&stats.clients_refused);
+        for (read, totals) in &mut self.tls {
+            totals.publish(&read(stats));
+        }
         for (read, gauge) in &self.gauges {
             gauge.set(f64::from(read(gauges)));
         }

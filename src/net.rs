@@ -4,6 +4,7 @@ mod listen;
 mod peer;
 mod socket;
 mod socket_file;
+pub mod tls;
 
 use std::io;
 use std::net::Shutdown;
@@ -19,26 +20,20 @@ pub use peer::Peer;
 pub use socket_file::SocketFault;
 
 use socket::{poll_recv, poll_send};
+use tls::Tls;
+pub use tls::TlsInfo;
 
-/// A connected socket. Plain today; TLS will be a third variant.
+/// A connected socket.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix-domain socket.
     Unix(UnixStream),
+    /// TCP with TLS on it.
+    Tls(Box<Tls>),
     /// None any more: reads are the end of the stream.
     Closed,
-}
-
-/// What the TLS under a stream says of the two ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsInfo {
-    /// Channel binding data `tls-server-end-point` (RFC 5929): the hash of the server's certificate. None where it is
-    /// undefined for the certificate's signature algorithm.
-    pub end_point: Option<Box<[u8]>>,
-    /// The peer's certificate, DER, if it showed one and it was verified.
-    pub peer_certificate: Option<Box<[u8]>>,
 }
 
 impl Stream {
@@ -46,6 +41,7 @@ impl Stream {
     #[must_use]
     pub const fn tls(&self) -> Option<&TlsInfo> {
         match self {
+            Self::Tls(tls) => Some(tls.info()),
             Self::Tcp(_) | Self::Unix(_) | Self::Closed => None,
         }
     }
@@ -61,11 +57,13 @@ impl Stream {
         match self {
             Self::Tcp(stream) => poll_recv(stream, cx, buf),
             Self::Unix(stream) => poll_recv(stream, cx, buf),
+            Self::Tls(tls) => tls.poll_read(cx, buf),
             Self::Closed => Poll::Ready(Ok(0)),
         }
     }
 
-    /// Writes two slices as one; returns the bytes taken.
+    /// Writes two slices as one; returns the bytes taken. What was not taken has to be offered again: TLS may have
+    /// encrypted it already.
     ///
     /// # Errors
     ///
@@ -75,6 +73,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => poll_send(stream, cx, first, second),
             Self::Unix(stream) => poll_send(stream, cx, first, second),
+            Self::Tls(tls) => tls.poll_write(cx, first, second),
             Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -86,6 +85,7 @@ impl Stream {
         let ready = match self {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tls(tls) => return tls.is_readable(cx),
             Self::Closed => return true,
         };
         ready.is_ready()
@@ -100,6 +100,8 @@ impl Stream {
         let socket = match self {
             Self::Tcp(stream) => SockRef::from(stream),
             Self::Unix(stream) => SockRef::from(stream),
+            // A close_notify counts as something to be read: the end of the stream behind it is what is told.
+            Self::Tls(tls) => SockRef::from(tls.socket()),
             Self::Closed => return Ok(true),
         };
         if let Some(error) = socket.take_error()? {
@@ -117,18 +119,19 @@ impl Stream {
     /// # Errors
     ///
     /// Whatever the socket reports.
-    pub fn shutdown_write(&self) -> io::Result<()> {
+    pub fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
-            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Tls(tls) => tls.shutdown_write(),
+            Self::Tcp(stream) => SockRef::from(&*stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(&*stream).shutdown(Shutdown::Write),
             Self::Closed => Ok(()),
         }
     }
 
     /// Makes the close of this socket a reset, so that the peer is not left in `TIME_WAIT` or reading on.
     pub fn reset_on_close(&self) {
-        if let Self::Tcp(stream) = self {
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        if let Some(socket) = self.tcp() {
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
 
@@ -146,7 +149,15 @@ impl Stream {
     pub fn peer_uid(&self) -> Option<u32> {
         match self {
             Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),
-            Self::Tcp(_) | Self::Closed => None,
+            Self::Tcp(_) | Self::Tls(_) | Self::Closed => None,
+        }
+    }
+
+    const fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(tls) => Some(tls.socket()),
+            Self::Unix(_) | Self::Closed => None,
         }
     }
 }

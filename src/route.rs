@@ -12,6 +12,7 @@ use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 use crate::backend::{Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target};
 use crate::clock::Clock;
 use crate::net::TcpOptions;
+use crate::net::tls::Gear;
 use crate::pool::{Limits, Pool, SharedLimit};
 use crate::stats::PoolName;
 
@@ -34,6 +35,7 @@ pub struct Router {
     config: Arc<Config>,
     clock: Rc<Clock>,
     tcp: TcpOptions,
+    tls: Rc<Gear>,
     pools: RefCell<Pools>,
     /// Those that look users up, where the database forces another user on clients. Apart from the others: clients
     /// must not get there by any name.
@@ -49,12 +51,13 @@ pub struct Router {
 impl Router {
     /// A router without pools: they are made when a client first asks.
     #[must_use]
-    pub fn new(config: Arc<Config>, clock: Rc<Clock>) -> Self {
+    pub fn new(config: Arc<Config>, clock: Rc<Clock>, tls: Rc<Gear>) -> Self {
         let tcp = TcpOptions::new(&config.listen);
         Self {
             config,
             clock,
             tcp,
+            tls,
             pools: RefCell::default(),
             lookup_pools: RefCell::default(),
             databases: RefCell::default(),
@@ -185,6 +188,8 @@ impl Router {
                 ProtocolVersion::V3_0 => PROTOCOL_3_0,
                 ProtocolVersion::V3_2 => PROTOCOL_3_2,
             }),
+            tls: self.tls.clone(),
+            entry: if self.config.databases.contains_key(name) { name } else { FALLBACK }.to_owned(),
             connect_timeout: self.config.pool.server_connect_timeout,
         }
     }

@@ -25,7 +25,7 @@ pub use histogram::Histogram;
 pub use pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
 pub use reason::{
     Blame, BlameCounts, CancelCounts, CancelOutcome, DiscardCounts, DiscardReason, PinCounts, PinReason, Reason,
-    RefusalCounts, RefusalReason, Role, RoleCounts, Tally,
+    RefusalCounts, RefusalReason, Role, RoleCounts, Side, SideCounts, Tally,
 };
-pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot};
+pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TlsStats};
 pub use sqlstate::{ErrorCounts, SQLSTATES_MAX, Sqlstate, SqlstateCounts};

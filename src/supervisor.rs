@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::clock::TICK;
 use crate::metrics::{Exporter, Publisher};
 use crate::net;
+use crate::net::tls::{Keyring, Watch};
 use crate::observe::shared::STALLED_AFTER;
 use crate::observe::{self, PoolLog, Shared, Stage};
 use crate::stats::Snapshot;
@@ -38,14 +39,30 @@ const JOIN_LIMIT: Duration = Duration::from_secs(1);
 /// File descriptors that are no client's and no server's: listeners, epoll, HTTP, standard streams.
 const OWN_DESCRIPTORS: u64 = 64;
 
+/// Exit code of a faulty configuration.
+const USAGE: u8 = 2;
+
+/// How often the files of TLS are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Exit code of everything that went wrong while running.
 const FAILURE: u8 = 1;
 
 /// Runs the pooler until it is told to stop. Standard error gets the log.
 ///
-/// Exit code 0 if every session came to its end by itself, else 1.
+/// Exit code 0 if every session came to its end by itself, 2 if a file that the configuration names is faulty, else 1.
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
+    let config = Arc::new(config);
+    let keyring = match Keyring::load(Arc::clone(&config)) {
+        Ok(keyring) => Arc::new(keyring),
+        Err(faults) => {
+            for fault in faults {
+                eprintln!("{fault}");
+            }
+            return ExitCode::from(USAGE);
+        }
+    };
     let log = match observe::log::init(config.log.log_format, config.log.log_level) {
         Ok(log) => log,
         Err(error) => {
@@ -54,7 +71,7 @@ pub fn run(config: Config) -> ExitCode {
         }
     };
     log_panics();
-    let code = match start(Arc::new(config)) {
+    let code = match start(config, keyring) {
         Ok(supervisor) => supervisor.run().report(),
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -201,6 +218,7 @@ impl Ending {
 /// Everything that runs, as long as it runs.
 struct Supervisor {
     config: Arc<Config>,
+    keyring: Arc<Keyring>,
     runtime: Runtime,
     signals: Signals,
     shared: Arc<Shared>,
@@ -217,7 +235,7 @@ struct HttpServer {
 }
 
 /// Listens and starts the worker; returns when clients are served.
-fn start(config: Arc<Config>) -> Result<Supervisor, StartError> {
+fn start(config: Arc<Config>, keyring: Arc<Keyring>) -> Result<Supervisor, StartError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
     provide_descriptors(&config);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -237,11 +255,13 @@ fn start(config: Arc<Config>) -> Result<Supervisor, StartError> {
         log_listener("postgres", listener.address())?;
     }
     let http = start_http(&config, &runtime, &shared, &exporter)?;
-    let worker = worker::start(Arc::clone(&config), auth_file.users(), listeners, Arc::clone(&shared))
-        .map_err(doing("starting the worker's thread"))?;
+    let worker =
+        worker::start(Arc::clone(&config), auth_file.users(), listeners, Arc::clone(&keyring), Arc::clone(&shared))
+            .map_err(doing("starting the worker's thread"))?;
     shared.enter(Stage::Listening);
     tracing::info!("ready");
-    Ok(Supervisor { config, runtime, signals, shared, publisher: Publisher::new(exporter), http, auth_file, worker })
+    let publisher = Publisher::new(exporter);
+    Ok(Supervisor { config, keyring, runtime, signals, shared, publisher, http, auth_file, worker })
 }
 
 fn start_http(
@@ -279,11 +299,11 @@ fn log_listener(role: &'static str, addr: io::Result<impl Display>) -> Result<()
 impl Supervisor {
     /// Serves until the end.
     fn run(self) -> Ending {
-        let Self { config, runtime, mut signals, shared, publisher, http, auth_file, worker } = self;
+        let Self { config, keyring, runtime, mut signals, shared, publisher, http, auth_file, worker } = self;
         let WorkerHandle { commands, mut finished, thread } = worker;
         let reload = Arc::new(Notify::new());
         runtime.spawn(auth_file.watch(commands.clone(), reload.clone()));
-        let mut desk = Desk::new(&config, commands, shared, publisher, reload);
+        let mut desk = Desk::new(&config, keyring, commands, shared, publisher, reload);
         let ending = runtime.block_on(async {
             let ending = desk.serve(&mut signals, &mut finished).await;
             if let Some(HttpServer { stop, task }) = http {
@@ -316,6 +336,9 @@ fn join(thread: std::thread::JoinHandle<()>) -> bool {
 
 /// Where events arrive and orders leave.
 struct Desk {
+    keyring: Arc<Keyring>,
+    /// The files of TLS.
+    watch: Watch,
     commands: mpsc::UnboundedSender<Command>,
     shared: Arc<Shared>,
     /// Told at SIGHUP.
@@ -334,6 +357,7 @@ struct Desk {
 impl Desk {
     fn new(
         config: &Config,
+        keyring: Arc<Keyring>,
         commands: mpsc::UnboundedSender<Command>,
         shared: Arc<Shared>,
         publisher: Publisher,
@@ -342,7 +366,10 @@ impl Desk {
         let since = Instant::now();
         // Heroku names a dyno so; elsewhere the variable is absent.
         let origin = observe::Origin { source: std::env::var("DYNO").ok(), dyno: None };
+        let watch = keyring.watch();
         Self {
+            keyring,
+            watch,
             commands,
             shared,
             reload,
@@ -360,6 +387,8 @@ impl Desk {
     async fn serve(&mut self, signals: &mut Signals, finished: &mut oneshot::Receiver<Summary>) -> Ending {
         let mut ticks = interval(TICK);
         let mut periods = interval(self.stats_period);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // After a pause of the machine one tick is as good as a hundred.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         periods.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -373,6 +402,12 @@ impl Desk {
                 _ = ticks.tick() => Event::Tick,
                 _ = periods.tick() => {
                     self.log_pools();
+                    continue;
+                }
+                _ = looks.tick(), if !self.watch.is_empty() => {
+                    if self.watch.look() {
+                        self.reload_keys();
+                    }
                     continue;
                 }
             };
@@ -405,9 +440,29 @@ impl Desk {
             }
             Order::Reload => {
                 self.reload.notify_one();
+                self.reload_keys();
                 tracing::warn!(
-                    "SIGHUP: auth_file is read again; this version cannot reload its other settings; restart it"
+                    "SIGHUP: auth_file and the files of TLS are read again; this version cannot reload its settings; \
+                     restart it for those"
                 );
+            }
+        }
+    }
+
+    /// Reads the files of TLS again. Connections that exist keep what they have.
+    fn reload_keys(&mut self) {
+        if self.watch.is_empty() {
+            return;
+        }
+        // What is written from here on is seen as a change.
+        self.watch = self.keyring.watch();
+        match self.keyring.reload() {
+            Ok(()) => tracing::info!("certificates and keys of TLS read again"),
+            Err(faults) => {
+                for fault in faults {
+                    tracing::error!("{fault}");
+                }
+                tracing::error!("certificates and keys of TLS not replaced: the old ones stay in use");
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cancel::{Activity, Entry, Order};
 use crate::client::{Context, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
+use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Listener};
 use crate::observe::Shared;
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
@@ -65,6 +66,7 @@ pub fn start(
     config: Arc<Config>,
     users: Arc<Users>,
     listeners: Vec<Listener>,
+    keyring: Arc<Keyring>,
     shared: Arc<Shared>,
 ) -> io::Result<WorkerHandle> {
     let secrets = Secrets::new(&config, users)?;
@@ -73,7 +75,8 @@ pub fn start(
     let runtime_check = Builder::new_current_thread().enable_io().build_local(LocalOptions::default());
     drop(runtime_check?);
     let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
-        let summary = run(config, listeners, shared, secrets, orders);
+        let context = move |clock| Context::new(config, secrets, keyring, clock);
+        let summary = run(context, listeners, shared, orders);
         let summary = summary.unwrap_or_else(|error| {
             tracing::error!(%error, "the worker's event loop failed");
             Summary::default()
@@ -84,18 +87,16 @@ pub fn start(
 }
 
 fn run(
-    config: Arc<Config>,
+    context: impl FnOnce(Clock) -> Rc<Context>,
     listeners: Vec<Listener>,
     shared: Arc<Shared>,
-    secrets: Secrets,
     orders: mpsc::UnboundedReceiver<Command>,
 ) -> io::Result<Summary> {
     let pauses = Pauses::default();
     let pause = pauses.clone();
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_io().on_thread_unpark(move || pause.over()).build_local(LocalOptions::default())?;
-    let context = Context::new(config, secrets, Clock::new(pauses));
-    let worker = Worker { context, shared, ticks: 0, stage: Stage::Serving };
+    let worker = Worker { context: context(Clock::new(pauses)), shared, ticks: 0, stage: Stage::Serving };
     runtime.block_on(worker.run(listeners, orders))
 }
 
@@ -228,6 +229,7 @@ impl Worker {
         let now = self.context.clock.refresh();
         let mut snapshot = Snapshot::empty(now);
         snapshot.process = self.context.process.borrow().clone();
+        snapshot.process.tls = self.context.tls.stats.borrow().clone();
         for pool in self.context.router.pools() {
             snapshot.pools.push(PoolSnapshot {
                 name: pool.name.clone(),

@@ -10,6 +10,7 @@ use crate::fault::{Fault, Problem};
 use crate::origin::Origin;
 use crate::secret::Secret;
 use crate::socket::{SOCKET_PATH_MAX, is_socket_dir, listed, socket_path};
+use crate::tls;
 use crate::url::{is_host, is_ipv6};
 
 /// `listen_addr`: nothing, `*` alone, or hosts separated by commas, each once.
@@ -59,6 +60,12 @@ pub(crate) fn whole_seconds(time: &Duration) -> Result<(), Problem> {
     if time.subsec_nanos() == 0 { Ok(()) } else { Err(Problem::Fraction) }
 }
 
+/// `client_tls_protocols`, `server_tls_protocols`: `secure`, or versions separated by commas.
+pub(crate) fn tls_protocols(text: &str) -> Result<(), Problem> {
+    let known = |word: &str| tls::VERSIONS.iter().any(|(name, _)| *name == word);
+    if text.split(',').map(str::trim).all(known) { Ok(()) } else { Err(Problem::TlsVersions) }
+}
+
 /// The faults that only show when all layers are in place. `suspects` are keys with a fault of their own, which
 /// would only repeat themselves here.
 pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> {
@@ -72,6 +79,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     check_auth_databases(config, &mut faults);
     check_ident(config, &mut faults);
     check_users(config, suspects, &mut faults);
+    tls::check(config, &mut faults);
     faults.retain(|fault| !suspects.contains(&fault.key) && !names_a_suspect(fault, suspects));
     faults
 }

@@ -111,6 +111,36 @@ choice! {
 }
 
 choice! {
+    /// Whether TLS is used, and what is checked before it is relied on; `sslmode` in libpq.
+    SslMode {
+        /// Never.
+        Disable = "disable",
+        /// If the other side insists.
+        Allow = "allow",
+        /// If the other side can.
+        #[default]
+        Prefer = "prefer",
+        /// Always.
+        Require = "require",
+        /// Always, with a certificate that a trusted authority signed.
+        VerifyCa = "verify-ca",
+        /// As before, and the certificate is the host's.
+        VerifyFull = "verify-full",
+    }
+}
+
+choice! {
+    /// How TLS begins; `sslnegotiation` in libpq.
+    SslNegotiation {
+        /// With Postgres' own question whether it may.
+        #[default]
+        Postgres = "postgres",
+        /// At once: one round trip less. Postgres 17 and later understand it.
+        Direct = "direct",
+    }
+}
+
+choice! {
     /// What becomes of a running query whose client is gone.
     CancelOnDisconnect {
         /// Cancelled if the client was lost (no `Terminate`); run to its end if it said goodbye.

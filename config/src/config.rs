@@ -11,7 +11,7 @@ use crate::file;
 use crate::ident::IdentMap;
 use crate::origin::Origin;
 use crate::setting::{Reload, Setting};
-use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process, Server};
+use crate::settings::{self, Auth, Client, Http, Listen, Log, Pool, Process, Server, Tls};
 use crate::userlist::UserList;
 
 /// Largest configuration file that is read; bytes.
@@ -26,6 +26,8 @@ pub struct Config {
     pub auth: Auth,
     /// `[server]`.
     pub server: Server,
+    /// `[tls]`.
+    pub tls: Tls,
     /// `[pool]`.
     pub pool: Pool,
     /// `[client]`.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::check::server_host;
-use crate::choices::{BindingPolicy, PoolMode};
+use crate::choices::{BindingPolicy, PoolMode, SslMode, SslNegotiation};
 use crate::login::{CommandLine, RequireAuth};
 use crate::secret::Secret;
 use crate::setting::{Setting, group};
@@ -63,6 +63,18 @@ group! {
         /// Whether the password may be sent in clear, if the server asks for it so, over TCP without TLS. Over TLS and
         /// Unix sockets it may always.
         allow_cleartext_password: Option<bool> as "false" => live;
+        /// Whether TLS is used towards the server; absent: `server_tls_sslmode`, and `verify-full` if `sslrootcert` is
+        /// `system`.
+        sslmode: Option<SslMode> as "verify-full" => live;
+        /// File of the authorities that vouch for the server, or `system`; absent: `server_tls_ca_file`.
+        sslrootcert: Option<String> as "/etc/pgweir/server-ca.pem" => live;
+        /// File of the certificate shown to the server; absent: `server_tls_cert_file`.
+        sslcert: Option<String> as "/etc/pgweir/client.pem" => live;
+        /// File of its private key; absent: `server_tls_key_file`.
+        sslkey: Option<String> as "/etc/pgweir/client.key" => live;
+        /// How TLS begins: with the question of `postgres`, or `direct` without it (Postgres 17 and later, with `sslmode`
+        /// `require` or stronger).
+        sslnegotiation: Option<SslNegotiation> as "postgres" => live;
         /// Server connections of one pool, at most; absent: `default_pool_size`.
         pool_size: Option<u32> as 20, in 1..=10000 => live;
         /// Server connections of one pool kept open when idle; absent: the global `min_pool_size`.

@@ -240,6 +240,33 @@ pub enum Problem {
         /// The other one.
         other: &'static str,
     },
+    /// A TLS version that does not exist or is not spoken.
+    #[error("not TLS versions that are spoken")]
+    TlsVersions,
+    /// TLS for clients without what it needs.
+    #[error("it needs {key}, which is empty")]
+    TlsNeeds {
+        /// The setting that is empty.
+        key: &'static str,
+    },
+    /// A certificate without its private key, or the other way round.
+    #[error("{key}, which belongs to it, is empty")]
+    TlsHalf {
+        /// The setting that is empty.
+        key: String,
+    },
+    /// A verifying mode without anyone to trust.
+    #[error("it needs a file of authorities, and {key} is empty")]
+    TlsNoAuthority {
+        /// The setting that is empty.
+        key: String,
+    },
+    /// The authorities of the operating system with a mode that does not check for whom they vouch.
+    #[error("weak sslmode, because any certificate of the system's authorities would pass for this server's")]
+    TlsWeakForSystem,
+    /// Direct TLS with a mode that allows to do without TLS.
+    #[error("weak sslmode, which may not be used with sslnegotiation = direct")]
+    TlsWeakForDirect,
     /// Passwords are asked for, and there is no user who could log in.
     #[error("no user has a password, so that no client could log in")]
     NoUser,
@@ -274,6 +301,11 @@ impl fmt::Display for Remedy<'_> {
             Problem::Syntax { .. } => f.write_str("Mend that line; https://toml.io explains the format."),
             Problem::Unreadable { .. } => f.write_str("Check the path and its permissions, or leave the file away."),
             Problem::Url(problem) => f.write_str(problem.remedy()),
+            Problem::TlsNeeds { key } => {
+                write!(f, "Name the PEM file in {key}, or set client_tls_sslmode = \"disable\".")
+            }
+            Problem::TlsHalf { key } => write!(f, "Name the PEM file in {key}, or leave both empty."),
+            Problem::TlsNoAuthority { key } => write!(f, "Name the PEM file of the authorities in {key}."),
             Problem::MinAboveSize { size_key, .. } => {
                 write!(f, "Lower it, or raise {size_key}.")
             }
@@ -310,6 +342,9 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::Quote => "Close it, or put a backslash in front of it.",
         Problem::NoCommand => "Write a program and its arguments.",
         Problem::TwoPasswords { .. } => "Keep one of password, password_file and password_command.",
+        Problem::TlsVersions => r#"Write "secure", "tlsv1.2", "tlsv1.3" or "tlsv1.2,tlsv1.3"."#,
+        Problem::TlsWeakForSystem => r#"Use "verify-full"."#,
+        Problem::TlsWeakForDirect => r#"Use "require", "verify-ca" or "verify-full"."#,
         Problem::NoUser => {
             r#"Add [users.NAME] with password = "...", or name an auth_file, or set auth_type = "trust" if everyone who reaches the port may log in."#
         }

@@ -17,7 +17,7 @@
 //! | `config` | [`Config`] and the four layers |
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
 //! | `file`, `env`, `args`, `url` | one source syntax each |
-//! | `check` | what no single value can tell |
+//! | `check`, `tls` | what no single value can tell |
 //! | `ident` | [`IdentMap`]: whom a user of the system or a certificate may log in as |
 //! | `userlist` | [`UserList`]: the users of `auth_file` |
 //! | `fault`, `origin`, `secret` | [`Fault`], [`Origin`], [`Secret`] |
@@ -41,11 +41,15 @@ mod secret;
 mod setting;
 pub mod settings;
 mod socket;
+mod tls;
 mod typed;
 mod url;
 mod userlist;
 
-pub use choices::{AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
+pub use choices::{
+    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
+    SslNegotiation,
+};
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
 pub use env::environment;
@@ -56,8 +60,9 @@ pub use network::Networks;
 pub use origin::Origin;
 pub use secret::Secret;
 pub use setting::{Bounds, Reload, Setting};
-pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process, Server};
+pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process, Server, Tls};
 pub use socket::{FileMode, SOCKET_PATH_MAX, is_socket_dir, socket_path};
+pub use tls::{SYSTEM, ServerTls};
 pub use typed::Kind;
 pub use url::UrlProblem;
 pub use userlist::UserList;

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
-use crate::check::{http_address, listen_addresses, whole_seconds};
-use crate::choices::{AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion};
+use crate::check::{http_address, listen_addresses, tls_protocols, whole_seconds};
+use crate::choices::{
+    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
+};
 use crate::config::Config;
 use crate::login::RequireAuth;
 use crate::network::Networks;
@@ -28,6 +30,7 @@ pub static GROUPS: &[Group] = &[
     Group { name: "listen", doc: "Where clients connect.", settings: LISTEN },
     Group { name: "auth", doc: "How clients prove who they are.", settings: AUTH },
     Group { name: "server", doc: "How pgweir logs in to servers.", settings: SERVER },
+    Group { name: "tls", doc: "Encryption between clients and pgweir, and between pgweir and servers.", settings: TLS },
     Group { name: "pool", doc: "How many server connections there are, and how long they live.", settings: POOL },
     Group { name: "client", doc: "What one client may hold, send and wait for.", settings: CLIENT },
     Group { name: "http", doc: "Metrics, limits, health and the dashboard.", settings: HTTP },
@@ -139,6 +142,41 @@ group! {
         /// How long the output of a `password_command` is used; then, or when a server refuses it, it is run again. 0
         /// runs it for every login.
         password_command_ttl: Duration = "600s", in 0..="365d" => live;
+    }
+}
+
+group! {
+    /// `[tls]`: encryption between clients and pgweir (`client_tls_*`), and between pgweir and servers (`server_tls_*`).
+    ///
+    /// The files are PEM. They are read again when they change and on SIGHUP; one that is faulty is logged, and the old
+    /// one stays in use. A private key must not be readable by others, as in Postgres.
+    Tls, "tls", |config: Config| config.tls, TLS {
+        /// What clients may or must do. `disable`: no TLS. `allow` and `prefer`: TLS for those that ask for it.
+        /// `require`: TLS only. `verify-ca` and `verify-full`: TLS only, and with a certificate that `client_tls_ca_file`
+        /// vouches for; in the other modes none is asked for. Cancel requests need no TLS, as in Postgres.
+        client_tls_sslmode: SslMode = "disable" => live;
+        /// File of the certificate shown to clients, with the intermediate ones behind it.
+        client_tls_cert_file: String = "" => live;
+        /// File of its private key.
+        client_tls_key_file: String = "" => live;
+        /// File of the authorities that vouch for clients' certificates.
+        client_tls_ca_file: String = "" => live;
+        /// TLS versions for clients: `tlsv1.2` and `tlsv1.3`, separated by commas, or `secure` for both.
+        client_tls_protocols: String = "secure", check tls_protocols => live;
+        /// Whether server connections use TLS, with libpq's meaning. `disable`: never. `allow`: if the server refuses the
+        /// login without. `prefer`: if the server can. `require`: always. `verify-ca`: always, and `server_tls_ca_file`
+        /// vouches for the server's certificate. `verify-full`: it is also for the host that is connected to. With
+        /// `server_tls_ca_file`, it has to vouch in the weaker modes, too, wherever TLS is used.
+        server_tls_sslmode: SslMode = "prefer" => live;
+        /// File of the authorities that vouch for servers' certificates; `system` takes those of the operating system,
+        /// and needs `verify-full`.
+        server_tls_ca_file: String = "" => live;
+        /// File of the certificate shown to servers that ask for one, with the intermediate ones behind it.
+        server_tls_cert_file: String = "" => live;
+        /// File of its private key.
+        server_tls_key_file: String = "" => live;
+        /// TLS versions for servers: `tlsv1.2` and `tlsv1.3`, separated by commas, or `secure` for both.
+        server_tls_protocols: String = "secure", check tls_protocols => live;
     }
 }
 

@@ -32,9 +32,6 @@ pub enum UrlProblem {
     /// A query key that is no key of a database entry.
     #[error("the URL has a query key that is no key of [databases.NAME]")]
     QueryKey,
-    /// A query key that asks for TLS to the server, which is not there.
-    #[error("the URL asks for TLS to the server by sslmode, which is not supported")]
-    Tls,
 }
 
 impl UrlProblem {
@@ -54,7 +51,6 @@ impl UrlProblem {
             Self::Nul => "Remove the %00.",
             Self::NoUser => "Write user:password@ in front of the host.",
             Self::QueryKey => "Remove it, or use pool_size, pool_mode or another key of [databases.NAME].",
-            Self::Tls => "Write sslmode=disable if the way to the server is trusted.",
         }
     }
 }
@@ -153,7 +149,8 @@ impl Target {
     }
 
     fn read_query(&mut self, query: &str) {
-        if query.contains(['@', '/']) {
+        // A bare @ is what a password with a question mark looks like; a slash is the path of a file.
+        if query.contains('@') {
             self.problems.push(UrlProblem::Reserved);
             return;
         }
@@ -164,8 +161,6 @@ impl Target {
             let mut known = known.filter(|name| !IN_URL.contains(name));
             match known.find(|name| *name == key) {
                 Some(name) => self.options.push((name, value)),
-                None if key == "sslmode" && value == "disable" => {}
-                None if key == "sslmode" => self.problems.push(UrlProblem::Tls),
                 None => self.problems.push(UrlProblem::QueryKey),
             }
         }
@@ -299,15 +294,15 @@ mod tests {
 
     #[test]
     fn the_query_takes_the_keys_of_an_entry_and_no_others() {
-        let target = Target::parse("postgres://h/db?pool_size=5&pool_mode=session");
-        assert_eq!(target.options, [("pool_size", "5".to_owned()), ("pool_mode", "session".to_owned())]);
+        let target = Target::parse("postgres://h/db?pool_size=5&sslmode=require&sslrootcert=/etc/ca.pem");
+        let want = [("pool_size", "5"), ("sslmode", "require"), ("sslrootcert", "/etc/ca.pem")];
+        assert_eq!(target.options, want.map(|(key, value)| (key, value.to_owned())));
         assert_eq!(target.problems, []);
         #[rustfmt::skip]
         let table = [
             ("postgres://h/db?poolsize=5",       UrlProblem::QueryKey),
             ("postgres://h/db?password=x",       UrlProblem::QueryKey),
-            ("postgres://h/db?sslmode=require",  UrlProblem::Tls),
-            ("postgres://h/db?sslmode",          UrlProblem::Tls),
+            ("postgres://h/db?sslmodus=require", UrlProblem::QueryKey),
         ];
         for (url, want) in table {
             assert_eq!(Target::parse(url).problems, [want], "{url}");

@@ -21,6 +21,8 @@ const REQUESTS: u32 = 1234 << 16;
 /// The code of a `CancelRequest`.
 pub const CANCEL_REQUEST: u32 = REQUESTS + 5678;
 const SSL_REQUEST: u32 = REQUESTS + 5679;
+/// A whole `SSLRequest`.
+pub const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 const GSSENC_REQUEST: u32 = REQUESTS + 5680;
 
 /// A first packet.

@@ -27,6 +27,7 @@ impl Drop for ServerConn {
             return;
         }
         let farewell = Farewell {
+            encrypted: stream.tls().is_some(),
             stream,
             permit,
             // A message cut in the middle would make the Terminate part of its body.
@@ -43,6 +44,7 @@ impl Drop for ServerConn {
 
 struct Farewell {
     stream: Stream,
+    encrypted: bool,
     permit: Permit,
     terminate: bool,
     busy: bool,
@@ -73,7 +75,7 @@ impl Farewell {
         let clock = self.clock.clone();
         loop {
             if self.busy {
-                let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, self.pid, &self.secret)).await;
+                let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, self.encrypted, self.pid, &self.secret)).await;
             }
             // Without a Terminate the server notices only the end of the stream.
             if !self.terminate {

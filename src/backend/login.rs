@@ -19,7 +19,8 @@ use pgweir_proto::{Malformed, encode};
 
 use super::{CancelGate, Credential, CredentialError, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
 use crate::clock::Clock;
-use crate::net::{self, Stream};
+use crate::net::Stream;
+use crate::net::tls::{ConnectError, Try};
 use crate::settings::Profile;
 use crate::stats::DiscardReason;
 
@@ -62,6 +63,9 @@ pub enum DialError {
     /// The network refused or broke it.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// There is no TLS that would do.
+    #[error("{0}")]
+    Tls(ConnectError),
     /// It took longer than `server_connect_timeout`.
     #[error("no answer within server_connect_timeout")]
     Timeout,
@@ -180,6 +184,7 @@ impl DialError {
             Self::Refused { code, .. } => {
                 code.starts_with("28") || code.starts_with("3D") || matches!(code.as_str(), "42501" | "55000")
             }
+            Self::Tls(error) => error.is_hopeless(),
             Self::Io(_) | Self::Timeout | Self::Credential(CredentialError::Command { .. }) => false,
             _ => true,
         }
@@ -294,19 +299,36 @@ struct Login {
     version: u32,
 }
 
-async fn log_in(target: &Target, credential: &Credential, slot: &mut Option<Login>) -> Result<(), DialError> {
-    let newest = target.version.get();
-    match introduce(target, newest, credential, slot).await {
-        Err(error) if newest > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) => {
-            if let Some(mut login) = slot.take() {
-                // Never two at once.
-                login.until_closed().await;
-            }
-            introduce(target, PROTOCOL_3_0, credential, slot).await?;
-            target.version.set(PROTOCOL_3_0);
+impl From<ConnectError> for DialError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Io(error) => Self::Io(error),
+            error => Self::Tls(error),
         }
-        outcome => outcome?,
     }
+}
+
+async fn log_in(target: &Target, credential: &Credential, slot: &mut Option<Login>) -> Result<(), DialError> {
+    let mut ways = target.tries().iter().copied();
+    let mut way = ways.next().unwrap_or(Try::Plain);
+    let mut version = target.version.get();
+    loop {
+        let Err(error) = introduce(target, way, version, credential, slot).await else { break };
+        let encrypted = slot.as_ref().is_some_and(|login| login.stream.tls().is_some());
+        if version > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) {
+            version = PROTOCOL_3_0;
+        } else if let Some(next) = ways.next().filter(|next| is_worth(*next, encrypted, &error)) {
+            tracing::debug!(host = target.host, port = target.port, ?way, ?next, %error, "server login: the next way");
+            way = next;
+        } else {
+            return Err(error);
+        }
+        if let Some(mut login) = slot.take() {
+            // Never two at once: the first still counts on the server until it is gone.
+            login.until_closed().await;
+        }
+    }
+    target.version.set(version);
     let login = slot.as_mut().ok_or(DialError::Timeout)?;
     login.until_ready().await?;
     login.learn_incarnation().await?;
@@ -327,14 +349,25 @@ fn may_be_the_version(error: &DialError, login: Option<&Login>) -> bool {
     }
 }
 
-/// Connects, asks for a version of the protocol, and authenticates.
+/// Whether the `next` way may lead where the last one failed: the server may want TLS, or want none. A server that is
+/// full, say, wants neither: what it said with TLS is final.
+fn is_worth(next: Try, encrypted: bool, error: &DialError) -> bool {
+    match error {
+        DialError::Refused { code, .. } => code.starts_with("28") && encrypted == (next == Try::Plain),
+        DialError::Tls(error) => next == Try::Plain && error.is_of_tls(),
+        _ => false,
+    }
+}
+
+/// Connects in one way, asks for a version of the protocol, and authenticates.
 async fn introduce(
     target: &Target,
+    way: Try,
     version: u32,
     credential: &Credential,
     slot: &mut Option<Login>,
 ) -> Result<(), DialError> {
-    let stream = net::connect(&target.host, target.port, &target.tcp).await?;
+    let stream = target.connect(way).await?;
     let login = slot.insert(Login {
         stream,
         scanner: Scanner::new(LOGIN_MESSAGE_LIMIT),

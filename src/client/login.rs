@@ -3,6 +3,7 @@
 mod admission;
 mod announced;
 mod auth;
+mod encryption;
 
 use std::future::poll_fn;
 use std::io;
@@ -172,13 +173,14 @@ impl Door {
 
     /// Reads up to the start-up message. None after a cancel request.
     async fn first_packets(&mut self) -> Result<Option<(Wish, Vec<u8>)>, Refused> {
-        let (mut asked_ssl, mut asked_gss) = (false, false);
+        let direct = self.direct_tls().await?;
+        let (mut asked_ssl, mut asked_gss) = (direct, direct);
         loop {
             let packet = self.first_packet().await?;
             match First::parse(packet.get(4..).unwrap_or_default()) {
                 Ok(First::Ssl) if !asked_ssl => {
                     asked_ssl = true;
-                    self.decline().await?;
+                    asked_gss |= self.requested_tls().await?;
                 }
                 Ok(First::GssEnc) if !asked_gss => {
                     asked_gss = true;
@@ -193,6 +195,7 @@ impl Door {
                     return Ok(None);
                 }
                 Ok(First::Startup(startup)) => {
+                    self.check_tls()?;
                     let mut out = Vec::new();
                     negotiate(&startup, &mut out);
                     return wish(&startup).map(|wish| Some((wish, out)));
@@ -215,15 +218,6 @@ impl Door {
             }
             self.read(MAX_STARTUP as usize).await?;
         }
-    }
-
-    /// No encryption here. Bytes that were sent behind the request are an attack or a defect.
-    async fn decline(&mut self) -> Result<(), Refused> {
-        if !self.input.is_empty() {
-            let message = "received unencrypted data after an encryption request";
-            return Err(Refused::new(RefusalReason::Protocol, "08P01", message));
-        }
-        Ok(self.write(b"N").await?)
     }
 
     /// A cancel request. Its connection is closed, without a word, when it was dealt with.

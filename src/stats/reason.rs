@@ -149,6 +149,16 @@ reasons! {
 }
 
 reasons! {
+    /// Whom a TLS connection leads to.
+    Side, SideCounts {
+        /// A client: we are TLS' server.
+        Client = "client",
+        /// A server: we are TLS' client.
+        Server = "server",
+    }
+}
+
+reasons! {
     /// Which kind of server a pool's connections lead to.
     Role, RoleCounts {
         /// Takes writes.
@@ -234,5 +244,6 @@ mod tests {
         check_reasons::<CancelOutcome, 2>();
         check_reasons::<RefusalReason, 9>();
         check_reasons::<Role, 2>();
+        check_reasons::<Side, 2>();
     }
 }

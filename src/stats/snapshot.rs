@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
-use super::reason::RefusalCounts;
+use super::reason::{RefusalCounts, Side, SideCounts};
 
 /// What the process counted that belongs to no pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,34 @@ pub struct ProcessStats {
     pub broken_invariants: u64,
     /// Cancel requests whose key no session has.
     pub cancels_unknown_key: u64,
+    /// TLS, by side.
+    pub tls: TlsStats,
+}
+
+/// What became of TLS handshakes, by side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsStats {
+    /// Handshakes that succeeded.
+    pub handshakes: SideCounts,
+    /// Those of them that resumed an earlier session.
+    pub resumptions: SideCounts,
+    /// Handshakes that failed.
+    pub failures: SideCounts,
+}
+
+impl TlsStats {
+    /// A handshake ended: with success, and then whether it resumed a session, or without.
+    pub fn add<E>(&mut self, side: Side, outcome: &Result<bool, E>) {
+        match outcome {
+            Ok(resumed) => {
+                self.handshakes.add(side);
+                if *resumed {
+                    self.resumptions.add(side);
+                }
+            }
+            Err(_) => self.failures.add(side),
+        }
+    }
 }
 
 /// How the process stands at one moment.

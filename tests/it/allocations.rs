@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pgweir::net::tls::Keyring;
 use pgweir::observe::Shared;
 use pgweir::worker::{self, Command, WorkerHandle};
 use pgweir_config::{Config, Sources};
@@ -167,10 +168,11 @@ impl Worker {
         let listeners = pgweir::net::listen(&config.listen).unwrap();
         let addr = listeners[0].address().unwrap().parse().unwrap();
         let shared = Arc::new(Shared::new(Instant::now()));
+        let keyring = Arc::new(Keyring::load(Arc::clone(&config)).unwrap());
         let started = ONE_START.lock().unwrap_or_else(PoisonError::into_inner);
         let before = worker_threads();
         // It tries a runtime out, which must not happen inside of another: the test's.
-        let start = thread::spawn(move || worker::start(config, Arc::default(), listeners, shared).unwrap());
+        let start = thread::spawn(move || worker::start(config, Arc::default(), listeners, keyring, shared).unwrap());
         let handle = start.join().unwrap();
         let begun = Instant::now();
         let thread = loop {

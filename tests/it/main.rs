@@ -31,5 +31,6 @@ mod sockets;
 mod stage;
 mod stop;
 mod support;
+mod tls;
 mod transcript;
 mod versions;

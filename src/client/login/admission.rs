@@ -87,6 +87,7 @@ impl Admitted {
             let name = &self.pool.name;
             tracing::info!(
                 client = entry.pid, peer = %door.peer, database = %name.database, user = %name.user,
+                tls = door.stream.tls().map(tracing::field::display),
                 "client logged in"
             );
         }

@@ -22,7 +22,7 @@ impl Door {
         let body = self.ask(out).await?;
         let (mechanism, first) = frontend::sasl_initial(&body)?;
         let channel = match (std::str::from_utf8(mechanism), end_point) {
-            (Ok(MECHANISM_PLUS), Some(end_point)) => ChannelBinding::EndPoint(end_point.into_vec()),
+            (Ok(MECHANISM_PLUS), Some(end_point)) => ChannelBinding::EndPoint(end_point.to_vec()),
             // It could have been bound: a client that believes otherwise was lied to.
             (Ok(MECHANISM), Some(_)) => ChannelBinding::Unused,
             (Ok(MECHANISM), None) => ChannelBinding::Unavailable,

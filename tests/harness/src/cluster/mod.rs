@@ -6,8 +6,10 @@ mod template;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -189,6 +191,40 @@ impl Cluster {
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
+    }
+
+    /// Writes a file into the data directory, readable by Postgres alone: a certificate, a key, `pg_hba.conf`. It is read at
+    /// the next [`Cluster::reload`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn place_file(&self, name: &str, text: &str) -> Result<(), HarnessError> {
+        let path = self.data_dir().join(name);
+        let mut file = File::create(&path).doing("making", &path)?;
+        file.set_permissions(Permissions::from_mode(0o600)).doing("protecting", &path)?;
+        file.write_all(text.as_bytes()).doing("writing", &path)?;
+        hand_over(&path)
+    }
+
+    /// Has its configuration read again; waits until new connections get what it says now.
+    ///
+    /// # Errors
+    ///
+    /// [`HarnessError::Late`] when that takes too long.
+    pub fn reload(&self) -> Result<(), HarnessError> {
+        // A new session inherits the time from the postmaster.
+        let loaded = || self.psql("postgres", "SELECT pg_conf_load_time()");
+        let before = loaded()?;
+        self.psql("postgres", "SELECT pg_reload_conf()")?;
+        let start = Instant::now();
+        while loaded()? == before {
+            if start.elapsed() > PATIENCE {
+                return Err(self.late("Postgres' reload", PATIENCE));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// All it has logged; empty when the log cannot be read.

@@ -1,0 +1,69 @@
+//! TLS on both sides: psql directly on Postgres is the judge of what pgweir accepts, shows and says.
+
+mod clients;
+mod pki;
+mod servers;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use pgweir_harness::{Auth, Cluster, ClusterOptions};
+
+use pki::Identity;
+
+/// A Postgres whose certificate changes from test to test; whoever has it has it alone.
+struct TlsPrimary(MutexGuard<'static, Cluster>);
+
+impl TlsPrimary {
+    /// It trusts whoever comes: passwords and their channel binding have tests of their own.
+    fn take() -> Self {
+        static PRIMARY: OnceLock<Mutex<Cluster>> = OnceLock::new();
+        let primary = PRIMARY.get_or_init(|| {
+            let options = ClusterOptions::auth(Auth::Trust).set("max_connections", "100");
+            Mutex::new(Cluster::start(options).unwrap())
+        });
+        let primary = Self(primary.lock().unwrap_or_else(PoisonError::into_inner));
+        primary.hba("host all all 127.0.0.1/32 trust");
+        primary
+    }
+
+    /// Shows this certificate from now on.
+    fn show(&self, identity: &Identity) {
+        self.0.place_file("server.crt", &identity.certificate).unwrap();
+        self.0.place_file("server.key", &identity.key).unwrap();
+        self.0.psql("postgres", "ALTER SYSTEM SET ssl = on").unwrap();
+        self.0.reload().unwrap();
+    }
+
+    /// Speaks no TLS from now on.
+    fn hide(&self) {
+        self.0.psql("postgres", "ALTER SYSTEM SET ssl = off").unwrap();
+        self.0.reload().unwrap();
+    }
+
+    /// Who may log in by TCP from now on.
+    fn hba(&self, lines: &str) {
+        self.0.place_file("pg_hba.conf", &format!("local all all trust\n{lines}\n")).unwrap();
+        self.0.reload().unwrap();
+    }
+}
+
+/// psql with these words of a connection string, and nothing of the caller's. What it printed, or what it complained
+/// about.
+fn psql(cluster: &Cluster, words: &str, sql: &str) -> Result<String, String> {
+    let mut psql = Command::new(cluster.programs().program("psql"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+        psql.env_remove(name);
+    }
+    // Without a home there are no files of libpq's that nobody named.
+    psql.env("HOME", "/nonexistent").env("LC_ALL", "C.UTF-8").env("PGCONNECT_TIMEOUT", "20");
+    psql.args(["-X", "-A", "-t", "-c", sql, &format!("{words} gssencmode=disable")]);
+    let output = psql.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+fn show(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
