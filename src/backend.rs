@@ -21,7 +21,7 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
 use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
-use crate::net::{Stream, TcpOptions};
+use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::Statement;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
@@ -254,6 +254,12 @@ impl ServerConn {
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.stream.poll_read(cx, buf)
+    }
+
+    /// What TLS says of the server; none without TLS.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&TlsInfo> {
+        self.stream.tls()
     }
 
     /// Writes `first` and `second` behind what is still unsent, and keeps what the socket does not take.

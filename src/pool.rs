@@ -469,7 +469,10 @@ impl Pool {
         // Up to a tenth sooner, so that connections made together do not end together.
         let share = rand::rng().random_range(0.9..=1.0);
         conn.expires = conn.born.checked_add(self.limits.server_lifetime.mul_f64(share));
-        tracing::debug!(pool = %self.name.database, user = %self.name.user, server_pid = conn.pid, "server login");
+        tracing::debug!(
+            pool = %self.name.database, user = %self.name.user, server_pid = conn.pid,
+            tls = conn.tls().map(tracing::field::display), "server login"
+        );
         self.offer(conn);
     }
 

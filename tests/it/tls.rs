@@ -1,8 +1,13 @@
 //! TLS on both sides: psql directly on Postgres is the judge of what pgweir accepts, shows and says.
 
+mod certificates;
+pub(crate) mod client;
 mod clients;
-mod pki;
+mod hostile;
+pub(crate) mod pki;
+mod reload;
 mod servers;
+mod sessions;
 
 use std::path::Path;
 use std::process::Command;
@@ -64,6 +69,6 @@ fn psql(cluster: &Cluster, words: &str, sql: &str) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-fn show(path: &Path) -> &str {
+pub(crate) fn show(path: &Path) -> &str {
     path.to_str().unwrap()
 }

@@ -13,6 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::link::Link;
 use crate::login::{Account, Session};
 use crate::machine::CpuTime;
 use crate::replies::ReplyCounter;
@@ -142,7 +143,7 @@ struct Crowd {
 
 /// One client; `step` counts the script's steps sent in this transaction, 0 when it is idle.
 struct Client {
-    stream: mio::net::TcpStream,
+    link: Link<mio::net::TcpStream>,
     counter: ReplyCounter,
     step: usize,
     begun: Instant,
@@ -157,12 +158,12 @@ impl Crowd {
             if !script.setup.is_empty() {
                 session.exchange(&script.setup)?;
             }
-            let stream = session.into_stream();
-            stream.set_nonblocking(true).map_err(Fault::io("making a socket non-blocking"))?;
-            let mut stream = mio::net::TcpStream::from_std(stream);
-            let watched = poll.registry().register(&mut stream, Token(number), Interest::READABLE);
+            let mut link = session.into_link();
+            link.socket().set_nonblocking(true).map_err(Fault::io("making a socket non-blocking"))?;
+            let mut link = link.map(mio::net::TcpStream::from_std);
+            let watched = poll.registry().register(link.socket(), Token(number), Interest::READABLE);
             watched.map_err(Fault::io("watching a socket"))?;
-            clients.push(Client { stream, counter: ReplyCounter::default(), step: 0, begun: Instant::now() });
+            clients.push(Client { link, counter: ReplyCounter::default(), step: 0, begun: Instant::now() });
         }
         Ok(Self { poll, clients, script, watch: spec.watch, scratch: vec![0; SCRATCH] })
     }
@@ -213,13 +214,13 @@ impl Client {
         let Some(bytes) = script.steps.get(self.step) else { return Ok(()) };
         self.step += 1;
         // Requests are a few hundred bytes and the socket's buffer is empty: one write takes all.
-        self.stream.write_all(bytes).map_err(Fault::io("sending a request"))
+        self.link.write_all(bytes).map_err(Fault::io("sending a request"))
     }
 
     /// Reads all there is. True if the client is idle from now on.
     fn receive(&mut self, script: &Script, scratch: &mut [u8], tally: &mut Tally) -> Result<bool, Fault> {
         loop {
-            let count = match self.stream.read(scratch) {
+            let count = match self.link.read(scratch) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
                 result => result.map_err(Fault::io("receiving an answer"))?,
             };
@@ -234,7 +235,7 @@ impl Client {
                 return Ok(true);
             }
             // Edge-triggered: a short read has emptied the socket, and what comes later is a new event (epoll(7)).
-            if count < scratch.len() {
+            if count < scratch.len() && self.link.is_emptied_by_short_read() {
                 return Ok(false);
             }
         }

@@ -10,6 +10,7 @@
 //! | [`rows`] | the table of rows: load, clients, pool size, bar |
 //! | [`workload`] | the bytes a client sends for one transaction |
 //! | [`replies`] | counts the answers in a stream of any chunking |
+//! | [`link`] | a client's connection, with TLS or without |
 //! | [`login`] | a blocking login (trust, SCRAM-SHA-256) |
 //! | [`generate`] | the load generator, a process of its own |
 //! | [`generator`] | the handle the benchmark holds on it |
@@ -24,6 +25,7 @@
 pub mod fault;
 pub mod generate;
 pub mod generator;
+pub mod link;
 pub mod login;
 pub mod machine;
 pub mod pooler;

@@ -11,6 +11,7 @@ use postgres_protocol::message::frontend;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::link::{Link, encrypt};
 use crate::replies::{Broken, ReplyCounter, error_text};
 
 /// Longest wait for any single answer during login and set-up.
@@ -30,12 +31,15 @@ pub struct Account {
     pub password: String,
     /// The database.
     pub database: String,
+    /// Whether clients use TLS.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// A connection that has logged in and stands at `ReadyForQuery`.
 #[derive(Debug)]
 pub struct Session {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Link<TcpStream>>,
     /// The process id the peer gave in `BackendKeyData`; 0 if it gave none.
     pub backend_pid: u32,
 }
@@ -52,7 +56,8 @@ impl Session {
         let stream = TcpStream::connect_timeout(&account.addr, ANSWER_WITHIN).map_err(Fault::io("connecting"))?;
         stream.set_nodelay(true).map_err(Fault::io("setting TCP_NODELAY"))?;
         stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(Fault::io("setting a read time-out"))?;
-        let mut session = Self { reader: BufReader::new(stream), backend_pid: 0 };
+        let link = if account.tls { encrypt(stream)? } else { Link::Plain(stream) };
+        let mut session = Self { reader: BufReader::new(link), backend_pid: 0 };
         session.send(|out| {
             frontend::startup_message([("user", account.user.as_str()), ("database", &account.database)], out)
         })?;
@@ -97,10 +102,10 @@ impl Session {
         })
     }
 
-    /// The socket, for the event loop. Nothing received is lost: an idle peer has sent nothing after its
+    /// The connection, for the event loop. Nothing received is lost: an idle peer has sent nothing after its
     /// `ReadyForQuery`.
     #[must_use]
-    pub fn into_stream(self) -> TcpStream {
+    pub fn into_link(self) -> Link<TcpStream> {
         self.reader.into_inner()
     }
 

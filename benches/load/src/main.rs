@@ -205,6 +205,7 @@ fn server(arguments: &Arguments) -> Result<(Account, Option<Cluster>), Fault> {
         user: APP_USER.to_owned(),
         password: APP_PASSWORD.to_owned(),
         database: APP_DATABASE.to_owned(),
+        tls: false,
     };
     if let Some(addr) = arguments.server {
         return Ok((account(addr), None));

@@ -1,8 +1,11 @@
 //! Starts a pooler with the settings both must have: transaction pooling, SCRAM on both sides from a list of
 //! users, connections not logged, statistics on, everything else at its default.
 
+use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +16,7 @@ use tempfile::TempDir;
 
 use crate::fault::Fault;
 use crate::login::{Account, Session};
+use crate::rows::Row;
 
 /// A pooler that accepts no login for this long will not.
 const READY_WITHIN: Duration = Duration::from_secs(15);
@@ -70,6 +74,7 @@ fn kind(version: &str) -> Option<Kind> {
 pub struct Pooler {
     child: Child,
     addr: SocketAddr,
+    tls: bool,
     // Holds its configuration and its log; removed last.
     _folder: TempDir,
 }
@@ -80,11 +85,11 @@ impl Pooler {
     /// # Errors
     ///
     /// [`Fault::NotReady`] with the end of its log, [`Fault::Io`] if it cannot be started.
-    pub fn start(program: &Program, server: &Account, pool_size: u32) -> Result<Self, Fault> {
+    pub fn start(program: &Program, server: &Account, row: &Row) -> Result<Self, Fault> {
         let folder = tempfile::Builder::new().prefix("pgweir-load-").tempdir();
         let folder = folder.map_err(Fault::io("creating a folder"))?;
         let addr = free_address()?;
-        let mut command = command(program, folder.path(), server, addr, pool_size)?;
+        let mut command = command(program, folder.path(), server, addr, row)?;
         let log = folder.path().join("log");
         let writer = fs::File::create(&log).map_err(Fault::io("creating a log"))?;
         let second = writer.try_clone().map_err(Fault::io("creating a log"))?;
@@ -92,7 +97,7 @@ impl Pooler {
         die_with_parent(&mut command);
         let spawned =
             command.spawn().map_err(|error| Fault::Program { path: program.path.clone(), reason: error.to_string() });
-        let mut pooler = Self { child: spawned?, addr, _folder: folder };
+        let mut pooler = Self { child: spawned?, addr, tls: row.tls, _folder: folder };
         let account = pooler.account(server);
         let begin = Instant::now();
         while Session::open(&account).and_then(Session::terminate).is_err() {
@@ -115,7 +120,7 @@ impl Pooler {
     /// The account of `server` as reached through this pooler.
     #[must_use]
     pub fn account(&self, server: &Account) -> Account {
-        Account { addr: self.addr, ..server.clone() }
+        Account { addr: self.addr, tls: self.tls, ..server.clone() }
     }
 }
 
@@ -141,13 +146,8 @@ fn free_address() -> Result<SocketAddr, Fault> {
     Err(Fault::Io { what: "finding a free port", source: last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()) })
 }
 
-fn command(
-    program: &Program,
-    folder: &Path,
-    server: &Account,
-    addr: SocketAddr,
-    pool_size: u32,
-) -> Result<Command, Fault> {
+fn command(program: &Program, folder: &Path, server: &Account, addr: SocketAddr, row: &Row) -> Result<Command, Fault> {
+    let pool_size = row.pool_size;
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).map_err(Fault::io("writing a configuration"))?;
@@ -158,22 +158,61 @@ fn command(
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
         command.env_remove(name);
     }
+    let identity = row.tls.then(|| identity(folder)).transpose()?;
     match program.kind {
         Kind::PgBouncer => {
             let users = write("users.txt", format!("\"{}\" \"{}\"\n", server.user, server.password))?;
-            let config = write("pgbouncer.ini", pgbouncer_ini(server, addr, pool_size, &users))?;
+            let mut text = pgbouncer_ini(server, addr, pool_size, &users);
+            if let Some([cert, key]) = &identity {
+                let _ = writeln!(
+                    text,
+                    "client_tls_sslmode = require\nclient_tls_cert_file = {}\nclient_tls_key_file = {}\n\
+                     client_tls_protocols = tlsv1.3",
+                    cert.display(),
+                    key.display()
+                );
+            }
+            let config = write("pgbouncer.ini", text)?;
             command.arg(&config);
             // It refuses to be root.
             if geteuid().is_root() {
-                give_away(&mut command, folder, &[&users, &config])?;
+                let files: Vec<&Path> =
+                    identity.iter().flatten().chain([&users, &config]).map(PathBuf::as_path).collect();
+                give_away(&mut command, folder, &files)?;
             }
         }
         Kind::Pgweir => {
-            let config = write("pgweir.toml", pgweir_toml(server, addr, pool_size))?;
+            let mut text = pgweir_toml(server, addr, pool_size);
+            if let Some([cert, key]) = &identity {
+                // Writing to a String cannot fail.
+                let _ = writeln!(
+                    text,
+                    "[tls]\nclient_tls_sslmode = \"require\"\nclient_tls_cert_file = \"{}\"\n\
+                     client_tls_key_file = \"{}\"\nclient_tls_protocols = \"tlsv1.3\"",
+                    cert.display(),
+                    key.display()
+                );
+            }
+            let config = write("pgweir.toml", text)?;
             command.args(["serve", "--config"]).arg(config);
         }
     }
     Ok(command)
+}
+
+/// A certificate and its key, ECDSA on P-256: their files.
+fn identity(folder: &Path) -> Result<[PathBuf; 2], Fault> {
+    let failed = |error: rcgen::Error| Fault::io("making a certificate")(std::io::Error::other(error));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).map_err(failed)?;
+    let texts = [("server.crt", made.cert.pem()), ("server.key", made.signing_key.serialize_pem())];
+    let mut paths = Vec::new();
+    for (name, text) in texts {
+        let path = folder.join(name);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(Fault::io("writing a certificate"))?;
+        paths.push(path);
+    }
+    <[PathBuf; 2]>::try_from(paths).map_err(|_| Fault::io("making a certificate")(std::io::Error::other("two files")))
 }
 
 fn give_away(command: &mut Command, folder: &Path, files: &[&Path]) -> Result<(), Fault> {
@@ -234,6 +273,7 @@ fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32) -> String {
          [databases.{database}]\n\
          host = \"{host}\"\n\
          port = {port}\n\
+         sslmode = \"disable\"\n\
          [users.{user}]\n\
          password = \"{password}\"\n",
         listen = addr.ip(),
@@ -292,6 +332,7 @@ mod tests {
             user: "app".to_owned(),
             password: "secret".to_owned(),
             database: "app".to_owned(),
+            tls: false,
         };
         let addr = "127.0.0.1:21000".parse().unwrap();
         let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"));

@@ -365,7 +365,7 @@ mod tests {
 
     fn row() -> Row {
         let measure = Measure::Cpu(Workload::Simple);
-        Row { name: "r".to_owned(), measure, clients: 16, pool_size: 10, bar: Some(0.9) }
+        Row { name: "r".to_owned(), measure, clients: 16, pool_size: 10, tls: false, bar: Some(0.9) }
     }
 
     /// Pairs of 0.5, 0.8 and 0.9: the median of ratios, not the ratio of medians, which would be 1.6/2.

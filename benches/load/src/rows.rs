@@ -34,16 +34,18 @@ pub struct Row {
     pub clients: usize,
     /// Server connections the pooler may use.
     pub pool_size: u32,
+    /// Whether clients use TLS 1.3.
+    pub tls: bool,
     /// The highest ratio (CPU) or KiB per client (memory) that is good enough. `None`: only reported.
     pub bar: Option<f64>,
 }
 
 impl Row {
     /// Whether it makes sense without a pooler: with a thousand clients Postgres would measure its own
-    /// process switches, and memory is about the pooler.
+    /// process switches, memory is about the pooler, and TLS is not between it and Postgres.
     #[must_use]
     pub fn runs_direct(&self) -> bool {
-        self.clients <= 64 && matches!(self.measure, Measure::Cpu(_))
+        !self.tls && self.clients <= 64 && matches!(self.measure, Measure::Cpu(_))
     }
 }
 
@@ -61,6 +63,7 @@ pub fn all() -> Vec<Row> {
                 measure: Measure::Cpu(workload),
                 clients,
                 pool_size,
+                tls: false,
                 bar: select_bar(workload, clients),
             });
         }
@@ -69,12 +72,15 @@ pub fn all() -> Vec<Row> {
         ("begin-16", Workload::Begin, 16, Some(0.95)),
         ("result-1mb-4", Workload::Megabyte, 4, Some(0.65)),
         ("reconnect-4", Workload::Reconnect, 4, Some(1.0)),
+        ("tls-select1-simple-16", Workload::Simple, 16, Some(1.0)),
+        ("tls-reconnect-4", Workload::Reconnect, 4, Some(1.0)),
     ];
     rows.extend(others.map(|(name, workload, clients, bar)| Row {
         name: name.to_owned(),
         measure: Measure::Cpu(workload),
         clients,
         pool_size: 10,
+        tls: name.starts_with("tls-"),
         bar,
     }));
     let memory = [("idle", Queries::InTurn, Some(1.1)), ("burst", Queries::AtOnce, None)];
@@ -83,6 +89,7 @@ pub fn all() -> Vec<Row> {
         measure: Measure::Memory(queries),
         clients: IDLE_CLIENTS,
         pool_size: 20,
+        tls: false,
         bar,
     }));
     rows

@@ -141,8 +141,8 @@ impl Plan {
 
     fn lane(&self, role: Role, row: &Row, workload: Workload) -> Result<Lane, Fault> {
         let pooler = match role {
-            Role::Baseline => Some(Pooler::start(&self.baseline, &self.server, row.pool_size)?),
-            Role::Subject => Some(Pooler::start(&self.subject, &self.server, row.pool_size)?),
+            Role::Baseline => Some(Pooler::start(&self.baseline, &self.server, row)?),
+            Role::Subject => Some(Pooler::start(&self.subject, &self.server, row)?),
             Role::Direct => None,
         };
         let account = pooler.as_ref().map_or_else(|| self.server.clone(), |pooler| pooler.account(&self.server));

@@ -19,7 +19,7 @@ fn cluster() -> Cluster {
 
 fn account(cluster: &Cluster) -> Account {
     let [user, password, database] = [APP_USER, APP_PASSWORD, APP_DATABASE].map(str::to_owned);
-    Account { addr: cluster.addr(), user, password, database }
+    Account { addr: cluster.addr(), user, password, database, tls: false }
 }
 
 fn generator(account: Account, workload: Workload, clients: usize, watch: Option<u32>) -> Result<Generator, Fault> {

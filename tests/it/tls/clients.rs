@@ -7,14 +7,15 @@ use super::{psql, show};
 use crate::support::{Place, primary, start_pgweir};
 
 /// pgweir that speaks TLS with clients, and whom its clients are to trust.
-struct Front {
-    place: Place<'static>,
-    pgweir: Pgweir,
-    folder: Folder,
+pub(super) struct Front {
+    pub(super) place: Place<'static>,
+    pub(super) pgweir: Pgweir,
+    /// Holds `ca.pem`, `server.crt` and `server.key`.
+    pub(super) folder: Folder,
 }
 
 impl Front {
-    fn start(mode: &str, settings: &[(&str, &str)]) -> Self {
+    pub(super) fn start(mode: &str, settings: &[(&str, &str)]) -> Self {
         let place = Place::on(primary());
         let folder = Folder::new();
         let root = Authority::root("the root");
@@ -26,7 +27,7 @@ impl Front {
         Self { place, pgweir, folder }
     }
 
-    fn psql(&self, words: &str, sql: &str) -> Result<String, String> {
+    pub(super) fn psql(&self, words: &str, sql: &str) -> Result<String, String> {
         let (name, port) = (&self.place.name, self.pgweir.port());
         let ca = self.folder.path("ca.pem");
         let words = format!("host=localhost port={port} user={name} dbname={name} sslrootcert={} {words}", show(&ca));

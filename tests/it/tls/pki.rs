@@ -14,20 +14,20 @@ use tempfile::TempDir;
 
 /// A certificate, those behind it, and its private key; PEM.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub(super) certificate: String,
     pub(super) key: String,
 }
 
 /// Somebody who signs.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(super) pem: String,
 }
 
 impl Authority {
     /// A root.
-    pub(super) fn root(name: &str) -> Self {
+    pub(crate) fn root(name: &str) -> Self {
         Self::root_with(name, |_| {})
     }
 
@@ -55,7 +55,7 @@ impl Authority {
     }
 
     /// A certificate for `localhost`, which `change` makes another.
-    pub(super) fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    pub(crate) fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
         self.issue_for(&ecdsa(), change)
     }
 
@@ -126,10 +126,10 @@ fn identity(certificate: &Certificate, key: &KeyPair) -> Identity {
 }
 
 /// A folder of PEM files.
-pub(super) struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(TempDir::with_prefix("pgweir-tls-").unwrap())
     }
 
@@ -150,7 +150,7 @@ impl Folder {
     }
 
     /// Writes `NAME.crt` and `NAME.key`.
-    pub(super) fn identity(&self, name: &str, identity: &Identity) -> (PathBuf, PathBuf) {
+    pub(crate) fn identity(&self, name: &str, identity: &Identity) -> (PathBuf, PathBuf) {
         (self.write(&format!("{name}.crt"), &identity.certificate), self.write(&format!("{name}.key"), &identity.key))
     }
 
