@@ -376,10 +376,14 @@ impl ServerConn {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the defaults name no files")]
 impl ServerConn {
     /// One that has logged in and has no socket, for tests of what passes through it.
     #[must_use]
     pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+        use crate::net::tls::Keyring;
+        use std::sync::Arc;
+
         let config = pgweir_config::Config::default();
         let target = Target {
             host: String::new(),
@@ -397,6 +401,8 @@ impl ServerConn {
             tcp: TcpOptions::new(&config.listen),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,
+            tls: Gear::new(Arc::new(Keyring::load(Arc::new(config)).unwrap())),
+            entry: String::new(),
         };
         let now = Instant::now();
         Box::new(Self {
