@@ -645,7 +645,11 @@ impl Pool {
 /// Nothing is owed, half sent or half read: the next client finds nothing of the last one's.
 fn is_clean(conn: &ServerConn) -> bool {
     cfg!(feature = "broken-release")
-        || conn.pipeline.is_free() && conn.unsent.is_empty() && conn.carry.is_empty() && !conn.scanner.is_inside()
+        || conn.pipeline.is_free()
+            && conn.pipeline.is_certain()
+            && conn.unsent.is_empty()
+            && conn.carry.is_empty()
+            && !conn.scanner.is_inside()
 }
 
 /// A place in a pool's queue. Dropping it leaves the queue; a connection already granted goes on to the next.

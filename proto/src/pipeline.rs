@@ -79,9 +79,15 @@ pub struct Reply {
 /// COPY FROM STDIN the server discards `Flush` and `Sync`, and so those that were sent behind the
 /// statement are taken out when `CopyInResponse` tells of it.
 ///
+/// If the COPY fails, nothing tells whether it had read these `Sync`s already: each that it had not
+/// is answered after all. So a `ReadyForQuery` too many is [taken](Pipeline::ready) for one of
+/// them, until an answer to something sent later shows that all have come; and until then the
+/// connection is not [certain](Pipeline::is_certain).
+///
 /// Source: `PostgreSQL` 17 docs, §54.2.3 "Extended Query", §54.2.4 "Pipelining", §54.2.6 "COPY
 /// Operations".
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that the state drawn above does not tell")]
 pub struct Pipeline {
     owed: VecDeque<Owed>,
     /// `ReadyForQuery`s among `owed`.
@@ -94,6 +100,15 @@ pub struct Pipeline {
     skipping: bool,
     /// The server reads COPY data, and its end was not sent yet.
     copy_in: bool,
+    /// The `Query` or `FunctionCall` at the front has had an answer: its `ReadyForQuery` may come.
+    answered: bool,
+    /// `Sync`s that the present COPY reads and discards, unless it fails before.
+    eaten: u32,
+    /// `Sync`s of a COPY that failed: each may be answered or not.
+    stray: u32,
+    /// While skipping and with strays, something was sent that the server may not skip: nothing that
+    /// comes from now on can be told apart.
+    lost: bool,
 }
 
 impl Pipeline {
@@ -110,6 +125,14 @@ impl Pipeline {
     #[inline]
     pub fn is_free(&self) -> bool {
         self.is_settled() && self.status == TxStatus::Idle
+    }
+
+    /// Whether no `ReadyForQuery` may come that nothing in the queue stands for. If one may, a query
+    /// of the pooler's own makes it certain; before, the connection must not be lent on.
+    #[must_use]
+    #[inline]
+    pub const fn is_certain(&self) -> bool {
+        self.stray == 0 && !self.lost
     }
 
     /// The transaction status of the last `ReadyForQuery`.
@@ -165,7 +188,10 @@ impl Pipeline {
     #[inline]
     pub fn sent(&mut self, expect: Expect, origin: Origin, note: u32) -> bool {
         match expect {
-            Expect::Sync if self.copy_in => return false,
+            Expect::Sync if self.copy_in => {
+                self.eaten += 1;
+                return false;
+            }
             Expect::Sync => {
                 self.skipping = false;
                 self.batch_open = false;
@@ -179,12 +205,19 @@ impl Pipeline {
             // is still on its way it is what ends it.
             Expect::CopyEnd if self.skipping || self.owed.is_empty() => return false,
             Expect::CopyEnd => {}
-            _ if self.skipping => return false,
+            _ if self.skipping => {
+                self.lost |= self.stray > 0;
+                return false;
+            }
             Expect::Query | Expect::FunctionCall => {
                 self.batch_open = false;
                 self.ready_owed += 1;
             }
             _ => self.batch_open = true,
+        }
+        if origin != Origin::Local {
+            // Not a message that a COPY reads: it has ended, or its connection ends with this.
+            self.copy_in = false;
         }
         self.owed.push_back(Owed { expect, origin, note });
         true
@@ -203,7 +236,7 @@ impl Pipeline {
             let origin = self.owed.front().map_or(Origin::Client, |owed| owed.origin);
             return Ok(Reply { origin, done: None });
         }
-        let front = *self.owed.front().ok_or(unexpected)?;
+        let front = *self.owed.front().filter(|_| !self.lost).ok_or(unexpected)?;
         let settles = match front.expect {
             Expect::Query | Expect::FunctionCall => match tag {
                 Tag::DataRow
@@ -239,21 +272,27 @@ impl Pipeline {
             },
             _ => return Err(unexpected),
         };
+        self.stray = 0;
+        self.answered = true;
+        if tag == Tag::CommandComplete {
+            self.eaten = 0;
+        }
         let done = if settles { self.pop() } else { None };
         Ok(Reply { origin: front.origin, done })
     }
 
-    /// A `ReadyForQuery` arrived.
+    /// A `ReadyForQuery` arrived. One that answers a `Sync` of a failed COPY settles no entry.
     ///
     /// # Errors
     ///
     /// [`Unexpected`] if none was due.
     #[inline]
     pub fn ready(&mut self, status: TxStatus) -> Result<Reply, Unexpected> {
-        let front = *self.owed.front().ok_or(Unexpected { tag: b'Z' })?;
-        if !matches!(front.expect, Expect::Query | Expect::Sync | Expect::FunctionCall) {
-            return Err(Unexpected { tag: b'Z' });
-        }
+        let front = match self.owed.front() {
+            Some(sync) if sync.expect == Expect::Sync => *sync,
+            Some(query) if query.earns_ready() && self.answered => *query,
+            _ => return self.stray_ready(status),
+        };
         self.status = status;
         self.ready_owed = self.ready_owed.saturating_sub(1);
         self.copy_in = false;
@@ -261,17 +300,38 @@ impl Pipeline {
         Ok(Reply { origin: front.origin, done })
     }
 
+    #[cold]
+    fn stray_ready(&mut self, status: TxStatus) -> Result<Reply, Unexpected> {
+        if self.lost {
+            return Err(Unexpected { tag: b'Z' });
+        }
+        self.stray = self.stray.checked_sub(1).ok_or(Unexpected { tag: b'Z' })?;
+        self.status = status;
+        self.skipping = false;
+        if self.owed.is_empty() {
+            self.batch_open = false;
+        }
+        Ok(Reply { origin: Origin::Client, done: None })
+    }
+
     /// An `ErrorResponse` that leaves the connection alive arrived. Entries that will now never be
     /// answered are given to `undone` in their order, the failed one first.
     ///
     /// # Errors
     ///
-    /// [`Unexpected`] if nothing was owed.
+    /// [`Unexpected`] if nothing was owed; or if it is not certain what the server makes of the rest,
+    /// because it is that of a COPY, and neither data nor its end.
     pub fn error(&mut self, mut undone: impl FnMut(Owed)) -> Result<Reply, Unexpected> {
-        let front = *self.owed.front().ok_or(Unexpected { tag: b'E' })?;
+        let front = *self.owed.front().filter(|_| !self.lost).ok_or(Unexpected { tag: b'E' })?;
         self.copy_in = false;
-        if matches!(front.expect, Expect::Query | Expect::Sync | Expect::FunctionCall) {
+        self.stray = std::mem::take(&mut self.eaten);
+        self.answered = front.earns_ready();
+        if self.answered {
             return Ok(Reply { origin: front.origin, done: None });
+        }
+        let mut behind = self.owed.iter().skip(1).take_while(|owed| owed.expect != Expect::Sync);
+        if self.stray > 0 && behind.any(|owed| owed.expect != Expect::CopyEnd && owed.origin != Origin::Local) {
+            return Err(Unexpected { tag: b'E' });
         }
         while let Some(owed) = self.owed.front().copied() {
             if owed.expect == Expect::Sync {
@@ -308,6 +368,7 @@ impl Pipeline {
     pub fn abandon(&mut self) -> impl Iterator<Item = Owed> + '_ {
         self.ready_owed = 0;
         self.copy_in = false;
+        (self.answered, self.eaten, self.stray, self.lost) = (false, 0, 0, false);
         self.owed.drain(..)
     }
 
@@ -319,6 +380,7 @@ impl Pipeline {
     #[inline]
     fn pop(&mut self) -> Option<Owed> {
         let done = self.owed.pop_front();
+        self.answered = false;
         // The end of a COPY that never began (its statement failed or was none) earns nothing.
         while matches!(self.owed.front(), Some(Owed { expect: Expect::CopyEnd, .. })) {
             self.owed.pop_front();
@@ -335,25 +397,26 @@ impl Pipeline {
             match owed.expect {
                 Expect::Sync => {
                     self.owed.remove(at);
+                    self.eaten += 1;
                     self.ready_owed = self.ready_owed.saturating_sub(1);
-                    // The batch that this Sync was to end is still open.
-                    self.batch_open = true;
                 }
                 Expect::CopyEnd => {
                     self.owed.remove(at);
                     self.copy_in = false;
                     break;
                 }
-                _ => at += 1,
+                _ if owed.origin == Origin::Local => at += 1,
+                // The COPY ends the connection when it reads this.
+                _ => {
+                    self.copy_in = false;
+                    break;
+                }
             }
         }
-        // With its end already sent, later messages are counted as they were entered.
-        if !self.copy_in {
-            self.batch_open =
-                self.owed.iter().rev().take_while(|o| !o.earns_ready()).any(|o| o.expect != Expect::CopyEnd);
-        } else if self.owed.front().is_some_and(Owed::earns_ready) {
-            self.batch_open = false;
-        }
+        // What came behind is counted as it was entered: it runs, should the COPY fail.
+        let behind = self.owed.iter().rev().take_while(|o| !o.earns_ready()).any(|o| o.expect != Expect::CopyEnd);
+        let of_batch = self.copy_in && self.owed.front().is_some_and(|front| !front.earns_ready());
+        self.batch_open = behind || of_batch;
     }
 }
 
@@ -472,6 +535,31 @@ mod tests {
         assert!(p.is_free());
         assert!(!p.sent(CopyEnd, Client, 0));
         assert!(p.is_free());
+    }
+
+    #[test]
+    fn a_sync_that_a_failed_copy_had_not_read_is_answered_after_all() {
+        let mut p = Pipeline::default();
+        // Data with a fault in it goes between the first two.
+        sent(&mut p, &[Execute, Sync, CopyEnd, Sync]);
+        p.reply(Tag::CopyInResponse).unwrap();
+        assert!(p.is_certain());
+        p.error(|_| {}).unwrap();
+        p.ready(TxStatus::Idle).unwrap();
+        assert!(p.is_free() && !p.is_certain(), "one more may come");
+        p.sent(Query, Pooler, 7);
+        assert_eq!(p.ready(TxStatus::Idle), Ok(Reply { origin: Client, done: None }));
+        assert!(p.ready(TxStatus::Idle).is_err(), "two more are too many");
+        assert_eq!(p.reply(Tag::EmptyQueryResponse).map(|reply| reply.origin), Ok(Pooler));
+        assert_eq!(p.ready(TxStatus::Idle).unwrap().done.map(|owed| owed.note), Some(7));
+        assert!(p.is_free() && p.is_certain());
+    }
+
+    #[test]
+    fn a_query_is_not_over_before_it_was_answered() {
+        let mut p = Pipeline::default();
+        sent(&mut p, &[Query]);
+        assert!(p.ready(TxStatus::Idle).is_err());
     }
 
     #[test]

@@ -51,6 +51,9 @@ impl ServerConn {
         if rolled_back {
             self.run(b"ROLLBACK").await?;
         }
+        if !self.pipeline.is_certain() {
+            self.run(b"").await?;
+        }
         if self.pipeline.is_free() { Ok(Settled { rolled_back }) } else { Err(SettleError) }
     }
 
@@ -145,6 +148,10 @@ impl ServerConn {
             self.take_replies(heard)?;
             if self.pipeline.is_copy_in() {
                 self.fail_copy().await?;
+            } else if self.pipeline.is_skipping() {
+                // An error of a batch that had no Sync yet: until one comes the server says nothing more.
+                self.pipeline.sent(Expect::Sync, Origin::Pooler, 0);
+                self.send(&encode::SYNC).await?;
             }
             if self.pipeline.is_settled()
                 && self.unsent.is_empty()

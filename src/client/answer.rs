@@ -199,7 +199,7 @@ impl Answer<'_> {
                 self.marks.commit_sent = false;
                 self.marks.begin_sent = false;
             }
-            if self.conn.pipeline.front().is_some_and(|next| next.note == RESTORE) {
+            if reply.done.is_some() && self.conn.pipeline.front().is_some_and(|next| next.note == RESTORE) {
                 self.aside.ready_held = true;
                 return Ok(Origin::Pooler);
             }
@@ -327,6 +327,8 @@ impl Answer<'_> {
             }
         };
         conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        // A query of ours has to come before the next client's.
+        self.marks.tainted |= !conn.pipeline.is_certain();
         let destroyed = front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0;
         self.statements.undo(undone, destroyed, &mut self.marks.changes, &mut conn.unnamed);
         if unnamed_replays {

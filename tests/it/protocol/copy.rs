@@ -76,6 +76,9 @@ async fn copy_by_simple_query_is_answered_as_postgres_answers_it() {
                 Script::new("in, flush and sync inside")
                     .send(&[query(IN), rows(1), flush(), sync(), rows(1), sync(), copy_done(), query(COUNT)])
                     .ready(2),
+                Script::new("in, bad data, syncs behind it")
+                    .send(&[query(IN), copy_data(b"x\n"), sync(), sync(), copy_done(), query(COUNT)])
+                    .ready(4),
                 Script::new("in, twice, and more")
                     .send(&[
                         query("COPY sink FROM STDIN; COPY sink FROM STDIN; SELECT 1"),
@@ -143,6 +146,16 @@ async fn copy_by_extended_query_is_answered_as_postgres_answers_it() {
                 Script::new("in, everything sent blindly ahead")
                     .send(&[extended(IN), sync(), rows(10), copy_done(), sync(), query(COUNT)])
                     .ready(2),
+                // Whether the COPY reads a Sync or fails in front of it: nothing but the answers tells.
+                Script::new("in, bad data, and a sync before its end")
+                    .send(&[extended(IN), copy_data(b"x\n"), sync(), copy_done(), sync(), query(COUNT)])
+                    .ready(3),
+                Script::new("in, bad data, and syncs before its end, in turns")
+                    .send(&[extended(IN), sync()])
+                    .until(b'G')
+                    .send(&[rows(2), sync(), copy_data(b"x\n"), sync(), sync(), copy_done(), sync()])
+                    .ready(3)
+                    .queries(&[COUNT]),
                 Script::new("in, no sync before the data")
                     .send(&[extended(IN), rows(10), copy_done(), sync(), query(COUNT)])
                     .ready(2),
