@@ -1,7 +1,7 @@
 # `make` alone prints the targets.
 export DEMO_SECONDS ?= 30
 
-.PHONY: help deps build demo test test-long lint bench
+.PHONY: help deps build demo test test-long fuzz lint bench
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "%-18s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ test: deps ## Run every test
 
 test-long: deps ## Run every test, then the long ones: 10 million transactions of the oracle (under 90 minutes; tests/long.md)
 	@.ci/test-long
+
+fuzz: ## Fuzz every target for a while (FUZZ_SECONDS=20 each); a finding fails and says how to replay it
+	@.ci/fuzz
 
 lint: ## Check format, lints and documentation; warnings are errors
 	cargo fmt --all --check

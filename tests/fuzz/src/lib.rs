@@ -1,0 +1,73 @@
+//! What is fuzzed of the program: functions that take any bytes and panic when a promise is broken. See `proto/fuzz` for
+//! how they are run.
+//!
+//! | target | promise |
+//! |---|---|
+//! | [`sql`](text::sql) | any text is read; nothing in front of a statement hides it; a cached answer is the same answer |
+//! | [`options`](text::options) | the start-up parameter `options` is read as Postgres reads it, or refused |
+//! | [`session`](session::session) | whole sessions, through pgweir: each client hears what it would hear from a server of its own |
+
+#![allow(
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a panic is how a broken promise is told"
+)]
+
+pub mod server;
+pub mod session;
+pub mod text;
+
+use pgweir_proto_fuzz::Target;
+
+/// All of them, by the names of their corpora.
+pub const TARGETS: [Target; 3] = [("sql", text::sql), ("options", text::options), ("session", session::session)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{RngExt as _, SeedableRng as _};
+    use std::time::Duration;
+
+    /// How long random sessions are tried.
+    const SESSIONS_FOR: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn no_input_of_the_corpora_breaks_a_promise() {
+        assert!(pgweir_proto_fuzz::replay(env!("CARGO_MANIFEST_DIR"), &TARGETS) > 100);
+    }
+
+    /// Seeds count from 1: a failure is of the change and not of the day. `PGWEIR_FUZZ_SEED` begins elsewhere.
+    #[test]
+    fn random_sessions_are_answered_as_by_servers_of_their_own() {
+        let first = std::env::var("PGWEIR_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
+        let begun = std::time::Instant::now();
+        for seed in first.. {
+            eprintln!("PGWEIR_FUZZ_SEED={seed}");
+            let mut random = SmallRng::seed_from_u64(seed);
+            let len = random.random_range(40..400);
+            let bytes: Vec<u8> = (0..len).map(|_| random.random()).collect();
+            session::session(&bytes);
+            if begun.elapsed() > SESSIONS_FOR {
+                break;
+            }
+        }
+    }
+
+    /// A scan that took time in the square of the length would take minutes.
+    #[test]
+    fn a_text_is_scanned_in_linear_time() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/sql");
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read(&path).unwrap();
+            let long = text.repeat((1 << 17) / text.len().max(1));
+            let begun = std::time::Instant::now();
+            text::sql(&long);
+            assert!(begun.elapsed().as_secs() < 10, "{} took {:?}", path.display(), begun.elapsed());
+        }
+    }
+}
