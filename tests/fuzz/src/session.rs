@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pgweir::client::{Context, Secrets, Session, Users};
-use pgweir::net::Stream;
+use pgweir::net::{Peer, Stream};
 use pgweir_config::{Config, Sources};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
@@ -172,7 +172,7 @@ impl Client {
         mine.set_nonblocking(true).expect("a socket");
         theirs.set_nonblocking(true).expect("a socket");
         let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
-        tokio::task::spawn_local(Session::new(context.clone(), Stream::Unix(theirs)));
+        tokio::task::spawn_local(Session::new(context.clone(), Stream::Unix(theirs), Peer::Unix));
         let mut client = Self {
             stream: Some(mine),
             unsent: Vec::new(),
