@@ -32,7 +32,7 @@ use crate::sql;
 use crate::stats::ProcessStats;
 
 use login::log_in;
-pub use login::{Lookups, Secrets, Throttle, Users, turn_away};
+pub use login::{Doors, GRACE, Lookups, Room, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
@@ -64,7 +64,7 @@ pub struct Context {
     /// Client connections, those that log in included.
     pub clients: Cell<u32>,
     /// Client connections that have not logged in yet.
-    pub logging_in: Cell<u32>,
+    pub doors: Rc<Doors>,
     /// Clients turned away that have not closed yet.
     pub turning_away: Cell<u32>,
     /// No more clients, please.
@@ -99,7 +99,7 @@ impl Context {
             scans: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
-            logging_in: Cell::new(0),
+            doors: Rc::default(),
             turning_away: Cell::new(0),
             draining: Cell::new(false),
             sessions_cut: Cell::new(0),
@@ -187,11 +187,11 @@ impl Session {
     /// A session for a connection just accepted, from `peer`.
     #[must_use]
     pub fn new(context: Rc<Context>, stream: Stream, peer: Peer) -> Self {
-        // Limits are counted from now, not from the last tick.
-        context.clock.refresh();
+        // Limits are counted from now, not from the last tick; its place is taken before the next client is let in.
+        let at_door = context.doors.enter(context.clock.refresh());
         context.clients.set(context.clients.get() + 1);
         context.process.borrow_mut().clients_accepted += 1;
-        Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream, peer))), context }
+        Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream, peer, at_door))), context }
     }
 }
 

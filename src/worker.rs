@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
-use crate::client::{Context, Secrets, Session, Users, turn_away};
+use crate::client::{Context, GRACE, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Listener};
@@ -220,7 +220,7 @@ impl Worker {
         match self.stage {
             Stage::Serving => false,
             // Who has not logged in by now never will.
-            Stage::Draining => empty && self.context.clients.get() <= self.context.logging_in.get(),
+            Stage::Draining => empty && self.context.clients.get() <= self.context.doors.taken(),
             Stage::Closing { until } => empty || self.context.clock.now() >= until,
         }
     }
@@ -244,7 +244,7 @@ impl Worker {
         };
         snapshot.gauges = ProcessGauges {
             clients: self.context.clients.get(),
-            clients_logging_in: self.context.logging_in.get(),
+            clients_logging_in: self.context.doors.taken(),
             servers: snapshot.pools.iter().map(open).sum(),
         };
         self.shared.publish(Arc::new(snapshot), now);
@@ -265,11 +265,24 @@ fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, tra
 }
 
 /// Accepts clients. Dropped, it closes its listener, and removes the file of a Unix-domain socket.
+/// Waits for a place at the door. False if there will be none.
+async fn room(context: &Context) -> bool {
+    while context.doors.taken() >= context.config.client.max_login_clients {
+        match context.doors.make_room(context.clock.refresh()) {
+            Room::Made => return true,
+            Room::None => return false,
+            // The others wait in the listener's queue meanwhile.
+            Room::Soon => drop(context.clock.limit(GRACE, context.doors.freed()).await),
+        }
+    }
+    true
+}
+
 async fn accept(context: Rc<Context>, acceptor: Acceptor) {
     loop {
         match acceptor.accept().await {
             Ok((stream, peer)) => {
-                if context.logging_in.get() >= context.config.client.max_login_clients {
+                if !room(&context).await {
                     // Whoever fills this gets little of ours: a few are told why, the rest are closed.
                     if context.turning_away.get() < TOLD_WHY_MAX {
                         context.turning_away.set(context.turning_away.get() + 1);

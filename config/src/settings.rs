@@ -228,7 +228,7 @@ group! {
     Client, "client", |config: Config| config.client, CLIENT {
         /// Client connections, at most. An idle one costs little; `PgBouncer`'s default is 100.
         max_client_conn: u32 = 10000, in 1..=1000000 => live;
-        /// Client connections that have not logged in yet, at most.
+        /// Client connections that have not logged in yet, at most. Above it, whoever takes longest to log in gives way.
         max_login_clients: u32 = 1000, in 1..=1000000 => live;
         /// Longest time for a client to log in.
         client_login_timeout: Duration = "60s", in "10ms"..="1h" => live;

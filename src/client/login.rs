@@ -3,6 +3,7 @@
 mod admission;
 mod announced;
 mod auth;
+mod doors;
 mod encryption;
 
 use std::future::poll_fn;
@@ -22,6 +23,8 @@ use crate::stats::{Reason as _, RefusalReason};
 
 use admission::Admitted;
 pub use auth::{Lookups, Secrets, Throttle, Users};
+use doors::{AtDoor, GaveWay};
+pub use doors::{Doors, GRACE, Room};
 
 /// The longest message accepted before a client has logged in; bytes. Postgres' own limit.
 const LOGIN_MESSAGE_MAX: u32 = 65_535;
@@ -77,22 +80,6 @@ impl From<Malformed> for Refused {
     }
 }
 
-/// Counts a client that logs in, for as long as it does.
-struct LoggingIn(Rc<Context>);
-
-impl LoggingIn {
-    fn enter(context: &Rc<Context>) -> Self {
-        context.logging_in.set(context.logging_in.get() + 1);
-        Self(context.clone())
-    }
-}
-
-impl Drop for LoggingIn {
-    fn drop(&mut self) {
-        self.0.logging_in.set(self.0.logging_in.get().saturating_sub(1));
-    }
-}
-
 /// Turns a client away before anything is read from it.
 pub async fn turn_away(context: Rc<Context>, stream: Stream) {
     context.process.borrow_mut().clients_refused.add(RefusalReason::MaxLoginClients);
@@ -110,16 +97,21 @@ pub async fn turn_away(context: Rc<Context>, stream: Stream) {
 }
 
 /// Runs a client's login. None if there is no session in the end; the client was told why.
-pub async fn log_in(context: Rc<Context>, stream: Stream, peer: Peer) -> Option<Relay> {
-    let guard = LoggingIn::enter(&context);
+pub async fn log_in(context: Rc<Context>, stream: Stream, peer: Peer, at_door: AtDoor) -> Option<Relay> {
     let mut door =
         Door { context: context.clone(), stream, peer, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
     let limit = context.config.client.client_login_timeout;
-    let outcome = match context.clock.limit(limit, door.login()).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Refused::new(RefusalReason::Deadline, "08P01", "client_login_timeout: the login took too long")),
+    let outcome = match at_door.run(context.clock.limit(limit, door.login(&at_door))).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => {
+            Err(Refused::new(RefusalReason::Deadline, "08P01", "client_login_timeout: the login took too long"))
+        }
+        Err(GaveWay) => {
+            context.process.borrow_mut().clients_refused.add(RefusalReason::MaxLoginClients);
+            return None;
+        }
     };
-    drop(guard);
+    drop(at_door);
     match outcome {
         Ok(Some(admitted)) => admitted.into_relay(door),
         Ok(None) => None,
@@ -150,7 +142,7 @@ struct Wish {
 }
 
 impl Door {
-    async fn login(&mut self) -> Result<Option<Admitted>, Refused> {
+    async fn login(&mut self, at_door: &AtDoor) -> Result<Option<Admitted>, Refused> {
         self.learn_origin().await?;
         let Some((mut wish, mut out)) = self.first_packets().await? else {
             return Ok(None);
@@ -165,6 +157,7 @@ impl Door {
             return Err(Refused::with_hint(RefusalReason::MaxClientConn, "53300", message, hint));
         }
         let credential = self.authenticate(&mut wish, &mut out).await?;
+        at_door.proved();
         encode::authentication(&mut out, 0, &[]);
         self.admit(wish, credential, out).await.map(Some)
     }

@@ -30,6 +30,7 @@ mod server_auth;
 mod sockets;
 mod stage;
 mod stop;
+mod storms;
 mod support;
 mod tls;
 mod transcript;

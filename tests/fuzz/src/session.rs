@@ -15,6 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pgweir::client::{Context, Secrets, Session, Users};
+use pgweir::clock::Clock;
+use pgweir::net::tls::Keyring;
 use pgweir::net::{Peer, Stream};
 use pgweir_config::{Config, Sources};
 use pgweir_proto::encode;
@@ -78,7 +80,9 @@ pub fn session(input: &[u8]) {
         let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
         tokio::task::spawn_local(accept(listener, servers.clone()));
         let secrets = Secrets::new(&config, Arc::new(Users::default())).expect("entropy");
-        let context = Context::new(Arc::new(config), secrets);
+        let config = Arc::new(config);
+        let keyring = Arc::new(Keyring::load(config.clone()).expect("no files"));
+        let context = Context::new(config, secrets, keyring, Clock::default());
         run(&mut source, &context, &servers).await;
         assert_eq!(context.process.borrow().broken_invariants, 0);
     });
