@@ -221,6 +221,9 @@ impl Answer<'_> {
         if changes(owed) {
             self.statements.confirm(&mut self.marks.changes);
         }
+        if is_unnamed(owed) {
+            self.marks.changes.end_unnamed();
+        }
         if let (Some(id), false) = (statement_id(owed.note), owed.origin == Origin::Local) {
             if owed.expect == Expect::Parse {
                 // An error of an earlier batch may have struck it off meanwhile.
@@ -319,7 +322,10 @@ impl Answer<'_> {
             if ours && statement_id(owed.note).is_some() {
                 pending.end_named();
             }
-            unnamed_replays |= ours && owed.note & UNNAMED != 0 && owed.note < RESTORE;
+            if is_unnamed(owed) {
+                pending.end_unnamed();
+                unnamed_replays |= ours;
+            }
             match (owed.expect, statement_id(owed.note)) {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local => drop(known.remove(&id)),
                 (Expect::Close, Some(id)) if ours => drop(doubtful.insert(id)),
@@ -360,6 +366,11 @@ impl Answer<'_> {
 /// Whether an entry stands for a change of the client's statements.
 fn changes(owed: Owed) -> bool {
     owed.note & CHANGES != 0 && owed.note < RESTORE
+}
+
+/// Whether an entry stands for a change of the server connection's unnamed statement.
+fn is_unnamed(owed: Owed) -> bool {
+    owed.note & UNNAMED != 0 && owed.note < RESTORE
 }
 
 /// Whether an error says that a statement of ours is not what it was, or not there.

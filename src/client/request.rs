@@ -254,7 +254,7 @@ impl Request<'_> {
             reset.restore(self.startup, &mut text);
         }
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
-            self.conn.unnamed = Held::Empty;
+            self.conn.unnamed = self.destroyed();
             plan.insert(|out| encode::query(out, &text));
         }
     }
@@ -337,8 +337,14 @@ impl Request<'_> {
         // A simple query destroys the unnamed statement.
         self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
-        self.conn.unnamed = Held::Empty;
+        self.conn.unnamed = self.destroyed();
         self.runs(effects, text);
+    }
+
+    /// What a simple query leaves of the server's unnamed statement; one behind messages that may fail may be skipped.
+    #[inline]
+    fn destroyed(&self) -> Held {
+        if self.conn.mixed { Held::Unknown } else { Held::Empty }
     }
 
     #[inline]
@@ -350,7 +356,7 @@ impl Request<'_> {
             self.marks.resets.extend(reset.filter(|reset| !self.marks.resets.contains(reset)));
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
-            self.statements.clear();
+            self.statements.clear(&mut self.marks.changes);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
             // The server may be about to drop statements of ours, or may refuse to.
@@ -523,12 +529,14 @@ impl Request<'_> {
                     self.statements.unnamed = Unnamed::Holds(statement.clone());
                 }
                 self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
+                self.marks.changes.begin_unnamed();
                 plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
                 self.stats.server_parses += 1;
                 self.conn.unnamed = Held::Holds(statement);
             }
             (Unnamed::Empty, _) => {
-                self.conn.pipeline.sent(Expect::Close, Origin::Pooler, 0);
+                self.conn.pipeline.sent(Expect::Close, Origin::Pooler, UNNAMED);
+                self.marks.changes.begin_unnamed();
                 plan.insert(|out| encode::close_statement(out, b""));
                 self.conn.unnamed = Held::Empty;
             }
@@ -542,6 +550,9 @@ impl Request<'_> {
             return Ok(Renamed::Same);
         }
         if name.is_empty() {
+            if self.marks.changes.is_unnamed_unsettled() {
+                return Err(Stop::Unsettled);
+            }
             if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
                 let effects = statement.effects;
                 self.forget_sequences(effects, plan);

@@ -3,8 +3,8 @@
 //! A name changes when its message is passed on, not when the server answers: what follows is judged by it. So
 //! every change is kept until the server confirms it, and taken back if the server never got to it. Behind a
 //! `Sync` it matters whether it did: while a change of an earlier batch is unconfirmed, names are
-//! [unsettled](Look::Unsettled), and whoever asks has to wait. The unnamed statement, which pipelines of many batches
-//! use, never makes them wait: whatever comes behind replaces it.
+//! [unsettled](Look::Unsettled), and whoever asks has to wait. So is the unnamed statement for a batch that does not begin
+//! with its own `Parse` of it: those of pipelines do. Were it not, a batch could run what the server holds of a stranger's.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -74,6 +74,10 @@ pub struct Changes {
     named_batch: u32,
     /// How often the unnamed statement was replaced.
     version: u32,
+    /// Unconfirmed changes of the server connection's unnamed statement.
+    unnamed: u32,
+    /// The batch of the last of them.
+    unnamed_batch: u32,
 }
 
 impl Changes {
@@ -107,6 +111,27 @@ impl Changes {
         }
     }
 
+    /// A change of the server connection's unnamed statement is on its way.
+    #[inline]
+    pub fn begin_unnamed(&mut self) {
+        self.unnamed += 1;
+        self.unnamed_batch = self.batch;
+    }
+
+    /// It came to its end, whichever.
+    #[inline]
+    pub fn end_unnamed(&mut self) {
+        self.unnamed = self.unnamed.saturating_sub(1);
+    }
+
+    /// Whether it is not certain what the server's unnamed statement is when a message of this batch gets there: a change
+    /// of an earlier batch may have been skipped.
+    #[must_use]
+    #[inline]
+    pub fn is_unnamed_unsettled(&self) -> bool {
+        self.unnamed > 0 && self.unnamed_batch != self.batch
+    }
+
     /// A change of a name, or of the named statements that the server connection has, is on its way.
     pub fn begin_named(&mut self) {
         self.named += 1;
@@ -130,7 +155,7 @@ impl Changes {
     /// Whether nothing is unconfirmed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.named == 0
+        self.queue.is_empty() && self.named == 0 && self.unnamed == 0
     }
 }
 
@@ -195,6 +220,7 @@ impl Statements {
     pub fn parsed_unnamed(&mut self, unnamed: Unnamed, held: Held, changes: &mut Changes) {
         let previous = std::mem::replace(&mut self.unnamed, unnamed);
         changes.unnamed_destroyed();
+        changes.begin_unnamed();
         changes.queue.push_back(Change::Unnamed(previous, held, changes.version));
     }
 
@@ -250,7 +276,7 @@ impl Statements {
     /// Every change is moot: the server connection is gone.
     pub fn undo_all(&mut self, changes: &mut Changes) {
         self.undo(changes.queue.len(), false, changes, &mut Held::Empty);
-        changes.named = 0;
+        (changes.named, changes.unnamed) = (0, 0);
     }
 
     fn settle(&mut self, name: &[u8], set: impl FnOnce(&mut Name)) {
@@ -264,7 +290,13 @@ impl Statements {
     }
 
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no name stands for anything any more.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self, changes: &mut Changes) {
+        // Nor does one whose Close turns out to have been skipped.
+        for change in &mut changes.queue {
+            if let Change::Closed(_, previous) = change {
+                *previous = None;
+            }
+        }
         if let Some(names) = &mut self.named {
             names.retain(|_, known| {
                 known.named = None;

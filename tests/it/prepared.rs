@@ -45,6 +45,22 @@ async fn statements_are_answered_as_postgres_answers_them() {
                 .ready(2)
                 .send(&[one(b"3"), sync()])
                 .ready(1),
+            // What the server has of another client's is nobody else's, not even behind messages that it skips.
+            Script::new("unnamed, none, behind an error")
+                .send(&[bind("", "nosuch", &[]), bind("", "", &[]), sync(), bind("", "", &[]), execute("", 0), sync()])
+                .ready(2),
+            Script::new("unnamed, one's own, behind an error")
+                .send(&[parse("", "SELECT 'mine'", &[]), sync()])
+                .ready(1)
+                .send(&[bind("", "nosuch", &[]), bind("", "", &[]), sync(), bind("", "", &[]), execute("", 0), sync()])
+                .ready(2),
+            Script::new("unnamed, parsed behind an error")
+                .send(&[bind("", "nosuch", &[]), parse("", "SELECT 'mine'", &[]), sync()])
+                .send(&[bind("", "", &[]), execute("", 0), sync()])
+                .ready(2),
+            Script::new("unnamed, a query behind an error")
+                .send(&[bind("", "nosuch", &[]), query("SELECT 1"), sync(), bind("", "", &[]), execute("", 0), sync()])
+                .ready(2),
             Script::new("described")
                 .send(&[parse("s1", "SELECT $1::int AS a, $2::text AS b", &[]), sync()])
                 .ready(1)

@@ -40,10 +40,13 @@ mod tests {
         assert!(pgweir_proto_fuzz::replay(env!("CARGO_MANIFEST_DIR"), &TARGETS) > 100);
     }
 
-    /// Seeds count from 1: a failure is of the change and not of the day. `PGWEIR_FUZZ_SEED` begins elsewhere.
+    /// Seeds count from 1: a failure is of the change and not of the day. `PGWEIR_FUZZ_SEED` begins
+    /// elsewhere, `PGWEIR_FUZZ_SECONDS` goes on for longer.
     #[test]
     fn random_sessions_are_answered_as_by_servers_of_their_own() {
         let first = std::env::var("PGWEIR_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
+        let lasts = std::env::var("PGWEIR_FUZZ_SECONDS")
+            .map_or(SESSIONS_FOR, |text| Duration::from_secs(text.parse().unwrap()));
         let begun = std::time::Instant::now();
         for seed in first.. {
             eprintln!("PGWEIR_FUZZ_SEED={seed}");
@@ -51,7 +54,7 @@ mod tests {
             let len = random.random_range(40..400);
             let bytes: Vec<u8> = (0..len).map(|_| random.random()).collect();
             session::session(&bytes);
-            if begun.elapsed() > SESSIONS_FOR {
+            if begun.elapsed() > lasts {
                 break;
             }
         }
