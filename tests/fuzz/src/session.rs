@@ -177,7 +177,7 @@ struct Client {
     due: Vec<u8>,
     /// It broke the protocol: what it hears from there on is not compared.
     wild: bool,
-    /// The judge's COPY of an `Execute` has come to its end: a `Sync` is next.
+    /// The judge's COPY has come to its end: a `Sync` is next.
     sync_due: bool,
 }
 
@@ -219,7 +219,7 @@ impl Client {
             let before = self.judge.mode;
             let answer = self.judge.feed(message);
             self.due.extend_from_slice(&answer);
-            self.sync_due |= before == Mode::Copying(false) && self.judge.mode != before;
+            self.sync_due |= matches!(before, Mode::Copying(_)) && self.judge.mode != before;
         }
     }
 
@@ -273,9 +273,11 @@ impl Client {
             return self.send(&out);
         }
         if std::mem::take(&mut self.sync_due) {
-            // The end comes even if the judge has refused the data already: the client has not heard of it.
+            // The end comes even if the judge has refused the data already: the client has not heard of it. And a query, so
+            // that no answer of pgweir's own gets in front of one to a Sync that the COPY may have eaten.
             encode::message(&mut out, b'c', |_| {});
             out.extend_from_slice(&encode::SYNC);
+            encode::query(&mut out, b"SELECT 1");
             return self.send(&out);
         }
         if self.judge.mode == Mode::Skipping && kind % 20 < 3 {
