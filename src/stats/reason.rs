@@ -242,7 +242,7 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 9>();
+        check_reasons::<RefusalReason, 10>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
     }

@@ -149,7 +149,8 @@ mod tests {
         let mut throttle = Throttle::new(1, 3);
         let now = Instant::now();
         let bad = ip("192.0.2.1");
-        for n in 0..50_000_u32 {
+        // Its last failure lies at most half of what is remembered back: each address takes two places.
+        for n in 0..43_000 + u32::try_from(REMEMBERED / 2).unwrap() - 1 {
             throttle.failed(IpAddr::V4((0x0a00_0000 | n).into()), "a", now);
             if n % 1000 == 0 && !throttle.is_over(bad, "a", now) {
                 throttle.failed(bad, "a", now);
