@@ -128,6 +128,9 @@ impl Router {
             pools.retain(|_, pool| !many || !unused(pool));
         }
         self.credentials.borrow_mut().retain(|_, credentials| Rc::strong_count(credentials) > 1);
+        for limits in [&self.databases, &self.users] {
+            limits.borrow_mut().retain(|_, limit| Rc::strong_count(limit) > 1 || limit.count.used() > 0);
+        }
     }
 
     fn entry(&self, name: &str) -> Result<&pgweir_config::Database, UnknownDatabase> {

@@ -323,10 +323,11 @@ async fn log_in(target: &Target, credential: &Credential, slot: &mut Option<Logi
         } else {
             return Err(error);
         }
-        if let Some(mut login) = slot.take() {
+        if let Some(login) = slot.as_mut() {
             // Never two at once: the first still counts on the server until it is gone.
             login.until_closed().await;
         }
+        *slot = None;
     }
     target.version.set(version);
     let login = slot.as_mut().ok_or(DialError::Timeout)?;

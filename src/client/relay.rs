@@ -213,7 +213,8 @@ impl Relay {
             }
             if ask_client {
                 let moved = self.turn_client(cx, scratch)?;
-                ask_server |= moved && !std::mem::take(&mut self.armed);
+                let armed = std::mem::take(&mut self.armed);
+                ask_server |= moved && !armed;
                 ask_client = moved && !self.shut_ear();
             }
             if !(ask_server || ask_client) {
@@ -247,16 +248,21 @@ impl Relay {
         if self.entry.is_cancelled() {
             self.cancel()?;
         }
-        if let Some(begun) = self.entry.again.take()
+        let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
+        if !replaying
+            && let Some(begun) = self.entry.again.take()
             && self.active.as_ref().is_some_and(|active| active.aside.query_begun == Some(begun))
         {
             self.cancel_server(Vec::new());
         }
         // What cannot be heeded yet is looked at again whenever something has moved.
-        self.entry.called.set(self.entry.is_cancelled() || self.entry.order.get() != Order::None);
+        let again = self.entry.again.get().is_some();
+        self.entry.called.set(again || self.entry.is_cancelled() || self.entry.order.get() != Order::None);
         match self.entry.order.get() {
             Order::None => Ok(()),
             Order::Drain if !self.is_at_rest() => Ok(()),
+            // It would hit the replay of settings.
+            Order::QueryLong if replaying => Ok(()),
             Order::QueryLong => {
                 self.entry.order.set(Order::None);
                 // Counted anew, so that a server that takes its time is not told ten times a second.
@@ -403,7 +409,7 @@ impl Relay {
         };
         if let Some(active) = &mut self.active {
             if active.hold {
-                return Ok(moved);
+                return self.look_after_client().map(|()| moved);
             }
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
@@ -412,6 +418,8 @@ impl Relay {
                 moved |= !had && matches!(self.lease, Lease::Held(_));
             }
         }
+        // What was kept may have had to queue up.
+        let waiting = matches!(self.lease, Lease::Waiting(_));
         if self.active.as_ref().is_some_and(|active| active.stalled) {
             return self.look_after_client().map(|()| moved);
         }
@@ -616,7 +624,7 @@ impl Relay {
         }
         let (front, back) = plan.slices();
         let sent = if front.is_empty() && back.is_empty() { Ok(()) } else { conn.write(cx, front, back) };
-        if was_settled && used > 0 {
+        if (was_settled || first) && used > 0 {
             active.aside.query_begun = Some(context.clock.moment());
         }
         if sent.is_err() && first && conn.unsent.is_empty() {

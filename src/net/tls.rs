@@ -338,10 +338,15 @@ impl Tls {
         let mut rest = records.get(..len).unwrap_or_default();
         while !rest.is_empty() {
             match poll_send(&self.socket, cx, rest, &[]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => rest = rest.get(sent..).unwrap_or_default(),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
+                Poll::Ready(Ok(sent)) if sent > 0 => rest = rest.get(sent..).unwrap_or_default(),
+                Poll::Ready(outcome) if rest.len() == len => {
+                    return Poll::Ready(outcome.and(Err(io::ErrorKind::WriteZero.into())));
+                }
+                outcome => {
+                    // Whole records may have arrived: an error now would say that nothing has. The next try tells it.
+                    if outcome.is_ready() {
+                        cx.waker().wake_by_ref();
+                    }
                     self.unsent = rest.to_vec();
                     self.owed = taken;
                     return Poll::Pending;

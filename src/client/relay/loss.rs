@@ -150,6 +150,7 @@ impl Relay {
         if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
             self.pool.discard_lent(conn, DiscardReason::Dirty);
         }
+        self.unpin();
         Err(End::Fatal(body.into()))
     }
 
@@ -176,6 +177,7 @@ impl Relay {
     /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
     pub(super) fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return };
+        debug_assert!(!active.aside.replaying, "it would hit the replay of settings");
         // What is ours alone on the way is not the client's to cancel.
         if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;
