@@ -52,7 +52,8 @@ impl Stream {
     /// # Errors
     ///
     /// Whatever the socket reports.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "four times in every transaction")]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => poll_recv(stream, cx, buf),
@@ -68,7 +69,8 @@ impl Stream {
     /// # Errors
     ///
     /// Whatever the socket reports.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "four times in every transaction")]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => poll_send(stream, cx, first, second),

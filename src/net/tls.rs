@@ -213,6 +213,7 @@ impl Tls {
         &self.socket
     }
 
+    #[inline(never)]
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         if !self.unsent.is_empty() && self.owed == 0 {
             // Nobody will ask for it to be written: it is no caller's.
@@ -299,6 +300,7 @@ impl Tls {
 
     /// Encrypts and writes. A byte counts as taken when the socket has taken the whole of its ciphertext: what was not
     /// taken has to be offered again, as with any socket.
+    #[inline(never)]
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         if !self.unsent.is_empty() {
             ready!(self.poll_flush(cx))?;

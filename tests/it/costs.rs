@@ -19,7 +19,8 @@ use crate::tls::client::{self, TlsClient};
 use crate::tls::pki::{Authority, Folder};
 use crate::tls::show;
 
-/// User instructions per transaction of 16 clients with simple queries, at most.
+/// User instructions per transaction of 16 clients with simple queries, at most: what is committed has to meet it. What is
+/// measured depends by some 2 % on how much is found by each `epoll_wait`, and is held against what is committed.
 const INSTRUCTIONS_BAR: f64 = 4500.0;
 
 /// System calls per transaction at 16 clients when none waits for a server connection, at most.
@@ -212,7 +213,7 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
     let mut all = Vec::new();
     for (name, bar, clients, script) in [
         ("instructions_simple_1", none, 1, Script::simple()),
-        ("instructions_simple_16", INSTRUCTIONS_BAR, 16, Script::simple()),
+        ("instructions_simple_16", none, 16, Script::simple()),
         ("instructions_extended_16", none, 16, Script::extended()),
         ("instructions_prepared_16", none, 16, Script::prepared()),
     ] {
@@ -220,6 +221,7 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
         all.extend(check(name, measured, bar, INSTRUCTION_TOLERANCE));
     }
     assert_none(&all);
+    assert!(committed("instructions_simple_16") <= INSTRUCTIONS_BAR);
 }
 
 /// The release build before a place of its own.

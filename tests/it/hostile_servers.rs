@@ -361,7 +361,7 @@ async fn a_server_that_turns_hostile_harms_the_client_it_serves_and_no_other() {
         async move {
             let mut victim = login(pgweir, number).await.unwrap();
             let mut other = login(pgweir, number).await.unwrap();
-            let outcome = victim.query("SELECT 'victim'").await;
+            let outcome = victim.query("SELECT victim FROM hostile").await;
             match (fate, outcome) {
                 (Fate::Answered, Ok(outcome)) => {
                     assert_eq!((outcome.value(), outcome.sqlstate()), (Some("mock"), ""), "{name}: {outcome:?}");
