@@ -184,7 +184,10 @@ async fn a_server_that_refuses_3_2_is_asked_for_3_0_and_never_again_for_more() {
         let refused: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
         let place = Place::on(primary());
         let port = old_server(place.cluster.addr(), refusal, refused).await.port().to_string();
-        let settings = [("databases.PLACE.port", &*port), ("default_pool_size", "3"), ("max_server_logins", "1")];
+        // The old server looks at the first packet alone: it has to be the start-up message.
+        let plain = ("databases.PLACE.sslmode", "disable");
+        let settings =
+            [("databases.PLACE.port", &*port), plain, ("default_pool_size", "3"), ("max_server_logins", "1")];
         let cap = place.cap_watch(3);
         let site = Site::before(place.clone(), &settings);
         let mut clients = Vec::new();
