@@ -48,8 +48,12 @@ const THREADS: usize = 2;
 /// Sizes of the pools, over which the clients are spread.
 const POOLS: [u32; 4] = [1, 2, 4, 8];
 
-/// How often it is looked whether there are too many server connections. Each look costs as much as a transaction.
+/// How often a long play looks whether there are too many server connections: each look costs as much as a transaction.
+/// One of ordinary length looks ten times as often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The longest play of ordinary length; transactions.
+const ORDINARY: u64 = 200_000;
 
 /// What every client of a play knows.
 pub(crate) struct Play {
@@ -263,7 +267,8 @@ fn play_transactions(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
     let (stage, databases) = several_pools(None);
     let cap = POOLS.iter().sum();
-    let watch = stage.place.cap_watch_every(cap, LOOK_EVERY);
+    let every = if transactions > ORDINARY { LOOK_EVERY } else { LOOK_EVERY / 10 };
+    let watch = stage.place.cap_watch_every(cap, every);
     let play =
         Play { kills: true, databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions) };
     let played = play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"));
