@@ -5,11 +5,14 @@
 //! Everything happens in one poll, from a buffer that the worker lends: bytes are copied only when a socket
 //! will not take them, a message is incomplete, or a server connection has to be waited for.
 
+mod active;
+mod away;
 mod ear;
 mod farewell;
 mod lease;
 mod loss;
 mod rerun;
+mod write;
 
 use std::io;
 use std::rc::Rc;
@@ -21,22 +24,20 @@ use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::answer::{Answer, Aside, Heard, Rules};
+use super::answer::{Answer, Heard, Rules};
 use super::end::End;
-use super::local::Local;
 use super::plan::Plan;
-use super::request::{Marks, Request, Stop};
+use super::request::{Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
 use crate::backend::{KEPT_CAPACITY, Lost, ServerConn};
 use crate::cancel::{Activity, Entry, Order};
-use crate::clock::Moment;
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
 
+pub use active::Active;
 use ear::Ear;
-use rerun::Rerun;
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -50,15 +51,6 @@ enum Lease {
     None,
     Waiting(Ticket),
     Held(Box<ServerConn>),
-}
-
-/// Bytes of a session that could not be passed on at once.
-#[derive(Debug, Default)]
-struct Backlog {
-    /// From the client: not yet looked at, or the front of an incomplete message.
-    input: Vec<u8>,
-    /// For the client: its socket would not take them.
-    output: Vec<u8>,
 }
 
 /// One logged-in client.
@@ -88,57 +80,6 @@ pub struct Relay {
     at_work: bool,
     /// The goodbye was said: nothing is left for `Drop` to do.
     ended: bool,
-}
-
-/// What only a session at work needs; an idle one has none of it.
-#[derive(Debug)]
-pub struct Active {
-    backlog: Backlog,
-    marks: Marks,
-    aside: Aside,
-    /// The replay on its way changes the role: nothing may follow it before it is known to be applied.
-    hold: bool,
-    /// The input is to be looked at before more is read.
-    resume: bool,
-    /// The input cannot be passed on before more answers have come: no more is read.
-    stalled: bool,
-    local: Option<Local>,
-    rerun: Rerun,
-    /// Cancel requests sent to the server in this lease that may have to be repeated.
-    cancels: u8,
-    leased: Moment,
-}
-
-impl Active {
-    /// A blank one, for a lease that begins now.
-    pub fn new(now: Moment) -> Self {
-        Self {
-            backlog: Backlog::default(),
-            marks: Marks::default(),
-            aside: Aside::default(),
-            hold: false,
-            resume: false,
-            stalled: false,
-            local: None,
-            rerun: Rerun::default(),
-            cancels: 0,
-            leased: now,
-        }
-    }
-
-    /// Whether all that the client sent was passed on, and is not held up.
-    fn is_through(&self) -> bool {
-        !self.stalled && !self.hold && !self.resume && self.backlog.input.is_empty() && self.local.is_none()
-    }
-
-    /// Whether forgetting it loses nothing.
-    fn is_blank(&self) -> bool {
-        self.backlog.input.is_empty()
-            && self.backlog.output.is_empty()
-            && self.local.is_none()
-            && self.marks.is_blank()
-            && self.rerun.is_blank()
-    }
 }
 
 impl Relay {
@@ -476,31 +417,6 @@ impl Relay {
         Ok(true)
     }
 
-    /// Nothing is read from the client for now, so that its end is not seen in passing: it is looked for once a second.
-    /// An end behind bytes that were not read yet is none: a `Terminate` may be among them.
-    fn look_after_client(&mut self) -> Result<(), End> {
-        if !self.context.registry.is_to_look(&self.entry) || self.said_goodbye() {
-            return Ok(());
-        }
-        match self.link.is_at_end() {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(End::Gone(None)),
-            Err(error) => Err(End::Gone(Some(error.kind()))),
-        }
-    }
-
-    /// Whether the input kept ends with a `Terminate`.
-    fn said_goodbye(&self) -> bool {
-        let Some(active) = &self.active else { return false };
-        let mut scanner = self.scanner;
-        let (mut rest, mut last) = (&active.backlog.input[..], 0);
-        while let Ok(Scanned::Whole { tag, body }) = scanner.next(rest) {
-            last = tag;
-            rest = rest.get(HEADER + body.len()..).unwrap_or_default();
-        }
-        last == Tag::Terminate as u8
-    }
-
     /// Looks at the input kept from before. True if some of it was dealt with.
     fn take_backlog(&mut self, cx: &mut Task<'_>, made: &mut Vec<u8>) -> Result<bool, End> {
         let Some(active) = &mut self.active else { return Ok(false) };
@@ -690,69 +606,6 @@ impl Relay {
             }
         }
         Ok(())
-    }
-
-    // ---- writing to the client ----
-
-    fn write_client(&mut self, cx: &mut Task<'_>, first: &[u8], second: &[u8]) -> Result<(), End> {
-        let len = first.len() + second.len();
-        if len == 0 {
-            return Ok(());
-        }
-        self.pool.stats.borrow_mut().bytes_to_clients += len as u64;
-        let taken = if self.has_output() {
-            0
-        } else {
-            match self.link.poll_write(cx, first, second) {
-                Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
-                Poll::Pending => 0,
-            }
-        };
-        if taken < len {
-            let output = &mut self.active().backlog.output;
-            output.extend_from_slice(first.get(taken..).unwrap_or_default());
-            output.extend_from_slice(second.get(taken.saturating_sub(first.len())..).unwrap_or_default());
-            // Registers for the moment when there is room again.
-            self.flush_client(cx)?;
-        }
-        Ok(())
-    }
-
-    /// Whether something is kept for the client.
-    #[inline]
-    fn has_output(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| !active.backlog.output.is_empty())
-    }
-
-    /// Writes what is kept for the client. False if some is left.
-    fn flush_client(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
-        let Some(active) = &mut self.active else { return Ok(true) };
-        let output = &mut active.backlog.output;
-        if output.is_empty() {
-            return Ok(true);
-        }
-        let mut done = 0;
-        while let Some(rest) = output.get(done..).filter(|rest| !rest.is_empty()) {
-            match self.link.poll_write(cx, rest, &[]) {
-                Poll::Ready(Ok(0)) => return Err(End::Gone(Some(io::ErrorKind::WriteZero))),
-                Poll::Ready(Ok(taken)) => done += taken,
-                Poll::Ready(Err(error)) => return Err(End::Gone(Some(error.kind()))),
-                Poll::Pending => break,
-            }
-        }
-        output.drain(..done);
-        if !output.is_empty() {
-            return Ok(false);
-        }
-        active.resume = true;
-        if matches!(self.lease, Lease::None)
-            && active.is_blank()
-            && let Some(active) = self.active.take()
-        {
-            self.context.actives.put_back(active);
-        }
-        Ok(true)
     }
 }
 

@@ -1,0 +1,69 @@
+//! What only a session at work needs.
+
+use super::super::answer::Aside;
+use super::super::local::Local;
+use super::super::request::Marks;
+use super::rerun::Rerun;
+use crate::clock::Moment;
+
+/// Bytes of a session that could not be passed on at once.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// From the client: not yet looked at, or the front of an incomplete message.
+    pub input: Vec<u8>,
+    /// For the client: its socket would not take them.
+    pub output: Vec<u8>,
+}
+
+/// What only a session at work needs; an idle one has none of it.
+#[derive(Debug)]
+pub struct Active {
+    pub(super) backlog: Backlog,
+    pub(super) marks: Marks,
+    pub(super) aside: Aside,
+    /// The replay on its way changes the role: nothing may follow it before it is known to be applied.
+    pub(super) hold: bool,
+    /// The input is to be looked at before more is read.
+    pub(super) resume: bool,
+    /// The input cannot be passed on before more answers have come: no more is read.
+    pub(super) stalled: bool,
+    /// What is answered without a server.
+    pub(super) local: Option<Local>,
+    pub(super) rerun: Rerun,
+    /// Cancel requests sent to the server in this lease that may have to be repeated.
+    pub(super) cancels: u8,
+    /// When the lease began.
+    pub(super) leased: Moment,
+}
+
+impl Active {
+    /// A blank one, for a lease that begins now.
+    pub fn new(now: Moment) -> Self {
+        Self {
+            backlog: Backlog::default(),
+            marks: Marks::default(),
+            aside: Aside::default(),
+            hold: false,
+            resume: false,
+            stalled: false,
+            local: None,
+            rerun: Rerun::default(),
+            cancels: 0,
+            leased: now,
+        }
+    }
+
+    /// Whether all that the client sent was passed on, and is not held up.
+    pub(super) fn is_through(&self) -> bool {
+        !self.stalled && !self.hold && !self.resume && self.backlog.input.is_empty() && self.local.is_none()
+    }
+
+    /// Whether forgetting it loses nothing.
+    pub(super) fn is_blank(&self) -> bool {
+        self.backlog.input.is_empty()
+            && self.backlog.output.is_empty()
+            && self.local.is_none()
+            && self.marks.is_blank()
+            && self.rerun.is_blank()
+    }
+}
