@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
+use pgweir_harness::secrets;
 use pgweir_harness::wire::{ServerError, Wire, WireError};
 use tempfile::TempDir;
 
@@ -23,6 +24,7 @@ fn libpq(conninfos: &[String]) -> Vec<String> {
     }
     command.arg(scripts().join("psycopg_login.py")).args(conninfos);
     let output = String::from_utf8(finish(command).stdout).unwrap();
+    secrets::assert_none_in("what libpq is told", &output);
     let lines: Vec<String> = output.lines().map(str::to_owned).collect();
     assert_eq!(lines.len(), conninfos.len(), "{output}");
     lines

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use pgweir_harness::mock_server::say;
 use pgweir_harness::wire::{ServerError, Wire};
-use pgweir_harness::{Auth, Cluster, ClusterOptions, MockServer, Step, wait_until};
+use pgweir_harness::{Auth, Cluster, ClusterOptions, MockServer, Step, secrets, wait_until};
 
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, primary, start_pgweir};
 
@@ -72,6 +72,7 @@ impl Drop for Folder {
 
 /// Replaces a file whole.
 fn write(path: &str, text: &str) {
+    secrets::keep(text.trim_end());
     let fresh = format!("{path}.new");
     fs::write(&fresh, text).unwrap();
     fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).unwrap();
@@ -165,8 +166,8 @@ async fn passwords_of_any_script_open_what_postgres_made_of_them() {
     let cluster = primary();
     #[rustfmt::skip]
     let table = [
-        "plain", "p\u{e4}ss w\u{f6}rd", "\u{2168}", "\u{ad}soft\u{ad}hyphen", "a\u{a0}b", "\u{5e9}\u{5dc}\u{5d5}\u{5dd}",
-        "mixed \u{5d0}\u{5d1}", "\u{1f511}\u{1f512}", "e\u{301}", "\u{e9}", "quote'\"\\ $", "\u{fb01}ne\u{2460}",
+        "plain-secret", "p\u{e4}ss w\u{f6}rd", "secret \u{2168}", "\u{ad}soft\u{ad}hyphen", "secret a\u{a0}b", "\u{5e9}\u{5dc}\u{5d5}\u{5dd}",
+        "mixed \u{5d0}\u{5d1}", "\u{1f511}\u{1f512}", "secret e\u{301}", "secret \u{e9}", "quote'\"\\ $", "secret \u{fb01}ne\u{2460}",
     ];
     let folder = Folder::new("scripts");
     for (number, password) in table.iter().enumerate() {
@@ -269,6 +270,7 @@ async fn a_password_file_that_anyone_may_read_is_warned_of_once() {
 
 /// A command that prints what is in `file`, and notes that it ran in `file.runs`.
 fn token_command(file: &str, before: &str) -> String {
+    secrets::keep("hush-hush");
     format!("sh -c 'echo run >> {file}.runs; echo hush-hush >&2; {before} cat {file}'")
 }
 

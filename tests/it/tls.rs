@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use pgweir_harness::{Auth, Cluster, ClusterOptions};
+use pgweir_harness::{Auth, Cluster, ClusterOptions, secrets};
 
 use pki::Identity;
 
@@ -66,6 +66,7 @@ fn psql(cluster: &Cluster, words: &str, sql: &str) -> Result<String, String> {
     psql.args(["-X", "-A", "-t", "-c", sql, &format!("{words} gssencmode=disable")]);
     let output = psql.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    secrets::assert_none_in("what psql is told", &output.stderr);
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 

@@ -9,6 +9,7 @@
 //! | [`wire`] | a raw client of the wire protocol ([`wire::Wire`]) |
 //! | [`fault_proxy`] | a TCP proxy with faults ([`FaultProxy`]) |
 //! | [`mock_server`] | a server that plays a script ([`MockServer`]) |
+//! | [`secrets`] | every secret that the tests use, and the search for them in what pgweir says |
 //! | [`wait`] | polls a condition up to a deadline |
 //! | `cache` | where the drivers' Python and the data-directory templates are ([`drivers_python`]) |
 //! | [`error`] | what can go wrong ([`HarnessError`]) |
@@ -27,6 +28,7 @@ pub mod mock_server;
 mod os;
 pub mod pgweir;
 pub mod programs;
+pub mod secrets;
 mod sql;
 pub mod wait;
 pub mod wire;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgweir_config::{AuthType, Config, Sources};
-use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, pgweir_toml};
+use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, pgweir_toml, secrets};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -151,4 +151,60 @@ time.sleep(300)",
 fn a_program_that_is_not_there_is_named() {
     let error = start(PathBuf::from("/nowhere/pgweir")).unwrap_err();
     assert!(error.to_string().contains("/nowhere/pgweir"), "{error}");
+}
+
+/// What the end of this one says to the test: nothing, or the panic that fails it.
+fn end_of(pgweir: Pgweir) -> Option<String> {
+    let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(pgweir)));
+    end.err().map(|panic| panic.downcast_ref::<String>().unwrap().clone())
+}
+
+#[test]
+fn a_secret_in_the_log_or_the_metrics_fails_the_test_when_pgweir_stops() {
+    const SERVE: &str = "\
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'pgweir_clients{user=\"PLANTED\"} 1\\n'
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+server = http.server.HTTPServer(('127.0.0.1', 0), Page)
+log('msg=listening role=postgres addr=127.0.0.1:7001')
+log('msg=listening role=http addr=127.0.0.1:%d' % server.server_port)
+log('msg=ready')
+log('LOGGED')
+server.serve_forever()";
+    secrets::keep("planted-secret");
+    #[rustfmt::skip]
+    let table = [
+        ("nowhere",        "a log line",              "a user",         None),
+        ("in the log",     "user=\"planted-secret\"", "a user",         Some("pgweir's log: user=\"planted-secret\"")),
+        ("in the metrics", "a log line",              "planted-secret", Some("/metrics: pgweir_clients{user=\"planted-secret\"} 1")),
+    ];
+    for (name, logged, planted, want) in table {
+        let (_directory, bin) = program(&SERVE.replace("LOGGED", logged).replace("PLANTED", planted));
+        let pgweir = start(bin).unwrap();
+        pgweir.wait_log(logged, SOON).unwrap();
+        let told = end_of(pgweir);
+        assert_eq!(told.as_deref().map(|told| told.split_once(" is in ").unwrap().1), want, "{name}: {told:?}");
+    }
+}
+
+#[test]
+fn a_secret_of_a_file_that_changed_meanwhile_is_known_too() {
+    let (directory, bin) = program(
+        "log('msg=listening role=postgres addr=127.0.0.1:7001'); log('msg=ready')
+sys.stdin.read()
+while 'token' not in open(sys.argv[3]).read(): time.sleep(0.01)
+log('the token is ' + open(os.path.dirname(__file__) + '/token').read()); time.sleep(300)",
+    );
+    let pgweir = start(bin).unwrap();
+    let token = directory.path().join("token");
+    fs::write(&token, "changed-since\n").unwrap();
+    fs::write(pgweir.config_path(), format!("[databases.app]\npassword_file = {token:?}\n")).unwrap();
+    pgweir.wait_log("the token is", SOON).unwrap();
+    let told = end_of(pgweir).unwrap();
+    assert!(told.contains("the token is changed-since"), "{told}");
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pgweir_harness::wire::{Message, Wire, WireError, build, cancel};
-use pgweir_harness::{Cluster, ClusterOptions, ConnectionFilter, wait_until, wait_until_async};
+use pgweir_harness::{Cluster, ClusterOptions, ConnectionFilter, secrets, wait_until, wait_until_async};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -170,4 +170,19 @@ fn a_wait_in_vain_panics() {
 #[should_panic(expected = "wire.rs")]
 async fn an_async_wait_in_vain_names_its_caller() {
     wait_until_async(Duration::from_millis(20), async || false).await;
+}
+
+#[tokio::test]
+async fn a_secret_in_an_error_fails_the_test() {
+    let cluster = cluster();
+    // Postgres names the user in its refusal.
+    let refused = async |user: &str| Wire::open(cluster.addr(), user, "app", "not-the-password").await.is_err();
+    assert!(refused("a-known-user").await);
+    secrets::keep("a-planted-user");
+    let address = cluster.addr();
+    let told =
+        tokio::spawn(async move { Wire::open(address, "a-planted-user", "app", "not-the-password").await.map(drop) });
+    let panic = told.await.unwrap_err().into_panic();
+    let told = panic.downcast_ref::<String>().unwrap();
+    assert!(told.contains("\"a-planted-user\" is in what a client is told"), "{told}");
 }

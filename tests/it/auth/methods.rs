@@ -87,32 +87,32 @@ async fn users_come_from_auth_file_and_its_changes_hold_at_once() {
     let place = Place::on(primary());
     let other = format!("{}_other", place.name);
     let line = |name: &str, secret: &str| format!("\"{name}\" \"{secret}\"\n");
-    let file = UserFile::new(&format!("; users\n{}", line(&other, "first")));
+    let file = UserFile::new(&format!("; users\n{}", line(&other, "first-secret")));
     let site = Site::before(place, &[("auth_type", "scram-sha-256"), ("auth_file", &file.path())]);
     let enter = async |password: &str| {
         let mut wire = pgweir_harness::wire::Wire::connect(site.pgweir.addr()).await.unwrap();
         wire.login(&other, site.name(), password).await.is_ok()
     };
-    assert!(enter("first").await);
+    assert!(enter("first-secret").await);
     // Those of the configuration stay, and win.
     assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
-    file.write(&(line(&other, "second") + &line(site.name(), "not this")));
-    wait_until_async(SOON, async || enter("second").await).await;
-    assert!(!enter("first").await);
+    file.write(&(line(&other, "second-secret") + &line(site.name(), "not-this-secret")));
+    wait_until_async(SOON, async || enter("second-secret").await).await;
+    assert!(!enter("first-secret").await);
     assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
     // A faulty file is reported and changes nothing.
     let from = site.pgweir.log().len();
     file.write(&(line(&other, "hush-third") + "hush-fourth\n"));
     let told = site.pgweir.wait_log_from(from, "auth_file not read", SOON).unwrap();
     assert!(told.contains("users.txt:2") && told.contains("in double quotes"), "{told}");
-    assert!(enter("second").await);
+    assert!(enter("second-secret").await);
     // So is a file that is gone.
     std::fs::remove_file(file.path()).unwrap();
     site.pgweir.wait_log_from(from, "cannot be read", SOON).unwrap();
-    assert!(enter("second").await);
+    assert!(enter("second-secret").await);
     // Who is left out is out.
     file.write("");
-    wait_until_async(SOON, async || !enter("second").await).await;
+    wait_until_async(SOON, async || !enter("second-secret").await).await;
     let from = site.pgweir.log().len();
     site.pgweir.signal(libc::SIGHUP).unwrap();
     site.pgweir.wait_log_from(from, "users=0", SOON).unwrap();

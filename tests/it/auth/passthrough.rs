@@ -94,7 +94,7 @@ async fn a_password_changed_on_the_server_is_carried_there_by_the_client_who_kno
     let settings = [("auth_user", auth.as_str()), (&key, "auth-secret"), ("server_login_retry", "1h")];
     let pgweir = start(&place, &settings);
     assert!(enter(&pgweir, &place, PASSWORD).await.is_ok());
-    place.psql(&format!("ALTER ROLE {} PASSWORD 'second'", place.name));
+    place.psql(&format!("ALTER ROLE {} PASSWORD 'second-secret'", place.name));
     place
         .cluster
         .psql(
@@ -102,8 +102,8 @@ async fn a_password_changed_on_the_server_is_carried_there_by_the_client_who_kno
             &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'", place.name),
         )
         .unwrap();
-    wait_until_async(SOON, async || enter(&pgweir, &place, "second").await.is_ok()).await;
-    let mut client = enter(&pgweir, &place, "second").await.unwrap();
+    wait_until_async(SOON, async || enter(&pgweir, &place, "second-secret").await.is_ok()).await;
+    let mut client = enter(&pgweir, &place, "second-secret").await.unwrap();
     assert_value(&client.query("SELECT session_user").await.unwrap(), &place.name);
     assert!(enter(&pgweir, &place, PASSWORD).await.is_err());
 }

@@ -35,7 +35,7 @@ fn before(place: Place<'static>, auth: &str, settings: &[(&str, &str)]) -> Site<
 /// A role of the server with this password; its name.
 fn role(site: &Site<'_>, suffix: &str, rest: &str) -> String {
     let name = format!("{}_{suffix}", site.name());
-    site.place.psql(&format!("CREATE ROLE \"{name}\" LOGIN PASSWORD 'first' {rest}"));
+    site.place.psql(&format!("CREATE ROLE \"{name}\" LOGIN PASSWORD 'first-secret' {rest}"));
     name
 }
 
@@ -51,7 +51,7 @@ async fn who_is_known_to_the_server_gets_in_and_nobody_else() {
         let (site, auth) = site(&[("auth_type", auth_type), ("auth_plain_without_tls", "true")]);
         let user = role(&site, "user", "");
         assert_value(
-            &enter(&site, &user, "first").await.unwrap().query("SELECT current_user").await.unwrap(),
+            &enter(&site, &user, "first-secret").await.unwrap().query("SELECT current_user").await.unwrap(),
             site.name(),
         );
         // Those of the configuration are asked for nothing there.
@@ -63,14 +63,14 @@ async fn who_is_known_to_the_server_gets_in_and_nobody_else() {
         for other in [cannot.as_str(), without.as_str(), "nobody-here", ""] {
             let other = if other.is_empty() { user.to_uppercase() } else { other.to_owned() };
             // The password of auth_user opens nothing for others either.
-            for password in ["first", "auth-secret"] {
+            for password in ["first-secret", "auth-secret"] {
                 let error = refusal(site.pgweir.addr(), &other, site.name(), password).await;
                 let words = error.message().replace(&other, &user);
                 assert_eq!((words.as_str(), error.sqlstate()), (wrong.message(), "28P01"), "{auth_type} {other}");
             }
         }
         // A database that does not exist is told to who has proven himself, and to nobody else.
-        assert_eq!(refusal(site.pgweir.addr(), &user, "nowhere", "first").await.sqlstate(), "3D000");
+        assert_eq!(refusal(site.pgweir.addr(), &user, "nowhere", "first-secret").await.sqlstate(), "3D000");
         assert_eq!(refusal(site.pgweir.addr(), &user, "nowhere", "wrong").await.sqlstate(), "28P01");
         let log = site.pgweir.log();
         assert!(!log.contains("SCRAM-SHA-256$") && !log.contains("auth-secret"), "a secret is in the log");
@@ -84,28 +84,28 @@ async fn a_password_that_is_no_longer_valid_opens_nothing() {
     let over = role(&site, "over", "VALID UNTIL '2001-01-01'");
     let soon = role(&site, "soon", "VALID UNTIL '2101-01-01'");
     let ever = role(&site, "ever", "VALID UNTIL 'infinity'");
-    assert_eq!(refusal(site.pgweir.addr(), &over, site.name(), "first").await.sqlstate(), "28P01");
-    assert!(enter(&site, &soon, "first").await.is_ok());
-    assert!(enter(&site, &ever, "first").await.is_ok());
+    assert_eq!(refusal(site.pgweir.addr(), &over, site.name(), "first-secret").await.sqlstate(), "28P01");
+    assert!(enter(&site, &soon, "first-secret").await.is_ok());
+    assert!(enter(&site, &ever, "first-secret").await.is_ok());
     site.place.psql(&format!("ALTER ROLE {soon} VALID UNTIL '2001-01-01'"));
-    wait_until_async(SOON, async || enter(&site, &soon, "first").await.is_err()).await;
+    wait_until_async(SOON, async || enter(&site, &soon, "first-secret").await.is_err()).await;
 }
 
 #[tokio::test]
 async fn a_changed_password_holds_after_one_failed_login_however_long_answers_are_kept() {
     let (site, _) = site(&[("auth_query_ttl", "1h")]);
     let user = role(&site, "user", "");
-    assert!(enter(&site, &user, "first").await.is_ok());
-    site.place.psql(&format!("ALTER ROLE {user} PASSWORD 'second'"));
+    assert!(enter(&site, &user, "first-secret").await.is_ok());
+    site.place.psql(&format!("ALTER ROLE {user} PASSWORD 'second-secret'"));
     // What was found is kept, ...
-    assert!(enter(&site, &user, "first").await.is_ok());
+    assert!(enter(&site, &user, "first-secret").await.is_ok());
     // ... until it fails: then it is asked for again, once in a second.
-    wait_until_async(SOON, async || enter(&site, &user, "second").await.is_ok()).await;
-    assert!(enter(&site, &user, "first").await.is_err());
+    wait_until_async(SOON, async || enter(&site, &user, "second-secret").await.is_ok()).await;
+    assert!(enter(&site, &user, "first-secret").await.is_err());
     // That there is no such user is kept no longer either.
-    assert!(enter(&site, &format!("{}_late", site.name()), "first").await.is_err());
+    assert!(enter(&site, &format!("{}_late", site.name()), "first-secret").await.is_err());
     let late = role(&site, "late", "");
-    wait_until_async(SOON, async || enter(&site, &late, "first").await.is_ok()).await;
+    wait_until_async(SOON, async || enter(&site, &late, "first-secret").await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -116,16 +116,16 @@ async fn a_name_is_a_parameter_and_never_text_of_the_query() {
         ["o'brien", "back\\slash", "'; DROP TABLE precious; --", "x' OR '1'='1", "$1", "\u{fc}ml\u{e4}ut", "%s\t"]
     {
         let role = name.replace('"', "\"\"");
-        site.place.psql(&format!("CREATE ROLE \"{role}\" LOGIN PASSWORD 'first'"));
-        assert!(enter(&site, name, "first").await.is_ok(), "{name}");
+        site.place.psql(&format!("CREATE ROLE \"{role}\" LOGIN PASSWORD 'first-secret'"));
+        assert!(enter(&site, name, "first-secret").await.is_ok(), "{name}");
         assert!(enter(&site, name, "wrong").await.is_err(), "{name}");
         site.place.psql(&format!("DROP ROLE \"{role}\""));
     }
     // Longer than a name of the server, and cut to one by it.
     let long = format!("{}_{}", site.name(), "x".repeat(60));
-    site.place.psql(&format!("CREATE ROLE \"{}\" LOGIN PASSWORD 'first'", &long[..63]));
-    assert!(enter(&site, &long[..63], "first").await.is_ok());
-    assert_eq!(refusal(site.pgweir.addr(), &long, site.name(), "first").await.sqlstate(), "28P01");
+    site.place.psql(&format!("CREATE ROLE \"{}\" LOGIN PASSWORD 'first-secret'", &long[..63]));
+    assert!(enter(&site, &long[..63], "first-secret").await.is_ok());
+    assert_eq!(refusal(site.pgweir.addr(), &long, site.name(), "first-secret").await.sqlstate(), "28P01");
     assert_eq!(site.place.psql("SELECT count(*) FROM precious"), "0");
 }
 
@@ -170,7 +170,7 @@ async fn no_parameter_of_a_client_or_of_the_role_changes_what_the_query_finds() 
             let all: Vec<_> =
                 [("user", real.as_str()), ("database", &name)].into_iter().chain(parameters.clone()).collect();
             // Whatever becomes of its parameters later.
-            let login = wire.login_with(&all, "first").await;
+            let login = wire.login_with(&all, "first-secret").await;
             assert!(login.is_ok() || parameters.iter().any(|(name, _)| *name == "role"), "{parameters:?} {login:?}");
         }
     }
@@ -180,7 +180,7 @@ async fn no_parameter_of_a_client_or_of_the_role_changes_what_the_query_finds() 
 async fn an_answer_that_is_not_the_users_lets_nobody_in() {
     let (place, auth) = place();
     let name = place.name.clone();
-    place.psql(&format!("CREATE ROLE {name}_user LOGIN PASSWORD 'first'"));
+    place.psql(&format!("CREATE ROLE {name}_user LOGIN PASSWORD 'first-secret'"));
     let secret = "(SELECT rolpassword FROM pg_authid WHERE rolname = $1)";
     #[rustfmt::skip]
     let table: Vec<(&str, String, &str)> = vec![
@@ -190,7 +190,7 @@ async fn an_answer_that_is_not_the_users_lets_nobody_in() {
         ("half a verifier", "SELECT $1::text, 'SCRAM-SHA-256$4096:AAAA$x'".to_owned(),       "28P01"),
         ("no name",         format!("SELECT NULL::text, {secret}"),                          "28P01"),
         ("an empty secret", "SELECT $1::text, ''".to_owned(),                                "28P01"),
-        ("plain",           "SELECT $1::text, 'first'".to_owned(),                           "ok"),
+        ("plain",           "SELECT $1::text, 'first-secret'".to_owned(),                           "ok"),
         ("one column",      "SELECT $1::text".to_owned(),                                    "F0000"),
         ("three columns",   format!("SELECT $1::text, {secret}, 1"),                         "F0000"),
         ("no rows ever",    "SET work_mem = '4MB'".to_owned(),                               "F0000"),
@@ -203,7 +203,7 @@ async fn an_answer_that_is_not_the_users_lets_nobody_in() {
     for (case, query, want) in table {
         let site = before(place.clone(), &auth, &[("auth_query", &query)]);
         let user = format!("{name}_user");
-        match enter(&site, &user, "first").await {
+        match enter(&site, &user, "first-secret").await {
             Ok(_) => assert_eq!("ok", want, "{case}"),
             Err(error) => {
                 let error = error.server_error().unwrap();
@@ -227,7 +227,7 @@ async fn looking_up_stays_within_the_cap_and_waits_for_nobody_who_waits_for_it()
     let watch = CapWatch::start(site.place.cluster, &filter, 1);
     for round in 0..3 {
         let clients = users.iter().map(async |user| {
-            let mut wire = enter(&site, user, "first").await.unwrap();
+            let mut wire = enter(&site, user, "first-secret").await.unwrap();
             wire.query("SELECT pg_sleep(0.01)").await.unwrap().tags.len()
         });
         let done: usize = join_all(clients).await.into_iter().sum();
@@ -248,7 +248,7 @@ async fn the_server_is_asked_once_for_all_that_ask_at_once_and_guessing_does_not
     let site = before(place, &auth, &[("auth_query", "SELECT * FROM public.look($1)"), ("login_failure_rate", "0")]);
     let user = role(&site, "user", "");
     let asked = || site.place.psql("SELECT count(*) FROM asked").parse::<u64>().unwrap();
-    let logins = join_all((0..50).map(async |_| enter(&site, &user, "first").await.is_ok())).await;
+    let logins = join_all((0..50).map(async |_| enter(&site, &user, "first-secret").await.is_ok())).await;
     assert!(logins.iter().all(|ok| *ok));
     assert!((1..=2).contains(&asked()), "{}", asked());
     let start = Instant::now();
@@ -271,7 +271,7 @@ async fn a_client_that_goes_away_meanwhile_costs_no_server_connection() {
         let sql = format!("SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE usename = '{auth}'");
         site.place.cluster.psql("postgres", &sql).unwrap()
     };
-    assert!(enter(&site, &user, "first").await.is_ok());
+    assert!(enter(&site, &user, "first-secret").await.is_ok());
     let first = pid();
     assert!(!first.is_empty() && !first.contains(','), "{first}");
     for _ in 0..3 {
@@ -283,7 +283,7 @@ async fn a_client_that_goes_away_meanwhile_costs_no_server_connection() {
         );
         wire.abort().unwrap();
     }
-    assert!(enter(&site, &user, "first").await.is_ok());
+    assert!(enter(&site, &user, "first-secret").await.is_ok());
     assert_eq!(pid(), first);
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use pgweir_harness::secrets;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SanType, SignatureAlgorithm,
@@ -122,7 +123,9 @@ fn leaf_params(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams
 }
 
 fn identity(certificate: &Certificate, key: &KeyPair) -> Identity {
-    Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    let key = key.serialize_pem();
+    secrets::keep(&key);
+    Identity { certificate: certificate.pem(), key }
 }
 
 /// A folder of PEM files.

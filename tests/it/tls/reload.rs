@@ -4,6 +4,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
+use pgweir_harness::secrets;
+
 use super::clients::Front;
 use super::pki::{Authority, Folder};
 use super::{TlsPrimary, psql, show};
@@ -67,7 +69,11 @@ fn a_new_authority_for_servers_is_believed_without_a_restart() {
 fn run(subcommand: &str, config: &str) -> Output {
     let folder = Folder::new();
     let path = folder.write("pgweir.toml", config);
-    Command::new(env!("CARGO_BIN_EXE_pgweir")).args([subcommand, "--config", show(&path)]).output().unwrap()
+    secrets::keep_config(config);
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_pgweir")).args([subcommand, "--config", show(&path)]).output().unwrap();
+    secrets::assert_none_in(subcommand, [&output.stdout[..], &output.stderr].concat());
+    output
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::error::{Doing, HarnessError, tail};
 use crate::home::{Home, hand_over};
 use crate::os;
 use crate::programs::ServerPrograms;
+use crate::secrets;
 use crate::sql::{Session, unaligned};
 use crate::wire::ServerError;
 
@@ -248,11 +249,16 @@ impl Cluster {
     ///
     /// [`HarnessError::Sql`] with the server's error.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String, HarnessError> {
+        secrets::keep_sql(sql);
         let mut session = self.session(database)?;
         let outcome = session.query(sql).doing("asking Postgres", sql)?;
         match outcome.error {
             Some(error) => Err(sql_error(sql, error)),
-            None => Ok(unaligned(&outcome)),
+            None => {
+                let answer = unaligned(&outcome);
+                secrets::keep_answer(&answer);
+                Ok(answer)
+            }
         }
     }
 

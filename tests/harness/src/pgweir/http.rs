@@ -6,19 +6,16 @@ use std::time::Duration;
 
 use crate::error::{Doing, HarnessError};
 
-/// Longest wait for each step.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Gets `path`; returns the status code and the body, with bytes that are not UTF-8 replaced.
-pub(super) fn get(address: SocketAddr, path: &str) -> Result<(u16, String), HarnessError> {
-    let answer = exchange(address, path).doing("getting", format!("http://{address}{path}"))?;
+/// Gets `path`; returns the status code and the body, with bytes that are not UTF-8 replaced. Waits for each step so long.
+pub(super) fn get(address: SocketAddr, path: &str, patience: Duration) -> Result<(u16, String), HarnessError> {
+    let answer = exchange(address, path, patience).doing("getting", format!("http://{address}{path}"))?;
     parse(&answer)
         .ok_or_else(|| HarnessError::NotHttp { start: answer.escape_ascii().take(200).map(char::from).collect() })
 }
 
-fn exchange(address: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn exchange(address: SocketAddr, path: &str, patience: Duration) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();

@@ -20,10 +20,17 @@ pub use text::pgweir_toml;
 use crate::cluster::{self, APP_PASSWORD, APP_USER};
 use crate::error::{Doing, HarnessError, tail};
 use crate::os;
+use crate::secrets;
 use log::Log;
 
 /// Longest wait for `msg=ready`.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longest wait for each step of a request over HTTP.
+const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest wait for the last words of one that is to be killed: it may hang, by intention.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How to start pgweir.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +46,8 @@ pub struct PgweirOptions {
     pub bin: Option<PathBuf>,
 }
 
-/// A running `pgweir serve`. Dropping kills it; so does the end of this process.
+/// A running `pgweir serve`. Dropping kills it; so does the end of this process. What it said is then searched for the
+/// [`secrets`] of the tests: one that is there fails the test.
 #[derive(Debug)]
 pub struct Pgweir {
     pid: u32,
@@ -76,6 +84,10 @@ impl Pgweir {
         let directory = TempDir::with_prefix("pgweir-").doing("making", "a directory")?;
         let config = directory.path().join("pgweir.toml");
         fs::write(&config, &options.toml).doing("writing", &config)?;
+        secrets::keep_config(&options.toml);
+        for text in options.args.iter().chain(options.env.iter().map(|(_, value)| value)) {
+            secrets::keep_url(text);
+        }
         let mut command = os::command(&bin);
         command
             .arg("serve")
@@ -222,7 +234,7 @@ impl Pgweir {
     /// [`HarnessError::Late`] when HTTP is off, [`HarnessError::Io`], [`HarnessError::NotHttp`].
     pub fn http_get(&self, path: &str) -> Result<(u16, String), HarnessError> {
         let off = || self.late("an HTTP listener".to_owned(), Duration::ZERO);
-        http::get(self.http.ok_or_else(off)?, path)
+        http::get(self.http.ok_or_else(off)?, path, HTTP_PATIENCE)
     }
 
     /// Anonymous resident memory in KiB (`RssAnon` of `proc_pid_status(5)`).
@@ -280,14 +292,34 @@ impl Pgweir {
     }
 }
 
+impl Pgweir {
+    /// Searches all that it said for the secrets of the tests; what its files hold by now is known first.
+    fn search_for_secrets(&self, last_answers: &[(&str, String)]) {
+        secrets::keep_config(&fs::read_to_string(self.config_path()).unwrap_or_default());
+        secrets::assert_none_in("pgweir's log", self.log());
+        for (path, answer) in last_answers {
+            secrets::assert_none_in(path, answer);
+        }
+    }
+
+    /// What it tells over HTTP, if it still does.
+    fn last_answers(&self) -> Vec<(&'static str, String)> {
+        let Some(address) = self.http.filter(|_| self.is_running()) else { return Vec::new() };
+        let get = |path| http::get(address, path, LAST_WORDS).map(|(_, body)| (path, body));
+        ["/metrics", "/readyz"].into_iter().map_while(|path| get(path).ok()).collect()
+    }
+}
+
 impl Drop for Pgweir {
     fn drop(&mut self) {
+        let last_answers = if thread::panicking() { Vec::new() } else { self.last_answers() };
         {
             let mut child = self.child();
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Ends with the pipe's last writer. `pgweir exec` could leave one; do not wait for that.
+        // Ends with the pipe's last writer. `pgweir exec` could leave one; do not wait for that for long.
+        let _: Option<()> = self.log.wait(LAST_WORDS, |_| None);
         if let Some(reader) = self.reader.take()
             && reader.is_finished()
         {
@@ -295,6 +327,8 @@ impl Drop for Pgweir {
         }
         if thread::panicking() {
             eprintln!("--- pgweir's log ---\n{}", tail(&self.log(), 16_000));
+        } else {
+            self.search_for_secrets(&last_answers);
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::build;
 use super::message::{Message, ServerError};
+use crate::secrets;
 
 /// Longest wait for the next message unless the test says otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +32,8 @@ pub struct Wire {
     pub pid: i32,
     /// From `BackendKeyData`; empty before it.
     pub secret: Vec<u8>,
+    /// It speaks to the admin console: all that it hears is pgweir's own, and may bear no secret.
+    console: bool,
 }
 
 /// What a query was answered with, up to `ReadyForQuery`.
@@ -131,6 +134,7 @@ impl Wire {
             parameters: BTreeMap::new(),
             pid: 0,
             secret: Vec::new(),
+            console: false,
         })
     }
 
@@ -190,6 +194,8 @@ impl Wire {
     ///
     /// As [`Wire::login`].
     pub async fn login_with(&mut self, parameters: &[(&str, &str)], password: &str) -> Result<Vec<Message>, WireError> {
+        secrets::keep(password);
+        self.console = parameters.contains(&("database", "pgbouncer"));
         self.startup(parameters).await?;
         let mut named = parameters.iter().filter(|(name, _)| *name == "user");
         let user = named.next().map_or("", |(_, user)| user);
@@ -271,6 +277,9 @@ impl Wire {
             }
         })
         .await?;
+        if self.console || matches!(message.tag, b'E' | b'N') {
+            secrets::assert_none_in("what a client is told", &message.body);
+        }
         if let Some((name, value)) = message.parameter() {
             self.parameters.insert(name, value);
         }
