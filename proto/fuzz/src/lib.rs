@@ -11,6 +11,7 @@
 //! | [`startup`](startup::startup) | what is read of a first packet is what is in it: written again it is the same bytes |
 //! | [`views`](views::views) | the same for every message view, of both directions |
 //! | [`pipeline`](pipeline::pipeline) | agrees with a naive server about what is owed, and is settled when that is |
+//! | [`proxy`](proxy::proxy) | a PROXY header is what a naive reader finds, however it arrives; what is behind it is left |
 //! | [`scram`](scram::scram) | nobody is let in who changed one byte; no message of a peer's panics or costs much |
 
 #![allow(
@@ -23,6 +24,7 @@
 )]
 
 pub mod pipeline;
+pub mod proxy;
 pub mod scanner;
 pub mod scram;
 mod source;
@@ -38,11 +40,12 @@ pub use source::Source;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("scanner", scanner::scanner),
     ("startup", startup::startup),
     ("views", views::views),
     ("pipeline", pipeline::pipeline),
+    ("proxy", proxy::proxy),
     ("scram", scram::scram),
 ];
 

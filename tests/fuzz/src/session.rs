@@ -413,7 +413,8 @@ impl Client {
 /// Every client comes to an end of its own; then everything is at rest.
 async fn finish(mut clients: Vec<Client>, context: &Rc<Context>, servers: &Servers) {
     for client in &mut clients {
-        if matches!(client.judge.mode, Mode::Copying(_)) {
+        // The end of the data of a COPY comes, even if the judge has refused the data already.
+        if std::mem::take(&mut client.sync_due) || matches!(client.judge.mode, Mode::Copying(_)) {
             client.send(b"c\0\0\0\x04");
         }
         client.send(&encode::SYNC);
