@@ -102,6 +102,30 @@ async fn an_unknown_user_cannot_be_told_from_a_wrong_password() {
     assert_eq!(fields(&wrong, site.name()), fields(&nobody, "nobody-here"));
 }
 
+/// What the refusal takes, in pairs one behind the other, so that a busy machine slows both down.
+#[tokio::test]
+async fn an_unknown_user_is_refused_in_the_time_that_a_wrong_password_takes() {
+    let site = Site::start(&[SCRAM, ("login_failure_rate", "0")]);
+    let timed = async |user: &str| {
+        let mut wire = Wire::connect(site.pgweir.addr()).await.unwrap();
+        let begun = Instant::now();
+        let refused = wire.login_with(&[("user", user), ("database", site.name())], "not-the-password").await;
+        assert!(refused.is_err());
+        begun.elapsed().as_secs_f64()
+    };
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for n in 0..150 {
+        known.push(timed(site.name()).await);
+        unknown.push(timed(&format!("nobody-{}", n % 5)).await);
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let ratio = median(&mut unknown) / median(&mut known);
+    assert!((0.8..1.25).contains(&ratio), "an unknown user takes {ratio:.2} times as long");
+}
+
 #[tokio::test]
 async fn an_unknown_database_is_told_only_to_who_has_proven_himself() {
     let site = Site::start(&[SCRAM]);

@@ -22,6 +22,7 @@ mod isolation;
 mod login;
 mod loss;
 mod observe;
+mod pitfalls;
 mod pool;
 mod prepared;
 mod protocol;

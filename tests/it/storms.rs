@@ -9,16 +9,19 @@ use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{query, ssl_request, startup};
-use pgweir_harness::{wait_until, wait_until_async};
+use pgweir_harness::{Pgweir, wait_until, wait_until_async};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::{PASSWORD, SOON, Site, assert_value};
+use crate::support::{PASSWORD, Place, SOON, Site, assert_value, primary, start_pgweir};
 
-/// How long a client that does everything right may take to get in. The bar is one second; a debug build that shares two
-/// cores with its attackers and their peers gets two.
-const IN_TIME: Duration = Duration::from_secs(2);
+/// How long a client that does everything right may take to get in.
+const IN_TIME: Duration = Duration::from_secs(1);
+
+/// How long the slowest of them may, in a debug build that shares two cores with its attackers and their peers: once in a
+/// storm the machine is late, not pgweir.
+const AT_MOST: Duration = Duration::from_secs(2);
 
 /// How long each storm lasts.
 const STORM: Duration = Duration::from_secs(4);
@@ -30,20 +33,23 @@ fn descriptors() -> u64 {
     line.split_whitespace().nth(3).unwrap().parse().unwrap_or(u64::MAX)
 }
 
-/// Logs in again and again, for as long as the storm lasts; gives the longest that it took, and how often it got in.
-async fn honest(site: &Site<'_>, lasts: Duration) -> (Duration, u32) {
-    let (begun, mut longest, mut count) = (Instant::now(), Duration::ZERO, 0);
+/// Logs in again and again, for as long as the storm lasts; tells what it took and how often it got in.
+async fn honest(site: &Site<'_>, lasts: Duration) -> String {
+    let (begun, mut times) = (Instant::now(), Vec::new());
     while begun.elapsed() < lasts {
         let one = Instant::now();
         let mut wire = Wire::connect(site.pgweir.addr()).await.unwrap();
         wire.login_with(&[("user", site.name()), ("database", site.name())], PASSWORD).await.unwrap();
-        longest = longest.max(one.elapsed());
+        times.push(one.elapsed());
         assert_value(&wire.query("SELECT 1").await.unwrap(), "1");
         wire.terminate().await.unwrap();
-        count += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    (longest, count)
+    times.sort();
+    let late = times.iter().filter(|took| **took > IN_TIME).count();
+    assert!(times.len() > 5, "{times:?}");
+    assert!(late <= 1 && times.iter().all(|took| *took < AT_MOST), "{late} late: {times:?}");
+    format!("{} logins, the slowest {:?}", times.len(), &times[times.len() - 2..])
 }
 
 /// Afterwards nobody is left.
@@ -119,14 +125,13 @@ async fn wrong_passwords_at_a_high_rate_keep_nobody_out() {
             }
         });
     }
-    let (longest, count) = honest(&site, STORM).await;
+    let logins = honest(&site, STORM).await;
     over.store(true, Ordering::Relaxed);
     attackers.join_all().await;
     let tried = tried.load(Ordering::Relaxed);
     let grown = site.pgweir.rss_anon_kib().unwrap().saturating_sub(before);
-    println!("{tried} wrong passwords, {count} right ones in at most {longest:?}, {grown} KiB");
-    assert!(tried > 50 && count > 5, "{tried} and {count}");
-    assert!(longest < IN_TIME, "{longest:?}");
+    println!("{tried} wrong passwords, {logins}, {grown} KiB");
+    assert!(tried > 50, "{tried}");
     assert!(grown < 16 * 1024, "{grown} KiB");
     assert_calm(&site);
 }
@@ -195,12 +200,11 @@ async fn clients_that_never_finish_logging_in_keep_nobody_out() {
     }
     wait_until_async(SOON, async || site.metric("pgweir_process_clients_logging_in", &[]) >= f64::from(PLACES) - 0.5)
         .await;
-    let (longest, count) = honest(&site, STORM).await;
+    let logins = honest(&site, STORM).await;
     let most = site.metric("pgweir_process_clients_logging_in", &[]);
     over.store(true, Ordering::Relaxed);
     let grown = site.pgweir.rss_anon_kib().unwrap().saturating_sub(before);
-    println!("{count} logins in at most {longest:?}, {most} at the door, {grown} KiB");
-    assert!(count > 5 && longest < IN_TIME, "{count} logins in at most {longest:?}");
+    println!("{logins}, {most} at the door, {grown} KiB");
     assert!(most <= f64::from(PLACES), "{most} at the door");
     assert!(grown < 16 * 1024, "{grown} KiB");
     attackers.join_all().await;
@@ -218,5 +222,103 @@ async fn a_login_has_its_deadline_whatever_trickles_in() {
         let took = begun.elapsed();
         assert!(took > Duration::from_secs(1) && took < SOON, "{slow:?} was closed after {took:?}");
     }
+    assert_calm(&site);
+}
+
+/// Clients that are served all the while, in a pool of its own.
+const SERVED: usize = 64;
+/// Server logins, and the pools that they are spread over: each has a role, a salt and derived keys of its own.
+const LOGINS: u32 = 1000;
+const POOLS: u32 = 50;
+/// Quiet and stormy windows, by turns.
+const WINDOWS: usize = 16;
+const WINDOW: Duration = Duration::from_millis(700);
+
+/// The pools, and a client each that makes a server connection by every query: its server connections live for no time.
+async fn storm(pgweir: &Pgweir, place: &Place<'_>) -> Vec<Wire> {
+    let mut clients = Vec::new();
+    for n in 0..POOLS {
+        clients.push(Wire::open(pgweir.addr(), &place.name, &format!("storm{n}"), "").await.unwrap());
+    }
+    clients
+}
+
+/// Serves the 64 for one window, while `logins` make server connections as evenly as they can; the 99th percentile of
+/// the time that a query took.
+async fn window(served: &mut [Wire], storm: &mut [Wire], logins: u32) -> Duration {
+    let end = Instant::now() + WINDOW;
+    let asked = async |client: &mut Wire| {
+        let mut took = Vec::new();
+        while Instant::now() < end {
+            let one = Instant::now();
+            assert_value(&client.query("SELECT 1").await.unwrap(), "1");
+            took.push(one.elapsed());
+        }
+        took
+    };
+    let calls = async {
+        let between = WINDOW / logins.max(1);
+        let mut due = tokio::time::interval(between);
+        for n in 0..logins as usize {
+            due.tick().await;
+            let client = n % storm.len();
+            assert_value(&storm[client].query("SELECT 1").await.unwrap(), "1");
+        }
+    };
+    let (took, ()) = tokio::join!(futures_util::future::join_all(served.iter_mut().map(asked)), calls);
+    let mut took: Vec<Duration> = took.into_iter().flatten().collect();
+    took.sort();
+    took[took.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn a_thousand_server_logins_leave_those_that_are_served_alone() {
+    let place = Place::on(primary());
+    let mut settings =
+        vec![("default_pool_size".to_owned(), "10".to_owned()), ("max_server_logins".into(), "8".into())];
+    for n in 0..POOLS {
+        let role = format!("{}_storm{n}", place.name);
+        place.psql(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD '{role}-secret'; GRANT CONNECT ON DATABASE {0} TO {role}",
+            place.name
+        ));
+        let key = |key: &str| format!("databases.storm{n}.{key}");
+        settings.extend([
+            (key("host"), place.cluster.host().to_owned()),
+            (key("port"), place.cluster.port().to_string()),
+            (key("dbname"), place.name.clone()),
+            (key("password"), format!("{role}-secret")),
+            (key("user"), role),
+            (key("server_lifetime"), "0s".to_owned()),
+        ]);
+    }
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let site = Site { pgweir: start_pgweir(place.toml(&settings)), place };
+    let mut served = Vec::new();
+    for _ in 0..SERVED {
+        served.push(site.client().await);
+    }
+    let logins = || site.metric("pgweir_server_logins_total", &[]);
+    // The first of each pool, which waits for its server connection, is not counted.
+    let mut storm = storm(&site.pgweir, &site.place).await;
+    window(&mut served, &mut storm, 0).await;
+    wait_until(SOON, || logins() >= f64::from(POOLS) + 1.0);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let before = logins();
+    let (mut ratios, mut told) = (Vec::new(), Vec::new());
+    let each = LOGINS.div_ceil(u32::try_from(WINDOWS).unwrap());
+    for _ in 0..WINDOWS {
+        let quiet = window(&mut served, &mut storm, 0).await;
+        let stormy = window(&mut served, &mut storm, each).await;
+        ratios.push(stormy.as_secs_f64() / quiet.as_secs_f64());
+        told.push((quiet, stormy));
+    }
+    // Counters are published once a second.
+    wait_until(SOON, || logins() - before >= f64::from(LOGINS));
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[WINDOWS / 2];
+    println!("{LOGINS} server logins: p99 {median:.2} times the quiet one, of {ratios:.2?} {told:?}");
+    assert!(median <= 2.0, "p99 is {median:.2} times the quiet one: {told:?}");
+    drop((served, storm));
     assert_calm(&site);
 }

@@ -59,6 +59,26 @@ async fn in_session_mode_a_transaction_left_open_is_rolled_back_before_the_next_
 }
 
 #[tokio::test]
+async fn a_server_connection_whose_reset_fails_is_closed_and_nobody_gets_it() {
+    let settings = [("pool_mode", "session"), ("default_pool_size", "1"), ("server_reset_query", "SELECT 1/0")];
+    let site = Site::start(&settings);
+    let watch = site.place.cap_watch(1);
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let mut client = site.client().await;
+        assert_value(&client.query("SELECT to_regclass('pg_temp.mine') IS NULL").await.unwrap(), "t");
+        assert_value(&client.query("SHOW work_mem").await.unwrap(), "4MB");
+        assert_eq!(client.query("CREATE TEMP TABLE mine (a int); SET work_mem = '7MB'").await.unwrap().error, None);
+        assert!(!pids.contains(&client.pid), "{} again", client.pid);
+        pids.push(client.pid);
+        client.terminate().await.unwrap();
+    }
+    let discarded = || site.metric("pgweir_server_discards_total", &["reason=\"dirty\""]);
+    pgweir_harness::wait_until(SOON, || discarded() >= 3.0);
+    assert_eq!(watch.finish(), 1);
+}
+
+#[tokio::test]
 async fn in_statement_mode_statements_run_and_transaction_blocks_are_refused() {
     let site = Site::start(&[("pool_mode", "statement"), ("default_pool_size", "1")]);
     let mut other = site.client().await;

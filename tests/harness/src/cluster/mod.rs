@@ -252,14 +252,12 @@ impl Cluster {
         secrets::keep_sql(sql);
         let mut session = self.session(database)?;
         let outcome = session.query(sql).doing("asking Postgres", sql)?;
-        match outcome.error {
-            Some(error) => Err(sql_error(sql, error)),
-            None => {
-                let answer = unaligned(&outcome);
-                secrets::keep_answer(&answer);
-                Ok(answer)
-            }
+        if let Some(error) = outcome.error {
+            return Err(sql_error(sql, error));
         }
+        let answer = unaligned(&outcome);
+        secrets::keep_answer(&answer);
+        Ok(answer)
     }
 
     /// How many client connections there are now, without the harness's own. Fast enough to be
