@@ -8,7 +8,10 @@
 //!    with none of a few rare names in it, a bare `BEGIN` or `COMMIT`) without knowing a quote from a comment;
 //! 2. `statement`: a small lexer that works statement by statement over what the prefilter did not clear.
 //!
-//! The answer errs on one side only: a text may do less than its [`Effects`] say, never more, with two exceptions that
+//! What neither can tell (which functions a statement calls, which tables it writes) the server's own grammar does, if
+//! somebody has to know: [`Library`] keeps the [`Facts`] of recent [`Fingerprint`]s.
+//!
+//! The answer of [`scan`] errs on one side only: a text may do less than its [`Effects`] say, never more, with two exceptions that
 //! no text can show: what a *function* does that the text calls by some other name, and what a *trigger* does.
 //!
 //! The bytes are read as the server reads them, whatever `standard_conforming_strings` is: a text whose quotes depend
@@ -18,9 +21,14 @@
 
 mod cache;
 mod effects;
+mod facts;
+mod fingerprint;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod harmless;
 mod head;
 mod lexer;
+mod library;
 mod prefilter;
 mod statement;
 #[cfg(test)]
@@ -30,7 +38,10 @@ use std::borrow::Cow;
 
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
+pub use facts::{Call, Facts, Relation, Source};
+pub use fingerprint::{Class, Fingerprint, Literal};
 pub use head::FirstWord;
+pub use library::{Library, Reading};
 
 use lexer::{Backslash, Doubt, Lexer, Token};
 

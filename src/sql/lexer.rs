@@ -1,7 +1,7 @@
 //! Bytes into tokens, as the server's own lexer cuts them.
 //!
-//! Only what decides where a token ends is read; numbers, parameters and operators stay single marks. A multi-character
-//! operator comes as its characters: no effect depends on one.
+//! Only what decides where a token ends is read. A multi-character operator comes as its characters: no effect depends on
+//! one.
 
 use memchr::{memchr, memchr2, memmem};
 
@@ -30,8 +30,10 @@ pub(super) enum Token<'a> {
         /// Whether `body` is the string's value: no escape, no doubled quote, no continuation on another line.
         exact: bool,
     },
-    /// Digits, or a parameter (`$1`).
+    /// A number without sign, in any of its spellings.
     Number,
+    /// A parameter, `$1`.
+    Parameter,
     /// Any other single byte.
     Mark(u8),
 }
@@ -78,7 +80,8 @@ impl<'a> Lexer<'a> {
             b'\'' => self.text(tail, self.backslash == Backslash::Escape, true),
             b'"' => Token::Quoted(self.quoted(tail)),
             b'$' => self.dollar(tail),
-            b'0'..=b'9' => self.number(tail),
+            b'0'..=b'9' => self.number(),
+            b'.' if tail.first().is_some_and(u8::is_ascii_digit) => self.number(),
             _ if starts_word(byte) => self.word(),
             _ => {
                 self.rest = tail;
@@ -160,17 +163,17 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Digits. Letters that follow are a word of their own, as in servers before 15; later ones refuse them.
-    fn number(&mut self, tail: &'a [u8]) -> Token<'a> {
-        self.rest = tail;
-        self.skip(digits(tail));
+    /// A number. Letters that follow are a word of their own, as in servers before 15; later ones refuse them.
+    fn number(&mut self) -> Token<'a> {
+        self.skip(number_length(self.rest));
         Token::Number
     }
 
     /// A parameter, a string in dollar quotes, or a lone dollar sign.
     fn dollar(&mut self, tail: &'a [u8]) -> Token<'a> {
         if tail.first().is_some_and(u8::is_ascii_digit) {
-            return self.number(tail);
+            self.rest = after(tail, tail.iter().take_while(|byte| byte.is_ascii_digit()).count());
+            return Token::Parameter;
         }
         let whole = self.rest;
         self.rest = tail;
@@ -273,8 +276,45 @@ fn after(bytes: &[u8], count: usize) -> &[u8] {
     bytes.get(count..).unwrap_or_default()
 }
 
-fn digits(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
+/// The length of the number that `bytes` begin with: `1`, `1_000`, `0x1F`, `1.5`, `.5`, `1.`, `1e-5`.
+fn number_length(bytes: &[u8]) -> usize {
+    let based = match bytes.get(1) {
+        Some(b'x' | b'X') => digits(after(bytes, 2), u8::is_ascii_hexdigit),
+        Some(b'o' | b'O') => digits(after(bytes, 2), |byte| matches!(byte, b'0'..=b'7')),
+        Some(b'b' | b'B') => digits(after(bytes, 2), |byte| matches!(byte, b'0' | b'1')),
+        _ => 0,
+    };
+    if bytes.first() == Some(&b'0') && based > 0 {
+        return 2 + based;
+    }
+    let mut at = digits(bytes, u8::is_ascii_digit);
+    // Two dots are an operator of PL/pgSQL.
+    if bytes.get(at) == Some(&b'.') && bytes.get(at + 1) != Some(&b'.') {
+        at += 1;
+        if bytes.get(at).is_some_and(u8::is_ascii_digit) {
+            at += digits(after(bytes, at), u8::is_ascii_digit);
+        }
+    }
+    if matches!(bytes.get(at), Some(b'e' | b'E')) {
+        let sign = usize::from(matches!(bytes.get(at + 1), Some(b'+' | b'-')));
+        let exponent = after(bytes, at + 1 + sign);
+        if exponent.first().is_some_and(u8::is_ascii_digit) {
+            at += 1 + sign + digits(exponent, u8::is_ascii_digit);
+        }
+    }
+    at
+}
+
+/// How many bytes are digits; an underscore may stand in front of each.
+fn digits(bytes: &[u8], is_digit: impl Fn(&u8) -> bool) -> usize {
+    let mut at = 0;
+    loop {
+        match (bytes.get(at), bytes.get(at + 1)) {
+            (Some(byte), _) if is_digit(byte) => at += 1,
+            (Some(b'_'), Some(byte)) if is_digit(byte) => at += 2,
+            _ => return at,
+        }
+    }
 }
 
 /// How far the end of the line is.

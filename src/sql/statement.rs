@@ -170,7 +170,7 @@ impl<'a> Reader<'a, '_> {
                 statement.depth = statement.depth.saturating_sub(1);
             }
             Token::Mark(b'.') => statement.last = Last::Dot,
-            Token::Mark(_) | Token::Number => {}
+            Token::Mark(_) | Token::Number | Token::Parameter => {}
         }
         self.statement = Some(statement);
     }

@@ -441,7 +441,7 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn text() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn text() -> impl Strategy<Value = Vec<u8>> {
     let body = || prop::collection::vec(piece(), 0..24).prop_map(|pieces| pieces.concat());
     prop_oneof![body(), body().prop_map(|body| [&b"select "[..], &body].concat())]
 }
