@@ -161,7 +161,7 @@ impl Facts {
             .union(EffectSet::LOAD)
             .union(EffectSet::OPAQUE)
             .union(EffectSet::DDL);
-        !self.writes && !self.locks && !self.set.intersects(OTHER) && !self.calls.iter().any(|call| call.does_more())
+        !self.writes && !self.locks && !self.set.intersects(OTHER) && !self.calls.iter().any(Call::does_more)
     }
 }
 

@@ -88,9 +88,6 @@ impl Walk<'_> {
     fn statement(&mut self, name: &str, node: &Map<String, Value>) -> bool {
         let inner = |field: &str| node.get(field).and_then(named);
         let (set, writes) = match name {
-            "SelectStmt" => (EffectSet::NONE, false),
-            "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => (EffectSet::NONE, true),
-            "VariableShowStmt" | "FetchStmt" | "ConstraintsSetStmt" => (EffectSet::NONE, false),
             "VariableSetStmt" => (variable_set(node), false),
             "TransactionStmt" => (transaction(node), false),
             "PrepareStmt" => (EffectSet::PREPARE, false),
@@ -99,22 +96,18 @@ impl Walk<'_> {
                 (EffectSet::DEALLOCATE | EffectSet::DEALLOCATE_ALL, false)
             }
             "DeallocateStmt" => (EffectSet::DEALLOCATE, false),
-            "DiscardStmt" if number(node, "target") == 1 => (
-                EffectSet::DISCARD | EffectSet::DISCARD_ALL | EffectSet::SETTINGS | EffectSet::ROLE,
-                false,
-            ),
+            "DiscardStmt" if number(node, "target") == 1 => {
+                (EffectSet::DISCARD | EffectSet::DISCARD_ALL | EffectSet::SETTINGS | EffectSet::ROLE, false)
+            }
             "DiscardStmt" => (EffectSet::DISCARD, false),
             "ListenStmt" => (EffectSet::LISTEN, false),
             "UnlistenStmt" => (EffectSet::UNLISTEN, false),
-            "NotifyStmt" | "CheckPointStmt" | "VacuumStmt" | "ClusterStmt" | "ReindexStmt" => (EffectSet::NONE, true),
             "LockStmt" => {
                 self.facts.locks = true;
                 (EffectSet::NONE, true)
             }
             "DeclareCursorStmt" if number(node, "options") & 0x20 != 0 => (EffectSet::HOLD_CURSOR, false),
-            "DeclareCursorStmt" => (EffectSet::NONE, false),
             "ClosePortalStmt" if text(node, "portalname").is_empty() => (EffectSet::CLOSE_ALL, false),
-            "ClosePortalStmt" => (EffectSet::NONE, false),
             "LoadStmt" => (EffectSet::LOAD, true),
             "CopyStmt" => {
                 let file = flag(node, "is_program") || !text(node, "filename").is_empty();
@@ -132,6 +125,10 @@ impl Walk<'_> {
                 }
                 (EffectSet::DDL, true)
             }
+            "SelectStmt" | "VariableShowStmt" | "FetchStmt" | "ConstraintsSetStmt" | "DeclareCursorStmt"
+            | "ClosePortalStmt" => (EffectSet::NONE, false),
+            "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" | "NotifyStmt" | "CheckPointStmt"
+            | "VacuumStmt" | "ClusterStmt" | "ReindexStmt" => (EffectSet::NONE, true),
             _ => (EffectSet::DDL, true),
         };
         self.facts.set |= set;
