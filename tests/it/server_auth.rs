@@ -395,7 +395,7 @@ async fn a_password_command_knows_for_whom_it_is_run_and_its_failures_are_told()
 
 #[tokio::test]
 async fn keys_are_derived_once_and_a_changed_password_has_keys_of_its_own() {
-    const ITERATIONS: u32 = 30_000;
+    const ITERATIONS: u32 = 150_000;
     let place = Place::on(primary());
     let folder = Folder::new("keys");
     let file = folder.path("password");

@@ -70,8 +70,12 @@ fn run(subcommand: &str, config: &str) -> Output {
     let folder = Folder::new();
     let path = folder.write("pgweir.toml", config);
     secrets::keep_config(config);
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_pgweir")).args([subcommand, "--config", show(&path)]).output().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    // What steers the tests is no setting of the program's.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PGWEIR_")) {
+        command.env_remove(name);
+    }
+    let output = command.args([subcommand, "--config", show(&path)]).output().unwrap();
     secrets::assert_none_in(subcommand, [&output.stdout[..], &output.stderr].concat());
     output
 }
