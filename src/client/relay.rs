@@ -135,7 +135,9 @@ impl Relay {
         let outcome = self.turn(cx, &mut scratch);
         self.context.scratch.put_back(scratch);
         if let Err(end) = &outcome {
-            self.finish(end);
+            // Who said goodbye does not wait to be answered.
+            let quit = matches!(end, End::Gone(_)) && self.said_goodbye();
+            self.finish(if quit { &End::Quit } else { end });
         }
         self.at_work = false;
         if outcome.is_ok() { Poll::Pending } else { Poll::Ready(()) }
@@ -424,7 +426,13 @@ impl Relay {
         if input.is_empty() {
             return Ok(false);
         }
-        let used = self.take_input(&input, made, cx)?;
+        let used = match self.take_input(&input, made, cx) {
+            Ok(used) => used,
+            Err(end) => {
+                self.active().backlog.input = input;
+                return Err(end);
+            }
+        };
         input.drain(..used);
         if input.is_empty() && input.capacity() > KEPT_CAPACITY {
             input = Vec::new();
@@ -563,6 +571,11 @@ impl Relay {
                 if !(short && self.is_owed_ready()) {
                     self.rest(cx)?;
                 }
+                Ok((used, false))
+            }
+            Stop::Quit if self.hears_out() => {
+                // Its goodbye stays where it is, and is read again when more has been answered.
+                self.active().stalled = true;
                 Ok((used, false))
             }
             Stop::Quit => Err(End::Quit),

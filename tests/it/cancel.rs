@@ -493,6 +493,34 @@ fn what_was_sent_before_a_goodbye_runs_to_its_end() {
     }
 }
 
+#[test]
+fn what_was_sent_before_a_goodbye_is_answered_as_by_postgres() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    let sleep = "SELECT 1 FROM pg_sleep(0.05)";
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>); 6] = [
+        ("one query",       build::query(sleep)),
+        ("many",            build::query(sleep).repeat(5)),
+        ("an error",        [build::query("SELECT 1/0"), build::query(sleep)].concat()),
+        ("batches",         batch(sleep).repeat(5)),
+        ("in a transaction", [build::query("BEGIN"), batch(sleep), build::query(sleep)].concat()),
+        ("an open batch",   [batch(sleep), build::parse("", sleep, &[]), build::bind("", "", &[]), build::execute("", 0)].concat()),
+    ];
+    for (name, bytes) in table {
+        run(SOON, async {
+            let mut all = Vec::new();
+            for client in [stage.client().await, stage.place.direct().await] {
+                let mut client = client;
+                client.send(&[bytes.clone(), build::terminate()].concat()).await.unwrap();
+                all.push(format!("{:?}", read_to_end(&mut client).await.messages));
+            }
+            assert_eq!(all[0], all[1], "{name}");
+            // The server connection is as good as before, and nothing of the transaction is left on it.
+            assert_eq!(value(&mut stage.client().await, "SELECT now() = statement_timestamp()").await, "t", "{name}");
+        });
+    }
+}
+
 /// A table whose commits take a while: a deferred trigger sleeps.
 fn slow_commits(stage: &Stage<'_>) {
     stage.own_sql(

@@ -1,10 +1,12 @@
-//! A client that nothing is read from for now, because what it sent cannot be passed on: is it still there?
+//! A client that nothing is read from for now, because what it sent cannot be passed on (is it still there?), or because it
+//! said goodbye.
 
+use pgweir_config::CancelOnDisconnect;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::super::end::End;
-use super::Relay;
+use super::{Lease, Relay};
 
 impl Relay {
     /// Nothing is read from the client for now, so that its end is not seen in passing: it is looked for once a second.
@@ -30,5 +32,12 @@ impl Relay {
             rest = rest.get(HEADER + body.len()..).unwrap_or_default();
         }
         last == Tag::Terminate as u8
+    }
+
+    /// Whether a client that says goodbye now still gets answers to what it sent before, as from Postgres: to all that
+    /// earns a `ReadyForQuery`. What comes behind the last one is not flushed there, either.
+    pub(super) fn hears_out(&self) -> bool {
+        let ends_at_once = self.context.config.client.cancel_on_disconnect == CancelOnDisconnect::Always;
+        matches!(&self.lease, Lease::Held(conn) if conn.pipeline.ready_owed() > 0) && !ends_at_once
     }
 }
