@@ -1,91 +1,24 @@
 //! The server connections of one (database, user): idle ones on a stack, waiters in a queue, new ones
 //! dialled when both say so.
 
+mod dial;
+mod limits;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use pgweir_config::PoolMode;
-use rand::RngExt;
 use slab::Slab;
 
-use crate::backend::{self, Count, Credential, DialError, LoggedIn, Parameters, Permit, ServerConn, Target};
+use crate::backend::{Count, Credential, Parameters, ServerConn, Target};
 use crate::clock::Clock;
 use crate::settings::{Profile, Profiles};
-use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _, Sqlstate};
+use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
 
-/// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a pool may do.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// When server connections return.
-    pub mode: PoolMode,
-    /// Server connections, at most.
-    pub pool_size: u32,
-    /// Server connections kept open, once a client has logged in.
-    pub min_pool_size: u32,
-    /// Server connections beyond `pool_size` for waits longer than `reserve_pool_timeout`.
-    ///
-    /// A `reserve_pool_timeout` of zero never opens the reserve.
-    pub reserve_pool_size: u32,
-    /// See there.
-    pub reserve_pool_timeout: Duration,
-    /// The longest wait; zero waits for ever.
-    pub query_wait_timeout: Duration,
-    /// The age at which a server connection is replaced once it is idle; zero after its first use.
-    pub server_lifetime: Duration,
-    /// The idle time after which it is closed; zero never.
-    pub server_idle_timeout: Duration,
-    /// The longest pause between failed logins.
-    pub server_login_retry: Duration,
-    /// Logins under way at once.
-    pub max_server_logins: u32,
-    /// The longest wait for a cancel request to arrive.
-    pub cancel_wait_timeout: Duration,
-    /// Pinned server connections, at most.
-    pub max_pinned: u32,
-    /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
-    pub is_probed: bool,
-}
-
-/// A limit that several pools share: `max_db_connections` those of a database, `max_user_connections` those of a user.
-#[derive(Debug)]
-pub struct SharedLimit {
-    /// Server connections of all of them.
-    pub count: Rc<Count>,
-    pools: RefCell<Vec<Weak<Pool>>>,
-}
-
-impl SharedLimit {
-    /// No pools yet; a `limit` of 0 is none.
-    #[must_use]
-    pub fn new(limit: u32) -> Rc<Self> {
-        Rc::new(Self { count: Count::new(limit), pools: RefCell::default() })
-    }
-
-    /// A pool that it holds for, too. Those that are gone are forgotten.
-    fn enter(&self, pool: &Rc<Pool>) {
-        let mut pools = self.pools.borrow_mut();
-        pools.retain(|pool| pool.strong_count() > 0);
-        pools.push(Rc::downgrade(pool));
-    }
-
-    /// Closes the longest idle server connection of any pool, to make room for another pool's.
-    fn evict_idle(&self) -> bool {
-        let pools: Vec<_> = self.pools.borrow().iter().filter_map(Weak::upgrade).collect();
-        let oldest = |pool: &Rc<Pool>| pool.inner.borrow().idle.first().map(|conn| conn.idle_since);
-        let Some(pool) = pools.iter().filter(|pool| oldest(pool).is_some()).min_by_key(|pool| oldest(pool)) else {
-            return false;
-        };
-        let conn = pool.inner.borrow_mut().idle.remove(0);
-        pool.discard(conn, DiscardReason::Shrink);
-        true
-    }
-}
+use dial::Backoff;
+pub use limits::{Limits, SharedLimit};
 
 /// What the first server connection of a pool told, and every client is told.
 #[derive(Debug, Default)]
@@ -154,16 +87,6 @@ struct Inner {
     slots: Slab<Slot>,
     /// Since when each lent connection is.
     lent: Slab<Instant>,
-}
-
-/// The pauses between failed logins.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-    not_before: Option<Instant>,
-    trouble: String,
-    /// What clients are told that come before then, if waiting is of no use.
-    refusal: Option<Refusal>,
 }
 
 /// The pool of one (database, user).
@@ -403,41 +326,6 @@ impl Pool {
         self.dial_if_wanted();
     }
 
-    /// Dials as many server connections as waiters want and limits allow.
-    fn dial_if_wanted(self: &Rc<Self>) {
-        loop {
-            let (waiters, oldest) = self.waiters();
-            let missing = self.limits.min_pool_size.saturating_sub(self.open());
-            let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(self.logging_in.get()).max(missing);
-            let wanted = wanted.max(u32::from(self.wants_probe()));
-            if wanted == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
-                return;
-            }
-            let counts = self.counts.each_ref();
-            let permit = Permit::take(counts).or_else(|| {
-                // Another pool of this database or user may sit on what this one needs.
-                let full = self.shared.iter().find(|limit| waiters > 0 && !limit.count.has_room());
-                if let Some(full) = full {
-                    full.evict_idle();
-                }
-                None
-            });
-            let Some(permit) = permit else {
-                return;
-            };
-            self.logging_in.set(self.logging_in.get() + 1);
-            tokio::task::spawn_local(self.clone().dial(permit));
-        }
-    }
-
-    fn may_dial(&self, oldest_wait: Duration) -> bool {
-        let patience = self.limits.reserve_pool_timeout;
-        let reserve = self.limits.reserve_pool_size > 0 && !patience.is_zero() && oldest_wait >= patience;
-        let size = self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 };
-        let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
-        self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
-    }
-
     /// Clients waiting, and how long the first of them has.
     fn waiters(&self) -> (usize, Duration) {
         let inner = self.inner.borrow();
@@ -447,82 +335,6 @@ impl Pool {
         });
         let waited = since.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since));
         (inner.queue.len(), waited)
-    }
-
-    async fn dial(self: Rc<Self>, permit: Permit) {
-        let outcome = backend::dial(self.target.clone(), self.clock.clone(), self.profiles.plain(), permit).await;
-        self.logging_in.set(self.logging_in.get().saturating_sub(1));
-        match outcome {
-            Ok(logged_in) => self.welcome(logged_in),
-            Err(error) => self.mourn(&error),
-        }
-        self.dial_if_wanted();
-    }
-
-    fn welcome(self: &Rc<Self>, LoggedIn { mut conn, parameters, notices }: LoggedIn) {
-        *self.backoff.borrow_mut() = Backoff::default();
-        self.health.set(PoolHealth::Usable);
-        self.stats.borrow_mut().server_logins += 1;
-        if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
-            *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
-        }
-        // Up to a tenth sooner, so that connections made together do not end together.
-        let share = rand::rng().random_range(0.9..=1.0);
-        conn.expires = conn.born.checked_add(self.limits.server_lifetime.mul_f64(share));
-        tracing::debug!(
-            pool = %self.name.database, user = %self.name.user, server_pid = conn.pid,
-            tls = conn.tls().map(tracing::field::display), "server login"
-        );
-        self.offer(conn);
-    }
-
-    fn mourn(&self, error: &DialError) {
-        let hopeless = error.is_hopeless();
-        {
-            let mut stats = self.stats.borrow_mut();
-            match error {
-                DialError::Refused { code, .. } => stats.server_login_failures.add(code.as_bytes()),
-                _ => stats.server_logins_unanswered += 1,
-            }
-        }
-        self.health.set(match error {
-            DialError::Refused { code, .. } if hopeless => {
-                Sqlstate::new(code.as_bytes()).map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
-            }
-            error if error.is_about_credentials() => {
-                Sqlstate::new(b"28000").map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
-            }
-            // The server is there, and full.
-            DialError::Refused { code, .. } if code == "53300" => self.health.get(),
-            _ => PoolHealth::Unreachable,
-        });
-        let pause = self.pause(error);
-        tracing::warn!(
-            pool = %self.name.database, user = %self.name.user, host = %self.target.host, port = self.target.port,
-            error = %error, retry_ms = micros(pause) / 1000, "server login failed"
-        );
-        if hopeless {
-            let body = if let DialError::Refused { body, .. } = error { Some(body.clone()) } else { None };
-            let refusal = Refusal::Hopeless { body, reason: error.for_client().into() };
-            self.backoff.borrow_mut().refusal = Some(refusal.clone());
-            // Whoever is served by the connections that are there is better off waiting for those.
-            if self.inner.borrow().lent.is_empty() {
-                self.refuse_all(&refusal);
-            }
-        }
-    }
-
-    /// Notes a failure; the next login waits for the pause returned.
-    fn pause(&self, error: &DialError) -> Duration {
-        let mut backoff = self.backoff.borrow_mut();
-        let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
-        backoff.failures += 1;
-        let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
-        let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
-        backoff.not_before = self.clock.now().checked_add(pause);
-        backoff.trouble = error.for_client();
-        backoff.refusal = None;
-        pause
     }
 
     fn refuse_all(&self, refusal: &Refusal) {

@@ -1,0 +1,79 @@
+//! What a pool may do, and limits that several pools share.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use pgweir_config::PoolMode;
+
+use super::Pool;
+use crate::backend::Count;
+use crate::stats::DiscardReason;
+
+/// What a pool may do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// When server connections return.
+    pub mode: PoolMode,
+    /// Server connections, at most.
+    pub pool_size: u32,
+    /// Server connections kept open, once a client has logged in.
+    pub min_pool_size: u32,
+    /// Server connections beyond `pool_size` for waits longer than `reserve_pool_timeout`.
+    ///
+    /// A `reserve_pool_timeout` of zero never opens the reserve.
+    pub reserve_pool_size: u32,
+    /// See there.
+    pub reserve_pool_timeout: Duration,
+    /// The longest wait; zero waits for ever.
+    pub query_wait_timeout: Duration,
+    /// The age at which a server connection is replaced once it is idle; zero after its first use.
+    pub server_lifetime: Duration,
+    /// The idle time after which it is closed; zero never.
+    pub server_idle_timeout: Duration,
+    /// The longest pause between failed logins.
+    pub server_login_retry: Duration,
+    /// Logins under way at once.
+    pub max_server_logins: u32,
+    /// The longest wait for a cancel request to arrive.
+    pub cancel_wait_timeout: Duration,
+    /// Pinned server connections, at most.
+    pub max_pinned: u32,
+    /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
+    pub is_probed: bool,
+}
+
+/// A limit that several pools share: `max_db_connections` those of a database, `max_user_connections` those of a user.
+#[derive(Debug)]
+pub struct SharedLimit {
+    /// Server connections of all of them.
+    pub count: Rc<Count>,
+    pools: RefCell<Vec<Weak<Pool>>>,
+}
+
+impl SharedLimit {
+    /// No pools yet; a `limit` of 0 is none.
+    #[must_use]
+    pub fn new(limit: u32) -> Rc<Self> {
+        Rc::new(Self { count: Count::new(limit), pools: RefCell::default() })
+    }
+
+    /// A pool that it holds for, too. Those that are gone are forgotten.
+    pub(super) fn enter(&self, pool: &Rc<Pool>) {
+        let mut pools = self.pools.borrow_mut();
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Rc::downgrade(pool));
+    }
+
+    /// Closes the longest idle server connection of any pool, to make room for another pool's.
+    pub(super) fn evict_idle(&self) -> bool {
+        let pools: Vec<_> = self.pools.borrow().iter().filter_map(Weak::upgrade).collect();
+        let oldest = |pool: &Rc<Pool>| pool.inner.borrow().idle.first().map(|conn| conn.idle_since);
+        let Some(pool) = pools.iter().filter(|pool| oldest(pool).is_some()).min_by_key(|pool| oldest(pool)) else {
+            return false;
+        };
+        let conn = pool.inner.borrow_mut().idle.remove(0);
+        pool.discard(conn, DiscardReason::Shrink);
+        true
+    }
+}
