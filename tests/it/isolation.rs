@@ -35,7 +35,7 @@ use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figures;
-use crate::stage::{Dice, SOON, Stage, run, succeed, value};
+use crate::stage::{Dice, SOON, Stage, read_to_end, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
 use acts::Act;
@@ -473,6 +473,31 @@ fn an_unknown_statement_costs_a_client_none_of_its_settings() {
             }
         }
     });
+}
+
+#[test]
+fn a_pinned_client_whose_settings_cannot_be_applied_any_more_gives_its_pin_back() {
+    let stage = Stage::new(&[("default_pool_size", "2"), ("max_pinned", "1")]);
+    let group = format!("{}_group", stage.name());
+    stage.sql(&format!("CREATE ROLE {group}; GRANT {group} TO {}", stage.name()));
+    run(SOON, async {
+        for round in 0..3 {
+            stage.sql(&format!("GRANT {group} TO {}", stage.name()));
+            let mut client = stage.client_with(&[("options", &format!("-c role={group}"))]).await;
+            succeed(&mut client, "SELECT pg_advisory_lock(1)").await;
+            assert_eq!(value(&mut client, "SELECT current_user").await, group);
+            stage.sql(&format!("REVOKE {group} FROM {}", stage.name()));
+            // Back to the role that it logged in with, which it may not have any more.
+            client.send(&build::query("RESET ROLE")).await.unwrap();
+            let end = read_to_end(&mut client).await;
+            assert_eq!(end.sqlstate(), "42501", "round {round}: {:?}", end.messages);
+        }
+        // The only pin that there may be.
+        let mut next = stage.client().await;
+        succeed(&mut next, "SELECT pg_advisory_lock(1)").await;
+        wait_until(SOON, || (stage.metric("pgweir_servers_pinned") - 1.0).abs() < 0.5);
+    });
+    stage.sql(&format!("DROP ROLE {group}"));
 }
 
 #[test]
