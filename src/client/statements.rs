@@ -251,6 +251,8 @@ impl Statements {
         if let (true, Some(Change::Unnamed(previous, before, _))) = (destroyed, undone.first_mut()) {
             (*previous, *before) = (Unnamed::Empty, Held::Empty);
         }
+        // A version that was taken back, and the version that stands before what is left behind it.
+        let mut taken_back: Option<(u32, u32)> = None;
         // The last first: each knows what was there before it.
         while let Some(change) = undone.pop() {
             match change {
@@ -264,7 +266,12 @@ impl Statements {
                         *held = before;
                     } else {
                         // Something of a later batch replaced it. If that is taken back too, this is what was before.
-                        changes.rebase(version, previous, before);
+                        let at = match taken_back {
+                            Some((next, at)) if next == version.wrapping_add(1) => at,
+                            _ => version,
+                        };
+                        changes.rebase(at, previous, before);
+                        taken_back = Some((version, at));
                     }
                     continue;
                 }
@@ -397,5 +404,22 @@ mod tests {
         statements.undo(1, false, &mut changes, &mut held);
         assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if Rc::ptr_eq(s, &one)));
         assert!(matches!(&held, Held::Holds(s) if Rc::ptr_eq(s, &one)));
+    }
+
+    /// Two batches on their way: the first, in which the statement was parsed twice, never ran, and then the second did not.
+    #[test]
+    fn the_unnamed_statement_of_batches_that_never_ran_is_the_one_before_them_all() {
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes) = (Statements::default(), Changes::default());
+        let mut held = Held::Empty;
+        for text in [&b"SELECT 1"[..], b"SELECT 2", b"SELECT 3", b"SELECT 4"] {
+            let statement = interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
+            let before = std::mem::replace(&mut held, Held::Holds(statement.clone()));
+            statements.parsed_unnamed(Unnamed::Holds(statement), before, &mut changes);
+        }
+        statements.undo(2, false, &mut changes, &mut held);
+        assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if &*s.text == b"SELECT 4"));
+        statements.undo(2, false, &mut changes, &mut held);
+        assert!(matches!((&statements.unnamed, &held), (Unnamed::Empty, Held::Empty)), "{statements:?}");
     }
 }
