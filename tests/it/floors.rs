@@ -88,6 +88,52 @@ fn the_program_may_use_the_whole_library() {
     assert_eq!(faults(&sources), Vec::<String>::new());
 }
 
+/// What the fuzz engine is built of besides libFuzzer: our crates, by their folders.
+const FUZZED: [(&str, &str); 6] = [
+    ("", "pgweir"),
+    ("proto", "pgweir-proto"),
+    ("proto/fuzz", "pgweir-proto-fuzz"),
+    ("config", "pgweir-config"),
+    ("config/fuzz", "pgweir-config-fuzz"),
+    ("tests/fuzz", "pgweir-fuzz"),
+];
+
+/// It is no part of the workspace and has a lock file of its own, which nothing else would notice to be out of date.
+#[test]
+fn the_lock_file_of_the_fuzz_engine_knows_what_our_crates_need() {
+    let lock = fs::read_to_string(root().join("tests/fuzz/engine/Cargo.lock")).unwrap();
+    for (folder, package) in FUZZED {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let missing = unlocked(&manifest, package, &lock);
+        assert!(
+            missing.is_empty(),
+            "tests/fuzz/engine/Cargo.lock does not have {missing:?} of {package}: run cargo metadata --manifest-path \
+             tests/fuzz/engine/Cargo.toml >/dev/null"
+        );
+    }
+    let manifest = "[dependencies]\nbytes.workspace = true\nwebpki.workspace = true\nsome = { workspace = true, optional = true }\n\n\
+                    [dev-dependencies]\nrand = \"1\"\n";
+    let lock = "[[package]]\nname = \"a\"\ndependencies = [\n \"bytes 1.2\",\n]\n\n[[package]]\nname = \"b\"\n";
+    assert_eq!(unlocked(manifest, "a", lock), ["rustls-webpki"]);
+    assert_eq!(unlocked(manifest, "b", lock), ["bytes", "rustls-webpki"]);
+}
+
+/// What a manifest asks for and the package's entry in a lock file does not have.
+fn unlocked(manifest: &str, package: &str, lock: &str) -> Vec<String> {
+    let mut entries = lock.split("[[package]]");
+    let entry = entries.find(|entry| entry.contains(&format!("\nname = \"{package}\"\n"))).unwrap_or_default();
+    let asked = manifest.split("\n[dependencies]\n").nth(1).or(manifest.strip_prefix("[dependencies]\n"));
+    let asked = asked.unwrap_or_default().split("\n[").next().unwrap_or_default();
+    let lines = asked.lines().filter(|line| line.contains('=') && !line.starts_with('#') && !line.contains("optional"));
+    let names = lines.map(|line| match line.split(['.', ' ', '=']).next().unwrap_or_default() {
+        "webpki" => "rustls-webpki".to_owned(),
+        name => name.to_owned(),
+    });
+    names
+        .filter(|name| !entry.contains(&format!("\n \"{name}\"")) && !entry.contains(&format!("\n \"{name} ")))
+        .collect()
+}
+
 /// Path below `src`, with `/`, and text of every source file.
 fn read_sources(directory: &Path) -> BTreeMap<String, String> {
     let mut sources = BTreeMap::new();
