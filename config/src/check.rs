@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::choices::AuthType;
+use crate::choices::{AuthType, SslMode};
 use crate::config::Config;
 use crate::entries::{FALLBACK, LOCAL_HOST};
 use crate::fault::{Fault, Problem};
@@ -120,8 +120,15 @@ fn check_listen(config: &Config, faults: &mut Vec<Fault>) {
     if listen.proxy_protocol && listen.proxy_protocol_from.is_empty() {
         faults.push(fault("proxy_protocol", "true", Problem::NoProxy));
     }
-    if config.auth.auth_type == AuthType::Peer && !unix {
-        faults.push(fault("auth_type", config.auth.auth_type.as_str(), Problem::NoSocket));
+    let mode = config.tls.client_tls_sslmode;
+    let problem = match config.auth.auth_type {
+        AuthType::Peer => (!unix).then_some(Problem::NoSocket),
+        AuthType::Cert if mode < SslMode::VerifyCa => Some(Problem::NoCertificates { mode }),
+        AuthType::Cert => (!tcp && unix).then_some(Problem::NoTcp),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        faults.push(fault("auth_type", config.auth.auth_type.as_str(), problem));
     }
     for (name, database) in &config.databases {
         let problem = is_socket_dir(&database.host).then(|| too_long(&database.host, database.port)).flatten();
@@ -239,13 +246,14 @@ fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fa
             faults.push(missing(&format!("databases.{name}.user"), origin.cloned(), Problem::NoForcedUser));
         }
     }
-    if asks && !elsewhere && config.users.is_empty() && !touched(suspects, "users") {
+    let needs = asks || known && auth_type == AuthType::Cert;
+    if needs && !elsewhere && config.users.is_empty() && !touched(suspects, "users") {
         let origin = config.origin("auth_type");
         faults.push(Fault {
             key: "auth_type".to_owned(),
             value: Some(config.auth.auth_type.to_string()),
             origin: Some(origin),
-            problem: Problem::NoUser,
+            problem: if asks { Problem::NoUser } else { Problem::Nobody },
         });
     }
 }

@@ -71,6 +71,8 @@ choice! {
         ScramSha256 = "scram-sha-256",
         /// On a Unix-domain socket the operating system tells who is at the other end; by TCP it is SCRAM-SHA-256.
         Peer = "peer",
+        /// By the certificate that they show in TLS: its common name is the user's name.
+        Cert = "cert",
     }
 }
 
@@ -81,7 +83,7 @@ impl AuthType {
         match self {
             Self::Plain | Self::Md5 | Self::ScramSha256 => true,
             // By TCP, peer does; but there need not be anyone who logs in by TCP.
-            Self::Trust | Self::Any | Self::Peer => false,
+            Self::Trust | Self::Any | Self::Peer | Self::Cert => false,
         }
     }
 }

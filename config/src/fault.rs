@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::choices::AuthType;
+use crate::choices::{AuthType, SslMode};
 use crate::origin::Origin;
 use crate::setting::Bounds;
 use crate::typed::Kind;
@@ -139,6 +139,18 @@ pub enum Problem {
     /// Peer authentication without Unix-domain sockets.
     #[error("there is no Unix-domain socket whose other end the system could name, since unix_socket_dir is empty")]
     NoSocket,
+    /// Certificate authentication without clients that show certificates.
+    #[error("clients show certificates in verify-ca and verify-full alone, and client_tls_sslmode = {mode}")]
+    NoCertificates {
+        /// What is set.
+        mode: SslMode,
+    },
+    /// Certificate authentication without TCP.
+    #[error("there is no TLS on Unix-domain sockets, and listen_addr is empty")]
+    NoTcp,
+    /// Certificate authentication without anyone who could be let in.
+    #[error("no user is configured, so that no client could log in")]
+    Nobody,
     /// The same setting twice in one layer.
     #[error("given twice")]
     Repeated,
@@ -326,6 +338,9 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::NoSocketPort => "Set listen_port.",
         Problem::NoProxy => r#"Set proxy_protocol_from to the proxy's address or network, such as "10.0.0.0/8"."#,
         Problem::NoSocket => "Set unix_socket_dir, or choose another auth_type.",
+        Problem::NoCertificates { .. } => r#"Set client_tls_sslmode = "verify-full", or choose another auth_type."#,
+        Problem::NoTcp => "Set listen_addr, or choose another auth_type.",
+        Problem::Nobody => "Add [users.NAME], or name an auth_file, or set auth_user.",
         Problem::Repeated => "Keep one of the two.",
         Problem::NoValue => "Write --key=value or --key value.",
         Problem::NotAFlag => "Write --key=value or --key value, or remove the word.",

@@ -94,7 +94,8 @@ group! {
         /// for that proof if the user's secret is a SCRAM verifier. `plain` asks for the password itself. `trust`
         /// believes everyone who reaches the port; `any` does, too, and takes each for the database's `user`.
         /// `peer` lets in, over a Unix-domain socket, the user whose name the operating system's user bears, and is
-        /// `scram-sha-256` over TCP.
+        /// `scram-sha-256` over TCP. `cert` lets in the user whose name is the common name of the client's certificate,
+        /// and needs `client_tls_sslmode` to be `verify-ca` or `verify-full`.
         auth_type: AuthType = "scram-sha-256" => live;
         /// Whether `plain` may ask for a password over TCP without TLS, where everyone on the way can read it.
         auth_plain_without_tls: bool = false => live;

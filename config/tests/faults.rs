@@ -80,6 +80,10 @@ fn every_fault_of_a_file_says_what_where_and_how_to_mend_it() {
          "proxy_protocol_from = \"10.0.0.1/8\": not a list of networks such as 10.0.0.0/8 or 2001:db8::/32 separated by commas, nor empty (from f.toml:5). Mend the address."),
         ("peers without a socket", "[auth]\nauth_type = \"peer\"",
          "auth_type = peer: there is no Unix-domain socket whose other end the system could name, since unix_socket_dir is empty (from f.toml:5). Set unix_socket_dir, or choose another auth_type."),
+        ("certificates that nobody shows", "[auth]\nauth_type = \"cert\"\n[users.b]\npassword = \"x\"",
+         "auth_type = cert: clients show certificates in verify-ca and verify-full alone, and client_tls_sslmode = disable (from f.toml:5). Set client_tls_sslmode = \"verify-full\", or choose another auth_type."),
+        ("certificates for nobody, over sockets", "[auth]\nauth_type = \"cert\"\n[listen]\nlisten_addr = \"\"\nunix_socket_dir = \"/tmp\"\n[tls]\nclient_tls_sslmode = \"verify-ca\"\nclient_tls_cert_file = \"c\"\nclient_tls_key_file = \"k\"\nclient_tls_ca_file = \"a\"",
+         "auth_type = cert: there is no TLS on Unix-domain sockets, and listen_addr is empty (from f.toml:5). Set listen_addr, or choose another auth_type."),
         ("all addresses and one more", "[listen]\nlisten_addr = \"*, ::1\"",
          "listen_addr = \"*, ::1\": not a list of IPs and names separated by commas, nor * alone (from f.toml:5). Mend the address."),
         ("an address twice", "[listen]\nlisten_addr = \"::1, ::1\"",
@@ -259,6 +263,11 @@ fn what_is_missing_everywhere_is_told_without_a_place() {
     ];
     assert_eq!(faults("", &[], &[]), want);
     assert_eq!(faults("", &[], &["--auth-type=trust", "--database=app=postgres://h"]), [""; 0]);
+    let tls = ["sslmode=verify-full", "ca-file=a", "cert-file=c", "key-file=k"].map(|word| format!("--client-tls-{word}"));
+    let mut args = vec!["--auth-type=cert", "--database=app=postgres://h"];
+    args.extend(tls.iter().map(String::as_str));
+    let want = "auth_type = cert: no user is configured, so that no client could log in (from --auth-type). Add [users.NAME], or name an auth_file, or set auth_user.";
+    assert_eq!(faults("", &[], &args), [want]);
 }
 
 #[test]

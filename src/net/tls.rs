@@ -71,8 +71,9 @@ pub struct TlsInfo {
     /// Channel binding data `tls-server-end-point` (RFC 5929): the hash of the server's certificate. None where it is
     /// undefined for the certificate's signature algorithm.
     pub end_point: Option<Arc<[u8]>>,
-    /// The peer's certificate, DER, if it showed one and it was verified.
-    pub peer_certificate: Option<Box<[u8]>>,
+    /// The common name of the peer's certificate, if it showed one and it was verified; empty if there is none in it, or
+    /// none that a user could bear.
+    pub peer_name: Option<Box<str>>,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite by its IANA name, such as `TLS_AES_256_GCM_SHA384`.

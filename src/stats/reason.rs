@@ -135,7 +135,7 @@ reasons! {
         LoginFailures = "login_failures",
         /// Users could not be looked up on the server.
         Lookup = "lookup",
-        /// No such database is configured.
+        /// No such database is configured, or is on the server.
         UnknownDatabase = "unknown_database",
         /// The bytes are not a start-up of the Postgres protocol.
         Protocol = "protocol",

@@ -1,9 +1,11 @@
 //! How clients prove who they are, with the client library that nearly all of them have, and with hostile ones.
 
+mod cert;
 mod hostile;
 mod methods;
 mod passthrough;
 mod query;
+mod throttle;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -18,11 +18,11 @@ use pgweir_harness::{Auth, Cluster, ClusterOptions, secrets};
 use pki::Identity;
 
 /// A Postgres whose certificate changes from test to test; whoever has it has it alone.
-struct TlsPrimary(MutexGuard<'static, Cluster>);
+pub(crate) struct TlsPrimary(pub(crate) MutexGuard<'static, Cluster>);
 
 impl TlsPrimary {
     /// It trusts whoever comes: passwords and their channel binding have tests of their own.
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         static PRIMARY: OnceLock<Mutex<Cluster>> = OnceLock::new();
         let primary = PRIMARY.get_or_init(|| {
             let options = ClusterOptions::auth(Auth::Trust).set("max_connections", "100");
@@ -34,7 +34,7 @@ impl TlsPrimary {
     }
 
     /// Shows this certificate from now on.
-    fn show(&self, identity: &Identity) {
+    pub(crate) fn show(&self, identity: &Identity) {
         self.0.place_file("server.crt", &identity.certificate).unwrap();
         self.0.place_file("server.key", &identity.key).unwrap();
         self.0.psql("postgres", "ALTER SYSTEM SET ssl = on").unwrap();
@@ -48,7 +48,7 @@ impl TlsPrimary {
     }
 
     /// Who may log in by TCP from now on.
-    fn hba(&self, lines: &str) {
+    pub(crate) fn hba(&self, lines: &str) {
         self.0.place_file("pg_hba.conf", &format!("local all all trust\n{lines}\n")).unwrap();
         self.0.reload().unwrap();
     }
@@ -56,7 +56,7 @@ impl TlsPrimary {
 
 /// psql with these words of a connection string, and nothing of the caller's. What it printed, or what it complained
 /// about.
-fn psql(cluster: &Cluster, words: &str, sql: &str) -> Result<String, String> {
+pub(crate) fn psql(cluster: &Cluster, words: &str, sql: &str) -> Result<String, String> {
     let mut psql = Command::new(cluster.programs().program("psql"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
         psql.env_remove(name);

@@ -1,5 +1,6 @@
 //! Authentication of a client: what it is asked for, and what it proves itself by.
 
+mod cert;
 mod lookup;
 mod password;
 mod peer;
@@ -39,22 +40,23 @@ impl Door {
             }
             AuthType::Peer => {
                 if let Some(uid) = self.stream.peer_uid() {
-                    return self.peer(uid, &wish.user).await.map(|()| Credential::None);
+                    return self.peer(uid, &wish.user).await.map(|()| context.secrets.credential(&wish.user));
                 }
             }
+            AuthType::Cert => return self.cert(wish).await,
             AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256 => {}
         }
         let source = self.peer.ip();
-        if let Some(source) = source
-            && context.throttle.borrow_mut().is_over(source, &wish.user, context.clock.now())
-        {
-            return Err(throttled(source));
-        }
+        self.check_throttle(source, &wish.user)?;
         let known = context.secrets.user(&wish.user).is_some();
         let outcome = self.identify(wish, out).await;
-        // Whoever has a server asked and then goes away may have come for that alone.
+        // Others from there may have failed meanwhile. Right or wrong, nothing has been told of the proof yet: so many
+        // that guess side by side learn no more than one that guesses alone.
+        self.check_throttle(source, &wish.user)?;
+        // Whoever has a server asked and then goes away, or for a database that it does not have, may have come for that
+        // alone.
         let failed = |refused: &Refused| match refused.reason {
-            Some(RefusalReason::AuthFailed) => true,
+            Some(RefusalReason::AuthFailed | RefusalReason::UnknownDatabase) => true,
             None => !known,
             Some(_) => false,
         };
@@ -66,6 +68,15 @@ impl Door {
             }
         }
         outcome
+    }
+
+    /// Whether `source` has failed too often by now.
+    fn check_throttle(&self, source: Option<IpAddr>, user: &str) -> Result<(), Refused> {
+        let now = self.context.clock.now();
+        match source {
+            Some(source) if self.context.throttle.borrow().is_over(source, user, now) => Err(throttled(source)),
+            _ => Ok(()),
+        }
     }
 
     /// Asks for what the user's secret and `auth_type` allow. A user who is not there, or has no secret, is asked as
@@ -120,13 +131,14 @@ fn forced_user(context: &Context, database: &str) -> Option<String> {
 
 /// The same for every user: it does not show whether there is such a one.
 fn unanswered(unanswered: Unanswered) -> Refused {
-    let (code, message) = match unanswered {
-        Unanswered::NoServer => {
-            ("57P03", "users cannot be looked up now: there is no server connection for auth_query")
-        }
-        Unanswered::BadQuery => ("F0000", "users cannot be looked up: auth_query fails"),
+    let no_server = "users cannot be looked up now: there is no server connection for auth_query";
+    let (reason, code, message) = match unanswered {
+        Unanswered::NoServer => (RefusalReason::Lookup, "57P03", no_server),
+        // Told as any other reason: which databases there are is nothing for strangers.
+        Unanswered::NoDatabase => (RefusalReason::UnknownDatabase, "57P03", no_server),
+        Unanswered::BadQuery => (RefusalReason::Lookup, "F0000", "users cannot be looked up: auth_query fails"),
     };
-    Refused::with_hint(RefusalReason::Lookup, code, message, "The pooler's log says why.")
+    Refused::with_hint(reason, code, message, "The pooler's log says why.")
 }
 
 fn throttled(source: IpAddr) -> Refused {

@@ -50,9 +50,8 @@ impl Door {
                 let message = "connection requires SSL encryption (client_tls_sslmode)";
                 Err(Refused::with_hint(RefusalReason::AuthFailed, "28000", message, hint))
             }
-            Some(info) if acceptor.wants_certificate() && info.peer_certificate.is_none() => {
-                let message = "connection requires a valid client certificate";
-                Err(Refused::new(RefusalReason::AuthFailed, "28000", message))
+            Some(info) if acceptor.wants_certificate() && info.peer_name.is_none() => {
+                Err(no_certificate())
             }
             _ => Ok(()),
         }
@@ -90,4 +89,9 @@ impl Door {
             },
         })
     }
+}
+
+/// What a client is told that has to show a certificate and did not.
+pub(super) fn no_certificate() -> Refused {
+    Refused::new(RefusalReason::AuthFailed, "28000", "connection requires a valid client certificate")
 }

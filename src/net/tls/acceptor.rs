@@ -11,7 +11,7 @@ use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DistinguishedName, ServerConfig, SupportedProtocolVersion};
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, name_in};
 use super::chain::Roots;
 use super::handshake::{Ahead, shake};
 use super::verifier::OfClients;
@@ -111,7 +111,7 @@ impl Acceptor {
         }
         let info = TlsInfo {
             end_point: self.end_point.clone(),
-            peer_certificate: certificates.first().map(|leaf| Box::from(leaf.as_ref())),
+            peer_name: certificates.first().map(|leaf| name_in(leaf)),
             version: version_name(machine.protocol_version()),
             cipher: cipher_name(machine.negotiated_cipher_suite()),
         };

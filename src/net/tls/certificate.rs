@@ -184,6 +184,16 @@ impl<'a> Certificate<'a> {
     }
 }
 
+/// The common name in a certificate, DER; empty if there is none. A NUL inside would make it another name to whoever
+/// reads it as C does.
+pub(super) fn name_in(der: &[u8]) -> Box<str> {
+    let name = Certificate::parse(der).ok().and_then(|certificate| {
+        let name = std::str::from_utf8(certificate.common_name()?).ok()?;
+        (!name.contains('\0')).then(|| Box::from(name))
+    });
+    name.unwrap_or_default()
+}
+
 enum Hash {
     Sha256,
     Sha384,

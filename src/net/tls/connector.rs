@@ -13,7 +13,7 @@ use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, SupportedProtocolVersion};
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, name_in};
 use super::chain::Roots;
 use super::handshake::{Ahead, shake};
 use super::verifier::OfServers;
@@ -168,7 +168,7 @@ impl Connector {
         let leaf = machine.peer_certificates().and_then(|certificates| certificates.first());
         let info = TlsInfo {
             end_point: leaf.and_then(|leaf| Certificate::parse(leaf).ok()?.end_point()),
-            peer_certificate: leaf.filter(|_| self.verifies).map(|leaf| Box::from(leaf.as_ref())),
+            peer_name: leaf.filter(|_| self.verifies).map(|leaf| name_in(leaf)),
             version: version_name(machine.protocol_version()),
             cipher: cipher_name(machine.negotiated_cipher_suite()),
         };

@@ -65,7 +65,11 @@ fn a_server_that_wants_a_certificate_gets_ours() {
     tls.hba("hostssl all all 127.0.0.1/32 cert");
     let folder = Folder::new();
     let mut outcomes = Vec::new();
-    for user in [place.name.as_str(), "somebody-else"] {
+    for (user, cert_key, key_key) in [
+        (place.name.as_str(), "databases.PLACE.sslcert", "databases.PLACE.sslkey"),
+        ("somebody-else", "databases.PLACE.sslcert", "databases.PLACE.sslkey"),
+        (place.name.as_str(), "server_tls_cert_file", "server_tls_key_file"),
+    ] {
         let identity = root.issue(|params| {
             params.distinguished_name = named(user);
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -73,13 +77,13 @@ fn a_server_that_wants_a_certificate_gets_ours() {
         let (cert, key) = folder.identity("us", &identity);
         let pgweir = start_pgweir(place.toml(&[
             ("databases.PLACE.sslmode", "require"),
-            ("databases.PLACE.sslcert", show(&cert)),
-            ("databases.PLACE.sslkey", show(&key)),
+            (cert_key, show(&cert)),
+            (key_key, show(&key)),
         ]));
         let words = format!("host=127.0.0.1 port={} user={name} dbname={name}", pgweir.port(), name = place.name);
         outcomes.push(psql(&tls.0, &words, "SELECT 7"));
     }
     tls.0.psql("postgres", "ALTER SYSTEM RESET ssl_ca_file").unwrap();
-    assert_eq!(outcomes[0], Ok("7".to_owned()));
+    assert_eq!([&outcomes[0], &outcomes[2]], [&Ok("7".to_owned()); 2]);
     assert!(outcomes[1].as_ref().is_err_and(|told| told.contains("certificate authentication failed")), "{outcomes:?}");
 }

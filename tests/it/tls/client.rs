@@ -8,11 +8,14 @@ use std::time::Duration;
 use pgweir_harness::wire::build;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind, SignatureScheme, StreamOwned,
     SupportedProtocolVersion,
 };
+
+use super::pki::Identity;
 
 /// Longest wait for one read.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,10 +61,25 @@ impl ServerCertVerifier for Anyone {
 
 /// A client's settings, and the sessions that it can resume.
 pub(crate) fn config(alpn: &[&str], versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+    config_as(None, alpn, versions)
+}
+
+/// The same of a client that shows a certificate.
+pub(crate) fn config_as(
+    identity: Option<&Identity>,
+    alpn: &[&str],
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions).unwrap();
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)));
-    let mut config = builder.with_no_client_auth();
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(Identity { certificate, key }) => {
+            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+    };
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Arc::new(config)
 }

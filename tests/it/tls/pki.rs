@@ -16,14 +16,14 @@ use tempfile::TempDir;
 /// A certificate, those behind it, and its private key; PEM.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
-    pub(super) certificate: String,
-    pub(super) key: String,
+    pub(crate) certificate: String,
+    pub(crate) key: String,
 }
 
 /// Somebody who signs.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pub(super) pem: String,
+    pub(crate) pem: String,
 }
 
 impl Authority {
@@ -33,13 +33,13 @@ impl Authority {
     }
 
     /// Somebody with this name and key who has no right to it.
-    pub(super) fn with(key: &KeyPair, name: &str) -> Self {
+    pub(crate) fn with(key: &KeyPair, name: &str) -> Self {
         let key = KeyPair::from_pem(&key.serialize_pem()).unwrap();
         Self { issuer: Issuer::new(authority_params(name), key), pem: String::new() }
     }
 
     /// A root that `change` makes another.
-    pub(super) fn root_with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn root_with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = ecdsa();
         let mut params = authority_params(name);
         change(&mut params);
@@ -48,7 +48,7 @@ impl Authority {
     }
 
     /// An authority below this one.
-    pub(super) fn intermediate(&self, name: &str) -> Self {
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
         let key = ecdsa();
         let params = authority_params(name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -61,41 +61,41 @@ impl Authority {
     }
 
     /// The same for this key.
-    pub(super) fn issue_for(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    pub(crate) fn issue_for(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Identity {
         let params = leaf_params(change);
         identity(&params.signed_by(key, &self.issuer).unwrap(), key)
     }
 }
 
 /// A certificate for `localhost` that nobody else signed.
-pub(super) fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Identity {
+pub(crate) fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Identity {
     let key = ecdsa();
     identity(&leaf_params(change).self_signed(&key).unwrap(), &key)
 }
 
-pub(super) fn ecdsa() -> KeyPair {
+pub(crate) fn ecdsa() -> KeyPair {
     key_of(&PKCS_ECDSA_P256_SHA256)
 }
 
-pub(super) fn key_of(algorithm: &'static SignatureAlgorithm) -> KeyPair {
+pub(crate) fn key_of(algorithm: &'static SignatureAlgorithm) -> KeyPair {
     KeyPair::generate_for(algorithm).unwrap()
 }
 
-pub(super) fn rsa() -> KeyPair {
+pub(crate) fn rsa() -> KeyPair {
     KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()
 }
 
-pub(super) fn named(name: &str) -> DistinguishedName {
+pub(crate) fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
 }
 
-pub(super) fn dns(name: &str) -> SanType {
+pub(crate) fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().unwrap())
 }
 
-pub(super) fn address(text: &str) -> SanType {
+pub(crate) fn address(text: &str) -> SanType {
     SanType::IpAddress(text.parse().unwrap())
 }
 
@@ -137,12 +137,12 @@ impl Folder {
     }
 
     /// The path of a file, which need not be there.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Writes a file that only we may read.
-    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         // Renamed into place, as careful operators do.
         let fresh = self.path(&format!("{name}.new"));
@@ -158,14 +158,14 @@ impl Folder {
     }
 
     /// Runs `openssl` here, for what rcgen does not make.
-    pub(super) fn openssl(&self, arguments: &str) {
+    pub(crate) fn openssl(&self, arguments: &str) {
         let mut openssl = Command::new("openssl");
         openssl.args(arguments.split_ascii_whitespace()).current_dir(self.0.path());
         let output = openssl.output().expect("openssl");
         assert!(output.status.success(), "{openssl:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    pub(super) fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }
 }

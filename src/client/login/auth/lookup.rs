@@ -13,11 +13,11 @@ use pgweir_config::{Config, Secret};
 use tokio::sync::{Semaphore, watch};
 
 use super::recent::Recent;
-use super::users::User;
-use crate::backend::{Answer, SettleError};
+use super::users::{Told, User};
+use crate::backend::{Answer, SettleError, describe_error};
 use crate::client::Context;
 use crate::client::login::admission::lease;
-use crate::pool::Pool;
+use crate::pool::{Pool, Refusal};
 use crate::settings::Entry;
 use crate::stats::DiscardReason;
 
@@ -45,6 +45,8 @@ const PINNED: [(&str, &str); 2] = [("client_encoding", "UTF8"), ("search_path", 
 pub(super) enum Unanswered {
     /// There is no server connection.
     NoServer,
+    /// The server has no such database, whose name was the client's choice.
+    NoDatabase,
     /// The query fails, or gives something else than names and secrets.
     BadQuery,
 }
@@ -188,19 +190,19 @@ pub(super) async fn find(context: &Rc<Context>, database: &str, name: &str) -> O
 async fn look_up(context: &Rc<Context>, inquiry: &Inquiry, (_, name): &Key, tell: &Tell) -> Found {
     let limit = context.config.client.client_login_timeout;
     let answer = context.clock.limit(limit, ask(context, inquiry, name, tell)).await;
-    let secret =
+    let told =
         match answer.unwrap_or(Err(Unread::Unanswered(Unanswered::NoServer))).and_then(|answer| read(answer, name)) {
-            Ok(secret) => secret,
+            Ok(told) => told,
             Err(Unread::Unanswered(unanswered)) => return Err(unanswered),
             Err(Unread::Bad(problem)) => {
                 // Told to nobody: it would show that there is such a user.
                 tracing::error!(
                     database = %inquiry.database, user = %name, problem, "auth_query: the user cannot log in"
                 );
-                None
+                Told::default()
             }
         };
-    let user = context.secrets.adopt(&context.config, name, secret).await;
+    let user = context.secrets.adopt(&context.config, name, told).await;
     if user.has_secret() {
         context.lookups.scram.set(user.is_scram());
     }
@@ -236,7 +238,11 @@ async fn ask(context: &Rc<Context>, inquiry: &Inquiry, name: &str, tell: &Tell) 
                 return Err(Unread::Unanswered(Unanswered::BadQuery));
             }
             Asked::Answered(answer) => return Ok(answer),
-            Asked::Refused => break,
+            Asked::NoDatabase if !context.config.databases.contains_key(&inquiry.database) => {
+                fail("no such database on the server");
+                return Err(Unread::Unanswered(Unanswered::NoDatabase));
+            }
+            Asked::NoDatabase | Asked::Refused => break,
             Asked::Lost => {}
         }
     }
@@ -247,15 +253,21 @@ async fn ask(context: &Rc<Context>, inquiry: &Inquiry, name: &str, tell: &Tell) 
 /// How a question went.
 enum Asked {
     Answered(Answer),
-    /// There is no server connection.
+    /// There is no server connection, because the server has no such database.
+    NoDatabase,
+    /// There is none for another reason.
     Refused,
     /// There was one.
     Lost,
 }
 
 async fn ask_on(context: &Rc<Context>, pool: &Rc<Pool>, query: &str, name: &str) -> Asked {
-    let Ok(mut loan) = lease(pool).await else {
-        return Asked::Refused;
+    let mut loan = match lease(pool).await {
+        Ok(loan) => loan,
+        Err(Refusal::Hopeless { body: Some(body), .. }) if describe_error(&body).0 == "3D000" => {
+            return Asked::NoDatabase;
+        }
+        Err(_) => return Asked::Refused,
     };
     let pinned = PINNED.map(|(name, value)| -> Entry { (name.into(), value.as_bytes().into()) });
     let pinned = pool.profiles.intern(pinned);
@@ -281,10 +293,10 @@ enum Unread {
     Bad(&'static str),
 }
 
-/// The secret in an answer of two columns; none if there is no such user or it has none.
-fn read(answer: Answer, name: &str) -> Result<Option<Secret>, Unread> {
+/// What an answer of two columns says: no row is no user, and NULL no secret.
+fn read(answer: Answer, name: &str) -> Result<Told, Unread> {
     let mut rows = answer.rows.into_iter();
-    let Some(row) = rows.next() else { return Ok(None) };
+    let Some(row) = rows.next() else { return Ok(Told::default()) };
     if rows.next().is_some() {
         return Err(Unread::Bad("more than one row"));
     }
@@ -295,8 +307,8 @@ fn read(answer: Answer, name: &str) -> Result<Option<Secret>, Unread> {
     if found.as_deref() != Some(name.as_bytes()) {
         return Err(Unread::Bad("another name than the one asked for"));
     }
-    let Some(secret) = secret else { return Ok(None) };
-    String::from_utf8(secret).map(|text| Some(Secret::new(text))).map_err(|_| Unread::Bad("a secret that is not UTF-8"))
+    let secret = secret.map(String::from_utf8).transpose().map_err(|_| Unread::Bad("a secret that is not UTF-8"))?;
+    Ok(Told { exists: true, secret: secret.map(Secret::new) })
 }
 
 #[cfg(test)]
@@ -307,10 +319,10 @@ mod tests {
     fn one_row_with_the_name_that_was_asked_for_gives_a_secret() {
         type Row = &'static [Option<&'static str>];
         #[rustfmt::skip]
-        let table: [(&str, &[Row], Result<Option<&str>, &str>); 9] = [
-            ("found",           &[&[Some("a"), Some("s")]],                      Ok(Some("s"))),
-            ("no secret",       &[&[Some("a"), None]],                           Ok(None)),
-            ("nobody",          &[],                                             Ok(None)),
+        let table: [(&str, &[Row], Result<(bool, Option<&str>), &str>); 9] = [
+            ("found",           &[&[Some("a"), Some("s")]],                      Ok((true, Some("s")))),
+            ("no secret",       &[&[Some("a"), None]],                           Ok((true, None))),
+            ("nobody",          &[],                                             Ok((false, None))),
             ("two",             &[&[Some("a"), Some("s")], &[Some("a"), None]],  Err("more than one row")),
             ("another",         &[&[Some("b"), Some("s")]],                      Err("another name than the one asked for")),
             ("another case",    &[&[Some("A"), Some("s")]],                      Err("another name than the one asked for")),
@@ -322,7 +334,8 @@ mod tests {
             let row = |row: &Row| row.iter().map(|value| value.map(|value| value.as_bytes().to_vec())).collect();
             let rows = rows.iter().map(row).collect();
             let got = read(Answer { columns: 2, rows, error: None }, "a");
-            let want = want.map(|secret| secret.map(Secret::new)).map_err(Unread::Bad);
+            let want = want.map(|(exists, secret)| Told { exists, secret: secret.map(Secret::new) });
+            let want = want.map_err(Unread::Bad);
             assert_eq!(got, want, "{case}");
         }
     }

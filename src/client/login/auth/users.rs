@@ -22,6 +22,8 @@ pub(super) struct User {
     verifier: Option<Verifier>,
     /// The hash that the secret is, or that was derived of it.
     hash: Option<md5::Hash>,
+    /// There is such a user, whether it has a password or not.
+    exists: bool,
 }
 
 impl User {
@@ -42,7 +44,7 @@ impl User {
             getrandom::fill(&mut salt).map_err(no_random)?;
             (derive.then(|| Verifier::derive(text.as_bytes(), &salt, iterations)), Some(hash))
         };
-        Ok(Self { secret: Some(secret.clone()), verifier, hash })
+        Ok(Self { secret: Some(secret.clone()), verifier, hash, exists: true })
     }
 
     /// As [`User::new`]; a secret that cannot be used is none.
@@ -51,6 +53,11 @@ impl User {
             tracing::error!(user = name, %error, "the user's secret cannot be used");
             Self::default()
         })
+    }
+
+    /// Whether there is such a user.
+    pub(super) fn exists(&self) -> bool {
+        self.exists
     }
 
     pub(super) fn has_secret(&self) -> bool {
@@ -79,6 +86,15 @@ impl User {
     pub(super) fn credential(&self, shown: Credential) -> Credential {
         self.plain().map_or(shown, |plain| Credential::Password(Password::new(plain.as_bytes())))
     }
+}
+
+/// What a server says of a user.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// There is one.
+    pub(super) exists: bool,
+    /// None if it has none, or none that is still good.
+    pub(super) secret: Option<Secret>,
 }
 
 /// The users that are known without asking a server.
@@ -168,6 +184,11 @@ impl Secrets {
         }
     }
 
+    /// What opens the server as this user, who proved itself by no secret: its password, if that is known.
+    pub(super) fn credential(&self, name: &str) -> Credential {
+        self.user(name).map_or(Credential::None, |user| user.credential(Credential::None))
+    }
+
     /// Whether whom the system, or a certificate, calls `name` may log in as `user`.
     pub(super) fn is_same(&self, name: &str, user: &str) -> bool {
         self.ident.as_ref().map_or(name == user, |map| map.allows(name, user))
@@ -178,16 +199,22 @@ impl Secrets {
         self.users.borrow().mostly_scram
     }
 
-    /// A user with a secret that a server told. One in plain text is stretched on another thread, where that is needed;
-    /// once there was one, users without a secret cost the same.
-    pub(super) async fn adopt(&self, config: &Config, name: &str, secret: Option<Secret>) -> Arc<User> {
+    /// A user that a server told of. A secret in plain text is stretched on another thread, where that is needed; once
+    /// there was one, users without a secret cost the same.
+    pub(super) async fn adopt(&self, config: &Config, name: &str, told: Told) -> Arc<User> {
+        let Told { exists, secret } = told;
+        let user = self.make(config, name, secret).await;
+        Arc::new(User { exists, ..user })
+    }
+
+    async fn make(&self, config: &Config, name: &str, secret: Option<Secret>) -> User {
         let plain = secret.as_ref().is_some_and(|secret| is_plain(secret.expose()));
         if plain && needs_verifiers(config) {
             self.stretches.set(true);
         }
         let (name, iterations, derive) = (name.to_owned(), self.iterations, self.stretches.get());
         if !derive || secret.is_some() && !plain {
-            return Arc::new(secret.map_or_else(User::default, |secret| User::take(&name, &secret, false, iterations)));
+            return secret.map_or_else(User::default, |secret| User::take(&name, &secret, false, iterations));
         }
         let user = tokio::task::spawn_blocking(move || {
             let Some(secret) = secret else {
@@ -196,7 +223,7 @@ impl Secrets {
             };
             User::take(&name, &secret, true, iterations)
         });
-        Arc::new(user.await.unwrap_or_default())
+        user.await.unwrap_or_default()
     }
 
     /// What a user without a verifier is asked by: nothing matches it.
