@@ -263,7 +263,8 @@ fn what_is_missing_everywhere_is_told_without_a_place() {
     ];
     assert_eq!(faults("", &[], &[]), want);
     assert_eq!(faults("", &[], &["--auth-type=trust", "--database=app=postgres://h"]), [""; 0]);
-    let tls = ["sslmode=verify-full", "ca-file=a", "cert-file=c", "key-file=k"].map(|word| format!("--client-tls-{word}"));
+    let tls =
+        ["sslmode=verify-full", "ca-file=a", "cert-file=c", "key-file=k"].map(|word| format!("--client-tls-{word}"));
     let mut args = vec!["--auth-type=cert", "--database=app=postgres://h"];
     args.extend(tls.iter().map(String::as_str));
     let want = "auth_type = cert: no user is configured, so that no client could log in (from --auth-type). Add [users.NAME], or name an auth_file, or set auth_user.";

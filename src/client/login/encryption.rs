@@ -50,9 +50,7 @@ impl Door {
                 let message = "connection requires SSL encryption (client_tls_sslmode)";
                 Err(Refused::with_hint(RefusalReason::AuthFailed, "28000", message, hint))
             }
-            Some(info) if acceptor.wants_certificate() && info.peer_name.is_none() => {
-                Err(no_certificate())
-            }
+            Some(info) if acceptor.wants_certificate() && info.peer_name.is_none() => Err(no_certificate()),
             _ => Ok(()),
         }
     }

@@ -76,7 +76,8 @@ async fn guesses_side_by_side_are_no_more_than_one_after_the_other() {
         for (wire, proof) in &mut clients[..39] {
             wire.send(proof).await.unwrap();
         }
-        let answers = clients[..39].iter_mut().map(async |(wire, _)| wire.recv().await.unwrap().server_error().unwrap());
+        let answers =
+            clients[..39].iter_mut().map(async |(wire, _)| wire.recv().await.unwrap().server_error().unwrap());
         let answers = join_all(answers).await;
         let (mut right, proof) = clients.pop().unwrap();
         right.send(&proof).await.unwrap();
