@@ -19,7 +19,7 @@ use crate::drivers::{finish, python, scripts};
 use crate::support::{PASSWORD, Place, Site};
 
 /// What became of logins by libpq: `ok USER`, or its words.
-fn libpq(conninfos: &[String]) -> Vec<String> {
+pub(crate) fn libpq(conninfos: &[String]) -> Vec<String> {
     let mut command = Command::new(python());
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
         command.env_remove(name);
@@ -52,16 +52,16 @@ async fn refusal(address: SocketAddr, user: &str, database: &str, password: &str
 }
 
 /// An `auth_file` that lasts as long as this.
-struct UserFile(TempDir);
+pub(crate) struct UserFile(TempDir);
 
 impl UserFile {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let file = Self(TempDir::new().unwrap());
         file.write(text);
         file
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.0.path().join("users.txt").to_str().unwrap().to_owned()
     }
 
@@ -74,7 +74,7 @@ impl UserFile {
 }
 
 /// The password of the place's role as Postgres stores it, by either way.
-fn stored(place: &Place<'_>, encryption: &str) -> String {
+pub(crate) fn stored(place: &Place<'_>, encryption: &str) -> String {
     let name = &place.name;
     place.psql(&format!("SET password_encryption = '{encryption}'; ALTER ROLE {name} PASSWORD '{PASSWORD}'"));
     place.psql(&format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{name}'"))

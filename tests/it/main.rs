@@ -11,6 +11,7 @@
 
 mod allocations;
 mod auth;
+mod binding;
 mod cancel;
 mod costs;
 mod crowd;

@@ -8,6 +8,7 @@ pub(crate) mod pki;
 mod reload;
 mod servers;
 mod sessions;
+mod system;
 
 use std::path::Path;
 use std::process::Command;

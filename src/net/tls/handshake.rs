@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::{CertificateError, OtherError};
 use tokio::net::TcpStream;
 
 use super::super::socket::{poll_recv, poll_send};
@@ -24,7 +25,7 @@ pub enum HandshakeError {
     #[error("the connection was closed during the TLS handshake")]
     Closed,
     /// The two sides did not agree, or one does not trust the other.
-    #[error("{0}")]
+    #[error("{}", words(.0))]
     Refused(#[from] rustls::Error),
     /// TLS without a request for it, and without the name of the protocol that is spoken in it.
     #[error("direct TLS without the ALPN protocol postgresql")]
@@ -32,6 +33,14 @@ pub enum HandshakeError {
     /// The peer sent more than any handshake has.
     #[error("the handshake is longer than {INPUT_MAX} bytes")]
     TooLong,
+}
+
+/// What is told of a refusal: where the judgement is ours, our words.
+fn words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(own))) => own.to_string(),
+        error => error.to_string(),
+    }
 }
 
 /// What arrived behind the handshake.

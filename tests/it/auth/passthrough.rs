@@ -80,7 +80,7 @@ async fn another_verifier_on_the_server_is_told_plainly_and_mended_by_the_next_t
     let pgweir = start(&place, &[("auth_file", &file.path()), ("server_login_retry", "1h")]);
     let error = refusal(pgweir.addr(), &place.name, &place.name, PASSWORD).await;
     assert!(error.to_string().contains("another SCRAM verifier"), "{error}");
-    assert!(pgweir.log().contains("another SCRAM verifier"), "not logged");
+    pgweir.wait_log("another SCRAM verifier", SOON).unwrap();
     file.write(&format!("\"{}\" \"{new}\"\n", place.name));
     wait_until_async(SOON, async || enter(&pgweir, &place, PASSWORD).await.is_ok()).await;
 }
