@@ -28,6 +28,7 @@ mod pool;
 mod prepared;
 mod protocol;
 mod proxy_protocol;
+mod scripts;
 mod server_auth;
 mod sockets;
 mod stage;

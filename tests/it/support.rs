@@ -20,7 +20,10 @@ pub(crate) const PASSWORD: &str = "place-secret";
 /// The primary that tests share. It asks for SCRAM. It lives until the process ends, and dies with it.
 pub(crate) fn primary() -> &'static Cluster {
     static PRIMARY: OnceLock<Cluster> = OnceLock::new();
-    PRIMARY.get_or_init(|| Cluster::start(ClusterOptions::default().set("max_connections", "300")).unwrap())
+    PRIMARY.get_or_init(|| {
+        Cluster::start(ClusterOptions::default().set("max_connections", "300").set("max_prepared_transactions", "10"))
+            .unwrap()
+    })
 }
 
 /// A role and a database of the same name on a cluster, for one test alone: what it counts there is
