@@ -117,7 +117,10 @@ impl Theatre {
             (None, true) if needless => format!("{head}  it pins nothing: take the note `@ pins` away\n"),
             (None, true) | (Some(_), false) => String::new(),
             (None, false) => head + &faults,
-            (Some(_), true) if script.notes.sometimes.is_some() => String::new(),
+            (Some(reason), true) if script.notes.sometimes.is_some() => {
+                println!("{head}  it is equal this time ({reason})");
+                String::new()
+            }
             (Some(reason), true) => format!("{head}  it is equal now: take the note away ({reason})\n"),
         }
     }
