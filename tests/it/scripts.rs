@@ -6,6 +6,7 @@ mod player;
 mod script;
 mod told;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -107,7 +108,7 @@ impl Theatre {
             needless &= *way != Way::Intruded || !waited;
             let shown = difference(&script.lines, &want, &got);
             if !shown.is_empty() {
-                faults.push_str(&format!("  {way:?}:\n{shown}"));
+                let _ = write!(faults, "  {way:?}:\n{shown}");
                 // What went wrong may have left something behind, and the next script is not to be blamed for it.
                 self.stage(*way).open = None;
             }

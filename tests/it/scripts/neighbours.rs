@@ -174,9 +174,10 @@ impl Neighbour {
             begin.extend(build::query(DRESS));
             readies += 1;
         }
-        match neighbour.ask(begin, readies, Vec::new(), SOON).await? {
-            true => Ok(neighbour),
-            false => Err("got no server connection at first".to_owned()),
+        if neighbour.ask(begin, readies, Vec::new(), SOON).await? {
+            Ok(neighbour)
+        } else {
+            Err("got no server connection at first".to_owned())
         }
     }
 
