@@ -212,54 +212,38 @@ pub fn replay(from: &Profile, to: &Profile, mut send: impl FnMut(&[u8])) {
     }
 }
 
-/// What a single `RESET`, `DISCARD ALL` or `SET .. TO DEFAULT` puts back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reset {
-    /// Everything.
-    All,
-    /// One setting, its name in lower case.
-    Name(String),
+/// Whether a text that may change settings may put some back to where they were at the start: only such a text has to be
+/// followed by [`restore`].
+#[must_use]
+pub fn may_reset(text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 5] = [b"reset", b"discard", b"default", b"local", b"null"];
+    WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
 }
 
-impl Reset {
-    /// Reads a statement that is nothing but that. None for any other; also for one with comments in it.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?.trim_end_matches([';', ' ', '\n', '\t', '\r']);
-        let text = text.to_ascii_lowercase().replace('=', " = ");
-        let words: Vec<&str> = text.split_ascii_whitespace().collect();
-        let name = match words.as_slice() {
-            ["reset" | "discard", "all"] => return Some(Self::All),
-            ["reset", "time", "zone"]
-            | ["set", "time", "zone", "default" | "local"]
-            | ["set", "session", "time", "zone", "default" | "local"] => "timezone",
-            ["reset", name]
-            | ["set", name, "to" | "=", "default"]
-            | ["set", "session", name, "to" | "=", "default"] => name,
-            _ => return None,
-        };
-        Some(Self::Name(name.replace('"', "")))
+/// Appends a query that gives those settings of `startup` their values that the session has not: what a `RESET`, a
+/// `DISCARD ALL`, a `SET .. TO DEFAULT` has put back to the server's own defaults. Whatever else the text did that stands before
+/// it, and wherever it failed: what the session still has is left alone. Nothing if there are none.
+pub fn restore(startup: &Profile, out: &mut Vec<u8>) {
+    let mut any = false;
+    for (name, value) in startup.entries().iter().filter(|(name, _)| !is_role(name)) {
+        let front: &[u8] = if any { b",(" } else { b"SELECT pg_catalog.set_config(name,value,false)FROM(VALUES(" };
+        any = true;
+        out.extend_from_slice(front);
+        literal(out, name.as_bytes());
+        out.push(b',');
+        literal(out, value);
+        out.push(b')');
     }
-
-    /// Whether anything in `startup` is reset by it.
-    #[must_use]
-    pub fn concerns(&self, startup: &Profile) -> bool {
-        match self {
-            Self::All => true,
-            Self::Name(name) => startup.get(name).is_some(),
-        }
-    }
-
-    /// Appends a query that gives the settings of `startup` that this resets their values there. Nothing if there are
-    /// none.
-    pub fn restore(&self, startup: &Profile, out: &mut Vec<u8>) {
-        for (name, value) in startup.entries() {
-            if !is_role(name) && (*self == Self::All || matches!(self, Self::Name(reset) if *reset == **name)) {
-                set(out, name, value);
-            }
-        }
+    if any {
+        out.extend_from_slice(ABSENT);
     }
 }
+
+/// The settings that the session has not: the catalog tells, but for custom ones.
+const ABSENT: &[u8] = b")AS startup(name,value)WHERE CASE WHEN pg_catalog.strpos(name,'.')OPERATOR(pg_catalog.>)0 \
+    THEN pg_catalog.current_setting(name,true)IS NULL OR pg_catalog.current_setting(name,true)OPERATOR(pg_catalog.=)'' \
+    ELSE NOT EXISTS(SELECT FROM pg_catalog.pg_settings AS now WHERE pg_catalog.lower(now.name)OPERATOR(pg_catalog.=)startup.name \
+    AND now.source OPERATOR(pg_catalog.=)'session')END";
 
 fn reset(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"RESET ");
@@ -394,26 +378,35 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_known_when_it_is_nothing_else() {
-        let name = |name: &str| Some(Reset::Name(name.to_owned()));
+    fn what_may_reset_is_told_by_a_word() {
         #[rustfmt::skip]
-        let table: [(&str, Option<Reset>); 12] = [
-            ("RESET ALL",                        Some(Reset::All)),
-            ("discard all ;\n",                  Some(Reset::All)),
-            ("RESET TimeZone",                   name("timezone")),
-            ("SET app.x TO DEFAULT",             name("app.x")),
-            ("SET SESSION \"timezone\"=DEFAULT", name("timezone")),
-            ("SET TIME ZONE LOCAL",              name("timezone")),
-            ("SET LOCAL timezone TO DEFAULT",    None),
-            ("SET timezone TO 'UTC'",            None),
-            ("RESET ALL; SET a = 1",             None),
-            ("RESET SESSION AUTHORIZATION",      None),
-            ("DISCARD TEMP",                     None),
-            ("SELECT 1",                         None),
+        let table = [
+            ("RESET ALL",                        true),
+            ("SELECT 1; discard all ;\n",        true),
+            ("SET /* x */ app.x TO DEFAULT",     true),
+            ("SET TIME ZONE LOCAL",              true),
+            ("SELECT set_config('a', NULL, $1)", true),
+            ("SET timezone TO 'UTC'",            false),
+            ("SELECT set_config('a', 'b', $1)",  false),
+            ("",                                 false),
         ];
         for (text, want) in table {
-            assert_eq!(Reset::parse(text.as_bytes()), want, "{text}");
+            assert_eq!(may_reset(text.as_bytes()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn start_up_values_are_restored_all_but_roles() {
+        let profiles = Profiles::default();
+        let text = |all: &[(&str, &str)]| {
+            let mut out = Vec::new();
+            restore(&profiles.intern(entries(all)), &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(text(&[]), "");
+        assert_eq!(text(&[("role", "x")]), "");
+        let got = text(&[("a", "1"), ("b.c", "it's"), ("role", "x")]);
+        assert!(got.contains("(VALUES(E'a',E'1'),(E'b.c',E'it''s'))AS startup"), "{got}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
 use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, RESTORE, Statement, UNNAMED};
-use crate::settings::{Profile, Profiles, Reset};
+use crate::settings::{self, Profile, Profiles};
 use crate::sql::{self, EffectSet, Effects};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
@@ -50,8 +50,8 @@ pub struct Marks {
     pub sequences: bool,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
-    /// Resets that the `Sync` behind them is to be followed by.
-    pub resets: Vec<Reset>,
+    /// Start-up values may have been reset: the next end of a batch is to be followed by them.
+    pub resets: bool,
     /// Changes of the client's statements that the server has not confirmed yet.
     pub changes: Changes,
 }
@@ -77,8 +77,8 @@ impl Marks {
             resets,
             changes,
         } = self;
-        let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent;
-        !any && pins.is_empty() && custom.is_empty() && resets.is_empty() && changes.is_empty()
+        let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
+        !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
     }
 
     /// A text with these effects is about to run.
@@ -246,13 +246,12 @@ impl Request<'_> {
     /// Behind a RESET: the client's start-up values, which the server does not know for such.
     #[inline]
     fn restore(&mut self, plan: &mut Plan<'_>) {
-        if self.marks.resets.is_empty() {
+        if !self.marks.resets {
             return;
         }
+        self.marks.resets = false;
         let mut text = Vec::new();
-        for reset in self.marks.resets.drain(..) {
-            reset.restore(self.startup, &mut text);
-        }
+        settings::restore(self.startup, &mut text);
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.conn.unnamed = self.destroyed();
             plan.insert(|out| encode::query(out, &text));
@@ -351,9 +350,7 @@ impl Request<'_> {
     fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.marks.runs(effects, text);
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
-            let reset = Reset::parse(text).filter(|reset| reset.concerns(self.startup));
-            // At most one for each start-up value, however long the batch.
-            self.marks.resets.extend(reset.filter(|reset| !self.marks.resets.contains(reset)));
+            self.marks.resets |= settings::may_reset(text);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             self.statements.clear(&mut self.marks.changes);

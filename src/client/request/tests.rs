@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
+use crate::settings::{self, Profiles};
 
 const ONE: &str = "SELECT $1::int";
 
@@ -192,7 +193,9 @@ fn a_name_that_hangs_on_an_earlier_batch_is_waited_for() {
 fn start_up_values_are_put_back_behind_a_reset() {
     let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
     let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
-    let restore = query("SELECT pg_catalog.set_config(E'timezone',E'Asia/Tokyo',false);");
+    let mut restore = Vec::new();
+    settings::restore(&Profiles::default().intern([("timezone".into(), b"Asia/Tokyo"[..].into())]), &mut restore);
+    let restore = query(&String::from_utf8(restore).unwrap());
     assert_eq!(sent, [query("RESET ALL"), restore.clone(), query("SELECT 1")].concat());
     // In a batch only behind its Sync, however many there are.
     let reset = [parse("", "RESET TimeZone", &[]), bind("", "", &[]), execute("", 0)].concat();
