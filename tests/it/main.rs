@@ -10,6 +10,7 @@
 #![allow(clippy::too_many_lines, reason = "tables and stories are long; a test has few branches")]
 
 mod allocations;
+mod applications;
 mod auth;
 mod binding;
 mod cancel;
