@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hashbrown::HashSet;
 use pgweir_config::{BindingPolicy, RequireAuth};
 use pgweir_proto::backend::Tag;
 use pgweir_proto::error::Fields;
@@ -22,7 +21,7 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{Stream, TcpOptions, TlsInfo};
-use crate::prepared::Statement;
+use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
@@ -177,9 +176,27 @@ pub enum Unnamed {
     #[default]
     Empty,
     /// This one.
-    Holds(Rc<Statement>),
+    Holds(Rc<Statement>, Parsed),
     /// One that is not known (its message was streamed, or failed in a way that leaves it open).
     Unknown,
+}
+
+impl Unnamed {
+    /// This one, parsed just now.
+    #[must_use]
+    pub fn parsed(statement: Rc<Statement>) -> Self {
+        let epoch = statement.epoch();
+        Self::Holds(statement, Parsed { epoch, described: Described::default() })
+    }
+
+    /// The server has told how it describes it, if it is the statement `id`.
+    pub fn describe(&mut self, id: u64, described: Described) {
+        if let Self::Holds(statement, parsed) = self
+            && statement.id == id
+        {
+            parsed.described = parsed.described.with(described);
+        }
+    }
 }
 
 /// A logged-in server connection.
@@ -199,10 +216,8 @@ pub struct ServerConn {
     pub carry: Vec<u8>,
     /// The settings applied.
     pub profile: Rc<Profile>,
-    /// Named statements that the server has or will have when what was sent has run.
-    pub statements: HashSet<u32, foldhash::fast::RandomState>,
-    /// Named statements of which it is not certain whether the server has them.
-    pub doubtful: HashSet<u32, foldhash::fast::RandomState>,
+    /// Its named statements: those that the server has, or will have when what was sent has run.
+    pub shelf: Shelf,
     /// Its unnamed statement.
     pub unnamed: Unnamed,
     /// The server's process id.
@@ -355,8 +370,7 @@ impl ServerConn {
 
     /// Whether the server still has what it had is not certain any more: it is parsed anew before it is used.
     pub fn doubt_all(&mut self) {
-        let all = std::mem::take(&mut self.statements);
-        self.doubtful.extend(all);
+        self.shelf.doubt_all();
         self.unnamed = Unnamed::Unknown;
     }
 
@@ -412,8 +426,7 @@ impl ServerConn {
             unsent: Vec::new(),
             carry: Vec::new(),
             profile,
-            statements: HashSet::default(),
-            doubtful: HashSet::default(),
+            shelf: Shelf::default(),
             unnamed: Unnamed::Empty,
             pid: 1,
             secret: Box::default(),

@@ -67,6 +67,8 @@ catalogue! {
     CLIENT_LOGINS = Counter Count "pgweir_client_logins_total" "Clients that logged in.";
     BINDS = Counter Count "pgweir_binds_total" "Bind messages.";
     PARSES = Counter Count "pgweir_parses_total" "Parse messages, by who answered them (server, pooler).";
+    STRIPPED = Counter Count "pgweir_statements_stripped_total" "Executions of named prepared statements that were parsed for this alone.";
+    STATEMENTS_CLOSED = Counter Count "pgweir_statements_closed_total" "Prepared statements closed on a server connection to make room for others.";
     ERRORS = Counter Count "pgweir_errors_total" "Errors sent to clients, by who is at fault (blame) and by sqlstate.";
     SERVER_LOGINS = Counter Count "pgweir_server_logins_total" "Server connections that logged in.";
     SERVER_LOGIN_FAILURES = Counter Count "pgweir_server_login_failures_total" "Server logins that failed, by sqlstate; sqlstate=none got no answer.";
@@ -258,7 +260,7 @@ impl SqlstateTotals {
 /// The series of one pool. When it is dropped its gauges fall to 0; its counters stay as they are.
 pub struct PoolMetrics {
     exporter: Arc<Exporter>,
-    plain: [(Read<PoolStats, u64>, Total); 12],
+    plain: [(Read<PoolStats, u64>, Total); 14],
     errors: Vec<SqlstateTotals>,
     login_failures: SqlstateTotals,
     cancels: TallyTotals,
@@ -289,6 +291,8 @@ impl PoolMetrics {
                 (|stats| stats.binds, total(BINDS)),
                 (|stats| stats.server_parses, labelled(PARSES, "by", "server")),
                 (|stats| stats.local_parses, labelled(PARSES, "by", "pooler")),
+                (|stats| stats.stripped, total(STRIPPED)),
+                (|stats| stats.statements_closed, total(STATEMENTS_CLOSED)),
                 (|stats| stats.server_logins, total(SERVER_LOGINS)),
                 (|stats| stats.reruns, total(RERUNS)),
                 (|stats| stats.server_logins_unanswered, labelled(SERVER_LOGIN_FAILURES, "sqlstate", "none")),

@@ -1,5 +1,20 @@
 //! Prepared statements, interned once per worker: the same text under the same parse-time settings is one
 //! [`Statement`], whatever its clients call it.
+//!
+//! A statement is run in one of two ways. *By name*: the server connection keeps it under a name of ours, on its [`Shelf`],
+//! within a [`Budget`]; whatever has to make room is closed in front of the `Parse` that needs it, without a round trip.
+//! *Stripped*: an unnamed `Parse` goes in front of its `Bind`, and the server keeps nothing. Which, is told by
+//! `prepared_statements`; what is adaptive is stripped until a [`Sketch`] has counted it often enough.
+//!
+//! What may go wrong, and what then happens:
+//!
+//! | what | then |
+//! |---|---|
+//! | the `Parse` fails, or is skipped behind an error | it is struck off the shelf, or in doubt |
+//! | the `Close` in front of it is skipped | its statement is in doubt: closed again before it is parsed again |
+//! | `DEALLOCATE`, `DISCARD`, or text that cannot be read | all of the shelf is in doubt |
+//! | all that could make room is in use in the batch | stripped |
+//! | a table or type is altered | [`Described`] tells whether the client would still read it right |
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,43 +25,77 @@ use hashbrown::HashTable;
 
 use rand::RngExt;
 
+mod described;
+mod shelf;
+mod sketch;
+
+pub use described::{Described, Fit, Parsed};
+pub use shelf::{Budget, Place, Room, Shelf};
+pub use sketch::Sketch;
+
 use crate::sql::Effects;
 
 /// Bytes of the part that all server-side names of ours begin with.
 const PREFIX_LEN: usize = 14;
 
 /// The note, in a pipeline, of a `Parse` or `Close` of the client's that changes what a name stands for. A
-/// statement's number may stand beside it.
-pub const CHANGES: u32 = 1 << 31;
-/// The note of a `Parse` of the unnamed statement.
-pub const UNNAMED: u32 = 1 << 30;
+/// statement's number may stand beside it, and beside all others up to [`DESCRIBES`].
+pub const CHANGES: u64 = 1 << 63;
+/// The note of what replaces the server's unnamed statement.
+pub const UNNAMED: u64 = 1 << 62;
+/// The note of what the client does to a statement by its name, and the server knows as the unnamed one.
+pub const STRIPPED: u64 = 1 << 61;
+/// The note of a `Describe` whose answer is kept.
+pub const DESCRIBES: u64 = 1 << 60;
 /// The note of a replay of settings.
-pub const REPLAY: u32 = u32::MAX;
+pub const REPLAY: u64 = u64::MAX;
 /// The note of an audit.
-pub const AUDIT: u32 = u32::MAX - 1;
+pub const AUDIT: u64 = u64::MAX - 1;
+/// The note of a `Parse` that the server is to fail, in place of one that is one too many for its client.
+pub const REFUSED: u64 = u64::MAX - 2;
 /// The note of a query that puts start-up values back; the client's `ReadyForQuery` waits for its.
-pub const RESTORE: u32 = u32::MAX - 3;
-/// The note of a `Parse` that the server is to fail, in place of one that was refused here.
-pub const REFUSED: u32 = u32::MAX - 2;
+pub const RESTORE: u64 = u64::MAX - 3;
+/// The note of a `Parse` that the server is to fail, in place of one for which there is no memory.
+pub const NO_MEMORY: u64 = u64::MAX - 4;
+/// The note of a `Parse` that the server is to fail, in place of a statement that is described otherwise than the client
+/// was told.
+pub const STALE: u64 = u64::MAX - 5;
 
-/// The largest number of a statement; after it they are given again from 1.
-const ID_MAX: u32 = UNNAMED - 5;
+/// The notes that stand for themselves begin here.
+const WHOLE: u64 = STALE;
+
+/// Whether a note has all of `bits`, and is none of those that stand for themselves.
+#[must_use]
+#[inline]
+pub const fn notes(note: u64, bits: u64) -> bool {
+    note & bits == bits && note < WHOLE
+}
 
 /// The statement's number in a note, if there is one.
 #[must_use]
-pub const fn statement_id(note: u32) -> Option<u32> {
-    match note & (UNNAMED - 1) {
+#[inline]
+pub const fn statement_id(note: u64) -> Option<u64> {
+    match note & (DESCRIBES - 1) {
         0 => None,
-        _ if note >= RESTORE => None,
+        _ if note >= WHOLE => None,
         id => Some(id),
     }
 }
 
+/// Executions lately after which an adaptive statement is run by name.
+pub const PROMOTE_AT: u8 = 3;
+
+/// How often an adaptive statement may give way to another: once it has not been run for so many executions, for each
+/// statement that there may be.
+pub const COLD_AFTER: u64 = 10;
+
 /// A statement's text and all that gives it its meaning.
 #[derive(Debug)]
 pub struct Statement {
-    /// Never given twice in the life of a server connection.
-    pub id: u32,
+    /// Never given twice.
+    pub id: u64,
+    /// The same for the same text, types, parse-time settings and pool.
+    pub hash: u64,
     /// The text.
     pub text: Box<[u8]>,
     /// Parameter types: a count and as many object ids, as in the `Parse` message.
@@ -54,13 +103,15 @@ pub struct Statement {
     /// The parse-time settings; see [`crate::settings::Profile::parse_key`].
     pub parse_key: u32,
     /// Not 0: the statement is not shared, but belongs to one name of one client that has another name for the text.
-    pub twin: u32,
+    pub twin: u64,
     /// The pool whose clients may share it.
     pub pool: u32,
     /// What running it may do to session state.
     pub effects: Effects,
     /// Whether it was asked for since the hand last passed it.
     used: Cell<bool>,
+    /// How often what servers had parsed of it turned out to be of no more use.
+    epoch: Cell<u32>,
 }
 
 impl Statement {
@@ -68,6 +119,18 @@ impl Statement {
     #[must_use]
     pub const fn size(&self) -> usize {
         self.text.len() + self.types.len() + size_of::<Self>()
+    }
+
+    /// What servers have parsed of it is of no more use: it is to be parsed anew.
+    pub fn outdate(&self) {
+        self.epoch.set(self.epoch.get().wrapping_add(1));
+    }
+
+    /// How often it was [outdated](Self::outdate).
+    #[must_use]
+    #[inline]
+    pub fn epoch(&self) -> u32 {
+        self.epoch.get()
     }
 }
 
@@ -97,19 +160,19 @@ impl Prefix {
 
     /// The length of the name of statement `id`.
     #[must_use]
-    pub fn name_len(&self, id: u32) -> usize {
+    pub fn name_len(&self, id: u64) -> usize {
         PREFIX_LEN + id.checked_ilog10().unwrap_or(0) as usize + 1
     }
 
     /// Appends the name of statement `id`.
-    pub fn write_name(&self, id: u32, out: &mut Vec<u8>) {
+    pub fn write_name(&self, id: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.0);
         write_number(id, out);
     }
 }
 
-fn write_number(id: u32, out: &mut Vec<u8>) {
-    let mut digits = [0; 10];
+fn write_number(id: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
     let mut at = digits.len();
     let mut rest = id;
     loop {
@@ -131,7 +194,7 @@ fn write_number(id: u32, out: &mut Vec<u8>) {
 struct Key<'a> {
     pool: u32,
     parse_key: u32,
-    twin: u32,
+    twin: u64,
     text: &'a [u8],
     types: &'a [u8],
 }
@@ -160,7 +223,10 @@ pub struct Interner {
     limit: usize,
     /// What the server-side names begin with.
     pub prefix: Prefix,
-    next_id: Cell<u32>,
+    /// Far from ever being used up.
+    next_id: Cell<u64>,
+    /// How often texts were executed lately.
+    pub sketch: RefCell<Sketch>,
 }
 
 /// References to a statement that no one but the interner has.
@@ -178,6 +244,7 @@ impl Interner {
             limit,
             prefix: Prefix::new(rand::rng().random()),
             next_id: Cell::new(1),
+            sketch: RefCell::default(),
         }
     }
 
@@ -187,10 +254,14 @@ impl Interner {
         self.bytes.get()
     }
 
-    /// Whether a new text may be kept: the process is below its limit.
+    /// Whether a new text may be kept: the process is below its limit, without what no client names.
     #[must_use]
+    #[inline]
     pub fn has_room(&self) -> bool {
-        self.bytes.get() < self.limit
+        self.bytes.get() < self.limit || {
+            self.pass();
+            self.bytes.get() < self.limit
+        }
     }
 
     /// The one statement with this text, types and meaning. Allocates only when it is new; then `effects` is asked
@@ -215,6 +286,14 @@ impl Interner {
         self.insert(hash, Key { pool, parse_key, twin: 0, text, types }, effects(text))
     }
 
+    /// A number that no statement has or will have.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        let number = self.next_id.get();
+        self.next_id.set(number + 1);
+        number
+    }
+
     /// A statement like `of` that no one shares.
     #[must_use]
     pub fn twin(&self, of: &Statement) -> Rc<Statement> {
@@ -228,9 +307,10 @@ impl Interner {
     fn insert(&self, hash: u64, key: Key<'_>, effects: Effects) -> Rc<Statement> {
         let Key { pool, parse_key, twin, text, types } = key;
         let id = self.next_id.get();
-        self.next_id.set(if id >= ID_MAX { 1 } else { id + 1 });
+        self.next_id.set(id + 1);
         let statement = Rc::new(Statement {
             id,
+            hash,
             text: text.into(),
             types: types.into(),
             parse_key,
@@ -238,6 +318,7 @@ impl Interner {
             pool,
             effects,
             used: Cell::new(false),
+            epoch: Cell::new(0),
         });
         self.bytes.set(self.bytes.get() + statement.size());
         self.table.borrow_mut().insert_unique(hash, (hash, statement.clone()), |(hash, _)| *hash);
@@ -326,7 +407,7 @@ mod tests {
     fn names_are_the_prefix_and_the_number() {
         let prefix = Prefix::new(123_456_789);
         assert!(prefix.as_bytes().starts_with(b"pgweir_") && prefix != Prefix::new(1));
-        for id in [0, 7, 10, 1234, u32::MAX] {
+        for id in [0, 7, 10, 1234, u64::MAX] {
             let mut name = Vec::new();
             prefix.write_name(id, &mut name);
             assert_eq!(name, [prefix.as_bytes(), id.to_string().as_bytes()].concat());

@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::net::TcpOptions;
 use crate::net::tls::Gear;
 use crate::pool::{Limits, Pool, SharedLimit};
+use crate::prepared::Budget;
 use crate::stats::PoolName;
 
 /// The entry of `[databases]` that stands for every name not in it.
@@ -159,6 +160,11 @@ impl Router {
             cancel_wait_timeout: pool.cancel_wait_timeout,
             is_probed: self.config.databases.contains_key(name)
                 && (own.is_some() || self.config.users.is_empty() && database.user.is_some()),
+            statements: database.prepared_statements.unwrap_or(pool.prepared_statements),
+            budget: Budget {
+                count: database.max_prepared_statements.unwrap_or(pool.max_prepared_statements) as usize,
+                bytes: pool.max_prepared_text,
+            },
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
         };
         let target = self.target(name, user, database);

@@ -56,6 +56,21 @@ choice! {
 }
 
 choice! {
+    /// How a client's prepared statements are run on server connections that it shares.
+    StatementMode {
+        /// Under a name that all clients share, on each server connection that runs them.
+        Rewrite = "rewrite",
+        /// Unnamed, parsed for each execution: servers keep none.
+        Strip = "strip",
+        /// Unnamed until they come often enough, then under a name.
+        #[default]
+        Adaptive = "adaptive",
+        /// Under their own name, on a server connection that the client keeps.
+        Session = "session",
+    }
+}
+
+choice! {
     /// How clients prove who they are.
     AuthType {
         /// They do not: anyone who reaches the port is believed.

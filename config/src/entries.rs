@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::check::server_host;
-use crate::choices::{BindingPolicy, PoolMode, SslMode, SslNegotiation};
+use crate::choices::{BindingPolicy, PoolMode, SslMode, SslNegotiation, StatementMode};
 use crate::login::{CommandLine, RequireAuth};
 use crate::secret::Secret;
 use crate::setting::{Setting, group};
@@ -83,6 +83,10 @@ group! {
         reserve_pool_size: Option<u32> as 0, in 0..=10000 => live;
         /// When a server connection goes back to its pool; absent: the global `pool_mode`.
         pool_mode: Option<PoolMode> as "transaction" => live;
+        /// How prepared statements are run; absent: the global `prepared_statements`.
+        prepared_statements: Option<StatementMode> as "adaptive" => live;
+        /// Prepared statements that one server connection keeps; absent: the global `max_prepared_statements`.
+        max_prepared_statements: Option<u32> as 200, in 0..=100000 => live;
         /// Server connections over all pools of this database, at most; absent: the global `max_db_connections`.
         max_db_connections: Option<u32> as 0, in 0..=100000 => live;
         /// Age at which a server connection is closed; absent: the global `server_lifetime`.

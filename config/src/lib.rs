@@ -48,7 +48,7 @@ mod userlist;
 
 pub use choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
-    SslNegotiation,
+    SslNegotiation, StatementMode,
 };
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};

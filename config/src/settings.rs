@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::check::{http_address, listen_addresses, tls_protocols, whole_seconds};
 use crate::choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
+    StatementMode,
 };
 use crate::config::Config;
 use crate::login::RequireAuth;
@@ -221,6 +222,16 @@ group! {
         server_reset_query: String = "DISCARD ALL" => live;
         /// Pinned server connections of one pool, at most; 0 allows the whole pool.
         max_pinned: u32 = 0, in 0..=10000 => live;
+        /// How a client's prepared statements are run. `adaptive`: parsed for each execution, so that the server keeps
+        /// nothing, until they have come often enough lately (the third time); then under a name, as long as there is
+        /// room. `rewrite`: always under a name, shared by all clients. `strip`: always parsed, never kept. `session`:
+        /// under the client's own name, on a server connection that it keeps.
+        prepared_statements: StatementMode = "adaptive" => live;
+        /// Prepared statements that one server connection keeps; the ones used longest ago make room for others. 0 keeps
+        /// none.
+        max_prepared_statements: u32 = 200, in 0..=100000 => live;
+        /// Bytes of their texts that one server connection keeps. The server needs some times as much for them.
+        max_prepared_text: usize = "1MiB", in 0..="1GiB" => live;
     }
 }
 

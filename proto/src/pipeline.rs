@@ -46,9 +46,9 @@ pub struct Owed {
     /// Who asked.
     pub origin: Origin,
     /// The caller's own remark, given back when the entry leaves the queue.
-    pub note: u32,
+    pub note: u64,
 }
-const _: () = assert!(size_of::<Owed>() <= 8);
+const _: () = assert!(size_of::<Owed>() <= 16);
 
 /// A reply that fits nothing the server was asked: the connection must be closed, not pooled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -186,7 +186,7 @@ impl Pipeline {
     /// A message was sent (or, for [`Origin::Local`], will be answered here). False if the server
     /// discards it: then nothing was entered and nothing will come back.
     #[inline]
-    pub fn sent(&mut self, expect: Expect, origin: Origin, note: u32) -> bool {
+    pub fn sent(&mut self, expect: Expect, origin: Origin, note: u64) -> bool {
         match expect {
             Expect::Sync if self.copy_in => {
                 self.eaten += 1;
@@ -436,7 +436,7 @@ mod tests {
 
     fn sent(pipeline: &mut Pipeline, all: &[Expect]) {
         for (n, expect) in all.iter().enumerate() {
-            pipeline.sent(*expect, Client, u32::try_from(n).unwrap());
+            pipeline.sent(*expect, Client, u64::try_from(n).unwrap());
         }
     }
 

@@ -7,7 +7,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashSet;
 use pgweir_config::AuthMethod;
 use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::error::Fields;
@@ -21,6 +20,7 @@ use super::{CancelGate, Credential, CredentialError, Incarnation, Parameters, Pe
 use crate::clock::Clock;
 use crate::net::Stream;
 use crate::net::tls::{ConnectError, Try};
+use crate::prepared::Shelf;
 use crate::settings::Profile;
 use crate::stats::DiscardReason;
 
@@ -571,8 +571,7 @@ impl Login {
             unsent: Vec::new(),
             carry: Vec::new(),
             profile: plain,
-            statements: HashSet::default(),
-            doubtful: HashSet::default(),
+            shelf: Shelf::default(),
             unnamed: Unnamed::Empty,
             pid,
             secret,

@@ -65,8 +65,7 @@ impl ServerConn {
     /// [`SettleError`], also if a query fails.
     pub async fn reset(&mut self, reset_query: &str) -> Result<(), SettleError> {
         self.run(b"DISCARD ALL").await?;
-        self.statements.clear();
-        self.doubtful.clear();
+        self.shelf.clear();
         self.unnamed = Unnamed::Empty;
         let connect_query = self.target.connect_query.clone();
         for query in [reset_query, &connect_query] {
@@ -217,12 +216,12 @@ impl ServerConn {
         }
         match (tag, status) {
             (Tag::ErrorResponse, _) => {
-                let (known, doubtful) = (&mut self.statements, &mut self.doubtful);
+                let kept = &mut self.shelf;
                 // Whether a statement that was to be parsed is there is of no interest to anyone now.
                 let undone = |owed: Owed| {
-                    if let Some(id) = statement_id(owed.note) {
-                        known.remove(&id);
-                        doubtful.insert(id);
+                    let changes = matches!(owed.expect, Expect::Parse | Expect::Close) && owed.origin != Origin::Local;
+                    if let Some(id) = statement_id(owed.note).filter(|_| changes) {
+                        kept.doubt(id);
                     }
                 };
                 self.pipeline.error(undone).map_err(|_| SettleError)?;

@@ -17,7 +17,10 @@ use super::request::Marks;
 use super::statements::Statements;
 use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
-use crate::prepared::{AUDIT, CHANGES, Prefix, REFUSED, REPLAY, RESTORE, UNNAMED, statement_id};
+use crate::prepared::{
+    AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STRIPPED, UNNAMED, notes,
+    statement_id,
+};
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
 
@@ -35,10 +38,13 @@ pub enum Heard {
     ReplayFailed(Box<[u8]>),
     /// A transaction block was opened in statement mode.
     TransactionBlock,
+    /// The batch failed for want of a statement that the server had lost, and nobody was told: it is to run again.
+    Again,
 }
 
 /// The pooler's own conversation with the server, between the client's.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Aside {
     /// An audit is on its way, and found this so far.
     pub audit: Option<Findings>,
@@ -51,6 +57,10 @@ pub struct Aside {
     pub replaying: bool,
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
+    /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
+    pub healing: bool,
+    /// The first part of a description that is kept.
+    pub described: Described,
     /// When the query that is answered next was sent.
     pub query_begun: Option<Moment>,
 }
@@ -83,6 +93,8 @@ pub struct Rules {
     pub statement_mode: bool,
     /// `max_client_statements`, for the error of who is above it.
     pub statements_max: usize,
+    /// The batch that is answered can be sent again, if nothing of it was done.
+    pub heals: bool,
 }
 
 impl Answer<'_> {
@@ -128,6 +140,11 @@ impl Answer<'_> {
         let origin = match tag {
             Tag::ReadyForQuery => {
                 let status = TxStatus::parse(body).map_err(|_| protocol())?;
+                if std::mem::take(&mut self.aside.healing) {
+                    self.conn.pipeline.ready(status).map_err(|_| protocol())?;
+                    plan.skip(len);
+                    return Err(Heard::Again);
+                }
                 let held = std::mem::take(&mut self.aside.ready_held);
                 let origin = self.ready(status)?;
                 if held {
@@ -144,9 +161,15 @@ impl Answer<'_> {
             tag => {
                 let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
                 if let Some(done) = reply.done {
+                    if notes(done.note, DESCRIBES) {
+                        self.described(done, tag, body);
+                    }
                     self.done(done);
                     self.settled(reply.origin, len, plan);
                     return Ok(());
+                }
+                if tag == Tag::ParameterDescription {
+                    self.aside.described = Described::parameters(body);
                 }
                 if reply.origin == Origin::Pooler && tag == Tag::DataRow {
                     self.own_row(body);
@@ -215,6 +238,23 @@ impl Answer<'_> {
         Ok(Origin::Pooler)
     }
 
+    /// A statement of the client's was described: to it, or to us for its sake.
+    fn described(&mut self, done: Owed, tag: Tag, body: &[u8]) {
+        let parameters = std::mem::take(&mut self.aside.described);
+        let Some(id) = statement_id(done.note) else { return };
+        let described = parameters.with(Described::rows((tag == Tag::RowDescription).then_some(body)));
+        if notes(done.note, STRIPPED) {
+            self.conn.unnamed.describe(id, described);
+        } else {
+            self.conn.shelf.describe(id, described);
+        }
+        if done.origin == Origin::Client {
+            self.statements.told(id, described);
+        } else {
+            self.marks.placing.asked = None;
+        }
+    }
+
     /// An entry was answered.
     #[inline]
     fn done(&mut self, owed: Owed) {
@@ -227,9 +267,9 @@ impl Answer<'_> {
         if let (Some(id), false) = (statement_id(owed.note), owed.origin == Origin::Local) {
             if owed.expect == Expect::Parse {
                 // An error of an earlier batch may have struck it off meanwhile.
-                self.conn.statements.insert(id);
+                self.conn.shelf.confirm(id);
             }
-            if owed.origin == Origin::Pooler {
+            if owed.origin == Origin::Pooler && owed.expect != Expect::Describe {
                 self.marks.changes.end_named();
             }
         }
@@ -269,20 +309,44 @@ impl Answer<'_> {
         if front.note == AUDIT {
             self.audit_failed(fields.code);
         }
-        let renamed = self.rename(body);
-        if is_stale(fields.code, body, self.rules.prefix) {
+        let renamed = self.rename(fields.code, body);
+        let stale = is_stale(fields.code, body, self.rules.prefix);
+        if stale {
             // A plan that DDL made void, or a statement that is not there: what is shared is parsed anew.
+            if let Some(id) = statement_id(front.note) {
+                self.statements.outdate(id);
+            }
             self.conn.doubt_all();
         }
-        self.fail(front)?;
+        let heals = stale && self.heals(front, plan);
+        self.fail(front, fields.code)?;
+        if heals {
+            self.aside.healing = true;
+            plan.skip(len);
+            return Ok(());
+        }
         if front.note == AUDIT || front.note == RESTORE {
             plan.skip(len);
             return Ok(());
         }
-        if front.note == REFUSED {
-            let limit = self.rules.statements_max;
-            self.stats.errors.add(Blame::Pooler, b"53200");
-            plan.insert(|out| too_many_statements(limit).write("ERROR", out));
+        if let REFUSED | NO_MEMORY | STALE = front.note {
+            let mut told = Vec::new();
+            let (blame, code) = match front.note {
+                REFUSED => {
+                    too_many_statements(self.rules.statements_max).write("ERROR", &mut told);
+                    (Blame::Pooler, b"53200")
+                }
+                NO_MEMORY => {
+                    no_memory().write("ERROR", &mut told);
+                    (Blame::Pooler, b"53200")
+                }
+                _ => {
+                    encode::message(&mut told, b'E', |out| out.extend_from_slice(CHANGED));
+                    (Blame::Server, b"0A000")
+                }
+            };
+            self.stats.errors.add(blame, code);
+            plan.insert(|out| out.append(&mut told));
             plan.skip(len);
             self.answer_locally(plan);
             return Ok(());
@@ -299,6 +363,19 @@ impl Answer<'_> {
         Ok(())
     }
 
+    /// Whether the batch that failed can run again, unseen: nothing of it was done, told, or is in a transaction of the
+    /// client's own, and nothing but its end is on its way.
+    fn heals(&self, front: Owed, plan: &Plan<'_>) -> bool {
+        let pipeline = &self.conn.pipeline;
+        self.rules.heals
+            && plan.is_silent()
+            && !front.earns_ready()
+            && front.expect != Expect::Execute
+            && pipeline.status() == TxStatus::Idle
+            && pipeline.ready_owed() == 1
+            && !pipeline.is_batch_open()
+    }
+
     /// What cannot be known must not be lent on.
     fn audit_failed(&mut self, code: &[u8]) {
         if code == b"57014" && self.aside.cancelled < AUDIT_TRIES {
@@ -311,26 +388,31 @@ impl Answer<'_> {
     }
 
     /// Takes back everything that the failed batch was to do and did not.
-    fn fail(&mut self, front: Owed) -> Result<(), Heard> {
+    fn fail(&mut self, front: Owed, code: &[u8]) -> Result<(), Heard> {
         let conn = &mut *self.conn;
-        let (known, doubtful) = (&mut conn.statements, &mut conn.doubtful);
+        let kept = &mut conn.shelf;
         let (mut undone, mut unnamed_replays) = (0, false);
-        let pending = &mut self.marks.changes;
+        let (pending, placing) = (&mut self.marks.changes, &mut self.marks.placing);
+        // What failed itself is not there, unless for being there already; what was skipped may be.
+        let mut is_gone = code != b"42P05";
         let undo = |owed: Owed| {
             undone += usize::from(changes(owed));
             let ours = owed.origin == Origin::Pooler;
-            if ours && statement_id(owed.note).is_some() {
+            if ours && owed.expect != Expect::Describe && statement_id(owed.note).is_some() {
                 pending.end_named();
             }
             if is_unnamed(owed) {
                 pending.end_unnamed();
-                unnamed_replays |= ours;
+                unnamed_replays |= ours || notes(owed.note, STRIPPED);
             }
             match (owed.expect, statement_id(owed.note)) {
-                (Expect::Parse, Some(id)) if owed.origin != Origin::Local => drop(known.remove(&id)),
-                (Expect::Close, Some(id)) if ours => drop(doubtful.insert(id)),
+                (Expect::Parse, Some(id)) if owed.origin != Origin::Local && is_gone => kept.remove(id),
+                (Expect::Parse, Some(id)) if owed.origin != Origin::Local => kept.doubt(id),
+                (Expect::Close, Some(id)) if ours => kept.doubt(id),
+                (Expect::Describe, Some(_)) if ours => placing.asked = None,
                 _ => {}
             }
+            is_gone = false;
         };
         conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
         // A query of ours has to come before the next client's.
@@ -344,7 +426,11 @@ impl Answer<'_> {
     }
 
     /// The error with the client's own names in it.
-    fn rename<'b>(&self, body: &'b [u8]) -> Cow<'b, [u8]> {
+    fn rename<'b>(&self, code: &[u8], body: &'b [u8]) -> Cow<'b, [u8]> {
+        let front = self.conn.pipeline.front();
+        if let Some(front) = front.filter(|front| code == b"08P01" && notes(front.note, STRIPPED)) {
+            return self.name_stripped(front, body);
+        }
         let prefix = self.rules.prefix.as_bytes();
         let Some(at) = memchr::memmem::find(body, prefix) else {
             return Cow::Borrowed(body);
@@ -361,17 +447,40 @@ impl Answer<'_> {
             None => Cow::Borrowed(body),
         }
     }
+
+    /// The error with the client's name in the place of none: in the quotes of the server's language.
+    fn name_stripped<'b>(&self, front: Owed, body: &'b [u8]) -> Cow<'b, [u8]> {
+        const QUOTES: [&str; 5] = ["\"\"", "»«", "«»", "„“", "“”"];
+        let name = statement_id(front.note).and_then(|id| self.statements.name_of(id, &self.marks.changes));
+        let quotes = QUOTES.iter().find_map(|pair| {
+            let at = memchr::memmem::find(body, pair.as_bytes())?;
+            Some(at + pair.len() / 2)
+        });
+        match (name, quotes.and_then(|at| body.split_at_checked(at))) {
+            (Some(name), Some((head, tail))) => Cow::Owned([head, name, tail].concat()),
+            _ => Cow::Borrowed(body),
+        }
+    }
 }
 
 /// Whether an entry stands for a change of the client's statements.
+#[inline]
 fn changes(owed: Owed) -> bool {
-    owed.note & CHANGES != 0 && owed.note < RESTORE
+    notes(owed.note, CHANGES)
 }
 
 /// Whether an entry stands for a change of the server connection's unnamed statement.
+#[inline]
 fn is_unnamed(owed: Owed) -> bool {
-    owed.note & UNNAMED != 0 && owed.note < RESTORE
+    notes(owed.note, UNNAMED)
 }
+
+/// What Postgres says of a statement whose rows are others than when it was prepared. Its line in the source differs
+/// from version to version, and is left out.
+///
+/// Source: `PostgreSQL` 17, `RevalidateCachedQuery` in plancache.c.
+const CHANGED: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0Fplancache.c\0\
+    RRevalidateCachedQuery\0\0";
 
 /// Whether an error says that a statement of ours is not what it was, or not there.
 ///
@@ -381,8 +490,18 @@ fn is_stale(code: &[u8], body: &[u8], prefix: Prefix) -> bool {
     match code {
         b"0A000" => has(b"RevalidateCachedQuery"),
         b"XX000" => has(b"cache lookup failed"),
-        b"26000" => has(prefix.as_bytes()),
+        b"26000" | b"42P05" => has(prefix.as_bytes()),
         _ => false,
+    }
+}
+
+fn no_memory() -> Failure {
+    Failure {
+        code: "53200",
+        message: "no server connection can be pinned for this prepared statement (max_pinned)".to_owned(),
+        detail: "It needs one: prepared_statements is session, or all statements have reached max_statement_memory."
+            .to_owned(),
+        hint: "Raise the setting that is in the way, or let clients close what they no longer use.".to_owned(),
     }
 }
 

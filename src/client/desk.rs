@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use pgweir_config::StatementMode;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::Scanner;
 
@@ -11,7 +12,7 @@ use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use crate::backend::ServerConn;
 use crate::clock::Moment;
-use crate::prepared::Interner;
+use crate::prepared::{Budget, Interner};
 use crate::settings::{Profile, Profiles};
 use crate::sql;
 use crate::stats::PoolStats;
@@ -28,6 +29,8 @@ pub struct Desk {
     pub marks: Marks,
     pub aside: Aside,
     pub interner: Interner,
+    pub mode: StatementMode,
+    pub budget: Budget,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -55,6 +58,8 @@ impl Desk {
             marks: Marks::default(),
             aside: Aside::default(),
             interner: Interner::new(1 << 20),
+            mode: StatementMode::Rewrite,
+            budget: Budget { count: 200, bytes: 1 << 20 },
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -75,7 +80,7 @@ impl Desk {
     }
 
     /// The server's name for the statement with this number.
-    pub fn name(&self, id: u32) -> String {
+    pub fn name(&self, id: u64) -> String {
         let mut name = Vec::new();
         self.interner.prefix.write_name(id, &mut name);
         String::from_utf8(name).unwrap()
@@ -100,6 +105,9 @@ impl Desk {
             startup: &self.startup,
             inspect_max: INSPECT_MAX,
             statements_max: STATEMENTS_MAX,
+            mode: self.mode,
+            budget: self.budget,
+            may_pin: true,
         }
         .inspect(&mut plan);
         let (used, sent) = (plan.at(), both(&plan));
@@ -145,6 +153,7 @@ impl Desk {
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
+                heals: false,
             },
         };
         let heard = if input.is_some() {

@@ -48,6 +48,12 @@ impl<'a> Plan<'a> {
         self.run = at..at;
     }
 
+    /// Whether nothing is to be written so far.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.made.is_empty() && self.run.is_empty()
+    }
+
     /// Bytes that were not in the input.
     pub fn insert(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         self.close();

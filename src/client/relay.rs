@@ -297,6 +297,7 @@ impl Relay {
             prefix: self.context.interner.prefix,
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
+            heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
         }
     }
 
@@ -333,6 +334,7 @@ impl Relay {
             Heard::Lost(lost) => self.lose(lost, cx),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
+            Heard::Again => self.run_healed(),
         });
         used
     }
@@ -513,6 +515,7 @@ impl Relay {
         let was_settled = conn.pipeline.is_settled();
         let first = rerun::is_first(conn, was_settled);
         active.marks.harmless = first;
+        active.marks.placing.named = false;
         let mut plan = Plan::new(input, made);
         let stop = Request {
             scanner: &mut self.scanner,
@@ -528,6 +531,9 @@ impl Relay {
             startup: &self.startup,
             inspect_max: client.inspect_max,
             statements_max: client.max_client_statements as usize,
+            mode: self.pool.limits.statements,
+            budget: self.pool.limits.budget,
+            may_pin: self.pinned || self.pool.pinned.get() < self.pool.limits.max_pinned,
         }
         .inspect(&mut plan);
         if matches!(stop, Stop::Full) {
@@ -541,8 +547,8 @@ impl Relay {
         }
         let whole = matches!(stop, Stop::Short) && !self.scanner.is_inside();
         let batch = input.get(..used).filter(|_| whole && conn.pipeline.ready_owed() > 0).unwrap_or_default();
-        if active.marks.harmless {
-            active.rerun.keep(batch);
+        if active.marks.harmless || first && active.marks.placing.named {
+            active.rerun.keep(batch, active.marks.harmless);
         } else {
             active.rerun.settle();
         }
@@ -553,7 +559,7 @@ impl Relay {
         }
         if sent.is_err() && first && conn.unsent.is_empty() {
             // The socket took nothing of it: whatever it is, it never ran.
-            active.rerun.keep(batch);
+            active.rerun.keep(batch, true);
         }
         if was_settled && used > 0 {
             self.note(Activity::Running);

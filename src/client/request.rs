@@ -1,20 +1,27 @@
 //! From client to server: what becomes of each message. Pure: bytes in, decisions out.
 
+mod deallocate;
+mod place;
 #[cfg(test)]
 mod tests;
 
 use std::rc::Rc;
 
+use pgweir_config::StatementMode;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::frontend::{Bind, Parse, Tag, Target};
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
 
+pub use place::Placing;
+use place::Use;
+
 use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
-use crate::prepared::{CHANGES, Interner, Prefix, REFUSED, RESTORE, Statement, UNNAMED};
+use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NO_MEMORY, Prefix, REFUSED, RESTORE, STRIPPED};
+use crate::prepared::{Statement, UNNAMED};
 use crate::settings::{self, Profile, Profiles};
 use crate::sql::{self, EffectSet, Effects};
 use crate::state::{self, Pins};
@@ -54,6 +61,8 @@ pub struct Marks {
     pub resets: bool,
     /// Changes of the client's statements that the server has not confirmed yet.
     pub changes: Changes,
+    /// What is remembered from one message to the next of the statements that they name.
+    pub placing: Placing,
 }
 
 /// Custom settings remembered of one client, at most.
@@ -76,6 +85,7 @@ impl Marks {
             custom,
             resets,
             changes,
+            placing: _,
         } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
         !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
@@ -181,6 +191,12 @@ pub struct Request<'a> {
     pub inspect_max: usize,
     /// Statements that a client may name.
     pub statements_max: usize,
+    /// How the pool's statements are run.
+    pub mode: StatementMode,
+    /// What a server connection may keep of them.
+    pub budget: Budget,
+    /// The client may keep its server connection.
+    pub may_pin: bool,
 }
 
 impl Request<'_> {
@@ -217,6 +233,10 @@ impl Request<'_> {
                 let (text, effects) = self.scans.scan(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
+                if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
+                    plan.skip(len);
+                    return Ok(());
+                }
                 self.forget_sequences(effects, plan);
                 self.query(effects, text);
                 plan.forward(len);
@@ -265,6 +285,7 @@ impl Request<'_> {
             Tag::Execute => drop(pipeline.sent(Expect::Execute, Origin::Client, 0)),
             Tag::Sync => {
                 pipeline.sent(Expect::Sync, Origin::Client, 0);
+                self.conn.shelf.end_batch();
                 self.marks.changes.next_batch();
             }
             Tag::CopyDone | Tag::CopyFail => drop(pipeline.sent(Expect::CopyEnd, Origin::Client, 0)),
@@ -333,6 +354,7 @@ impl Request<'_> {
             return;
         }
         self.marks.changes.next_batch();
+        self.conn.shelf.end_batch();
         // A simple query destroys the unnamed statement.
         self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
@@ -353,7 +375,15 @@ impl Request<'_> {
             self.marks.resets |= settings::may_reset(text);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
-            self.statements.clear(&mut self.marks.changes);
+            // Where the server is known to refuse it, no name is forgotten.
+            let refused = match self.conn.pipeline.certain_status() {
+                Some(TxStatus::Failed) => true,
+                Some(TxStatus::Open) => effects.set.intersects(EffectSet::DISCARD_ALL),
+                Some(TxStatus::Idle) | None => false,
+            };
+            if !refused {
+                self.statements.clear(&mut self.marks.changes);
+            }
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
             // The server may be about to drop statements of ours, or may refuse to.
@@ -373,8 +403,9 @@ impl Request<'_> {
             let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
             self.forget_sequences(statement.effects, plan);
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
-            let before = std::mem::replace(&mut self.conn.unnamed, Held::Holds(statement.clone()));
-            self.statements.parsed_unnamed(Unnamed::Holds(statement), before, &mut self.marks.changes);
+            let before = std::mem::replace(&mut self.conn.unnamed, Held::parsed(statement.clone()));
+            let unnamed = Unnamed::Holds(statement, Described::default());
+            self.statements.parsed_unnamed(unnamed, before, &mut self.marks.changes);
             self.stats.server_parses += 1;
             plan.forward(len);
             return Ok(());
@@ -382,18 +413,25 @@ impl Request<'_> {
         match self.statements.look(parse.statement, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(existing) => self.parse_again(&existing, parse, plan, len),
-            Look::Unknown if self.statements.is_full(self.statements_max) => self.refuse_parse(plan, len),
+            Look::Unknown if self.statements.is_full(self.statements_max) => {
+                self.refuse(REFUSED, plan);
+                plan.skip(len);
+            }
             Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
-            Look::Unknown if self.interner.has_room() => {
+            Look::Unknown if self.mode != StatementMode::Session && self.interner.has_room() => {
                 let mut statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
                 if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
                     // Two names of one client for one text: each its own, so that errors bear the right one.
                     statement = self.interner.twin(&statement);
                 }
-                let named = Named::Shared(statement.clone());
+                let named = Named::Shared(statement.clone(), Described::default());
                 self.forget_sequences(statement.effects, plan);
                 self.statements.parsed(parse.statement, named, &mut self.marks.changes);
                 self.parse_shared(&statement, plan);
+                plan.skip(len);
+            }
+            Look::Unknown if !self.may_pin => {
+                self.refuse(NO_MEMORY, plan);
                 plan.skip(len);
             }
             Look::Unknown => {
@@ -413,40 +451,41 @@ impl Request<'_> {
         if self.marks.unsettled { self.profiles.private_key() } else { self.parse_key }
     }
 
-    /// One statement too many. The server is given one that it must refuse, so that the transaction fails as it would
-    /// for any other error; the client is told the true reason.
-    fn refuse_parse(&mut self, plan: &mut Plan<'_>, len: usize) {
-        self.conn.pipeline.sent(Expect::Parse, Origin::Client, REFUSED);
+    /// The server is given a statement that it must refuse, so that the transaction fails as it would for any other
+    /// error; `note` says which the client is told.
+    fn refuse(&mut self, note: u64, plan: &mut Plan<'_>) {
+        self.conn.pipeline.sent(Expect::Parse, Origin::Client, note);
         self.conn.unnamed = Held::Unknown;
         plan.insert(|out| encode::parse(out, b"", b"refused", &[0, 0]));
-        plan.skip(len);
     }
 
     /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
-    fn parse_shared(&mut self, statement: &Statement, plan: &mut Plan<'_>) {
-        let present = self.conn.statements.contains(&statement.id);
+    fn parse_shared(&mut self, statement: &Rc<Statement>, plan: &mut Plan<'_>) {
+        let place = self.conn.shelf.get(statement.id);
+        let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch());
         let status = self.conn.pipeline.certain_status();
         if present && status.is_some_and(|status| status != TxStatus::Failed) {
             self.conn.pipeline.sent(Expect::Parse, Origin::Local, CHANGES | statement.id);
             self.stats.local_parses += 1;
             return;
         }
-        if present || self.conn.doubtful.contains(&statement.id) {
-            self.send_close(statement.id, plan);
+        if self.goes_by_name(statement, false) && self.make_room(statement, self.cold(), plan) {
+            self.send_parse(statement, Origin::Client, CHANGES, plan);
+        } else {
+            self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, plan);
         }
-        self.send_parse(statement, Origin::Client, CHANGES, plan);
     }
 
     /// A `Parse` for a name in use: the server itself is to refuse it, or whatever else is wrong with it first.
     fn parse_again(&mut self, existing: &Named, parse: Parse<'_>, plan: &mut Plan<'_>, len: usize) {
-        let Named::Shared(statement) = existing else {
+        let Named::Shared(statement, _) = existing else {
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
             return plan.forward(len);
         };
         if self.conn.pipeline.certain_status().is_some_and(|status| status != TxStatus::Failed) {
-            // Parsed anew, so that it is there for certain: what is refused must not take its place.
-            self.conn.statements.remove(&statement.id);
-            self.conn.doubtful.insert(statement.id);
+            // Parsed anew, so that it is there for certain: what is refused must not take its place. It takes room, if there
+            // is any that is not in use.
+            self.make_room(statement, None, plan);
         }
         self.ensure(statement, plan);
         self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
@@ -460,9 +499,9 @@ impl Request<'_> {
         plan.skip(len);
     }
 
-    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u32, plan: &mut Plan<'_>) {
+    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u64, plan: &mut Plan<'_>) {
         if self.conn.pipeline.sent(Expect::Parse, origin, note | statement.id) {
-            self.conn.statements.insert(statement.id);
+            self.conn.shelf.put(statement.id, statement.text.len() + statement.types.len(), statement.epoch());
             self.stats.server_parses += 1;
             if origin == Origin::Pooler {
                 self.marks.changes.begin_named();
@@ -480,19 +519,17 @@ impl Request<'_> {
         });
     }
 
-    fn send_close(&mut self, id: u32, plan: &mut Plan<'_>) {
-        self.conn.doubtful.remove(&id);
-        self.conn.statements.remove(&id);
+    fn send_close(&mut self, id: u64, plan: &mut Plan<'_>) {
+        self.conn.shelf.remove(id);
         self.conn.pipeline.sent(Expect::Close, Origin::Pooler, id);
         self.marks.changes.begin_named();
         self.renamed(b'C', &Renamed::To(id), plan);
     }
 
-    /// Makes sure that the server has the statement when the next message arrives.
-    #[inline]
+    /// Makes sure that the server has the statement under our name when the next message arrives.
     fn ensure(&mut self, statement: &Statement, plan: &mut Plan<'_>) {
-        if !self.conn.statements.contains(&statement.id) {
-            if self.conn.doubtful.contains(&statement.id) {
+        if !self.conn.shelf.has(statement.id) {
+            if self.conn.shelf.may_have(statement.id) {
                 self.send_close(statement.id, plan);
             }
             self.send_parse(statement, Origin::Pooler, 0, plan);
@@ -503,7 +540,7 @@ impl Request<'_> {
     /// parsed under, the same text under the present ones: what is parsed now must not be shared as what it was then.
     fn under_present_settings(&self, name: &[u8], statement: Rc<Statement>) -> Rc<Statement> {
         let same = statement.parse_key == self.parse_key && !self.marks.unsettled;
-        if same || self.conn.statements.contains(&statement.id) {
+        if same || self.conn.shelf.has(statement.id) {
             return statement;
         }
         let key = self.present_key();
@@ -514,22 +551,19 @@ impl Request<'_> {
 
     /// Makes the server's unnamed statement the client's.
     #[inline]
-    fn ensure_unnamed(&mut self, plan: &mut Plan<'_>) {
+    fn ensure_unnamed(&mut self, purpose: Use<'_>, plan: &mut Plan<'_>) -> Result<Renamed, Stop> {
         match (&self.statements.unnamed, &self.conn.unnamed) {
-            (Unnamed::Holds(mine), Held::Holds(theirs)) if Rc::ptr_eq(mine, theirs) => {}
+            (Unnamed::Holds(mine, told), Held::Holds(theirs, _)) if Rc::ptr_eq(mine, theirs) && !told.is_known() => {}
             (Unnamed::Empty, Held::Empty) | (Unnamed::Raw, _) => {}
-            (Unnamed::Holds(mine), _) => {
-                let mut statement = mine.clone();
-                if statement.parse_key != self.parse_key || self.marks.unsettled {
+            (Unnamed::Holds(mine, told), theirs) => {
+                let (mut statement, told) = (mine.clone(), *told);
+                let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
+                if !held && (statement.parse_key != self.parse_key || self.marks.unsettled) {
                     let key = self.present_key();
                     statement = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
-                    self.statements.unnamed = Unnamed::Holds(statement.clone());
+                    self.statements.unnamed = Unnamed::Holds(statement.clone(), told);
                 }
-                self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
-                self.marks.changes.begin_unnamed();
-                plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
-                self.stats.server_parses += 1;
-                self.conn.unnamed = Held::Holds(statement);
+                return self.strip(&statement, told, purpose, plan).map(|()| Renamed::Same);
             }
             (Unnamed::Empty, _) => {
                 self.conn.pipeline.sent(Expect::Close, Origin::Pooler, UNNAMED);
@@ -538,11 +572,14 @@ impl Request<'_> {
                 self.conn.unnamed = Held::Empty;
             }
         }
+        Ok(Renamed::Same)
     }
 
     /// What the server calls a statement that the client names.
     #[inline]
-    fn resolve(&mut self, name: &[u8], runs: bool, plan: &mut Plan<'_>) -> Result<Renamed, Stop> {
+    fn resolve(&mut self, name: &[u8], purpose: Use<'_>, plan: &mut Plan<'_>) -> Result<Renamed, Stop> {
+        let runs = purpose.runs;
+        self.marks.placing.bound = 0;
         if self.conn.pipeline.is_skipping() {
             return Ok(Renamed::Same);
         }
@@ -550,12 +587,12 @@ impl Request<'_> {
             if self.marks.changes.is_unnamed_unsettled() {
                 return Err(Stop::Unsettled);
             }
-            if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
+            if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
                 let effects = statement.effects;
                 self.forget_sequences(effects, plan);
             }
-            self.ensure_unnamed(plan);
-            if let (true, Unnamed::Holds(statement)) = (runs, &self.statements.unnamed) {
+            self.ensure_unnamed(purpose, plan)?;
+            if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
                 let statement = statement.clone();
                 self.runs(statement.effects, &statement.text);
             } else if runs {
@@ -565,17 +602,17 @@ impl Request<'_> {
         }
         Ok(match self.statements.look(name, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
-            Look::Named(Named::Shared(statement)) => {
+            Look::Named(Named::Shared(statement, told)) => {
                 let statement = self.under_present_settings(name, statement);
                 if runs {
                     self.forget_sequences(statement.effects, plan);
                 }
                 self.statements.rename(name, &statement);
-                self.ensure(&statement, plan);
+                let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
                     self.runs(statement.effects, &statement.text);
                 }
-                Renamed::To(statement.id)
+                renamed
             }
             // Of a name that SQL gave nothing is known.
             Look::Named(Named::Raw) | Look::Unknown => {
@@ -595,8 +632,11 @@ impl Request<'_> {
     /// `bind` may lack the end of the message; `body_len` is its whole length.
     #[inline]
     fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
-        let renamed = self.resolve(bind.statement, true, plan)?;
-        self.conn.pipeline.sent(Expect::Bind, Origin::Client, 0);
+        let purpose = Use { runs: true, portal: bind.portal, len: HEADER + body_len };
+        let renamed = self.resolve(bind.statement, purpose, plan)?;
+        self.conn.pipeline.sent(Expect::Bind, Origin::Client, renamed.note());
+        self.marks.placing.portal.clear();
+        self.marks.placing.portal.extend_from_slice(bind.portal);
         self.stats.binds += 1;
         let names = bind.portal.len() + 1 + bind.statement.len() + 1;
         let prefix = self.interner.prefix;
@@ -618,11 +658,20 @@ impl Request<'_> {
     }
 
     fn describe(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
-        let renamed = match Target::parse(body).map_err(Stop::Malformed)? {
-            Target::Statement(name) => self.resolve(name, false, plan)?,
-            Target::Portal(_) => Renamed::Same,
+        let (renamed, note) = match Target::parse(body).map_err(Stop::Malformed)? {
+            Target::Statement(name) => {
+                let renamed = self.resolve(name, Use::DESCRIBED, plan)?;
+                let note = match &self.statements.unnamed {
+                    Unnamed::Holds(statement, _) if name.is_empty() => STRIPPED | statement.id,
+                    _ => renamed.note(),
+                };
+                (renamed, note)
+            }
+            Target::Portal(name) if *name == *self.marks.placing.portal => (Renamed::Same, self.marks.placing.bound),
+            Target::Portal(_) => (Renamed::Same, 0),
         };
-        self.conn.pipeline.sent(Expect::Describe, Origin::Client, 0);
+        let describes = if note == 0 { 0 } else { DESCRIBES };
+        self.conn.pipeline.sent(Expect::Describe, Origin::Client, note | describes);
         self.forward_as(b'D', &renamed, HEADER + body.len(), plan);
         Ok(())
     }
@@ -646,7 +695,7 @@ impl Request<'_> {
         }
         match self.statements.look(name, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
-            Look::Named(Named::Shared(_)) => {
+            Look::Named(Named::Shared(..)) => {
                 // The server keeps it, for the others.
                 self.statements.closed(name, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Close, Origin::Local, CHANGES);
@@ -702,7 +751,7 @@ impl Request<'_> {
             } else {
                 match self.statements.look(name, &self.marks.changes) {
                     Look::Unsettled => return Err(Stop::Unsettled),
-                    Look::Named(Named::Shared(_)) => return Err(too_long(Tag::Parse, body_len as usize)),
+                    Look::Named(Named::Shared(..)) => return Err(too_long(Tag::Parse, body_len as usize)),
                     Look::Named(Named::Raw) => {
                         self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
                     }
@@ -734,15 +783,26 @@ enum Renamed {
     /// The client's own.
     Same,
     /// That of one of ours.
-    To(u32),
+    To(u64),
+    /// None: one of ours is its unnamed statement.
+    Stripped(u64),
     /// One that no statement has.
     Unknown,
 }
 
 impl Renamed {
+    /// What the pipeline is to remember of it.
+    const fn note(&self) -> u64 {
+        match self {
+            Self::Same | Self::Unknown => 0,
+            Self::To(id) => *id,
+            Self::Stripped(id) => STRIPPED | *id,
+        }
+    }
+
     fn len(&self, prefix: Prefix) -> usize {
         match self {
-            Self::Same => 0,
+            Self::Same | Self::Stripped(_) => 0,
             Self::To(id) => prefix.name_len(*id),
             Self::Unknown => prefix.as_bytes().len(),
         }
@@ -750,7 +810,7 @@ impl Renamed {
 
     fn write(&self, prefix: Prefix, out: &mut Vec<u8>) {
         match self {
-            Self::Same => {}
+            Self::Same | Self::Stripped(_) => {}
             Self::To(id) => prefix.write_name(*id, out),
             Self::Unknown => out.extend_from_slice(prefix.as_bytes()),
         }

@@ -12,14 +12,14 @@ use std::rc::Rc;
 use hashbrown::HashMap;
 
 use crate::backend::Unnamed as Held;
-use crate::prepared::Statement;
+use crate::prepared::{Described, Statement};
 use crate::sql;
 
 /// What a name of the client's stands for.
 #[derive(Clone, Debug)]
 pub enum Named {
-    /// A statement shared under a name of ours.
-    Shared(Rc<Statement>),
+    /// A statement that is run under a name of ours or none, and how it was described to the client.
+    Shared(Rc<Statement>, Described),
     /// A text too long to be kept: it has the client's own name, on the server connection that the client
     /// keeps from then on.
     Raw,
@@ -42,8 +42,8 @@ pub enum Unnamed {
     /// None: never parsed, or destroyed by a simple query.
     #[default]
     Empty,
-    /// This one.
-    Holds(Rc<Statement>),
+    /// This one, and how it was described to the client.
+    Holds(Rc<Statement>, Described),
     /// One too long to be kept, on the server connection that the client keeps.
     Raw,
 }
@@ -317,8 +317,8 @@ impl Statements {
     #[must_use]
     pub fn ends_transaction(&self, name: &[u8]) -> bool {
         let statement = match (&self.unnamed, self.named.as_ref().and_then(|names| names.get(name))) {
-            (Unnamed::Holds(statement), _) if name.is_empty() => statement,
-            (_, Some(Name { named: Some(Named::Shared(statement)), .. })) => statement,
+            (Unnamed::Holds(statement, _), _) if name.is_empty() => statement,
+            (_, Some(Name { named: Some(Named::Shared(statement, _)), .. })) => statement,
             _ => return false,
         };
         sql::is_transaction_end(&statement.text)
@@ -327,17 +327,53 @@ impl Statements {
     /// `name` stands for another statement of ours, with the same text.
     pub fn rename(&mut self, name: &[u8], statement: &Rc<Statement>) {
         let known = self.named.as_mut().and_then(|names| names.get_mut(name));
-        if let Some(Name { named: Some(Named::Shared(old)), .. }) = known
+        if let Some(Name { named: Some(Named::Shared(old, _)), .. }) = known
             && !Rc::ptr_eq(old, statement)
         {
             *old = statement.clone();
         }
     }
 
+    /// The client was told how the statement `id` is described.
+    pub fn told(&mut self, id: u64, described: Described) {
+        let named = self.named.iter_mut().flat_map(|names| names.values_mut()).filter_map(|known| known.named.as_mut());
+        for named in named {
+            if let Named::Shared(statement, told) = named
+                && statement.id == id
+            {
+                *told = told.with(described);
+            }
+        }
+        if let Unnamed::Holds(statement, told) = &mut self.unnamed
+            && statement.id == id
+        {
+            *told = told.with(described);
+        }
+    }
+
+    /// What servers have parsed of the statement `id` of the client's is of no more use.
+    pub fn outdate(&self, id: u64) {
+        let named = self.named.iter().flat_map(|names| names.values()).filter_map(|known| match &known.named {
+            Some(Named::Shared(statement, _)) => Some(statement),
+            _ => None,
+        });
+        let unnamed = if let Unnamed::Holds(statement, _) = &self.unnamed { Some(statement) } else { None };
+        if let Some(statement) = named.chain(unnamed).find(|statement| statement.id == id) {
+            statement.outdate();
+        }
+    }
+
+    /// `DEALLOCATE` of one name: it stands for nothing any more. None of its changes may be unconfirmed.
+    pub fn forget(&mut self, name: &[u8]) {
+        if let Some(names) = &mut self.named {
+            names.remove(name);
+        }
+    }
+
     /// The client's own name for the statement `id`, for the wording of errors: of several the one used last.
     #[must_use]
-    pub fn name_of<'a>(&'a self, id: u32, changes: &'a Changes) -> Option<&'a [u8]> {
-        let is = |named: &Option<Named>| matches!(named, Some(Named::Shared(statement)) if statement.id == id);
+    pub fn name_of<'a>(&'a self, id: u64, changes: &'a Changes) -> Option<&'a [u8]> {
+        let is = |named: &Option<Named>| matches!(named, Some(Named::Shared(statement, _)) if statement.id == id);
         let closed = changes.queue.iter().find_map(|change| match change {
             Change::Closed(name, previous) if is(previous) => Some(&**name),
             _ => None,
@@ -355,7 +391,7 @@ mod tests {
     use crate::sql::Effects;
 
     fn shared(interner: &Interner, text: &[u8]) -> Named {
-        Named::Shared(interner.intern(1, 0, text, b"\0\0", |_| Effects::default()))
+        Named::Shared(interner.intern(1, 0, text, b"\0\0", |_| Effects::default()), Described::default())
     }
 
     fn knows(statements: &mut Statements, name: &[u8], changes: &Changes) -> bool {
@@ -374,7 +410,7 @@ mod tests {
         statements.closed(b"b", &mut changes);
         assert!(knows(&mut statements, b"a", &changes) && !knows(&mut statements, b"b", &changes));
         statements.undo(4, false, &mut changes, &mut held);
-        let Look::Named(Named::Shared(a)) = statements.look(b"a", &changes) else { panic!("a is gone") };
+        let Look::Named(Named::Shared(a, _)) = statements.look(b"a", &changes) else { panic!("a is gone") };
         assert_eq!((&*a.text, changes.is_empty()), (&b"SELECT 1"[..], true));
         assert!(statements.is_full(1) && !statements.is_full(2));
     }
@@ -397,13 +433,13 @@ mod tests {
         let (mut statements, mut changes) = (Statements::default(), Changes::default());
         let statement = |text: &[u8]| interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
         let (one, two) = (statement(b"SELECT 1"), statement(b"SELECT 2"));
-        let mut held = Held::Holds(one.clone());
-        statements.unnamed = Unnamed::Holds(one.clone());
-        let before = std::mem::replace(&mut held, Held::Holds(two.clone()));
-        statements.parsed_unnamed(Unnamed::Holds(two), before, &mut changes);
+        let mut held = Held::parsed(one.clone());
+        statements.unnamed = Unnamed::Holds(one.clone(), Described::default());
+        let before = std::mem::replace(&mut held, Held::parsed(two.clone()));
+        statements.parsed_unnamed(Unnamed::Holds(two, Described::default()), before, &mut changes);
         statements.undo(1, false, &mut changes, &mut held);
-        assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if Rc::ptr_eq(s, &one)));
-        assert!(matches!(&held, Held::Holds(s) if Rc::ptr_eq(s, &one)));
+        assert!(matches!(&statements.unnamed, Unnamed::Holds(s, _) if Rc::ptr_eq(s, &one)));
+        assert!(matches!(&held, Held::Holds(s, _) if Rc::ptr_eq(s, &one)));
     }
 
     /// Two batches on their way: the first, in which the statement was parsed twice, never ran, and then the second did not.

@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use pgweir_config::PoolMode;
+use pgweir_config::{PoolMode, StatementMode};
 
 use super::Pool;
 use crate::backend::Count;
+use crate::prepared::Budget;
 use crate::stats::DiscardReason;
 
 /// What a pool may do.
@@ -37,6 +38,10 @@ pub struct Limits {
     pub max_server_logins: u32,
     /// The longest wait for a cancel request to arrive.
     pub cancel_wait_timeout: Duration,
+    /// How prepared statements are run.
+    pub statements: StatementMode,
+    /// What one server connection keeps of them.
+    pub budget: Budget,
     /// Pinned server connections, at most.
     pub max_pinned: u32,
     /// Whether logins are tried without a client while the last one failed: not where clients make up the names.

@@ -27,6 +27,10 @@ pub struct PoolStats {
     pub server_parses: u64,
     /// `Parse` messages that were answered here, the server connection having the statement.
     pub local_parses: u64,
+    /// Executions of named statements that the server was given no name for.
+    pub stripped: u64,
+    /// Statements closed on a server connection to make room for others.
+    pub statements_closed: u64,
     /// Waits for a server connection; a lease that is granted at once is not a wait.
     pub wait: Histogram,
     /// Durations of transactions, from the lease to the release.
@@ -66,6 +70,8 @@ impl PoolStats {
             binds,
             server_parses,
             local_parses,
+            stripped,
+            statements_closed,
             wait,
             transaction,
             query,
@@ -87,6 +93,8 @@ impl PoolStats {
         self.binds += binds;
         self.server_parses += server_parses;
         self.local_parses += local_parses;
+        self.stripped += stripped;
+        self.statements_closed += statements_closed;
         self.wait.merge(wait);
         self.transaction.merge(transaction);
         self.query.merge(query);

@@ -217,8 +217,8 @@ struct Run {
     copies: u8,
     /// The polite client's next message is a `Sync`: behind a COPY that an `Execute` began.
     sync_due: bool,
-    next: u32,
-    last: u32,
+    next: u64,
+    last: u64,
 }
 
 impl Run {
@@ -281,7 +281,7 @@ impl Run {
         self.send(Message::Asks(expect, fate), origin);
     }
 
-    fn note(&mut self) -> u32 {
+    fn note(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
@@ -335,7 +335,7 @@ impl Run {
     }
 
     /// Everything is given back once, in the order in which it was entered.
-    fn done(&mut self, note: u32) {
+    fn done(&mut self, note: u64) {
         assert!(note > self.last, "{note} comes behind {}", self.last);
         self.last = note;
     }

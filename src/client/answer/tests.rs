@@ -21,7 +21,7 @@ fn moved() -> Desk {
     let mut desk = Desk::new();
     desk.client(&[parse("s", "SELECT 1", &[]), sync()].concat());
     desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
-    desk.conn.statements.clear();
+    desk.conn.shelf.clear();
     desk.to_client.clear();
     desk
 }

@@ -43,6 +43,7 @@ impl Relay {
         let active = self.active();
         active.leased = now;
         active.marks.sequences = false;
+        active.marks.placing.begin();
         active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);

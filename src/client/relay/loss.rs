@@ -95,7 +95,7 @@ impl Relay {
             lost => lost,
         };
         let mut marks = std::mem::take(&mut active.marks);
-        let batch = active.rerun.take().filter(|_| rerun::is_passing(&lost));
+        let batch = active.rerun.take_harmless().filter(|_| rerun::is_passing(&lost));
         self.statements.undo_all(&mut marks.changes);
         active.hold = false;
         active.resume = true;

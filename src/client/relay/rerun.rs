@@ -1,9 +1,10 @@
-//! Running a batch again whose server connection was lost before a word of its answer: only if the server cannot have
-//! seen it, or if it is as good as run once.
+//! Running a batch again of whose answer the client has no word yet: whose server connection was lost, if the server cannot
+//! have seen it or if it is as good as run once; or that failed for want of a statement that the server had lost.
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::pipeline::Origin;
 
+use super::super::end::End;
 use super::Relay;
 use crate::backend::{Lost, ServerConn, describe_error};
 
@@ -11,12 +12,14 @@ use crate::backend::{Lost, ServerConn, describe_error};
 pub const RERUN_BUFFER: usize = 64 * 1024;
 
 /// ```text
-/// (empty) ──a harmless batch is sent──▶ kept ──a word of its answer──▶ (empty)
-///                                        └──lost──▶ sent again, once
+/// (empty) ──a batch that may run again is sent──▶ kept ──a word of its answer──▶ (empty)
+///                                                  └──lost, or refused──▶ sent again, once
 /// ```
 #[derive(Debug, Default)]
 pub struct Rerun {
     batch: Vec<u8>,
+    /// It may also run again when it is not known whether it has run.
+    harmless: bool,
     /// It is sent for the second time.
     again: bool,
 }
@@ -30,8 +33,9 @@ impl Rerun {
 
     /// The whole of a batch, as the client sent it, is on its way.
     #[inline]
-    pub fn keep(&mut self, batch: &[u8]) {
+    pub fn keep(&mut self, batch: &[u8], harmless: bool) {
         self.batch.clear();
+        self.harmless = harmless;
         if batch.len() <= RERUN_BUFFER && !self.again {
             self.batch.extend_from_slice(batch);
         }
@@ -44,7 +48,21 @@ impl Rerun {
         self.again = false;
     }
 
-    /// The batch to send again, if there is one.
+    /// Whether the batch whose answer is waited for can be sent again, and was not yet.
+    #[inline]
+    pub const fn is_kept(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
+    /// The batch to send again, if there is one and it is not known whether it has run.
+    pub fn take_harmless(&mut self) -> Option<Vec<u8>> {
+        if !self.harmless {
+            self.batch.clear();
+        }
+        self.take()
+    }
+
+    /// The batch to send again, if there is one: nothing of it was done.
     pub fn take(&mut self) -> Option<Vec<u8>> {
         let batch = std::mem::take(&mut self.batch);
         self.again = !batch.is_empty();
@@ -70,6 +88,13 @@ pub fn is_passing(lost: &Lost) -> bool {
 }
 
 impl Relay {
+    /// What failed for want of a statement goes in front of what the client has sent since.
+    pub(super) fn run_healed(&mut self) -> Result<(), End> {
+        let batch = self.active().rerun.take();
+        self.run_again(batch.ok_or(End::Broken("a batch to run again that was not kept"))?);
+        Ok(())
+    }
+
     /// What was lost goes in front of what the client has sent since.
     pub(super) fn run_again(&mut self, mut batch: Vec<u8>) {
         self.pool.stats.borrow_mut().reruns += 1;

@@ -36,7 +36,7 @@ fn after_another() -> Desk {
 /// The server has the client's statement no more.
 fn forgotten() -> Desk {
     let mut desk = prepared();
-    desk.conn.statements.clear();
+    desk.conn.shelf.clear();
     desk
 }
 

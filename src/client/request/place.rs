@@ -1,0 +1,244 @@
+//! How a statement of the client's comes to be on the server connection when the message that names it arrives: by name or
+//! stripped, and in neither way other than the client was told.
+//!
+//! ```text
+//! has it, and as the client was told ────────────────────────────────────────▶ passes (nearly always)
+//! has it, and it is not known how it is described ──▶ asked ──▶ (again from the top)
+//! has it otherwise than the client was told ──▶ parsed anew, asked ──▶ as told: passes; else 0A000
+//! has it not, the client was told nothing ──▶ parsed ──▶ passes
+//! has it not, the client was told ──▶ parsed, asked ──▶ as told: passes; else 0A000
+//! ```
+//!
+//! While the server is asked, the message waits: what is told otherwise than the rows will be is never bound. A client that
+//! describes the portal next is told there, and nothing is asked for it.
+
+use std::rc::Rc;
+
+use pgweir_config::StatementMode;
+use pgweir_proto::encode;
+use pgweir_proto::pipeline::{Expect, Origin};
+
+use super::super::plan::Plan;
+use super::{Renamed, Request, Stop};
+use crate::backend::Unnamed as Held;
+use crate::prepared::{
+    COLD_AFTER, DESCRIBES, Described, Fit, PROMOTE_AT, Room, STALE, STRIPPED, Statement, UNNAMED,
+};
+
+/// What is remembered from one message to the next of the statements that they name.
+#[derive(Debug, Default)]
+pub struct Placing {
+    /// A statement that the server was asked to describe, by us.
+    pub asked: Option<u64>,
+    /// A statement that was parsed anew in this lease, because it was not as the client was told.
+    pub renewed: Option<u64>,
+    /// The portal bound last.
+    pub portal: Vec<u8>,
+    /// Its statement's note, if its description is to be kept.
+    pub bound: u64,
+    /// A statement of ours was bound: if the server has lost it, the batch may be run again.
+    pub named: bool,
+}
+
+impl Placing {
+    /// A lease begins.
+    pub fn begin(&mut self) {
+        (self.asked, self.renewed, self.bound) = (None, None, 0);
+    }
+}
+
+/// What a statement is named for.
+#[derive(Clone, Copy)]
+pub struct Use<'a> {
+    /// It is bound.
+    pub runs: bool,
+    /// The portal that it is bound to.
+    pub portal: &'a [u8],
+    /// Bytes of the message that names it.
+    pub len: usize,
+}
+
+impl Use<'_> {
+    /// It is described.
+    pub const DESCRIBED: Self = Self { runs: false, portal: b"", len: 0 };
+}
+
+impl Request<'_> {
+    /// Makes sure that the server has the statement, and as the client was told, when the next message arrives.
+    #[inline]
+    pub(super) fn place(
+        &mut self,
+        statement: &Rc<Statement>,
+        told: Described,
+        purpose: Use<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Result<Renamed, Stop> {
+        self.marks.placing.named |= purpose.runs;
+        if let Some(place) = self.conn.shelf.get(statement.id)
+            && place.parsed.epoch == statement.epoch()
+            && place.parsed.described.fits(told) == Fit::Same
+        {
+            self.marks.placing.bound = if told.is_known() { 0 } else { statement.id };
+            return Ok(Renamed::To(statement.id));
+        }
+        self.place_anew(statement, told, purpose, plan)
+    }
+
+    #[cold]
+    fn place_anew(
+        &mut self,
+        statement: &Rc<Statement>,
+        told: Described,
+        purpose: Use<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Result<Renamed, Stop> {
+        let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        let place = self.conn.shelf.get(statement.id).filter(|place| place.parsed.epoch == statement.epoch());
+        if let Some(place) = place {
+            match place.parsed.described.fits(wanted) {
+                Fit::Same => {
+                    self.marks.placing.bound = statement.id;
+                    return Ok(Renamed::To(statement.id));
+                }
+                Fit::Unknown => return Err(self.ask(&Renamed::To(statement.id), statement, plan)),
+                Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                    self.refuse_stale(statement, plan);
+                    return Ok(Renamed::Same);
+                }
+                Fit::Other => self.conn.shelf.doubt(statement.id),
+            }
+        }
+        // What waited for an answer is not run once more.
+        let counts = purpose.runs && self.marks.placing.renewed != Some(statement.id);
+        if self.goes_by_name(statement, counts) && self.make_room(statement, self.cold(), plan) {
+            self.send_parse(statement, Origin::Pooler, 0, plan);
+            let renamed = Renamed::To(statement.id);
+            if wanted.is_known() {
+                self.marks.placing.renewed = Some(statement.id);
+                return Err(self.ask(&renamed, statement, plan));
+            }
+            self.marks.placing.bound = statement.id;
+            return Ok(renamed);
+        }
+        self.conn.shelf.pass();
+        self.strip(statement, told, purpose, plan)?;
+        self.stats.stripped += u64::from(purpose.runs);
+        self.marks.placing.bound = if told.is_known() { 0 } else { STRIPPED | statement.id };
+        Ok(Renamed::Stripped(statement.id))
+    }
+
+    /// Whether the pool's mode has this statement kept under a name.
+    pub(super) fn goes_by_name(&self, statement: &Statement, runs: bool) -> bool {
+        match self.mode {
+            StatementMode::Rewrite | StatementMode::Session => true,
+            StatementMode::Strip => false,
+            StatementMode::Adaptive => {
+                let mut sketch = self.interner.sketch.borrow_mut();
+                let count = if runs { sketch.add(statement.hash) } else { sketch.count(statement.hash) };
+                count >= PROMOTE_AT
+            }
+        }
+    }
+
+    /// For how many executions a statement must not have been run, to make room.
+    pub(super) fn cold(&self) -> Option<u64> {
+        (self.mode == StatementMode::Adaptive).then_some(COLD_AFTER * self.budget.count as u64)
+    }
+
+    /// Closes what has to go before the server keeps the statement, which it does not have afterwards. False if it
+    /// cannot be kept.
+    pub(super) fn make_room(&mut self, statement: &Statement, cold: Option<u64>, plan: &mut Plan<'_>) -> bool {
+        if self.conn.shelf.may_have(statement.id) {
+            self.send_close(statement.id, plan);
+        }
+        loop {
+            match self.conn.shelf.room(self.budget, statement.text.len() + statement.types.len(), cold) {
+                Room::Enough => return true,
+                Room::None => return false,
+                Room::Without(id) => {
+                    self.stats.statements_closed += 1;
+                    self.send_close(id, plan);
+                }
+            }
+        }
+    }
+
+    /// Makes it the server's unnamed statement, and sure that it is as the client was told.
+    pub(super) fn strip(
+        &mut self,
+        statement: &Rc<Statement>,
+        told: Described,
+        purpose: Use<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Result<(), Stop> {
+        let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        let is_certain = !self.marks.changes.is_unnamed_unsettled();
+        if let Held::Holds(held, parsed) = &self.conn.unnamed
+            && is_certain
+            && Rc::ptr_eq(held, statement)
+            && parsed.epoch == statement.epoch()
+        {
+            match parsed.described.fits(wanted) {
+                Fit::Same => return Ok(()),
+                Fit::Unknown => return Err(self.ask(&Renamed::Stripped(statement.id), statement, plan)),
+                Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                    self.refuse_stale(statement, plan);
+                    return Ok(());
+                }
+                Fit::Other => {}
+            }
+        }
+        self.parse_stripped(statement, Origin::Pooler, 0, plan);
+        if wanted.is_known() {
+            self.marks.placing.renewed = Some(statement.id);
+            return Err(self.ask(&Renamed::Stripped(statement.id), statement, plan));
+        }
+        Ok(())
+    }
+
+    /// An unnamed `Parse` of the statement.
+    pub(super) fn parse_stripped(
+        &mut self,
+        statement: &Rc<Statement>,
+        origin: Origin,
+        note: u64,
+        plan: &mut Plan<'_>,
+    ) {
+        self.conn.pipeline.sent(Expect::Parse, origin, note | UNNAMED);
+        self.marks.changes.begin_unnamed();
+        self.conn.unnamed = Held::parsed(statement.clone());
+        self.stats.server_parses += 1;
+        plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
+    }
+
+    /// The server is asked how it describes the statement, if it was not already. What waits for the answer stops here.
+    fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
+        if self.marks.placing.asked == Some(statement.id) {
+            return Stop::Unsettled;
+        }
+        self.marks.placing.asked = Some(statement.id);
+        self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
+        self.renamed(b'D', renamed, plan);
+        plan.insert(|out| out.extend_from_slice(&encode::FLUSH));
+        Stop::Unsettled
+    }
+
+    /// The server describes the statement otherwise than the client was told: it would read the rows wrong.
+    fn refuse_stale(&mut self, statement: &Statement, plan: &mut Plan<'_>) {
+        // Whatever servers have of it, the client's next `Parse` of the text is to be a real one.
+        statement.outdate();
+        self.marks.placing.renewed = None;
+        self.refuse(STALE, plan);
+    }
+}
+
+/// Whether the client describes the portal with its very next message.
+fn is_told_next(purpose: Use<'_>, plan: &Plan<'_>) -> bool {
+    if !purpose.runs {
+        // What is described now is told now.
+        return true;
+    }
+    let next = plan.rest().get(purpose.len..).and_then(|next| next.split_first_chunk::<6>());
+    let Some(([b'D', _, _, _, _, b'P'], rest)) = next else { return false };
+    rest.strip_prefix(purpose.portal).is_some_and(|rest| rest.first() == Some(&0))
+}
