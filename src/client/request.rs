@@ -350,6 +350,7 @@ impl Request<'_> {
     #[inline]
     fn query(&mut self, effects: Effects, text: &[u8]) {
         self.conn.mixed |= self.conn.pipeline.is_batch_open();
+        let status = self.conn.pipeline.certain_status();
         if !self.conn.pipeline.sent(Expect::Query, Origin::Client, 0) {
             return;
         }
@@ -359,7 +360,7 @@ impl Request<'_> {
         self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = self.destroyed();
-        self.runs(effects, text);
+        self.runs(effects, text, status);
     }
 
     /// What a simple query leaves of the server's unnamed statement; one behind messages that may fail may be skipped.
@@ -369,14 +370,14 @@ impl Request<'_> {
     }
 
     #[inline]
-    fn runs(&mut self, effects: Effects, text: &[u8]) {
+    fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
         self.marks.runs(effects, text);
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
             self.marks.resets |= settings::may_reset(text);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             // Where the server is known to refuse it, no name is forgotten.
-            let refused = match self.conn.pipeline.certain_status() {
+            let refused = match status {
                 Some(TxStatus::Failed) => true,
                 Some(TxStatus::Open) => effects.set.intersects(EffectSet::DISCARD_ALL),
                 Some(TxStatus::Idle) | None => false,
@@ -427,7 +428,9 @@ impl Request<'_> {
                 let named = Named::Shared(statement.clone(), Described::default());
                 self.forget_sequences(statement.effects, plan);
                 self.statements.parsed(parse.statement, named, &mut self.marks.changes);
-                self.parse_shared(&statement, plan);
+                // What is described now has to be as it is now.
+                let is_described = place::is_described_next(parse.statement, len, plan);
+                self.parse_shared(&statement, is_described, plan);
                 plan.skip(len);
             }
             Look::Unknown if !self.may_pin => {
@@ -460,16 +463,17 @@ impl Request<'_> {
     }
 
     /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
-    fn parse_shared(&mut self, statement: &Rc<Statement>, plan: &mut Plan<'_>) {
+    fn parse_shared(&mut self, statement: &Rc<Statement>, is_described: bool, plan: &mut Plan<'_>) {
         let place = self.conn.shelf.get(statement.id);
         let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch());
         let status = self.conn.pipeline.certain_status();
-        if present && status.is_some_and(|status| status != TxStatus::Failed) {
+        let is_sound = status.is_some_and(|status| status != TxStatus::Failed);
+        if present && is_sound && !is_described {
             self.conn.pipeline.sent(Expect::Parse, Origin::Local, CHANGES | statement.id);
             self.stats.local_parses += 1;
             return;
         }
-        if self.goes_by_name(statement, false) && self.make_room(statement, self.cold(), plan) {
+        if !(present && is_described) && self.goes_by_name(statement, false) && self.make_room(statement, self.cold(), plan) {
             self.send_parse(statement, Origin::Client, CHANGES, plan);
         } else {
             self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, plan);
@@ -594,7 +598,8 @@ impl Request<'_> {
             self.ensure_unnamed(purpose, plan)?;
             if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
                 let statement = statement.clone();
-                self.runs(statement.effects, &statement.text);
+                let status = self.conn.pipeline.certain_status();
+                self.runs(statement.effects, &statement.text, status);
             } else if runs {
                 self.marks.runs_unknown();
             }
@@ -610,7 +615,8 @@ impl Request<'_> {
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
-                    self.runs(statement.effects, &statement.text);
+                    let status = self.conn.pipeline.certain_status();
+                self.runs(statement.effects, &statement.text, status);
                 }
                 renamed
             }

@@ -1,5 +1,8 @@
 //! Prepared statements in transaction mode: every client sees its own, as if it were alone.
 
+mod changes;
+mod modes;
+
 use pgweir_harness::wire::build::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, parse, query, sync,
 };
@@ -478,7 +481,7 @@ async fn statements_of_a_client_that_left_are_not_anothers() {
 #[tokio::test]
 async fn the_same_text_of_many_clients_is_one_statement_on_the_server() {
     const CLIENTS: u32 = 20;
-    let site = Site::start(&[("default_pool_size", "1")]);
+    let site = Site::start(&[("default_pool_size", "1"), ("prepared_statements", "rewrite")]);
     let mut clients = Vec::new();
     for n in 0..CLIENTS {
         let mut client = site.client().await;

@@ -112,21 +112,26 @@ pub(crate) struct Comparison {
 impl Comparison {
     /// On a new database, with `setup` run in it by its owner.
     pub(crate) async fn start(setup: &str) -> Self {
+        Self::start_with(setup, &[]).await
+    }
+
+    /// The same, with further settings.
+    pub(crate) async fn start_with(setup: &str, settings: &[(&str, &str)]) -> Self {
         let place = Place::on(primary());
         let mut owner = place.direct().await;
         let outcome = owner.query(setup).await.unwrap();
         assert_eq!(outcome.error, None);
-        Self::before(place)
+        Self::before(place, settings)
     }
 
     /// On the same database, with pgweirs that remember nothing.
     pub(crate) fn fresh(&self) -> Self {
-        Self::before(self.place.clone())
+        Self::before(self.place.clone(), &[])
     }
 
-    fn before(place: Place<'static>) -> Self {
-        let one = Site::before(place.clone(), &[("default_pool_size", "1")]);
-        let three = Site::before(place.clone(), &[("default_pool_size", "3")]);
+    fn before(place: Place<'static>, settings: &[(&str, &str)]) -> Self {
+        let of = |size| Site::before(place.clone(), &[&[("default_pool_size", size)], settings].concat());
+        let (one, three) = (of("1"), of("3"));
         Self { place, one, three }
     }
 

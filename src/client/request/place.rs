@@ -3,8 +3,7 @@
 //!
 //! ```text
 //! has it, and as the client was told ────────────────────────────────────────▶ passes (nearly always)
-//! has it, and it is not known how it is described ──▶ asked ──▶ (again from the top)
-//! has it otherwise than the client was told ──▶ parsed anew, asked ──▶ as told: passes; else 0A000
+//! has it, not known how, or otherwise than the client was told ──▶ parsed anew, asked ──▶ as told: passes; else 0A000
 //! has it not, the client was told nothing ──▶ parsed ──▶ passes
 //! has it not, the client was told ──▶ parsed, asked ──▶ as told: passes; else 0A000
 //! ```
@@ -74,6 +73,10 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
         self.marks.placing.named |= purpose.runs;
+        if !purpose.runs && self.is_stripped(statement) {
+            // Parsed just now, while what is kept under a name may be older than the table is.
+            return Ok(Renamed::Stripped(statement.id));
+        }
         if let Some(place) = self.conn.shelf.get(statement.id)
             && place.parsed.epoch == statement.epoch()
             && place.parsed.described.fits(told) == Fit::Same
@@ -82,6 +85,13 @@ impl Request<'_> {
             return Ok(Renamed::To(statement.id));
         }
         self.place_anew(statement, told, purpose, plan)
+    }
+
+    /// Whether it is the server's unnamed statement.
+    fn is_stripped(&self, statement: &Rc<Statement>) -> bool {
+        matches!(&self.conn.unnamed, Held::Holds(held, parsed)
+            if Rc::ptr_eq(held, statement) && parsed.epoch == statement.epoch())
+            && !self.marks.changes.is_unnamed_unsettled()
     }
 
     #[cold]
@@ -100,12 +110,12 @@ impl Request<'_> {
                     self.marks.placing.bound = statement.id;
                     return Ok(Renamed::To(statement.id));
                 }
-                Fit::Unknown => return Err(self.ask(&Renamed::To(statement.id), statement, plan)),
-                Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
+                Fit::Unknown | Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
                     self.refuse_stale(statement, plan);
                     return Ok(Renamed::Same);
                 }
-                Fit::Other => self.conn.shelf.doubt(statement.id),
+                Fit::Unknown | Fit::Other => self.conn.shelf.doubt(statement.id),
             }
         }
         // What waited for an answer is not run once more.
@@ -172,20 +182,17 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
-        let is_certain = !self.marks.changes.is_unnamed_unsettled();
-        if let Held::Holds(held, parsed) = &self.conn.unnamed
-            && is_certain
-            && Rc::ptr_eq(held, statement)
-            && parsed.epoch == statement.epoch()
+        if self.is_stripped(statement)
+            && let Held::Holds(_, parsed) = &self.conn.unnamed
         {
             match parsed.described.fits(wanted) {
                 Fit::Same => return Ok(()),
-                Fit::Unknown => return Err(self.ask(&Renamed::Stripped(statement.id), statement, plan)),
-                Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
+                Fit::Unknown | Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
                     self.refuse_stale(statement, plan);
                     return Ok(());
                 }
-                Fit::Other => {}
+                Fit::Unknown | Fit::Other => {}
             }
         }
         self.parse_stripped(statement, Origin::Pooler, 0, plan);
@@ -211,11 +218,12 @@ impl Request<'_> {
         plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
     }
 
-    /// The server is asked how it describes the statement, if it was not already. What waits for the answer stops here.
+    fn is_asked(&self, statement: &Statement) -> bool {
+        self.marks.placing.asked == Some(statement.id)
+    }
+
+    /// The server is asked how it describes what it was just given. What waits for the answer stops here.
     fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
-        if self.marks.placing.asked == Some(statement.id) {
-            return Stop::Unsettled;
-        }
         self.marks.placing.asked = Some(statement.id);
         self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
         self.renamed(b'D', renamed, plan);
@@ -232,13 +240,22 @@ impl Request<'_> {
     }
 }
 
+/// Whether the client describes the statement `name` with the message behind the next `len` bytes.
+pub(super) fn is_described_next(name: &[u8], len: usize, plan: &Plan<'_>) -> bool {
+    describes_next(b'S', name, len, plan)
+}
+
 /// Whether the client describes the portal with its very next message.
 fn is_told_next(purpose: Use<'_>, plan: &Plan<'_>) -> bool {
     if !purpose.runs {
         // What is described now is told now.
         return true;
     }
-    let next = plan.rest().get(purpose.len..).and_then(|next| next.split_first_chunk::<6>());
-    let Some(([b'D', _, _, _, _, b'P'], rest)) = next else { return false };
-    rest.strip_prefix(purpose.portal).is_some_and(|rest| rest.first() == Some(&0))
+    describes_next(b'P', purpose.portal, purpose.len, plan)
+}
+
+fn describes_next(kind: u8, name: &[u8], len: usize, plan: &Plan<'_>) -> bool {
+    let next = plan.rest().get(len..).and_then(|next| next.split_first_chunk::<6>());
+    let Some(([b'D', _, _, _, _, of], rest)) = next else { return false };
+    *of == kind && rest.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0))
 }
