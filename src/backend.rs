@@ -186,7 +186,7 @@ impl Unnamed {
     #[must_use]
     pub fn parsed(statement: Rc<Statement>) -> Self {
         let epoch = statement.epoch();
-        Self::Holds(statement, Parsed { epoch, described: Described::default() })
+        Self::Holds(statement, Parsed { epoch, ..Parsed::default() })
     }
 
     /// The server has told how it describes it, if it is the statement `id`.

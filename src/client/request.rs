@@ -544,7 +544,7 @@ impl Request<'_> {
     /// parsed under, the same text under the present ones: what is parsed now must not be shared as what it was then.
     fn under_present_settings(&self, name: &[u8], statement: Rc<Statement>) -> Rc<Statement> {
         let same = statement.parse_key == self.parse_key && !self.marks.unsettled;
-        if same || self.conn.shelf.has(statement.id) {
+        if same || self.conn.shelf.has(statement.id) || self.is_stripped(&statement) {
             return statement;
         }
         let key = self.present_key();
@@ -588,7 +588,7 @@ impl Request<'_> {
             return Ok(Renamed::Same);
         }
         if name.is_empty() {
-            if self.marks.changes.is_unnamed_unsettled() {
+            if self.marks.changes.is_own_unsettled() || self.marks.changes.is_unnamed_unsettled() {
                 return Err(Stop::Unsettled);
             }
             if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {

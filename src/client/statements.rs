@@ -78,6 +78,10 @@ pub struct Changes {
     unnamed: u32,
     /// The batch of the last of them.
     unnamed_batch: u32,
+    /// Unconfirmed changes of the client's own unnamed statement.
+    own: u32,
+    /// The batch of the last of them.
+    own_batch: u32,
 }
 
 impl Changes {
@@ -122,6 +126,13 @@ impl Changes {
     #[inline]
     pub fn end_unnamed(&mut self) {
         self.unnamed = self.unnamed.saturating_sub(1);
+    }
+
+    /// Whether it is not certain what the client's own unnamed statement is when a message of this batch gets there.
+    #[must_use]
+    #[inline]
+    pub fn is_own_unsettled(&self) -> bool {
+        self.own > 0 && self.own_batch != self.batch
     }
 
     /// Whether it is not certain what the server's unnamed statement is when a message of this batch gets there: a change
@@ -221,6 +232,8 @@ impl Statements {
         let previous = std::mem::replace(&mut self.unnamed, unnamed);
         changes.unnamed_destroyed();
         changes.begin_unnamed();
+        changes.own += 1;
+        changes.own_batch = changes.batch;
         changes.queue.push_back(Change::Unnamed(previous, held, changes.version));
     }
 
@@ -238,7 +251,8 @@ impl Statements {
                 self.settle(&name, |_| {});
             }
             Some(Change::Refused(_)) => changes.end_named(),
-            Some(Change::Unnamed(..)) | None => {}
+            Some(Change::Unnamed(..)) => changes.own = changes.own.saturating_sub(1),
+            None => {}
         }
     }
 
@@ -260,6 +274,7 @@ impl Statements {
                 Change::Closed(name, previous) => self.settle(&name, |known| known.named = previous),
                 Change::Refused(_) => {}
                 Change::Unnamed(previous, before, version) => {
+                    changes.own = changes.own.saturating_sub(1);
                     if changes.version == version {
                         changes.version = version.wrapping_sub(1);
                         self.unnamed = previous;
@@ -283,7 +298,7 @@ impl Statements {
     /// Every change is moot: the server connection is gone.
     pub fn undo_all(&mut self, changes: &mut Changes) {
         self.undo(changes.queue.len(), false, changes, &mut Held::Empty);
-        (changes.named, changes.unnamed) = (0, 0);
+        (changes.named, changes.unnamed, changes.own) = (0, 0, 0);
     }
 
     fn settle(&mut self, name: &[u8], set: impl FnOnce(&mut Name)) {

@@ -17,6 +17,8 @@ pub struct Parsed {
     pub epoch: u32,
     /// How the server describes it, as far as it was asked. It does not change: were it to, the server would refuse.
     pub described: Described,
+    /// It was parsed to be compared with what a client was told.
+    pub renewed: bool,
 }
 
 /// How a description fits what a client was told.

@@ -214,7 +214,7 @@ impl Shelf {
 
     fn insert(&mut self, id: u64, size: usize, epoch: u32, certain: bool) {
         self.uses += 1;
-        let parsed = Parsed { epoch, described: Described::default() };
+        let parsed = Parsed { epoch, ..Parsed::default() };
         let place = Place { id, size, certain, parsed, used: self.uses, newer: NOWHERE, older: NOWHERE };
         let at = self.places.insert(place);
         self.by_id.insert(id, at);
@@ -347,12 +347,16 @@ mod tests {
                     }
                     Told::Doubted(id) if shelf.peek(id).is_some() => {
                         shelf.doubt(id);
-                        list.iter_mut().filter(|known| known.0 == id).for_each(|known| known.2 = false);
+                        for known in list.iter_mut().filter(|known| known.0 == id) {
+                            known.2 = false;
+                        }
                     }
                     Told::Doubted(_) => {}
                     Told::Ended => {
                         shelf.end_batch();
-                        list.iter_mut().for_each(|known| known.3 = false);
+                        for known in &mut list {
+                            known.3 = false;
+                        }
                     }
                 }
                 prop_assert_eq!(shelf.len(), list.len());

@@ -21,7 +21,7 @@ use super::super::plan::Plan;
 use super::{Renamed, Request, Stop};
 use crate::backend::Unnamed as Held;
 use crate::prepared::{
-    COLD_AFTER, DESCRIBES, Described, Fit, PROMOTE_AT, Room, STALE, STRIPPED, Statement, UNNAMED,
+    COLD_AFTER, DESCRIBES, Described, Fit, PROMOTE_AT, Parsed, Room, STALE, STRIPPED, Statement, UNNAMED,
 };
 
 /// What is remembered from one message to the next of the statements that they name.
@@ -88,7 +88,7 @@ impl Request<'_> {
     }
 
     /// Whether it is the server's unnamed statement.
-    fn is_stripped(&self, statement: &Rc<Statement>) -> bool {
+    pub(super) fn is_stripped(&self, statement: &Rc<Statement>) -> bool {
         matches!(&self.conn.unnamed, Held::Holds(held, parsed)
             if Rc::ptr_eq(held, statement) && parsed.epoch == statement.epoch())
             && !self.marks.changes.is_unnamed_unsettled()
@@ -103,15 +103,16 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        let renewed = self.marks.placing.renewed == Some(statement.id);
         let place = self.conn.shelf.get(statement.id).filter(|place| place.parsed.epoch == statement.epoch());
-        if let Some(place) = place {
-            match place.parsed.described.fits(wanted) {
+        if let Some(Parsed { described, renewed: is_new, .. }) = place.map(|place| place.parsed) {
+            match described.fits(wanted) {
                 Fit::Same => {
                     self.marks.placing.bound = statement.id;
                     return Ok(Renamed::To(statement.id));
                 }
                 Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
-                Fit::Unknown | Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                Fit::Unknown | Fit::Other if is_new && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(Renamed::Same);
                 }
@@ -119,12 +120,14 @@ impl Request<'_> {
             }
         }
         // What waited for an answer is not run once more.
-        let counts = purpose.runs && self.marks.placing.renewed != Some(statement.id);
+        let counts = purpose.runs && !renewed;
         if self.goes_by_name(statement, counts) && self.make_room(statement, self.cold(), plan) {
             self.send_parse(statement, Origin::Pooler, 0, plan);
             let renamed = Renamed::To(statement.id);
             if wanted.is_known() {
-                self.marks.placing.renewed = Some(statement.id);
+                if let Some(place) = self.conn.shelf.get(statement.id) {
+                    place.parsed.renewed = true;
+                }
                 return Err(self.ask(&renamed, statement, plan));
             }
             self.marks.placing.bound = statement.id;
@@ -182,13 +185,14 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        let renewed = self.marks.placing.renewed == Some(statement.id);
         if self.is_stripped(statement)
             && let Held::Holds(_, parsed) = &self.conn.unnamed
         {
             match parsed.described.fits(wanted) {
                 Fit::Same => return Ok(()),
                 Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
-                Fit::Unknown | Fit::Other if self.marks.placing.renewed == Some(statement.id) => {
+                Fit::Unknown | Fit::Other if parsed.renewed && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(());
                 }
@@ -197,7 +201,9 @@ impl Request<'_> {
         }
         self.parse_stripped(statement, Origin::Pooler, 0, plan);
         if wanted.is_known() {
-            self.marks.placing.renewed = Some(statement.id);
+            if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
+                parsed.renewed = true;
+            }
             return Err(self.ask(&Renamed::Stripped(statement.id), statement, plan));
         }
         Ok(())
@@ -225,6 +231,7 @@ impl Request<'_> {
     /// The server is asked how it describes what it was just given. What waits for the answer stops here.
     fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
         self.marks.placing.asked = Some(statement.id);
+        self.marks.placing.renewed = Some(statement.id);
         self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
         self.renamed(b'D', renamed, plan);
         plan.insert(|out| out.extend_from_slice(&encode::FLUSH));
