@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use crate::check::{http_address, listen_addresses, tls_protocols, whole_seconds};
 use crate::choices::{
-    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
-    StatementMode,
+    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode, StatementMode,
 };
 use crate::config::Config;
 use crate::login::RequireAuth;

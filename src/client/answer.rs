@@ -420,7 +420,8 @@ impl Answer<'_> {
         let destroyed = front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0;
         self.statements.undo(undone, destroyed, &mut self.marks.changes, &mut conn.unnamed);
         // What it was before is not what it is where something of a later batch replaces it.
-        let is_replaced = |owed: Owed| is_unnamed(owed) && (owed.origin == Origin::Pooler || notes(owed.note, STRIPPED));
+        let is_replaced =
+            |owed: Owed| is_unnamed(owed) && (owed.origin == Origin::Pooler || notes(owed.note, STRIPPED));
         if unnamed_replays || conn.pipeline.iter().any(is_replaced) {
             conn.unnamed = Held::Unknown;
         }

@@ -473,7 +473,10 @@ impl Request<'_> {
             self.stats.local_parses += 1;
             return;
         }
-        if !(present && is_described) && self.goes_by_name(statement, false) && self.make_room(statement, self.cold(), plan) {
+        if !(present && is_described)
+            && self.goes_by_name(statement, false)
+            && self.make_room(statement, self.cold(), plan)
+        {
             self.send_parse(statement, Origin::Client, CHANGES, plan);
         } else {
             self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, plan);
@@ -616,7 +619,7 @@ impl Request<'_> {
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
                     let status = self.conn.pipeline.certain_status();
-                self.runs(statement.effects, &statement.text, status);
+                    self.runs(statement.effects, &statement.text, status);
                 }
                 renamed
             }

@@ -78,8 +78,7 @@ impl Described {
     pub const fn fits(self, told: Self) -> Fit {
         if told.parameters != 0 && self.parameters == 0 || told.rows != 0 && self.rows == 0 {
             Fit::Unknown
-        } else if told.parameters != 0 && told.parameters != self.parameters
-            || told.rows != 0 && told.rows != self.rows
+        } else if told.parameters != 0 && told.parameters != self.parameters || told.rows != 0 && told.rows != self.rows
         {
             Fit::Other
         } else {

@@ -210,13 +210,7 @@ impl Request<'_> {
     }
 
     /// An unnamed `Parse` of the statement.
-    pub(super) fn parse_stripped(
-        &mut self,
-        statement: &Rc<Statement>,
-        origin: Origin,
-        note: u64,
-        plan: &mut Plan<'_>,
-    ) {
+    pub(super) fn parse_stripped(&mut self, statement: &Rc<Statement>, origin: Origin, note: u64, plan: &mut Plan<'_>) {
         self.conn.pipeline.sent(Expect::Parse, origin, note | UNNAMED);
         self.marks.changes.begin_unnamed();
         self.conn.unnamed = Held::parsed(statement.clone());

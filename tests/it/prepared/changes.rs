@@ -62,14 +62,7 @@ async fn rows_are_never_other_than_the_client_was_told() {
     }
 }
 
-async fn alter(
-    site: &Site<'_>,
-    session: bool,
-    (change, holds): (&str, bool),
-    binary: bool,
-    before: usize,
-    what: &str,
-) {
+async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), binary: bool, before: usize, what: &str) {
     let (mut client, mut second, mut third) = (site.client().await, site.client().await, site.client().await);
     let format: &[i16] = if binary { &[1] } else { &[] };
     let execution = || [bind_formats("", "s1", &[], &[], format), execute("", 0), sync()];

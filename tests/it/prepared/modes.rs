@@ -81,7 +81,11 @@ async fn every_mode_answers_as_postgres_does() {
                 .ready(1),
             Script::new("in a transaction")
                 .queries(&["BEGIN"])
-                .send(&[parse("s1", "INSERT INTO t VALUES ($1, 'x') RETURNING id", &[]), describe_statement("s1"), sync()])
+                .send(&[
+                    parse("s1", "INSERT INTO t VALUES ($1, 'x') RETURNING id", &[]),
+                    describe_statement("s1"),
+                    sync(),
+                ])
                 .ready(1)
                 .send(&[one(b"1"), one(b"2"), sync()])
                 .ready(1)
@@ -95,7 +99,12 @@ async fn every_mode_answers_as_postgres_does() {
                 .queries(&["DEALLOCATE s1"])
                 .send(&[one(b"2"), sync(), parse("s1", "SELECT $1::text", &[]), one(b"a"), sync()])
                 .ready(2)
-                .send(&[query("BEGIN"), query("deallocate prepare \"s1\"; "), query("DEALLOCATE s1"), query("ROLLBACK")])
+                .send(&[
+                    query("BEGIN"),
+                    query("deallocate prepare \"s1\"; "),
+                    query("DEALLOCATE s1"),
+                    query("ROLLBACK"),
+                ])
                 .ready(4)
                 .send(&[one(b"2"), sync()])
                 .ready(1),
@@ -131,8 +140,7 @@ async fn kept(client: &mut Wire) -> usize {
 
 #[tokio::test]
 async fn a_server_connection_keeps_no_more_statements_than_it_may() {
-    let settings =
-        [("default_pool_size", "1"), ("prepared_statements", "rewrite"), ("max_prepared_statements", "5")];
+    let settings = [("default_pool_size", "1"), ("prepared_statements", "rewrite"), ("max_prepared_statements", "5")];
     let site = Site::start(&settings);
     let mut client = site.client().await;
     for n in 0..20 {
@@ -142,10 +150,8 @@ async fn a_server_connection_keeps_no_more_statements_than_it_may() {
         let name = |n: usize| format!("s{}", n * 7 % 20);
         echo(&mut client, &name(round), &round.to_string()).await;
         // Three of one batch, of which none may make room for another.
-        let three: Vec<Vec<u8>> = (0..3)
-            .flat_map(|n| [bind("", &name(round + n), &[Some(b"x")]), execute("", 0)])
-            .chain([sync()])
-            .collect();
+        let three: Vec<Vec<u8>> =
+            (0..3).flat_map(|n| [bind("", &name(round + n), &[Some(b"x")]), execute("", 0)]).chain([sync()]).collect();
         assert_eq!(run(&mut client, &three).await.rows.len(), 3);
         assert!(kept(&mut client).await <= 5, "round {round}");
     }
@@ -159,8 +165,7 @@ async fn a_server_connection_keeps_no_more_statements_than_it_may() {
 
 #[tokio::test]
 async fn the_size_of_texts_counts_as_well() {
-    let settings =
-        [("default_pool_size", "1"), ("prepared_statements", "rewrite"), ("max_prepared_text", "10KiB")];
+    let settings = [("default_pool_size", "1"), ("prepared_statements", "rewrite"), ("max_prepared_text", "10KiB")];
     let site = Site::start(&settings);
     let mut client = site.client().await;
     for n in 0..10 {
