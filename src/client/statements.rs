@@ -465,11 +465,11 @@ mod tests {
         let mut held = Held::Empty;
         for text in [&b"SELECT 1"[..], b"SELECT 2", b"SELECT 3", b"SELECT 4"] {
             let statement = interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
-            let before = std::mem::replace(&mut held, Held::Holds(statement.clone()));
-            statements.parsed_unnamed(Unnamed::Holds(statement), before, &mut changes);
+            let before = std::mem::replace(&mut held, Held::parsed(statement.clone()));
+            statements.parsed_unnamed(Unnamed::Holds(statement, Described::default()), before, &mut changes);
         }
         statements.undo(2, false, &mut changes, &mut held);
-        assert!(matches!(&statements.unnamed, Unnamed::Holds(s) if &*s.text == b"SELECT 4"));
+        assert!(matches!(&statements.unnamed, Unnamed::Holds(s, _) if &*s.text == b"SELECT 4"));
         statements.undo(2, false, &mut changes, &mut held);
         assert!(matches!((&statements.unnamed, &held), (Unnamed::Empty, Held::Empty)), "{statements:?}");
     }
