@@ -60,7 +60,7 @@ fn settings_roles_and_databases_are_as_asked() {
         ClusterOptions::default()
             .set("max_connections", "17")
             .set("search_path", r#""it's \ odd""#)
-            .role(Role::new("Odd\"one", "it's").with("CONNECTION LIMIT 2"))
+            .role(Role::new("Odd\"one", "it's odd").with("CONNECTION LIMIT 2"))
             .database("more", "app"),
     )
     .unwrap();
@@ -169,13 +169,13 @@ async fn each_way_to_log_in_asks_for_what_it_should() {
     // What the server's first message is: §53.7, Authentication messages.
     let table = [(Auth::Trust, 0), (Auth::Cleartext, 3), (Auth::Md5, 5), (Auth::Scram, 10)];
     for (auth, kind) in table {
-        let options = ClusterOptions::auth(auth).role(Role::new("more", "p w"));
+        let options = ClusterOptions::auth(auth).role(Role::new("more", "pass word"));
         let cluster = Cluster::start(options).unwrap();
         let mut wire = Wire::connect(cluster.addr()).await.unwrap();
         wire.startup(&[("user", "more"), ("database", "app")]).await.unwrap();
         let first = wire.recv().await.unwrap();
         assert_eq!(first.authentication().unwrap().0, kind, "{auth:?}");
-        for (user, password) in [("more", "p w"), ("app", "app-secret")] {
+        for (user, password) in [("more", "pass word"), ("app", "app-secret")] {
             let mut wire = Wire::open(cluster.addr(), user, "app", password).await.unwrap();
             let answer = wire.query("SELECT current_user").await.unwrap();
             assert_eq!(answer.value(), Some(user), "{auth:?}");
@@ -190,7 +190,7 @@ async fn each_way_to_log_in_asks_for_what_it_should() {
 
 #[tokio::test]
 async fn the_url_logs_in() {
-    let cluster = Cluster::start(ClusterOptions::default().role(Role::new("o d", "p@:/ ss"))).unwrap();
+    let cluster = Cluster::start(ClusterOptions::default().role(Role::new("o d", "p@:/ ssword"))).unwrap();
     for (url, user) in [(cluster.url("o d", "app"), "o d"), (cluster.superuser_url(), "postgres")] {
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
         let running = tokio::spawn(connection);
