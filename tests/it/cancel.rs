@@ -494,6 +494,28 @@ fn what_was_sent_before_a_goodbye_runs_to_its_end() {
 }
 
 #[test]
+fn a_goodbye_in_the_middle_of_a_copy_frees_the_server_connection() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE copied (n int)");
+    for at_once in [true, false] {
+        run(SOON, async {
+            let mut client = stage.client().await;
+            client.send(&build::query("COPY copied FROM STDIN")).await.unwrap();
+            if !at_once {
+                while client.recv().await.unwrap().tag != b'G' {}
+            }
+            client.send(&build::terminate()).await.unwrap();
+            read_to_end(&mut client).await;
+            assert_eq!(
+                value(&mut stage.client().await, "SELECT count(*) FROM copied").await,
+                "0",
+                "at once: {at_once}"
+            );
+        });
+    }
+}
+
+#[test]
 fn what_was_sent_before_a_goodbye_is_answered_as_by_postgres() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     let sleep = "SELECT 1 FROM pg_sleep(0.05)";

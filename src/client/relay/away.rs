@@ -7,6 +7,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::super::end::End;
 use super::{Lease, Relay};
+use crate::backend::ServerConn;
 
 impl Relay {
     /// Nothing is read from the client for now, so that its end is not seen in passing: it is looked for once a second.
@@ -38,6 +39,8 @@ impl Relay {
     /// earns a `ReadyForQuery`. What comes behind the last one is not flushed there, either.
     pub(super) fn hears_out(&self) -> bool {
         let ends_at_once = self.context.config.client.cancel_on_disconnect == CancelOnDisconnect::Always;
-        matches!(&self.lease, Lease::Held(conn) if conn.pipeline.ready_owed() > 0) && !ends_at_once
+        // A COPY waits for data that will not come any more.
+        let comes = |conn: &ServerConn| conn.pipeline.ready_owed() > 0 && !conn.pipeline.is_copy_in();
+        matches!(&self.lease, Lease::Held(conn) if comes(conn)) && !ends_at_once
     }
 }
