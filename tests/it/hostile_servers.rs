@@ -38,11 +38,15 @@ fn pgweir_before(servers: &[MockServer], settings: &[(&str, &str)]) -> Pgweir {
 
 async fn login(pgweir: &Pgweir, number: usize) -> Result<Wire, ServerError> {
     let mut wire = Wire::connect(pgweir.addr()).await.unwrap();
+    wire.set_patience(Duration::from_mins(1));
     match wire.login("db", &format!("db{number}"), PASSWORD).await {
         Ok(_) => Ok(wire),
         Err(error) => Err(error.server_error().unwrap_or_else(|| panic!("db{number}: {error}"))),
     }
 }
+
+/// What is told of a server that says nothing, or not enough.
+const SILENCE: &str = "no answer within server_connect_timeout";
 
 /// What a client is to see.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +59,12 @@ enum Want {
     Refused(&'static str),
     /// It may pass: the client waits for as long as it may, and is told these words then.
     Waits(&'static str),
+}
+
+impl Want {
+    fn is_silence(self) -> bool {
+        matches!(self, Self::Waits(SILENCE))
+    }
 }
 
 /// Our part of the nonce, from a `SASLInitialResponse`.
@@ -99,10 +109,10 @@ fn hostile_logins() -> Vec<(&'static str, Vec<Step>, Want)> {
         ("a negative length",          first(message_lying(b'S', u32::MAX, b"")), Told("declares 4294967295 bytes, limit 65536")),
         ("just too long",              first(message_lying(b'N', 65_537, b"")), Told("declares 65537 bytes, limit 65536")),
         ("another protocol",           first(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()), Told("message 0x48 declares")),
-        ("half a message",             first(ok()[..5].to_vec()), Waits("no answer within server_connect_timeout")),
-        ("half a header",              first(ok()[..3].to_vec()), Waits("no answer within server_connect_timeout")),
-        ("silence",                    vec![Startup, Hang], Waits("no answer within server_connect_timeout")),
-        ("silence after the login",    then(say::greeting()), Waits("no answer within server_connect_timeout")),
+        ("half a message",             first(ok()[..5].to_vec()), Waits(SILENCE)),
+        ("half a header",              first(ok()[..3].to_vec()), Waits(SILENCE)),
+        ("silence",                    vec![Startup, Hang], Waits(SILENCE)),
+        ("silence after the login",    then(say::greeting()), Waits(SILENCE)),
         ("the end",                    vec![Startup], Waits("end of file")),
         ("a reset",                    vec![Startup, Reset], Waits("reset")),
         // Without end.
@@ -168,7 +178,15 @@ fn hostile_logins() -> Vec<(&'static str, Vec<Step>, Want)> {
 
 #[tokio::test]
 async fn whatever_a_server_says_at_a_login_there_is_a_clear_error_and_no_harm() {
-    let table = hostile_logins();
+    // How long pgweir waits for a server must not decide what the others are told, however slow this machine is.
+    let (silent, others): (Vec<_>, Vec<_>) = hostile_logins().into_iter().partition(|(_, _, want)| want.is_silence());
+    let silent = told_as_wanted(&silent, &[("server_connect_timeout", "1s"), ("query_wait_timeout", "3s")]);
+    let others = told_as_wanted(&others, &[("server_connect_timeout", "1min"), ("query_wait_timeout", "10s")]);
+    tokio::join!(silent, others);
+}
+
+/// That a client of each of these servers is told what the table says, or served.
+async fn told_as_wanted(table: &[(&'static str, Vec<Step>, Want)], settings: &[(&str, &str)]) {
     let servers: Vec<MockServer> = table
         .iter()
         .map(|(_, script, _)| {
@@ -176,14 +194,8 @@ async fn whatever_a_server_says_at_a_login_there_is_a_clear_error_and_no_harm() 
             MockServer::start(move |_| script.clone()).unwrap()
         })
         .collect();
-    let settings = [
-        ("server_connect_timeout", "1s"),
-        ("query_wait_timeout", "3s"),
-        ("server_login_retry", "500ms"),
-        ("default_pool_size", "2"),
-        ("log_level", "debug"),
-    ];
-    let pgweir = pgweir_before(&servers, &settings);
+    let common = [("server_login_retry", "500ms"), ("default_pool_size", "2"), ("log_level", "debug")];
+    let pgweir = pgweir_before(&servers, &[&common, settings].concat());
     let outcomes = join_all((0..table.len()).map(|number| {
         let pgweir = &pgweir;
         async move {
@@ -211,8 +223,9 @@ async fn whatever_a_server_says_at_a_login_there_is_a_clear_error_and_no_harm() 
     let log = pgweir.log();
     assert!(!log.contains("panicked") && !log.contains(PASSWORD), "{log}");
     // Whoever is served is served on.
-    let served = table.iter().position(|(_, _, want)| matches!(want, Want::Served)).unwrap();
-    assert_value(&login(&pgweir, served).await.unwrap().query("SELECT 1").await.unwrap(), "mock");
+    for served in (0..table.len()).filter(|number| matches!(table[*number].2, Want::Served)) {
+        assert_value(&login(&pgweir, served).await.unwrap().query("SELECT 1").await.unwrap(), "mock");
+    }
 }
 
 #[tokio::test]
