@@ -46,6 +46,9 @@ pub enum Step {
     Reset,
 }
 
+/// Bytes of a flood that come as fast as they are taken.
+const FLOOD: usize = 64 * 1024 * 1024;
+
 /// Plays scripts on a port of 127.0.0.1, each connection in a thread of its own. At the end of its script a connection
 /// is closed. Dropping it ends all of them.
 #[derive(Debug)]
@@ -176,9 +179,7 @@ impl Player<'_> {
                 Step::Reply(make) => self.send(&make(&self.last))?,
                 Step::Scram { password, last } => self.scram(password, last)?,
                 Step::Serve => self.serve()?,
-                Step::Flood(bytes) => loop {
-                    self.send(&bytes)?;
-                },
+                Step::Flood(bytes) => self.flood(&bytes)?,
                 Step::Hang => while self.receive()? != b'X' {},
                 Step::Reset => {
                     let socket = socket2::SockRef::from(self.stream);
@@ -195,6 +196,19 @@ impl Player<'_> {
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
+    }
+
+    /// Whoever has not left after [`FLOOD`] bytes is shown that it goes on for ever, in drops: the tests beside need the
+    /// processor, too.
+    fn flood(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let chunk = bytes.repeat((64 * 1024_usize).div_ceil(bytes.len()));
+        for _ in 0..FLOOD / chunk.len() {
+            self.send(&chunk)?;
+        }
+        loop {
+            self.send(bytes)?;
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn startup(&mut self) -> io::Result<()> {
