@@ -265,3 +265,31 @@ pub fn is_plain(secret: &str) -> bool {
 pub fn is_verifier(password: &str) -> bool {
     password.starts_with("SCRAM-SHA-256$")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use pgweir_config::Database;
+
+    use super::*;
+    use crate::clock::Pauses;
+    use crate::net::tls::Keyring;
+
+    #[test]
+    fn what_is_kept_of_databases_that_no_one_names_any_more_is_forgotten_with_their_pools() {
+        let mut config = Config::default();
+        config.databases.insert(FALLBACK.into(), Database::default());
+        let config = Arc::new(config);
+        let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
+        let router = Router::new(config, Rc::new(Clock::new(Pauses::default())), gear);
+        let used = router.pool("in use", "user").unwrap();
+        for number in 0..1500 {
+            router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();
+        }
+        router.sweep();
+        let left = |limits: &RefCell<SharedLimits>| limits.borrow().len();
+        assert_eq!((left(&router.databases), left(&router.users)), (1, 1));
+        assert_eq!((router.pools().len(), router.credentials.borrow().len()), (1, 1));
+        assert!(Rc::ptr_eq(&used, &router.pool("in use", "user").unwrap()));
+    }
+}

@@ -338,25 +338,17 @@ impl Tls {
             Role::Server(machine) => seal(&mut **machine, &mut self.cipher, parts, records),
         };
         let (taken, len) = sealed?;
-        let mut rest = records.get(..len).unwrap_or_default();
-        while !rest.is_empty() {
-            match poll_send(&self.socket, cx, rest, &[]) {
-                Poll::Ready(Ok(sent)) if sent > 0 => rest = rest.get(sent..).unwrap_or_default(),
-                Poll::Ready(outcome) if rest.len() == len => {
-                    return Poll::Ready(outcome.and(Err(io::ErrorKind::WriteZero.into())));
-                }
-                outcome => {
-                    // Whole records may have arrived: an error now would say that nothing has. The next try tells it.
-                    if outcome.is_ready() {
-                        cx.waker().wake_by_ref();
-                    }
-                    self.unsent = rest.to_vec();
-                    self.owed = taken;
-                    return Poll::Pending;
-                }
-            }
+        let (rest, failed) =
+            push(records.get(..len).unwrap_or_default(), |rest| poll_send(&self.socket, cx, rest, &[]))?;
+        if rest.is_empty() {
+            return Poll::Ready(Ok(taken));
         }
-        Poll::Ready(Ok(taken))
+        if failed {
+            cx.waker().wake_by_ref();
+        }
+        self.unsent = rest.to_vec();
+        self.owed = taken;
+        Poll::Pending
     }
 
     /// Sends what is unsent.
@@ -401,6 +393,23 @@ impl Tls {
         self.unsent = Vec::new();
         SockRef::from(&self.socket).shutdown(Shutdown::Write)
     }
+}
+
+/// Sends `records` as far as they are taken. Returns the rest, and whether an error stands behind what was taken: whole
+/// records may have arrived, and the error itself would say that nothing has. The next try tells it.
+#[inline]
+fn push(records: &[u8], mut send: impl FnMut(&[u8]) -> Poll<io::Result<usize>>) -> io::Result<(&[u8], bool)> {
+    let mut rest = records;
+    while !rest.is_empty() {
+        match send(rest) {
+            Poll::Ready(Ok(taken)) if taken > 0 => rest = rest.get(taken..).unwrap_or_default(),
+            Poll::Ready(outcome) if rest.len() == records.len() => {
+                return outcome.and(Err(io::ErrorKind::WriteZero.into()));
+            }
+            outcome => return Ok((rest, outcome.is_ready())),
+        }
+    }
+    Ok((rest, false))
 }
 
 /// Decrypts every whole record of `input`, which begin at [`PLAINTEXT_MAX`]; their plaintext is at the front then.
@@ -546,4 +555,33 @@ fn cipher_name(suite: Option<rustls::SupportedCipherSuite>) -> &'static str {
 
 fn is_resumed(kind: Option<HandshakeKind>) -> bool {
     kind == Some(HandshakeKind::Resumed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_behind_records_that_were_taken_does_not_say_that_nothing_was() {
+        type Says = Vec<Poll<io::Result<usize>>>;
+        type Want = Result<(usize, bool), io::ErrorKind>;
+        let reset = || Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        let took = |bytes: usize| Poll::Ready(Ok(bytes));
+        #[rustfmt::skip]
+        let table: [(&str, Says, Want); 8] = [
+            ("at once",              vec![took(10)],                Ok((0, false))),
+            ("in pieces",            vec![took(3), took(7)],        Ok((0, false))),
+            ("no room",              vec![Poll::Pending],           Ok((10, false))),
+            ("room for some",        vec![took(4), Poll::Pending],  Ok((6, false))),
+            ("an error",             vec![reset()],                 Err(io::ErrorKind::ConnectionReset)),
+            ("nothing taken",        vec![took(0)],                 Err(io::ErrorKind::WriteZero)),
+            ("an error behind some", vec![took(4), reset()],        Ok((6, true))),
+            ("nothing behind some",  vec![took(4), took(0)],        Ok((6, true))),
+        ];
+        for (name, says, want) in table {
+            let mut says = says.into_iter();
+            let got = push(&[0; 10], |_| says.next().unwrap());
+            assert_eq!(got.map(|(rest, failed)| (rest.len(), failed)).map_err(|error| error.kind()), want, "{name}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::{Wire, build, cancel};
-use pgweir_harness::{Direction, wait_until_async};
+use pgweir_harness::{Direction, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -513,6 +513,66 @@ fn a_goodbye_in_the_middle_of_a_copy_frees_the_server_connection() {
             );
         });
     }
+}
+
+#[test]
+fn what_was_sent_before_a_goodbye_runs_although_its_server_connection_is_lost_before_it_gets_it() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(SOON, async {
+        // A statement_timeout is applied and awaited before anything of the client's is sent.
+        let mut client = stage.client_with(&[("options", "-c statement_timeout=30s")]).await;
+        assert_eq!(value(&mut client, "SHOW statement_timeout").await, "30s");
+        succeed(&mut stage.client().await, "SELECT 1").await;
+        proxy.cut_after_bytes(Direction::ToServer, 0);
+        let bytes = [build::query("INSERT INTO mark VALUES ('before')"), build::terminate()].concat();
+        client.send(&bytes).await.unwrap();
+        // The end of the stream is there when the statement has to queue up once more.
+        drop(client);
+        wait_until_async(SOON, async || stage.sql("SELECT count(*) FROM mark") == "1").await;
+    });
+}
+
+#[test]
+fn a_client_that_vanishes_while_its_settings_are_applied_is_noticed() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
+    for vanish in Vanish::ALL {
+        run(SOON, async {
+            let mut client = stage.client_with(&[("options", "-c statement_timeout=30s")]).await;
+            let mut other = stage.client().await;
+            succeed(&mut other, "SELECT 1").await;
+            proxy.black_hole(Direction::ToServer);
+            client.send(&build::query("SELECT 1")).await.unwrap();
+            // Long enough for pgweir to have read it.
+            sleep(Duration::from_millis(200)).await;
+            vanish.go(client);
+            wait_until_async(SOON, async || (stage.metric("pgweir_process_clients") - 1.0).abs() < 0.5).await;
+            proxy.heal();
+            succeed(&mut other, "SELECT 1").await;
+        });
+    }
+}
+
+#[test]
+fn a_query_timeout_does_not_hit_the_settings_that_are_applied_before_the_query() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "1s")]);
+    let addr = stage.place.cluster.addr();
+    stage.own_sql("CREATE TEXT SEARCH CONFIGURATION public.own (COPY = pg_catalog.simple)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client_with(&[("options", "-c default_text_search_config=public.own")]).await;
+        succeed(&mut stage.client().await, "SELECT 1").await;
+        // What the server connection has cached of the catalog is void, and it cannot be read again for a while.
+        stage.sql("ALTER TEXT SEARCH CONFIGURATION public.own OWNER TO CURRENT_USER");
+        let mut holder = Wire::open(addr, SUPERUSER, stage.name(), SUPERUSER_PASSWORD).await.unwrap();
+        succeed(&mut holder, "BEGIN; LOCK TABLE pg_catalog.pg_ts_config").await;
+        client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+        wait_until_async(SOON, async || !stage.pids("wait_event_type = 'Lock'").is_empty()).await;
+        sleep(Duration::from_millis(1500)).await;
+        succeed(&mut holder, "ROLLBACK").await;
+        let outcome = client.outcome().await.unwrap();
+        assert_eq!((outcome.sqlstate(), outcome.status), (QUERY_CANCELED, b'I'), "{outcome:?}");
+        assert_eq!(value(&mut client, "SHOW default_text_search_config").await, "public.own");
+    });
 }
 
 #[test]

@@ -244,6 +244,30 @@ async fn a_server_that_is_starting_up_is_waited_for() {
     assert_eq!(servers[0].accepted(), 4);
 }
 
+/// What a server says that does not know version 3.2, which is asked for first.
+const OLD: &str = "unsupported frontend protocol 3.2";
+
+#[tokio::test]
+async fn a_refused_login_counts_for_as_long_as_the_server_has_it_open() {
+    // It refuses the version, and closes only long after server_connect_timeout.
+    let server = MockServer::start(|_| {
+        let refusal = Step::Send(say::error("FATAL", "0A000", OLD));
+        vec![Step::Startup, refusal, Step::Outlive(Duration::from_secs(2))]
+    });
+    let servers = [server.unwrap()];
+    let settings = [
+        ("default_pool_size", "1"),
+        ("server_connect_timeout", "500ms"),
+        ("server_login_retry", "100ms"),
+        ("query_wait_timeout", "1min"),
+    ];
+    let pgweir = pgweir_before(&servers, &settings);
+    let mut wire = Wire::connect(pgweir.addr()).await.unwrap();
+    wire.startup(&[("user", "db"), ("database", "db0")]).await.unwrap();
+    wait_until_async(SOON, async || servers[0].accepted() >= 3).await;
+    assert_eq!(servers[0].most(), 1, "one is permitted");
+}
+
 #[tokio::test]
 async fn a_login_that_is_cut_at_any_byte_is_tried_again() {
     const POOLS: usize = 8;

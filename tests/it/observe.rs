@@ -1,11 +1,12 @@
 //! What operators and programs see: metrics, health, log lines; and what must never be in them.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{copy_data, copy_done, parse, query, sync};
 use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, wait_until, wait_until_async};
+use tokio::time::sleep;
 
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, options, primary, start_pgweir};
 use crate::transcript::{named, unnamed};
@@ -23,6 +24,25 @@ fn count(site: &Site<'_>, name: &str, labels: &[&str]) -> u64 {
 #[track_caller]
 fn wait_count(site: &Site<'_>, name: &str, labels: &[&str], want: u64) {
     wait_until(SOON, || count(site, name, labels) == want);
+}
+
+#[tokio::test]
+async fn a_query_behind_the_settings_of_its_client_is_timed_from_when_it_was_sent() {
+    let site = Site::start(&[("default_pool_size", "1")]);
+    let mut client = site.client_with(&[("options", "-c work_mem=1MB")]).await;
+    let mut other = site.client().await;
+    let mut took = Duration::ZERO;
+    for turn in 0..3 {
+        let client = if turn == 1 { &mut other } else { &mut client };
+        // Nobody waits for an answer now.
+        sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        assert_value(&client.query("SELECT 1 FROM pg_sleep(0.2)").await.unwrap(), "1");
+        took += begun.elapsed();
+    }
+    wait_until(SOON, || count(&site, "pgweir_query_seconds_count", &[]) == 3);
+    let told = site.metric("pgweir_query_seconds_sum", &[]);
+    assert!((0.6..=took.as_secs_f64()).contains(&told), "{told} s, and the clients waited for {took:?}");
 }
 
 #[tokio::test]

@@ -139,3 +139,21 @@ async fn whoever_is_merely_believed_brings_nothing_to_the_server() {
     let error = refusal(pgweir.addr(), &place.name, &place.name, PASSWORD).await;
     assert!(error.to_string().contains("asks for a password"), "{error}");
 }
+
+#[tokio::test]
+async fn what_a_client_proves_itself_by_opens_nothing_for_the_user_that_the_database_forces_on_it() {
+    let place = Place::on(primary());
+    let forced = format!("{}_forced", place.name);
+    // The same password: on the server it would do.
+    place.psql(&format!("CREATE ROLE {forced} LOGIN PASSWORD '{PASSWORD}'"));
+    let verifier = stored(&place, "scram-sha-256");
+    let settings = [
+        ("auth_type", "plain"),
+        ("auth_plain_without_tls", "true"),
+        ("users.PLACE.password", verifier.as_str()),
+        ("databases.PLACE.user", &forced),
+    ];
+    let pgweir = start(&place, &settings);
+    let error = refusal(pgweir.addr(), &place.name, &place.name, PASSWORD).await;
+    assert!(error.to_string().contains(&format!("none is configured for user \"{forced}\"")), "{error}");
+}

@@ -42,6 +42,8 @@ pub enum Step {
     Flood(Vec<u8>),
     /// Reads and says nothing, until the client leaves or says that it does.
     Hang,
+    /// Reads nothing and stays open for so long, whatever the client does.
+    Outlive(Duration),
     /// Resets the connection.
     Reset,
 }
@@ -64,6 +66,7 @@ struct Shared {
     accepted: AtomicUsize,
     logins: AtomicUsize,
     open: AtomicUsize,
+    most: AtomicUsize,
     sockets: Mutex<Vec<TcpStream>>,
     heard: Mutex<Vec<(usize, Message)>>,
 }
@@ -87,7 +90,8 @@ impl MockServer {
                 }
                 let Ok(stream) = stream else { continue };
                 let number = own.accepted.fetch_add(1, Ordering::SeqCst);
-                own.open.fetch_add(1, Ordering::SeqCst);
+                let open = own.open.fetch_add(1, Ordering::SeqCst) + 1;
+                own.most.fetch_max(open, Ordering::SeqCst);
                 if let Ok(copy) = stream.try_clone() {
                     locked(&own.sockets).push(copy);
                 }
@@ -132,6 +136,12 @@ impl MockServer {
     #[must_use]
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// The most connections that were open at once.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.shared.most.load(Ordering::SeqCst)
     }
 
     /// Every message read so far, with the number of its connection. A start-up packet has the tag 0.
@@ -180,6 +190,7 @@ impl Player<'_> {
                 Step::Scram { password, last } => self.scram(password, last)?,
                 Step::Serve => self.serve()?,
                 Step::Flood(bytes) => self.flood(&bytes)?,
+                Step::Outlive(time) => thread::sleep(time),
                 Step::Hang => while self.receive()? != b'X' {},
                 Step::Reset => {
                     let socket = socket2::SockRef::from(self.stream);
