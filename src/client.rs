@@ -59,6 +59,8 @@ pub struct Context {
     pub interner: Interner,
     /// What is known of the texts that clients send.
     pub scans: RefCell<sql::Cache>,
+    /// What the grammar says of them.
+    pub library: RefCell<sql::Library>,
     /// What belongs to no pool.
     pub process: RefCell<ProcessStats>,
     /// Client connections, those that log in included.
@@ -97,6 +99,7 @@ impl Context {
             registry: Registry::default(),
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
+            library: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
             doors: Rc::default(),

@@ -8,7 +8,7 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | [`stats`], [`clock`], [`sql`] | plain counters; one clock read per turn; the SQL scanner |
-//! | 1 | [`net`], [`settings`], [`prepared`], [`metrics`] | sockets; settings profiles; interned statements; metric names |
+//! | 1 | [`net`], [`settings`], [`prepared`], [`catalog`], [`metrics`] | sockets; settings profiles; interned statements; what names lead to; metric names |
 //! | 2 | [`backend`] | one server connection: dial, log in, settle, cancel, farewell |
 //! | 3 | [`pool`] | idle stack, FIFO waiters, dialling within limits |
 //! | 4 | [`route`], [`cancel`], [`state`] | which pool; cancel keys; what a client left on a server connection |
@@ -22,6 +22,7 @@
 
 pub mod backend;
 pub mod cancel;
+pub mod catalog;
 pub mod check;
 pub mod client;
 pub mod clock;

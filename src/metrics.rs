@@ -73,6 +73,7 @@ catalogue! {
     SERVER_LOGINS = Counter Count "pgweir_server_logins_total" "Server connections that logged in.";
     SERVER_LOGIN_FAILURES = Counter Count "pgweir_server_login_failures_total" "Server logins that failed, by sqlstate; sqlstate=none got no answer.";
     RERUNS = Counter Count "pgweir_reruns_total" "Batches sent again because their server connection was lost before a word of the answer.";
+    AUDIT_FAILURES = Counter Count "pgweir_audit_failures_total" "Audits that found session state which was not known to be there: a defect.";
     CANCELS = Counter Count "pgweir_cancels_total" "Cancel requests whose key named a session, by outcome.";
     PINS = Counter Count "pgweir_pins_total" "Sessions that began to keep their server connection, by reason.";
     DISCARDS = Counter Count "pgweir_server_discards_total" "Server connections closed, by reason.";
@@ -260,7 +261,7 @@ impl SqlstateTotals {
 /// The series of one pool. When it is dropped its gauges fall to 0; its counters stay as they are.
 pub struct PoolMetrics {
     exporter: Arc<Exporter>,
-    plain: [(Read<PoolStats, u64>, Total); 14],
+    plain: [(Read<PoolStats, u64>, Total); 15],
     errors: Vec<SqlstateTotals>,
     login_failures: SqlstateTotals,
     cancels: TallyTotals,
@@ -295,6 +296,7 @@ impl PoolMetrics {
                 (|stats| stats.statements_closed, total(STATEMENTS_CLOSED)),
                 (|stats| stats.server_logins, total(SERVER_LOGINS)),
                 (|stats| stats.reruns, total(RERUNS)),
+                (|stats| stats.audit_failures, total(AUDIT_FAILURES)),
                 (|stats| stats.server_logins_unanswered, labelled(SERVER_LOGIN_FAILURES, "sqlstate", "none")),
             ],
             errors: Blame::ALL.iter().map(errors).collect(),

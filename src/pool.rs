@@ -2,6 +2,7 @@
 //! dialled when both say so.
 
 mod dial;
+mod knowledge;
 mod limits;
 
 use std::cell::{Cell, RefCell};
@@ -10,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use pgweir_config::PoolMode;
 use slab::Slab;
 
 use crate::backend::{Count, Credential, Parameters, ServerConn, Target};
@@ -18,6 +20,7 @@ use crate::settings::{Profile, Profiles};
 use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
 
 use dial::Backoff;
+pub use knowledge::Knowledge;
 pub use limits::{Limits, SharedLimit};
 
 /// What the first server connection of a pool told, and every client is told.
@@ -106,6 +109,9 @@ pub struct Pool {
     pub clients: Cell<u32>,
     /// Server connections pinned.
     pub pinned: Cell<u32>,
+    /// What is known of the database's functions, triggers and views.
+    pub catalog: Knowledge,
+    check_ins: Cell<u32>,
     target: Rc<Target>,
     clock: Rc<Clock>,
     counts: [Rc<Count>; 3],
@@ -130,6 +136,7 @@ impl Pool {
         clock: Rc<Clock>,
         shared: [Rc<SharedLimit>; 2],
     ) -> Rc<Self> {
+        let catalog = Knowledge::new(id, limits.mode != PoolMode::Session);
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
         let pool = Rc::new(Self {
@@ -140,6 +147,8 @@ impl Pool {
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
+            catalog,
+            check_ins: Cell::new(0),
             target: Rc::new(target),
             clock,
             counts: [own, database.count.clone(), user.count.clone()],
@@ -169,6 +178,13 @@ impl Pool {
             // What was refused before says nothing of this one.
             *self.backoff.borrow_mut() = Backoff::default();
         }
+    }
+
+    /// Whether it is this check-in's turn to be audited.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.check_ins.set(self.check_ins.get().wrapping_add(1));
+        self.limits.audit_every > 0 && self.check_ins.get().is_multiple_of(self.limits.audit_every)
     }
 
     /// The role that logs in to the server.
@@ -246,7 +262,7 @@ impl Pool {
     fn standing_refusal(&self) -> Option<Refusal> {
         let backoff = self.backoff.borrow();
         let paused = backoff.not_before.is_some_and(|at| at > self.clock.now());
-        let none = self.logging_in.get() == 0 && self.inner.borrow().lent.is_empty();
+        let none = self.logging_in.get() == 0 && !self.catalog.is_asking() && self.inner.borrow().lent.is_empty();
         if paused && none { backoff.refusal.clone() } else { None }
     }
 
@@ -290,6 +306,9 @@ impl Pool {
         if conn.used && conn.expires.is_some_and(|at| at <= self.clock.now()) {
             self.discard(conn, DiscardReason::Lifetime);
             return self.dial_if_wanted();
+        }
+        if self.catalog.is_due(self.clock.now()) {
+            return self.look_into_catalog(conn);
         }
         let first = self.inner.borrow_mut().queue.pop_front();
         let Some(key) = first else {
@@ -349,6 +368,7 @@ impl Pool {
     pub fn tick(self: &Rc<Self>) {
         self.refuse_late();
         self.close_stale();
+        self.keep_catalog_fresh();
         let served = self.clients.get() > 0 || self.waiters().0 > 0;
         if served || self.open() > 0 || self.wants_probe() {
             self.dial_if_wanted();
@@ -433,6 +453,7 @@ impl Pool {
         let inner = self.inner.borrow();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (idle, lent, waiting) = (count(inner.idle.len()), count(inner.lent.len()), count(waiters));
+        let logging_in = self.logging_in.get() + u32::from(self.catalog.is_asking());
         PoolGauges {
             clients_idle: self.clients.get().saturating_sub(lent + waiting),
             clients_active: lent,
@@ -440,8 +461,8 @@ impl Pool {
             servers_idle: idle,
             servers_active: lent,
             servers_pinned: self.pinned.get(),
-            servers_logging_in: self.logging_in.get(),
-            servers_closing: self.open().saturating_sub(idle + lent + self.logging_in.get()),
+            servers_logging_in: logging_in,
+            servers_closing: self.open().saturating_sub(idle + lent + logging_in),
             servers_limit: self.limits.pool_size + self.limits.reserve_pool_size,
             oldest_wait_us: micros(oldest),
         }

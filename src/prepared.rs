@@ -33,7 +33,7 @@ pub use described::{Described, Fit, Parsed};
 pub use shelf::{Budget, Place, Room, Shelf};
 pub use sketch::Sketch;
 
-use crate::sql::Effects;
+use crate::sql::{EffectSet, Effects};
 
 /// Bytes of the part that all server-side names of ours begin with.
 const PREFIX_LEN: usize = 14;
@@ -106,8 +106,10 @@ pub struct Statement {
     pub twin: u64,
     /// The pool whose clients may share it.
     pub pool: u32,
-    /// What running it may do to session state.
+    /// What running it may do to session state by itself.
     pub effects: Effects,
+    /// What it sets in motion, in the catalog that the number names.
+    through: Cell<(u64, EffectSet)>,
     /// Whether it was asked for since the hand last passed it.
     used: Cell<bool>,
     /// How often what servers had parsed of it turned out to be of no more use.
@@ -131,6 +133,16 @@ impl Statement {
     #[inline]
     pub fn epoch(&self) -> u32 {
         self.epoch.get()
+    }
+
+    /// What running it may do, with what it sets in motion: `through` says that, given the text and what it does by
+    /// itself. `catalog` names what `through` knows: it is asked again when that is another.
+    #[inline]
+    pub fn judge(&self, catalog: u64, through: impl FnOnce(&[u8], EffectSet) -> EffectSet) -> Effects {
+        if self.through.get().0 != catalog {
+            self.through.set((catalog, through(&self.text, self.effects.set)));
+        }
+        Effects { set: self.effects.set | self.through.get().1, ..self.effects }
     }
 }
 
@@ -317,6 +329,7 @@ impl Interner {
             twin,
             pool,
             effects,
+            through: Cell::new((0, EffectSet::NONE)),
             used: Cell::new(false),
             epoch: Cell::new(0),
         });

@@ -19,6 +19,7 @@
 //!
 //! Source: the `PostgreSQL` 17 docs, §4.1 "Lexical Structure", and the reference pages of the commands.
 
+mod body;
 mod cache;
 mod effects;
 mod facts;
@@ -36,9 +37,10 @@ mod tests;
 
 use std::borrow::Cow;
 
+pub use body::{Body, body, hidden_names};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
-pub use facts::{Call, Facts, Relation, Source};
+pub use facts::{Call, Facts, Relation, Source, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
 pub use head::FirstWord;
 pub use library::{Library, Reading};

@@ -5,8 +5,8 @@
 //! profile, everything that cannot be carried over pins the connection to its client.
 
 use crate::backend::row_columns;
-use crate::settings::Entry;
-use crate::sql::{EffectSet, Effects};
+use crate::settings::{Entry, Profile};
+use crate::sql::{EffectSet, Effects, FirstWord};
 use crate::stats::{PinReason, Reason as _};
 
 /// Effects after which the connection has to be audited before another client gets it.
@@ -19,6 +19,7 @@ const TAINTS: EffectSet = EffectSet::SETTINGS
     .union(EffectSet::ADVISORY_LOCK)
     .union(EffectSet::DISCARD)
     .union(EffectSet::LOAD)
+    .union(EffectSet::SUSPECT)
     .union(EffectSet::OPAQUE);
 
 /// Whether running a text with these effects taints the lease.
@@ -26,6 +27,23 @@ const TAINTS: EffectSet = EffectSet::SETTINGS
 #[inline]
 pub fn taints(effects: Effects) -> bool {
     effects.set.intersects(TAINTS)
+}
+
+/// Whether running a text with these effects may change what names lead to. Temporary objects are the session's own.
+#[must_use]
+#[inline]
+pub fn defines(effects: Effects) -> bool {
+    effects.has(EffectSet::DDL)
+        && (effects.has(EffectSet::MULTI)
+            || matches!(effects.first, FirstWord::Create | FirstWord::Alter | FirstWord::Import | FirstWord::Explain)
+                && !effects.has(EffectSet::TEMP))
+}
+
+/// Whether a text with these effects ends or begins a transaction and does nothing else.
+#[must_use]
+pub fn only_ends(effects: Effects) -> bool {
+    use FirstWord::{Abort, Begin, Commit, End, Rollback, Start};
+    !effects.has(EffectSet::MULTI) && matches!(effects.first, Begin | Start | Commit | End | Rollback | Abort)
 }
 
 /// Why a session keeps its server connection: a set of reasons.
@@ -188,6 +206,29 @@ impl Findings {
             b"p" => self.pins.add(PinReason::Prepare),
             _ => self.pins.add(PinReason::Unknown),
         }
+    }
+}
+
+impl Findings {
+    /// Whether they are what is known of a server connection: the names of its settings and what it is pinned by.
+    #[must_use]
+    pub fn agrees_with(&self, profile: &Profile, pins: Pins) -> bool {
+        let pinned = self.pins.iter().all(|reason| pins.has(reason));
+        // What `connect_query` set is in no profile.
+        pinned && self.settings.iter().all(|(name, _)| !name.contains('.') || profile.get(name).is_some())
+    }
+}
+
+/// The names of what was found; values may be secrets.
+impl std::fmt::Display for Findings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, _) in &self.settings {
+            write!(f, "{name} ")?;
+        }
+        for reason in self.pins.iter() {
+            write!(f, "{} ", reason.as_str())?;
+        }
+        Ok(())
     }
 }
 

@@ -231,6 +231,13 @@ group! {
         max_prepared_statements: u32 = 200, in 0..=100000 => live;
         /// Bytes of their texts that one server connection keeps. The server needs some times as much for them.
         max_prepared_text: usize = "1MiB", in 0..="1GiB" => live;
+        /// One in so many server connections that go back to the pool, with nothing to suggest that session state was left
+        /// on them, is audited all the same: a query that proves it. 0 audits none. What it finds is logged and counted as
+        /// `pgweir_audit_failures_total`.
+        audit_every: u32 = 0, in 0..=1000000 => live;
+        /// How often each pool looks whether functions, triggers, views and their like have changed, besides whenever it
+        /// sees a statement that changes them.
+        catalog_check_interval: Duration = "30s", in "100ms"..="1h" => live;
     }
 }
 

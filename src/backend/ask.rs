@@ -75,6 +75,57 @@ impl ServerConn {
         }
     }
 
+    /// Runs one simple query of ours on an idle connection and hands each row's body to `row`. False if it fails.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`]: the connection is lost, out of step, or has said more than `limit` bytes.
+    pub async fn gather(&mut self, text: &str, limit: usize, mut row: impl FnMut(&[u8])) -> Result<bool, SettleError> {
+        let mut out = Vec::new();
+        encode::query(&mut out, text.as_bytes());
+        self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+        self.unnamed = Unnamed::Empty;
+        self.send(&out).await?;
+        let (mut well, mut heard, mut buf) = (true, 0, vec![0; 16 * 1024]);
+        loop {
+            tokio::task::consume_budget().await;
+            let mut at = 0;
+            while let Scanned::Whole { tag, body } =
+                self.scanner.next(self.carry.get(at..).unwrap_or_default()).map_err(|_| SettleError)?
+            {
+                let tag = Tag::from_byte(tag).map_err(|_| SettleError)?;
+                at += HEADER + body.len();
+                let (mut status, mut fatal) = (None, false);
+                match tag {
+                    Tag::DataRow => row(body),
+                    Tag::ErrorResponse => {
+                        fatal = Fields::parse(body).map_or(true, |fields| fields.is_fatal());
+                        well = false;
+                    }
+                    Tag::ReadyForQuery => status = TxStatus::parse(body).ok(),
+                    _ => {}
+                }
+                self.take_reply(tag, status, fatal)?;
+            }
+            self.carry.drain(..at);
+            if self.pipeline.is_settled() && self.unsent.is_empty() && self.carry.is_empty() {
+                return if self.pipeline.is_free() { Ok(well) } else { Err(SettleError) };
+            }
+            let read = poll_fn(|cx| {
+                if !self.unsent.is_empty() && self.flush(cx).is_err() {
+                    return Poll::Ready(Ok(0));
+                }
+                self.poll_read(cx, &mut buf)
+            });
+            let read = read.await.unwrap_or(0);
+            heard += read;
+            if read == 0 || heard > limit {
+                return Err(SettleError);
+            }
+            self.carry.extend_from_slice(buf.get(..read).unwrap_or_default());
+        }
+    }
+
     /// Goes through the whole messages in `carry`.
     fn take_answer(&mut self, answer: &mut Answer) -> Result<(), SettleError> {
         let mut at = 0;

@@ -11,6 +11,7 @@ use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use crate::backend::ServerConn;
+use crate::catalog::Suspects;
 use crate::clock::Moment;
 use crate::prepared::{Budget, Interner};
 use crate::settings::{Profile, Profiles};
@@ -35,6 +36,8 @@ pub struct Desk {
     pub to_client: Vec<u8>,
     statements: Statements,
     scans: sql::Cache,
+    library: sql::Library,
+    suspects: Suspects,
     stats: PoolStats,
     profiles: Profiles,
     startup: Rc<Profile>,
@@ -63,6 +66,8 @@ impl Desk {
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
+            library: sql::Library::default(),
+            suspects: Suspects::default(),
             stats: PoolStats::default(),
             profiles,
             startup,
@@ -98,6 +103,9 @@ impl Desk {
             marks: &mut self.marks,
             interner: &self.interner,
             scans: &mut self.scans,
+            library: &mut self.library,
+            suspects: &self.suspects,
+            catalog: 1,
             stats: &mut self.stats,
             pool: 1,
             parse_key: self.startup.parse_key(),

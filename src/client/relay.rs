@@ -37,6 +37,7 @@ use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
 
 pub use active::Active;
+use active::Proof;
 use ear::Ear;
 
 /// Rounds of reading in one poll before other sessions get a turn.
@@ -516,6 +517,10 @@ impl Relay {
         let first = rerun::is_first(conn, was_settled);
         active.marks.harmless = first;
         active.marks.placing.named = false;
+        let suspects = self.pool.catalog.suspects();
+        if !self.pool.catalog.is_known() {
+            active.marks.runs_unjudged();
+        }
         let mut plan = Plan::new(input, made);
         let stop = Request {
             scanner: &mut self.scanner,
@@ -524,6 +529,9 @@ impl Relay {
             marks: &mut active.marks,
             interner: &context.interner,
             scans: &mut context.scans.borrow_mut(),
+            library: &mut context.library.borrow_mut(),
+            suspects: &suspects,
+            catalog: self.pool.catalog.key(),
             stats: &mut self.pool.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
@@ -544,6 +552,7 @@ impl Relay {
         if used > 0 {
             // What pins a connection may be gone after any statement.
             active.marks.tainted |= active.marks.pins.may_end();
+            active.proof = Proof::Open;
         }
         let whole = matches!(stop, Stop::Short) && !self.scanner.is_inside();
         let batch = input.get(..used).filter(|_| whole && conn.pipeline.ready_owed() > 0).unwrap_or_default();

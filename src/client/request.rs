@@ -20,6 +20,7 @@ use place::Use;
 use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
+use crate::catalog::Suspects;
 use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NO_MEMORY, Prefix, REFUSED, RESTORE, STRIPPED};
 use crate::prepared::{Statement, UNNAMED};
 use crate::settings::{self, Profile, Profiles};
@@ -57,6 +58,10 @@ pub struct Marks {
     pub sequences: bool,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
+    /// Functions may have set more of them: those that functions of the database are known to set.
+    pub hidden: bool,
+    /// The catalog may be another when the transaction is over.
+    pub defines: bool,
     /// Start-up values may have been reset: the next end of a batch is to be followed by them.
     pub resets: bool,
     /// Changes of the client's statements that the server has not confirmed yet.
@@ -83,19 +88,21 @@ impl Marks {
             begin_sent,
             pins,
             custom,
+            hidden,
+            defines,
             resets,
             changes,
             placing: _,
         } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
-        !any && pins.is_empty() && custom.is_empty() && changes.is_empty()
+        !any && !*hidden && !*defines && pins.is_empty() && custom.is_empty() && changes.is_empty()
     }
 
     /// A text with these effects is about to run.
     #[inline]
     pub fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.harmless &= effects.harmless;
-        if effects.set.is_empty() {
+        if effects.set.is_empty() && !self.defines {
             return;
         }
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
@@ -106,13 +113,21 @@ impl Marks {
         if state::taints(effects) {
             self.taints(effects, text);
         }
+        // What was just defined may be called before the catalog is read again.
+        self.tainted |= self.defines && !state::only_ends(effects);
+        if state::defines(effects) {
+            self.defines = true;
+            self.tainted |= effects.set.intersects(EffectSet::MULTI);
+        }
     }
 
     #[cold]
     fn taints(&mut self, effects: Effects, text: &[u8]) {
+        const HIDES: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
         self.tainted = true;
-        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::OPAQUE));
-        self.listening |= effects.set.intersects(EffectSet::LISTEN.union(EffectSet::OPAQUE));
+        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(HIDES));
+        self.listening |= effects.set.intersects(EffectSet::LISTEN.union(HIDES));
+        self.hidden |= effects.set.intersects(HIDES);
         if effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
             // A custom setting whose name is not spelled out: the catalog lists no such settings.
             self.pins.add(PinReason::Unknown);
@@ -122,27 +137,49 @@ impl Marks {
             self.pins.add(PinReason::Load);
         }
         if effects.set.intersects(EffectSet::CUSTOM) {
-            for name in sql::custom_names(text) {
-                if self.custom.iter().any(|known| **known == *name) {
-                    continue;
-                }
-                if self.custom.len() >= CUSTOM_MAX {
-                    // Too many to ask for: the server connection stays with its client instead.
-                    self.pins.add(PinReason::Settings);
-                    break;
-                }
-                self.custom.push(name.into());
+            self.set_custom(sql::custom_names(text).map(|name| Box::from(&*name)));
+        }
+        if matches!(effects.first, sql::FirstWord::Do) || effects.set.contains(EffectSet::OPAQUE | EffectSet::MULTI) {
+            self.set_custom(sql::hidden_names(text).into_iter());
+            // It may define something, too.
+            self.defines |= [&b"create"[..], b"alter"].iter().any(|word| mentions(text, word));
+        }
+    }
+
+    fn set_custom(&mut self, names: impl Iterator<Item = Box<str>>) {
+        for name in names {
+            if self.custom.contains(&name) {
+                continue;
             }
+            if self.custom.len() >= CUSTOM_MAX {
+                // Too many to ask for: the server connection stays with its client instead.
+                self.pins.add(PinReason::Settings);
+                break;
+            }
+            self.custom.push(name);
         }
     }
 
     /// A text that cannot be read runs.
     pub fn runs_unknown(&mut self) {
         self.harmless = false;
+        self.runs_unjudged();
+    }
+
+    /// What runs may set anything in motion.
+    #[cold]
+    pub fn runs_unjudged(&mut self) {
         self.tainted = true;
         self.scrub = true;
         self.unsettled = true;
+        self.listening = true;
+        self.hidden = true;
     }
+}
+
+/// Whether `word` (lower case) is somewhere in `text`, in any case.
+fn mentions(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
 /// Why reading the client's messages stopped.
@@ -177,6 +214,12 @@ pub struct Request<'a> {
     pub interner: &'a Interner,
     /// What is known of the texts that clients send.
     pub scans: &'a mut sql::Cache,
+    /// What the grammar says of them.
+    pub library: &'a mut sql::Library,
+    /// The names that lead to more than a text shows.
+    pub suspects: &'a Suspects,
+    /// Which catalog these are of.
+    pub catalog: u64,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
     /// The pool's number.
@@ -230,7 +273,9 @@ impl Request<'_> {
         let len = HEADER + body.len();
         match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
             Tag::Query => {
-                let (text, effects) = self.scans.scan(body).map_err(Stop::Malformed)?;
+                let (suspects, library) = (self.suspects, &mut *self.library);
+                let through = |text: &[u8], own| suspects.judge(text, own, library);
+                let (text, effects) = self.scans.judge(body, self.catalog, through).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
                 if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
@@ -402,7 +447,8 @@ impl Request<'_> {
         let key = self.present_key();
         if parse.statement.is_empty() {
             let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
-            self.forget_sequences(statement.effects, plan);
+            let effects = self.effects(&statement);
+            self.forget_sequences(effects, plan);
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
             let before = std::mem::replace(&mut self.conn.unnamed, Held::parsed(statement.clone()));
             let unnamed = Unnamed::Holds(statement, Described::default());
@@ -426,7 +472,8 @@ impl Request<'_> {
                     statement = self.interner.twin(&statement);
                 }
                 let named = Named::Shared(statement.clone(), Described::default());
-                self.forget_sequences(statement.effects, plan);
+                let effects = self.effects(&statement);
+                self.forget_sequences(effects, plan);
                 self.statements.parsed(parse.statement, named, &mut self.marks.changes);
                 // What is described now has to be as it is now.
                 let is_described = place::is_described_next(parse.statement, len, plan);
@@ -447,6 +494,13 @@ impl Request<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What running a statement may do, with what it sets in motion.
+    #[inline]
+    fn effects(&mut self, statement: &Statement) -> Effects {
+        let (suspects, library) = (self.suspects, &mut *self.library);
+        statement.judge(self.catalog, |text, own| suspects.judge(text, own, library))
     }
 
     /// The parse-time settings as they are now.
@@ -595,14 +649,15 @@ impl Request<'_> {
                 return Err(Stop::Unsettled);
             }
             if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
-                let effects = statement.effects;
+                let effects = self.effects(&statement.clone());
                 self.forget_sequences(effects, plan);
             }
             self.ensure_unnamed(purpose, plan)?;
             if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
                 let statement = statement.clone();
                 let status = self.conn.pipeline.certain_status();
-                self.runs(statement.effects, &statement.text, status);
+                let effects = self.effects(&statement);
+                self.runs(effects, &statement.text, status);
             } else if runs {
                 self.marks.runs_unknown();
             }
@@ -613,13 +668,15 @@ impl Request<'_> {
             Look::Named(Named::Shared(statement, told)) => {
                 let statement = self.under_present_settings(name, statement);
                 if runs {
-                    self.forget_sequences(statement.effects, plan);
+                    let effects = self.effects(&statement);
+                    self.forget_sequences(effects, plan);
                 }
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
                     let status = self.conn.pipeline.certain_status();
-                    self.runs(statement.effects, &statement.text, status);
+                    let effects = self.effects(&statement);
+                    self.runs(effects, &statement.text, status);
                 }
                 renamed
             }

@@ -28,7 +28,8 @@ impl Pool {
         loop {
             let (waiters, oldest) = self.waiters();
             let missing = self.limits.min_pool_size.saturating_sub(self.open());
-            let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(self.logging_in.get()).max(missing);
+            let coming = self.logging_in.get() + u32::from(self.catalog.is_asking());
+            let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(coming).max(missing);
             let wanted = wanted.max(u32::from(self.wants_probe()));
             if wanted == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
                 return;

@@ -44,6 +44,10 @@ pub struct Limits {
     pub budget: Budget,
     /// Pinned server connections, at most.
     pub max_pinned: u32,
+    /// One in so many check-ins is audited with nothing to suggest it; 0 for none.
+    pub audit_every: u32,
+    /// How often the catalog is looked at.
+    pub catalog_check_interval: Duration,
     /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
     pub is_probed: bool,
 }

@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use pgweir_proto::Malformed;
 use pgweir_proto::frontend::query_text;
 
-use super::{Effects, scan};
+use super::{EffectSet, Effects, scan};
 
 /// Longer texts are not kept; bytes.
 const TEXT_MAX: usize = 240;
@@ -24,13 +24,21 @@ pub struct Cache {
 struct Slot {
     len: usize,
     text: [u8; TEXT_MAX],
+    /// What the text does by itself.
+    own: EffectSet,
+    /// That, and what it sets in motion, in the catalog that `judged` names.
     effects: Effects,
+    judged: u64,
 }
+
+/// The catalog of no database: nothing is set in motion in it.
+const NO_CATALOG: u64 = u64::MAX;
 
 impl Default for Cache {
     fn default() -> Self {
         // The empty text is in every slot, truly.
-        let empty = Slot { len: 0, text: [0; TEXT_MAX], effects: scan(b"") };
+        let effects = scan(b"");
+        let empty = Slot { len: 0, text: [0; TEXT_MAX], own: effects.set, effects, judged: NO_CATALOG };
         Self { slots: vec![empty; SLOTS], hasher: foldhash::fast::RandomState::default() }
     }
 }
@@ -41,8 +49,23 @@ impl Cache {
     /// # Errors
     ///
     /// [`Malformed`] as [`query_text`] says.
-    #[inline]
     pub fn scan<'a>(&mut self, body: &'a [u8]) -> Result<(&'a [u8], Effects), Malformed> {
+        self.judge(body, NO_CATALOG, |_, _| EffectSet::NONE)
+    }
+
+    /// The same, with what the text sets in motion: `through` says it, given the text and what it does by itself.
+    /// `catalog` names what `through` knows: it is asked again when that is another.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] as [`query_text`] says.
+    #[inline]
+    pub fn judge<'a>(
+        &mut self,
+        body: &'a [u8],
+        catalog: u64,
+        through: impl FnOnce(&[u8], EffectSet) -> EffectSet,
+    ) -> Result<(&'a [u8], Effects), Malformed> {
         // Whatever is kept was read before, so it ends where it should and nowhere before.
         if let Some((0, text)) = body.split_last()
             && let Some(slot) = self.slot(text)
@@ -50,10 +73,18 @@ impl Cache {
             if slot.text.get(..slot.len) != Some(text) {
                 query_text(body)?;
                 slot.learn(text);
+                slot.effects.set = slot.own | through(text, slot.own);
+                slot.judged = catalog;
+            } else if slot.judged != catalog {
+                slot.effects.set = slot.own | through(text, slot.own);
+                slot.judged = catalog;
             }
             return Ok((text, slot.effects));
         }
-        query_text(body).map(|text| (text, scan(text)))
+        let text = query_text(body)?;
+        let mut effects = scan(text);
+        effects.set |= through(text, effects.set);
+        Ok((text, effects))
     }
 
     #[inline]
@@ -71,6 +102,7 @@ impl Slot {
             room.copy_from_slice(text);
         }
         self.effects = scan(text);
+        self.own = self.effects.set;
     }
 }
 

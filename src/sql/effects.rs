@@ -104,6 +104,8 @@ effects! {
     MULTI,
     /// `COPY`.
     COPY,
+    /// What the text mentions may do any of it by itself: known from the catalog, never said by [`scan`](super::scan).
+    SUSPECT,
 }
 
 impl EffectSet {

@@ -47,6 +47,8 @@ pub struct PoolStats {
     pub server_logins_unanswered: u64,
     /// Batches sent a second time, their first server connection having been lost before a word of the answer.
     pub reruns: u64,
+    /// Audits that found session state that was not known to be there: a defect.
+    pub audit_failures: u64,
     /// Cancel requests for sessions of this pool.
     pub cancels: CancelCounts,
     /// Sessions that began to keep their server connection.
@@ -80,6 +82,7 @@ impl PoolStats {
             server_login_failures,
             server_logins_unanswered,
             reruns,
+            audit_failures,
             cancels,
             pins,
             discards,
@@ -103,6 +106,7 @@ impl PoolStats {
         self.server_login_failures.merge(server_login_failures);
         self.server_logins_unanswered += server_logins_unanswered;
         self.reruns += reruns;
+        self.audit_failures += audit_failures;
         self.cancels.merge(cancels);
         self.pins.merge(pins);
         self.discards.merge(discards);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// `DESIGN.md` section 2, bottom floor first. A module uses only floors below its own.
 const FLOORS: [&[&str]; 9] = [
     &["stats", "clock", "sql"],
-    &["net", "settings", "prepared", "budget", "metrics"],
+    &["net", "settings", "prepared", "catalog", "budget", "metrics"],
     &["backend"],
     &["pool"],
     &["route", "cancel", "state"],

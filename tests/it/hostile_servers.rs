@@ -372,7 +372,11 @@ fn hostile_answers() -> Vec<(&'static str, Vec<Step>, Fate, bool)> {
 async fn a_server_that_turns_hostile_harms_the_client_it_serves_and_no_other() {
     let table = hostile_answers();
     let greeted = || vec![Step::Startup, Step::Send(say::auth(0, b"")), Step::Send(say::greeting())];
-    let known = || vec![Step::Receive, Step::Send(say::answer("x"))];
+    // Who it is, and that its catalog is empty.
+    let known = || {
+        let answers = [say::answer("x"), say::answer("1"), say::nothing()];
+        answers.into_iter().flat_map(|answer| [Step::Receive, Step::Send(answer)]).collect::<Vec<_>>()
+    };
     let servers: Vec<MockServer> = table
         .iter()
         .map(|(_, script, _, _)| {

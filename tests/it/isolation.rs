@@ -238,7 +238,8 @@ fn is_left_out(what: &impl fmt::Debug) -> bool {
 fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
     let place = Place::on(primary());
     let port = place.cluster.port().to_string();
-    let mut settings: Vec<(String, String)> = vec![("query_wait_timeout".into(), "20s".into())];
+    let mut settings: Vec<(String, String)> =
+        vec![("query_wait_timeout".into(), "20s".into()), ("audit_every".into(), "7".into())];
     let mut databases = Vec::new();
     for size in POOLS {
         let database = format!("{}_{size}", place.name);

@@ -19,6 +19,7 @@ mod crowd;
 mod drivers;
 mod figures;
 mod floors;
+mod hidden;
 mod hostile_servers;
 mod isolation;
 mod login;

@@ -15,6 +15,17 @@ pub struct Backlog {
     pub output: Vec<u8>,
 }
 
+/// Whether the server connection was audited since the client sent something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It was not.
+    Open,
+    /// It is being audited, although nothing suggests that it has to be.
+    Sampled,
+    /// It was.
+    Given,
+}
+
 /// What only a session at work needs; an idle one has none of it.
 #[derive(Debug)]
 pub struct Active {
@@ -32,6 +43,9 @@ pub struct Active {
     pub(super) rerun: Rerun,
     /// Cancel requests sent to the server in this lease that may have to be repeated.
     pub(super) cancels: u8,
+    /// The catalog that what ran was judged by.
+    pub(super) catalog: u64,
+    pub(super) proof: Proof,
     /// When the lease began.
     pub(super) leased: Moment,
 }
@@ -49,6 +63,8 @@ impl Active {
             local: None,
             rerun: Rerun::default(),
             cancels: 0,
+            catalog: 0,
+            proof: Proof::Open,
             leased: now,
         }
     }

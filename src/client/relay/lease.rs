@@ -11,7 +11,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::end::End;
 use super::super::request::PIPELINE_MAX;
-use super::{Lease, Relay};
+use super::{Lease, Proof, Relay};
 use crate::backend::{Lost, ServerConn, Unnamed};
 use crate::cancel::Activity;
 use crate::prepared::{AUDIT, REPLAY};
@@ -40,8 +40,10 @@ impl Relay {
         // Ordinary tables may be temporary ones under such a path.
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
+        let catalog = self.pool.catalog.key();
         let active = self.active();
         active.leased = now;
+        active.catalog = catalog;
         active.marks.sequences = false;
         active.marks.placing.begin();
         active.cancels = 0;
@@ -149,6 +151,20 @@ impl Relay {
             self.note(Activity::Idle);
             return Ok(());
         }
+        if std::mem::take(&mut active.marks.defines) {
+            self.pool.catalog.changed();
+        }
+        // Something was judged by a catalog that has changed meanwhile.
+        let catalog = self.pool.catalog.key();
+        active.marks.tainted |= std::mem::replace(&mut active.catalog, catalog) != catalog;
+        if self.pool.limits.audit_every > 0
+            && !active.marks.tainted
+            && active.proof == Proof::Open
+            && self.pool.is_sampled()
+        {
+            active.proof = Proof::Sampled;
+            return self.audit(cx);
+        }
         if active.marks.tainted {
             return self.audit(cx);
         }
@@ -193,7 +209,9 @@ impl Relay {
         };
         active.marks.tainted = false;
         active.aside.audit = Some(Findings::default());
-        let others = self.profile.names().chain(active.marks.custom.iter().map(|name| &**name));
+        let suspects = self.pool.catalog.suspects();
+        let hidden = if active.marks.hidden { suspects.names() } else { &[] };
+        let others = self.profile.names().chain(active.marks.custom.iter().chain(hidden).map(|name| &**name));
         let (custom, all) = state::carried(self.startup.names(), others);
         let mut text = Vec::new();
         state::audit(self.pool.login_user(), &custom, &mut text);
@@ -236,11 +254,17 @@ impl Relay {
         };
         active.aside.audited = false;
         active.aside.cancelled = 0;
+        let sampled = std::mem::replace(&mut active.proof, Proof::Given) == Proof::Sampled && !active.marks.tainted;
         let Some(findings) = active.aside.audit.take() else {
             return Err(End::Broken("an audit nobody asked for"));
         };
         let marks = &mut active.marks;
         let failed = marks.pins.has(PinReason::Unknown);
+        if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
+            // Nothing suggested that this server connection was not clean: a defect of ours.
+            self.pool.stats.borrow_mut().audit_failures += 1;
+            tracing::error!(client = self.entry.pid, server_pid = conn.pid, found = %findings, "an audit found what was not known");
+        }
         let mut back_at_startup = Vec::new();
         if !failed {
             conn.profile = self.pool.profiles.intern(findings.settings.iter().cloned());
@@ -269,6 +293,7 @@ impl Relay {
         marks.pins = pins;
         if !marks.tainted {
             marks.custom.clear();
+            marks.hidden = false;
         }
         // What the client sent meanwhile may have changed things again.
         marks.unsettled = marks.tainted;

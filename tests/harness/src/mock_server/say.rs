@@ -77,6 +77,12 @@ pub fn answer(value: &str) -> Vec<u8> {
     [columns(), row(value), done("SELECT 1"), ready()].concat()
 }
 
+/// The whole answer to a simple query that gives no row.
+#[must_use]
+pub fn nothing() -> Vec<u8> {
+    [columns(), done("SELECT 0"), ready()].concat()
+}
+
 /// All that follows an `AuthenticationOk`, up to `ReadyForQuery`.
 #[must_use]
 pub fn greeting() -> Vec<u8> {

@@ -1,0 +1,161 @@
+//! What the body of a function may do to the session of whoever calls it.
+
+use super::effects::EffectSet;
+use super::lexer::{Backslash, Doubt, Lexer, Token};
+use super::{custom_names, statement};
+
+/// What a body does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// Effects that outlive the call: [`EffectSet::SUSPECT`], with [`EffectSet::OPAQUE`] if it runs SQL that it makes, and
+    /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes; sequence functions that it calls.
+    pub set: EffectSet,
+    /// The custom settings that it sets, as far as it spells them out.
+    pub names: Vec<Box<str>>,
+}
+
+/// What of a statement's effects leaves something behind.
+const LEAVES: EffectSet = EffectSet::SETTINGS
+    .union(EffectSet::ROLE)
+    .union(EffectSet::LISTEN)
+    .union(EffectSet::TEMP)
+    .union(EffectSet::ADVISORY_LOCK)
+    .union(EffectSet::HOLD_CURSOR)
+    .union(EffectSet::PREPARE)
+    .union(EffectSet::DISCARD)
+    .union(EffectSet::LOAD);
+
+/// Reads the body of a function in SQL or PL/pgSQL. It errs on one side, like [`scan`](super::scan): a body may do less.
+#[must_use]
+pub fn body(text: &[u8]) -> Body {
+    const UNREAD: EffectSet = EffectSet::ROLE.union(EffectSet::CUSTOM).union(EffectSet::OPAQUE);
+    let mut names = Vec::new();
+    let reading = statement::read(text, Backslash::Plain, Some(&mut names));
+    let mut body = Body::default();
+    if reading.set.intersects(LEAVES) {
+        body.set |= EffectSet::SUSPECT;
+    }
+    if reading.set.contains(UNREAD) {
+        body.set |= EffectSet::OPAQUE | EffectSet::CUSTOM;
+    }
+    for one in [EffectSet::SEQUENCE, EffectSet::CURRVAL] {
+        if reading.set.contains(one) {
+            body.set |= one;
+        }
+    }
+    if reading.doubt != Doubt::None || memchr::memchr(b'\\', text).is_some() {
+        // Its quotes may be others than they seem.
+        body.set |= commands(text, Backslash::Escape, &mut body.names);
+    }
+    body.set |= commands(text, Backslash::Plain, &mut body.names);
+    body.names.extend(names.into_iter().map(Into::into));
+    body.names.sort_unstable();
+    body.names.dedup();
+    body
+}
+
+/// The commands of a body, each behind a word or mark that a statement may begin after.
+fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> EffectSet {
+    let mut lexer = Lexer::new(text, backslash);
+    let mut set = EffectSet::NONE;
+    let mut begins = true;
+    loop {
+        let here = lexer;
+        let Some(token) = lexer.token() else { return set };
+        let began = std::mem::replace(&mut begins, matches!(token, Token::Mark(b';' | b'>')));
+        match token {
+            Token::Word(word) => {
+                let is = |known: &[u8]| word.eq_ignore_ascii_case(known);
+                let any = |known: &[&[u8]]| known.iter().any(|known| word.eq_ignore_ascii_case(known));
+                begins = any(&[b"begin", b"then", b"else", b"loop", b"atomic"]);
+                if is(b"execute") && !(lexer.take_word(b"function") || lexer.take_word(b"procedure")) {
+                    set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
+                } else if any(&[b"temp", b"temporary", b"hold"]) || word.to_ascii_lowercase().starts_with(b"pg_temp") {
+                    set |= EffectSet::SUSPECT;
+                } else if began && is(b"do") {
+                    set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
+                } else if began && any(&[b"set", b"reset", b"listen", b"load", b"discard", b"prepare", b"deallocate"]) {
+                    let command = statement::read(here.rest(), backslash, None).set;
+                    let local = is(b"set") && !command.intersects(LEAVES);
+                    if !local {
+                        set |= EffectSet::SUSPECT;
+                        names.extend(first_name(here.rest()));
+                    }
+                }
+            }
+            Token::Quoted(name) if name.starts_with(b"pg_temp") => set |= EffectSet::SUSPECT,
+            Token::Text { body, .. } => {
+                names.extend(custom_names(body).map(|name| Box::from(&*name)));
+                if body.windows(7).any(|name| name.eq_ignore_ascii_case(b"pg_temp")) {
+                    set |= EffectSet::SUSPECT;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The custom setting of the command that `rest` begins with.
+fn first_name(rest: &[u8]) -> Option<Box<str>> {
+    let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+    custom_names(rest.get(..end)?).next().map(|name| Box::from(&*name))
+}
+
+/// The custom settings that the bodies in the strings of `text` set: of a `DO`, above all.
+#[must_use]
+pub fn hidden_names(text: &[u8]) -> Vec<Box<str>> {
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    let mut names = Vec::new();
+    while let Some(token) = lexer.token() {
+        if let Token::Text { body: inner, .. } = token {
+            names.append(&mut body(inner).names);
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_told_by_what_they_leave_behind() {
+        const NONE: EffectSet = EffectSet::NONE;
+        const SUSPECT: EffectSet = EffectSet::SUSPECT;
+        const RUNS: EffectSet = SUSPECT.union(EffectSet::OPAQUE);
+        const NAMES: EffectSet = RUNS.union(EffectSet::CUSTOM);
+        const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
+        #[rustfmt::skip]
+        let table: [(&str, EffectSet, &str); 25] = [
+            ("SELECT 1",                                                                NONE,     ""),
+            ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
+            ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
+            ("BEGIN NEW.changed := now(); RETURN NEW; END",                             NONE,     ""),
+            ("BEGIN SET LOCAL app.x = 'a'; SET CONSTRAINTS ALL DEFERRED; END",          NONE,     ""),
+            ("BEGIN PERFORM set_config('app.x', 'a', true); END",                       NONE,     ""),
+            ("BEGIN PERFORM set_config('app.x', $1, false); END",                       SUSPECT,  "app.x"),
+            ("BEGIN PERFORM set_config('work_mem', '4MB', false); END",                 SUSPECT,  ""),
+            ("BEGIN PERFORM set_config(name, v, false); END",                           NAMES,    ""),
+            ("BEGIN SET app.Y = 'a'; END",                                              SUSPECT,  "app.y"),
+            ("BEGIN IF a THEN SET work_mem = 1; END IF; END",                           SUSPECT,  ""),
+            ("<<l>> BEGIN LOOP RESET ALL; END LOOP; END",                               SUSPECT,  ""),
+            ("BEGIN LISTEN c; END",                                                     SUSPECT,  ""),
+            ("SET work_mem = 1; SELECT 1",                                              SUSPECT,  ""),
+            ("BEGIN CREATE TEMP TABLE x (a int); END",                                  SUSPECT,  ""),
+            ("BEGIN CREATE TABLE pg_temp.x (a int); END",                               SUSPECT,  ""),
+            ("BEGIN PERFORM pg_advisory_lock(1); END",                                  SUSPECT,  ""),
+            ("BEGIN PERFORM pg_advisory_xact_lock(1); END",                             NONE,     ""),
+            ("BEGIN EXECUTE 'SET app.z = ''x'''; END",                                  RUNS,     "app.z"),
+            ("BEGIN RETURN QUERY EXECUTE q; END",                                       RUNS,     ""),
+            ("BEGIN CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f(); END",     NONE,     ""),
+            ("BEGIN -- SET work_mem = 1;\n RETURN 'SET ROLE x; LISTEN c'; END",         NONE,     ""),
+            ("BEGIN RETURN currval('s'); END",                                          CURRVAL,  ""),
+            ("BEGIN RETURN nextval('s'); END",                                          EffectSet::SEQUENCE, ""),
+            ("BEGIN DO $x$ BEGIN END $x$; END",                                         RUNS,     ""),
+        ];
+        for (text, set, names) in table {
+            let got = body(text.as_bytes());
+            assert_eq!((got.set, &*got.names.join(" ")), (set, names), "{text}");
+        }
+    }
+}

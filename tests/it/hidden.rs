@@ -1,0 +1,272 @@
+//! Session state that no text shows: what functions, triggers, views, rules, policies, defaults and operators leave behind.
+
+use std::time::Duration;
+
+use pgweir_harness::wire::Wire;
+use pgweir_harness::wire::build::{bind, execute, parse, sync};
+
+use crate::stage::{SOON, Stage, succeed, value};
+
+/// Each way leads to one of the functions at the top, and those to a setting, a lock, a channel, a table.
+const SETUP: &str = r"
+CREATE FUNCTION hide(v text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN PERFORM set_config('app.hidden', v, false); RETURN v; END $$;
+CREATE FUNCTION by_set(v text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN SET app.hidden = 'by set'; RETURN v; END $$;
+CREATE FUNCTION by_name(n text, v text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN RETURN set_config(n, v, false); END $$;
+CREATE FUNCTION by_execute(v text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN EXECUTE format('SET work_mem = %L', v); RETURN v; END $$;
+CREATE FUNCTION local(v text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN RETURN set_config('app.hidden', v, true); END $$;
+CREATE FUNCTION listens() RETURNS int LANGUAGE plpgsql AS $$ BEGIN LISTEN hidden; RETURN 1; END $$;
+CREATE FUNCTION temps() RETURNS int LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE hidden (a int); RETURN 1; END $$;
+CREATE FUNCTION locks() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(4711); RETURN 1; END $$;
+CREATE FUNCTION holds() RETURNS int LANGUAGE plpgsql AS $$
+BEGIN EXECUTE 'DECLARE hidden CURSOR WITH HOLD FOR SELECT 1'; RETURN 1; END $$;
+CREATE FUNCTION becomes() RETURNS int LANGUAGE plpgsql AS $$
+BEGIN EXECUTE format('SET ROLE %I', session_user || '_other'); RETURN 1; END $$;
+CREATE FUNCTION caller(v text) RETURNS text LANGUAGE sql AS $$ SELECT Hide(v) $$;
+CREATE FUNCTION atomic(v text) RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT set_config('work_mem', v, false); END;
+CREATE PROCEDURE proc(v text) LANGUAGE plpgsql AS $$ BEGIN PERFORM caller(v); END $$;
+CREATE FUNCTION on_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM hide(NEW.a); RETURN NEW; END $$;
+CREATE TABLE audited (a text); CREATE TRIGGER t BEFORE INSERT OR UPDATE ON audited FOR EACH ROW EXECUTE FUNCTION on_change();
+CREATE FUNCTION writes(v text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO audited VALUES (v); RETURN v; END $$;
+CREATE TABLE parent (a text) PARTITION BY LIST (a); CREATE TABLE child PARTITION OF parent DEFAULT;
+CREATE TRIGGER t BEFORE INSERT ON child FOR EACH ROW EXECUTE FUNCTION on_change();
+CREATE TABLE master (a text PRIMARY KEY); INSERT INTO master VALUES ('a');
+CREATE TABLE detail (a text REFERENCES master ON UPDATE CASCADE); INSERT INTO detail VALUES ('a');
+CREATE TRIGGER t BEFORE UPDATE ON detail FOR EACH ROW EXECUTE FUNCTION on_change();
+CREATE TABLE defaulted (a text, b text DEFAULT hide('default'));
+CREATE TABLE plain_default (a text, b text DEFAULT set_config('work_mem', '7777kB', false));
+CREATE VIEW peek AS SELECT hide('view') AS h; CREATE VIEW over AS SELECT h FROM peek;
+CREATE VIEW builtin AS SELECT set_config('work_mem', '8888kB', false) AS h;
+CREATE TABLE ruled (a text); CREATE RULE r AS ON INSERT TO ruled DO ALSO SELECT hide('rule');
+CREATE OPERATOR === (RIGHTARG = text, FUNCTION = hide);
+CREATE TABLE policed (a text); INSERT INTO policed VALUES ('a'); ALTER TABLE policed ENABLE ROW LEVEL SECURITY;
+ALTER TABLE policed FORCE ROW LEVEL SECURITY; CREATE POLICY p ON policed USING (hide('policy') IS NOT NULL);
+CREATE TABLE quiet (a text); CREATE FUNCTION harmless(v text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN UPDATE quiet SET a = v; RETURN v; END $$;
+";
+
+const HIDDEN: &str = "SELECT coalesce(current_setting('app.hidden', true), '')";
+const WORK_MEM: &str = "SELECT current_setting('work_mem')";
+
+/// A stage where every check-in is audited.
+fn stage(pool_size: &str) -> Stage<'static> {
+    let settings = [("default_pool_size", pool_size), ("audit_every", "1"), ("catalog_check_interval", "1h")];
+    let place = crate::support::Place::on(crate::support::primary());
+    let (name, cluster) = (place.name.clone(), place.cluster);
+    cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
+    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    Stage::at(place, &settings, &[])
+}
+
+/// That no audit ever found what was not known.
+fn assert_proven(stage: &Stage<'_>) {
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(stage.metric("pgweir_audit_failures_total") < 0.5, "{}", stage.metric("pgweir_audit_failures_total"));
+}
+
+/// What a client does, what it reads then, and what it must find.
+type Row = (&'static str, &'static str, &'static str, &'static str);
+
+#[rustfmt::skip]
+const ROWS: [Row; 24] = [
+    ("function",            "SELECT hide('a1')",                                          HIDDEN,   "a1"),
+    ("SET in a function",   "SELECT by_set('x')",                                         HIDDEN,   "by set"),
+    ("caller",              "SELECT caller('a2')",                                        HIDDEN,   "a2"),
+    ("in a transaction",    "BEGIN; SELECT caller('a3'); COMMIT",                         HIDDEN,   "a3"),
+    ("rolled back",         "BEGIN; SELECT caller('a4'); ROLLBACK",                       HIDDEN,   ""),
+    ("local",               "BEGIN; SELECT local('a5'); COMMIT",                          HIDDEN,   ""),
+    ("EXECUTE",             "SELECT by_execute('5555kB')",                                WORK_MEM, "5555kB"),
+    ("SQL-standard body",   "SELECT atomic('6666kB')",                                    WORK_MEM, "6666kB"),
+    ("DO",                  "DO $$ BEGIN SET app.hidden = 'a6'; END $$",                  HIDDEN,   "a6"),
+    ("DO, a call",          "DO $$ BEGIN PERFORM caller('a7'); END $$",                   HIDDEN,   "a7"),
+    ("DO, set_config",      "DO 'BEGIN PERFORM set_config(''app.hidden'', ''a8'', false); END'", HIDDEN, "a8"),
+    ("CALL",                "CALL proc('a9')",                                            HIDDEN,   "a9"),
+    ("trigger",             "INSERT INTO audited VALUES ('b1')",                          HIDDEN,   "b1"),
+    ("writer",              "SELECT writes('b2')",                                        HIDDEN,   "b2"),
+    ("partition",           "INSERT INTO parent VALUES ('b3')",                           HIDDEN,   "b3"),
+    ("cascade",             "UPDATE master SET a = a || 'b4'",                            HIDDEN,   "*"),
+    ("default",             "INSERT INTO defaulted (a) VALUES ('x')",                     HIDDEN,   "default"),
+    ("built-in default",    "INSERT INTO plain_default (a) VALUES ('x')",                 WORK_MEM, "7777kB"),
+    ("view",                "SELECT * FROM peek",                                         HIDDEN,   "view"),
+    ("view over it",        "SELECT * FROM over",                                         HIDDEN,   "view"),
+    ("built-in in a view",  "SELECT * FROM builtin",                                      WORK_MEM, "8888kB"),
+    ("rule",                "INSERT INTO ruled VALUES ('x')",                             HIDDEN,   "rule"),
+    ("operator",            "SELECT === 'b5'::text",                                      HIDDEN,   "b5"),
+    ("policy",              "SELECT * FROM policed",                                      HIDDEN,   "policy"),
+];
+
+#[tokio::test]
+async fn settings_made_behind_a_text_stay_their_clients_and_nobody_elses() {
+    for pool_size in ["1", "3"] {
+        let stage = stage(pool_size);
+        for (name, text, read, want) in ROWS {
+            let (mut one, mut other) = (stage.client().await, stage.client().await);
+            let before = value(&mut other, read).await;
+            succeed(&mut one, text).await;
+            for round in 0..4 {
+                assert_eq!(value(&mut other, read).await, before, "{name}, round {round}: leaked");
+                let own = value(&mut one, read).await;
+                let fits = own == want || want == "*" && !own.is_empty();
+                assert!(fits, "{name}, round {round}: {own:?}, not {want:?}");
+            }
+        }
+        assert!(stage.metric("pgweir_servers_pinned") < 0.5, "none of these pins");
+        assert_proven(&stage);
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_statement_is_judged_like_its_text() {
+    let stage = stage("1");
+    let (mut one, mut other) = (stage.client().await, stage.client().await);
+    for name in ["", "s"] {
+        let batch = [parse(name, "SELECT hide($1)", &[]), bind("", name, &[Some(b"v")]), execute("", 0), sync()];
+        one.send(&batch.concat()).await.unwrap();
+        assert_eq!(one.outcome().await.unwrap().error, None);
+        assert_eq!(value(&mut other, HIDDEN).await, "");
+        assert_eq!(value(&mut one, HIDDEN).await, "v");
+        succeed(&mut one, "RESET app.hidden").await;
+        assert_eq!(value(&mut one, HIDDEN).await, "");
+    }
+    assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn what_cannot_be_carried_pins_and_is_found_by_nobody_else() {
+    #[rustfmt::skip]
+    let rows: [Row; 5] = [
+        ("listen",  "SELECT listens()",             "SELECT count(*) FROM pg_listening_channels()",                "1"),
+        ("temp",    "SELECT temps()",               "SELECT count(*) FROM pg_class WHERE relname = 'hidden' AND relnamespace = pg_my_temp_schema()", "1"),
+        ("lock",    "SELECT locks()",               "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()", "1"),
+        ("cursor",  "SELECT holds()",               "SELECT count(*) FROM pg_cursors WHERE name = 'hidden'",       "1"),
+        ("a name",  "SELECT by_name('app.n', 'v')", "SELECT count(*) WHERE current_setting('app.n', true) = 'v'",  "1"),
+    ];
+    let stage = stage("3");
+    for (name, text, read, want) in rows {
+        let mut one = stage.client().await;
+        succeed(&mut one, text).await;
+        let (mut two, mut three) = (stage.client().await, stage.client().await);
+        succeed(&mut two, "BEGIN").await;
+        succeed(&mut three, "BEGIN").await;
+        for wire in [&mut two, &mut three] {
+            let found = value(wire, read).await;
+            assert_eq!(found, "0", "{name}: leaked");
+            succeed(wire, "COMMIT").await;
+        }
+        for _ in 0..2 {
+            assert_eq!(value(&mut one, read).await, want, "{name}");
+        }
+        one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+        // It is wiped for the next.
+        let clean = |wire: Wire| clean(wire, read);
+        clean(stage.client().await).await;
+    }
+    assert_proven(&stage);
+}
+
+async fn clean(mut wire: Wire, read: &str) {
+    assert_eq!(value(&mut wire, read).await, "0");
+}
+
+#[tokio::test]
+async fn a_role_taken_in_a_function_is_given_back() {
+    let stage = stage("1");
+    let (mut one, mut other) = (stage.client().await, stage.client().await);
+    succeed(&mut one, "SELECT becomes()").await;
+    assert_eq!(value(&mut other, "SELECT current_user = session_user").await, "t");
+    assert_eq!(value(&mut one, "SELECT current_user = session_user").await, "f");
+    assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn a_function_is_known_as_soon_as_it_is_defined_through_the_pooler() {
+    let stage = stage("1");
+    let (mut one, mut other) = (stage.client().await, stage.client().await);
+    // The same text is cleared first, and suspicious then.
+    succeed(&mut one, "CREATE FUNCTION late(v text) RETURNS text LANGUAGE sql AS 'SELECT v'").await;
+    succeed(&mut one, "SELECT late('x')").await;
+    for (n, define) in [
+        "CREATE OR REPLACE FUNCTION late(v text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.hidden', v, false) $$",
+        "BEGIN; DROP FUNCTION late; CREATE FUNCTION late(v text) RETURNS text LANGUAGE sql AS $$ SELECT caller(v) $$; COMMIT",
+        "DO $x$ BEGIN CREATE OR REPLACE FUNCTION late(v text) RETURNS text LANGUAGE sql AS $$ SELECT hide(v) $$; END $x$",
+    ]
+    .iter()
+    .enumerate()
+    {
+        succeed(&mut one, define).await;
+        succeed(&mut one, "SELECT late('x')").await;
+        assert_eq!(value(&mut other, HIDDEN).await, "", "definition {n}");
+        assert_eq!(value(&mut one, HIDDEN).await, "x", "definition {n}");
+        succeed(&mut one, "RESET app.hidden").await;
+    }
+    assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn what_is_defined_elsewhere_is_noticed_in_time() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("catalog_check_interval", "200ms")]);
+    let (mut one, mut other) = (stage.client().await, stage.client().await);
+    succeed(&mut one, "SELECT 1").await;
+    stage.sql(
+        "CREATE FUNCTION hide(v text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.hidden', v, false) $$",
+    );
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        succeed(&mut one, "SELECT hide('x')").await;
+        if value(&mut other, HIDDEN).await.is_empty() {
+            break;
+        }
+        succeed(&mut other, "RESET app.hidden").await;
+        assert!(std::time::Instant::now() < deadline, "never noticed");
+    }
+    for _ in 0..20 {
+        succeed(&mut one, "SELECT hide('x')").await;
+        assert_eq!(value(&mut other, HIDDEN).await, "", "noticed, and forgotten");
+        assert_eq!(value(&mut one, HIDDEN).await, "x");
+    }
+}
+
+#[tokio::test]
+async fn an_audit_finds_what_was_not_known() {
+    let stage = stage("2");
+    let mut one = stage.client().await;
+    succeed(&mut one, "SELECT 1").await;
+    // Past pgweir, which looks once an hour.
+    stage.sql("CREATE FUNCTION sneaks() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(1)'");
+    succeed(&mut one, "SELECT sneaks()").await;
+    let failures = || stage.metric("pgweir_audit_failures_total");
+    pgweir_harness::wait_until(SOON, || failures() > 0.5);
+    assert_eq!(value(&mut one, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await, "1");
+}
+
+#[tokio::test]
+async fn what_mentions_no_suspect_is_not_audited() {
+    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "1h")];
+    let place = crate::support::Place::on(crate::support::primary());
+    let name = place.name.clone();
+    place.cluster.psql("postgres", &format!("CREATE ROLE {name}_other")).unwrap();
+    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    let stage = Stage::at(place, &settings, &[]);
+    let mut one = stage.client().await;
+    succeed(&mut one, "SELECT 1").await;
+    for text in [
+        "SELECT harmless('x')",
+        "SELECT * FROM audited",
+        "SELECT 'hide(1)', a AS hide FROM audited",
+        "INSERT INTO quiet VALUES ('audited')",
+        "DELETE FROM quiet USING audited",
+    ] {
+        succeed(&mut one, text).await;
+        let last = stage.place.cluster.psql(
+            "postgres",
+            &format!(
+                "SELECT query FROM pg_stat_activity WHERE usename = '{}' AND backend_type = 'client backend'",
+                stage.name()
+            ),
+        );
+        assert_eq!(last.unwrap(), text, "nothing of ours follows it");
+    }
+}
