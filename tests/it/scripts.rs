@@ -3,6 +3,7 @@
 
 mod neighbours;
 mod player;
+mod program;
 mod script;
 mod told;
 
@@ -96,23 +97,8 @@ impl Theatre {
 
     /// Plays a script in every way; what is wrong with it. Empty if nothing is.
     pub(crate) async fn faults(&mut self, script: &Script) -> String {
-        let want = self.play_directly(script).await;
-        if std::env::var_os("PGWEIR_SCRIPT").is_some() {
-            let none = vec![Vec::new(); want.len()];
-            println!("{} == {}\n{}", script.place, script.title, difference(&script.lines, &want, &none));
-        }
-        let (mut faults, mut needless) = (String::new(), script.notes.pins.is_some() && !script.notes.crowded);
-        for way in Way::of(script) {
-            let (got, waited) = self.play(script, *way).await;
-            // Only there is it certain that a pin would have kept a neighbour waiting.
-            needless &= *way != Way::Intruded || !waited;
-            let shown = difference(&script.lines, &want, &got);
-            if !shown.is_empty() {
-                let _ = write!(faults, "  {way:?}:\n{shown}");
-                // What went wrong may have left something behind, and the next script is not to be blamed for it.
-                self.stage(*way).open = None;
-            }
-        }
+        let (faults, waited) = self.differences(script).await;
+        let needless = script.notes.pins.is_some() && !script.notes.crowded && !waited;
         let head = format!("{} == {}\n", script.place, script.title);
         match (script.notes.expected(), faults.is_empty()) {
             (None, true) if needless => format!("{head}  it pins nothing: take the note `@ pins` away\n"),
@@ -124,6 +110,28 @@ impl Theatre {
             }
             (Some(reason), true) => format!("{head}  it is equal now: take the note away ({reason})\n"),
         }
+    }
+
+    /// Plays a script in every way: how the answers differ from Postgres', and whether a neighbour had to wait where it
+    /// is certain that a pin would have let it.
+    pub(crate) async fn differences(&mut self, script: &Script) -> (String, bool) {
+        let want = self.play_directly(script).await;
+        if std::env::var_os("PGWEIR_SCRIPT").is_some() {
+            let none = vec![Vec::new(); want.len()];
+            println!("{} == {}\n{}", script.place, script.title, difference(&script.lines, &want, &none));
+        }
+        let (mut faults, mut has_waited) = (String::new(), false);
+        for way in Way::of(script) {
+            let (got, waited) = self.play(script, *way).await;
+            has_waited |= *way == Way::Intruded && waited;
+            let shown = difference(&script.lines, &want, &got);
+            if !shown.is_empty() {
+                let _ = write!(faults, "  {way:?}:\n{shown}");
+                // What went wrong may have left something behind, and the next script is not to be blamed for it.
+                self.stage(*way).open = None;
+            }
+        }
+        (faults, has_waited)
     }
 
     /// What Postgres itself answers.
@@ -154,6 +162,9 @@ impl Theatre {
     }
 
     async fn set_up(&mut self, script: &Script) {
+        // The session of the last play may still be ending, and what it holds be held: the lock that scripts try to get.
+        let free = self.owner.query("SELECT pg_advisory_lock(1), pg_advisory_unlock(1)").await.unwrap();
+        assert_eq!(free.error, None, "{}", script.place);
         for sql in &script.notes.setup {
             let done = self.owner.query(sql).await.unwrap();
             assert_eq!(done.error, None, "{}: {sql}", script.place);
