@@ -199,6 +199,18 @@ impl Unnamed {
     }
 }
 
+/// Whether functions, triggers, views or their like were defined on a server connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Defines {
+    /// Not in this lease.
+    #[default]
+    No,
+    /// In a transaction that nobody else sees the results of yet.
+    Open,
+    /// They are there for everybody now, or will be at any moment.
+    InFlight,
+}
+
 /// A logged-in server connection.
 ///
 /// Owned by the session it is lent to, else by its pool. Dropping it, for whatever reason, ends it cleanly
@@ -240,6 +252,8 @@ pub struct ServerConn {
     /// A simple query or a function call was sent into a batch of the extended protocol. Postgres 18 says afterwards that
     /// no transaction is open, and yet fails the next statement with XX000, whoever's it is.
     pub mixed: bool,
+    /// Something was defined on it that the pools of its database were not told of yet.
+    pub defines: Defines,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.
@@ -438,6 +452,7 @@ impl ServerConn {
             discard_reason: DiscardReason::Lost,
             cut: false,
             mixed: false,
+            defines: Defines::default(),
             used: true,
             lent: 0,
             target: Rc::new(target),

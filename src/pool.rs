@@ -20,7 +20,7 @@ use crate::settings::{Profile, Profiles};
 use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
 
 use dial::Backoff;
-pub use knowledge::Knowledge;
+pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
 
 /// What the first server connection of a pool told, and every client is told.
@@ -136,7 +136,7 @@ impl Pool {
         clock: Rc<Clock>,
         shared: [Rc<SharedLimit>; 2],
     ) -> Rc<Self> {
-        let catalog = Knowledge::new(id, limits.mode != PoolMode::Session);
+        let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
         let pool = Rc::new(Self {
@@ -269,6 +269,7 @@ impl Pool {
     /// Takes a lent server connection back. It must owe nothing and be known to be clean.
     pub fn release(self: &Rc<Self>, mut conn: Box<ServerConn>) {
         self.unlend(&conn);
+        self.note_definitions(&mut conn);
         debug_assert!(is_clean(&conn));
         if !is_clean(&conn) {
             self.discard(conn, DiscardReason::Protocol);
@@ -339,8 +340,9 @@ impl Pool {
     }
 
     /// Closes a lent server connection, and lets a waiter have another in its place.
-    pub fn discard_lent(self: &Rc<Self>, conn: Box<ServerConn>, reason: DiscardReason) {
+    pub fn discard_lent(self: &Rc<Self>, mut conn: Box<ServerConn>, reason: DiscardReason) {
         self.unlend(&conn);
+        self.note_definitions(&mut conn);
         self.discard(conn, reason);
         self.dial_if_wanted();
     }

@@ -37,7 +37,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-pub use body::{Body, body, hidden_names};
+pub use body::{Body, body, defines, hidden_names, mentions_definition};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 pub use facts::{Call, Facts, Relation, Source, runs_text};

@@ -20,6 +20,7 @@ const TAINTS: EffectSet = EffectSet::SETTINGS
     .union(EffectSet::DISCARD)
     .union(EffectSet::LOAD)
     .union(EffectSet::SUSPECT)
+    .union(EffectSet::UNJUDGED)
     .union(EffectSet::OPAQUE);
 
 /// Whether running a text with these effects taints the lease.

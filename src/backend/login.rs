@@ -16,7 +16,9 @@ use pgweir_proto::scram::ScramError;
 use pgweir_proto::startup::PROTOCOL_3_0;
 use pgweir_proto::{Malformed, encode};
 
-use super::{CancelGate, Credential, CredentialError, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed};
+use super::{
+    CancelGate, Credential, CredentialError, Defines, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed,
+};
 use crate::clock::Clock;
 use crate::net::Stream;
 use crate::net::tls::{ConnectError, Try};
@@ -583,6 +585,7 @@ impl Login {
             discard_reason: DiscardReason::Lost,
             cut: false,
             mixed: false,
+            defines: Defines::default(),
             used: false,
             lent: 0,
             target,

@@ -1,5 +1,7 @@
 //! Judging a text by the names that it mentions.
 
+use std::borrow::Cow;
+
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use hashbrown::HashMap;
 
@@ -9,7 +11,7 @@ use crate::sql::{EffectSet, Facts, Library, runs_text};
 const NAMES_MAX: usize = 64;
 
 /// With more patterns than this the automaton is a smaller and slower one.
-const FAST_MAX: usize = 500;
+const FAST_MAX: usize = 100;
 
 /// An identifier in an escaped spelling: it may be any.
 const ESCAPED: &str = "u&\"";
@@ -33,10 +35,25 @@ pub(super) struct Marks {
 pub struct Suspects {
     marks: Marks,
     names: Vec<Box<str>>,
-    finder: AhoCorasick,
-    /// What each pattern of the finder may come to, where the text cannot be read.
+    /// Of the names that are spelled differently in another encoding.
+    foreign: EffectSet,
+    /// None while nothing is known: whatever runs may do anything.
+    finder: Option<Finder>,
+}
+
+#[derive(Debug)]
+struct Finder {
+    automaton: AhoCorasick,
+    /// What each pattern may come to, where the text cannot be read.
     worst: Vec<EffectSet>,
 }
+
+/// What only begins and ends transactions sets nothing in motion that was not judged before.
+const ENDS: EffectSet = EffectSet::BEGIN
+    .union(EffectSet::COMMIT)
+    .union(EffectSet::ROLLBACK)
+    .union(EffectSet::ROLLBACK_TO)
+    .union(EffectSet::SAVEPOINT);
 
 /// What a function does that runs SQL as text, and what cannot be read.
 const RUNS: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
@@ -45,6 +62,12 @@ const RUNS: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
 const RUNNERS: [&str; 6] = ["query_to_xml", "cursor_to_xml", "dblink", "connectby", "crosstab", "ts_stat"];
 
 impl Suspects {
+    /// Nothing is known.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { marks: Marks::default(), names: Vec::new(), foreign: EffectSet::NONE, finder: None }
+    }
+
     /// None if there are more names than can be looked for.
     pub(super) fn new(mut marks: Marks, mut names: Vec<Box<str>>) -> Option<Self> {
         if names.len() > NAMES_MAX {
@@ -57,19 +80,21 @@ impl Suspects {
                 *set |= EffectSet::OPAQUE | EffectSet::CUSTOM;
             }
         }
-        let mut patterns: Vec<(&str, EffectSet)> = RUNNERS.iter().map(|name| (*name, RUNS)).collect();
-        patterns.push((ESCAPED, RUNS));
+        let fixed = RUNNERS.iter().chain([&ESCAPED]);
+        let mut patterns: Vec<(Cow<'_, str>, EffectSet)> = fixed.map(|name| (Cow::Borrowed(*name), RUNS)).collect();
         for kind in [&marks.functions, &marks.read, &marks.written, &marks.operators, &marks.types] {
-            patterns.extend(kind.iter().map(|(name, set)| (&**name, *set)));
+            patterns.extend(kind.iter().map(|(name, set)| (as_quoted(name), *set)));
         }
+        let foreign = patterns.iter().filter(|(name, _)| !name.is_ascii());
+        let foreign = foreign.fold(EffectSet::NONE, |all, (_, set)| all | *set);
         let kind = if patterns.len() <= FAST_MAX { AhoCorasickKind::DFA } else { AhoCorasickKind::ContiguousNFA };
-        let finder = AhoCorasick::builder()
+        let automaton = AhoCorasick::builder()
             .ascii_case_insensitive(true)
             .kind(Some(kind))
-            .build(patterns.iter().map(|(name, _)| *name))
+            .build(patterns.iter().map(|(name, _)| &**name))
             .ok()?;
         let worst = patterns.iter().map(|(_, set)| *set).collect();
-        Some(Self { marks, names, finder, worst })
+        Some(Self { marks, names, foreign, finder: Some(Finder { automaton, worst }) })
     }
 
     /// The custom settings that functions set by name.
@@ -80,28 +105,29 @@ impl Suspects {
 
     /// What `text` does beyond its own effects, `own`, through what it mentions.
     pub fn judge(&self, text: &[u8], own: EffectSet, library: &mut Library) -> EffectSet {
+        let Some(finder) = &self.finder else {
+            let only_ends = !own.is_empty() && ENDS.contains(own);
+            return if only_ends { EffectSet::NONE } else { EffectSet::UNJUDGED };
+        };
         let mut set = self.marks.all;
         if own.intersects(EffectSet::DDL) {
             set |= self.marks.ddl;
         }
-        if !self.finder.is_match(text) {
+        if !self.foreign.is_empty() && !text.is_ascii() {
+            // Whatever encoding it is in, it is not the one that the names came in.
+            set |= self.foreign;
+        }
+        if !finder.automaton.is_match(text) {
             return set;
         }
         for reading in library.read(text) {
             set |= if reading.facts.writes && reading.facts.statements == 0 {
-                self.mentioned(text)
+                finder.mentioned(text)
             } else {
                 self.of(&reading.facts)
             };
         }
         set
-    }
-
-    /// What a text that cannot be read mentions.
-    fn mentioned(&self, text: &[u8]) -> EffectSet {
-        let found = self.finder.find_overlapping_iter(text);
-        let worst = |found: aho_corasick::Match| self.worst.get(found.pattern().as_usize()).copied();
-        found.filter_map(worst).fold(EffectSet::NONE, EffectSet::union)
     }
 
     fn of(&self, facts: &Facts) -> EffectSet {
@@ -133,6 +159,21 @@ impl Suspects {
     }
 }
 
+impl Finder {
+    /// What a text that cannot be read mentions.
+    fn mentioned(&self, text: &[u8]) -> EffectSet {
+        let found = self.automaton.find_overlapping_iter(text);
+        let worst = |found: aho_corasick::Match| self.worst.get(found.pattern().as_usize()).copied();
+        found.filter_map(worst).fold(EffectSet::NONE, EffectSet::union)
+    }
+}
+
+/// A name as it stands in a text, but for the quotes around it.
+pub(super) fn as_quoted(name: &str) -> Cow<'_, str> {
+    if name.contains('"') { Cow::Owned(name.replace('"', "\"\"")) } else { Cow::Borrowed(name) }
+}
+
+/// Of a database without any.
 impl Default for Suspects {
     #[allow(clippy::expect_used, reason = "the patterns are constants")]
     fn default() -> Self {

@@ -1,79 +1,94 @@
 //! The questions to the catalog.
 //!
 //! Each runs in a transaction of its own, under a `search_path` of ours: nothing of a user's is called by it. Object ids
-//! from 16384 on are those of what was created after `initdb`.
+//! from 16384 on are those of what was created after `initdb`. The planner knows little of a catalog that has just grown,
+//! so it is told what to leave alone: a loop over everything for everything, and compiling what runs for milliseconds.
 
 /// What changes whenever an answer to [`SURVEY`] may: cheap, a scan of a few small tables.
 pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; \
-    SELECT concat_ws(':', \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_proc WHERE oid >= 16384), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_trigger WHERE NOT tgisinternal), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_rewrite WHERE oid >= 16384), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_policy), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_attrdef), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_constraint WHERE oid >= 16384), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(inhrelid, '-', xmin, '-', ctid)))) FROM pg_inherits), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_operator WHERE oid >= 16384), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_cast WHERE oid >= 16384), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', xmin, '-', ctid)))) FROM pg_event_trigger), \
-    (SELECT concat(count(*), '/', sum(hashtext(concat(oid, '-', relname)))) FROM pg_class \
+    SET LOCAL jit TO off; SELECT concat_ws(':', \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_proc WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_trigger WHERE NOT tgisinternal), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_rewrite WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_policy), \
+    (SELECT concat(count(*), '/', sum(((indexrelid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_index \
+    WHERE indexprs IS NOT NULL OR indpred IS NOT NULL), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_attrdef), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_constraint WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((inhrelid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_inherits), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_operator WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_cast WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_event_trigger), \
+    (SELECT concat(count(*), '/', sum(oid::bigint), '/', sum(hashname(relname))) FROM pg_class \
      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f')))";
 
 /// Functions, relations, and what leads from one to another, a row each: kind, and up to four columns. See [`Survey`].
 ///
-/// A built-in function leaves no trace in `pg_depend`; in a stored expression it is found by its object id.
+/// A built-in function leaves no trace in `pg_depend`; in a stored expression it is found by its object id. A constant
+/// needs no such search.
 ///
 /// [`Survey`]: super::Survey
 pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; \
-    WITH builtin AS (SELECT concat(':(funcid|opfuncid) (', string_agg(oid::text, '|'), ') ') AS wanted FROM pg_proc \
-    WHERE oid < 16384 AND proname IN ('set_config', 'pg_advisory_lock', 'pg_advisory_lock_shared', \
-    'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', 'query_to_xml', 'query_to_xml_and_xmlschema', \
-    'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', 'ts_stat', 'currval', 'lastval')), \
-    called AS (SELECT d.classid, d.objid, coalesce(o.oprcode::oid, d.refobjid) AS func FROM pg_depend d \
-    LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid \
-    WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) AND d.refobjid >= 16384) \
-    (SELECT 'f', p.oid::text, p.proname::text, concat(l.lanname, ' ', p.provolatile, ' ', \
-    (SELECT e.extname FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid \
-    WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' LIMIT 1)), \
+    SET LOCAL jit TO off; SET LOCAL enable_nestloop TO off; \
+    WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', \
+    'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
+    'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
+    'ts_stat', 'currval', 'lastval')), \
+    builtin AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') ') AS wanted FROM known), \
+    called AS MATERIALIZED (SELECT DISTINCT d.classid, d.objid, coalesce(o.oprcode::oid, d.refobjid) AS func \
+    FROM pg_depend d LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid \
+    WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) AND d.refobjid >= 16384), \
+    extension AS MATERIALIZED (SELECT d.objid, min(e.extname) AS name FROM pg_depend d JOIN pg_extension e \
+    ON e.oid = d.refobjid WHERE d.refclassid = 'pg_extension'::regclass AND d.classid = 'pg_proc'::regclass \
+    AND d.deptype = 'e' GROUP BY d.objid) \
+    (SELECT 'f', p.oid::text, p.proname::text, concat(l.lanname, ' ', p.provolatile, ' ', x.name), \
     CASE WHEN l.lanname NOT IN ('sql', 'plpgsql') THEN '' WHEN length(p.prosrc) > 65536 THEN 'EXECUTE' \
     WHEN p.prosrc = '' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END \
-    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.oid >= 16384 LIMIT 10001) \
+    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang LEFT JOIN extension x ON x.objid = p.oid \
+    WHERE p.oid >= 16384 LIMIT 10001) \
     UNION ALL (SELECT 'r', oid::text, relname::text, '', '' FROM pg_class \
     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f') LIMIT 20001) \
     UNION ALL SELECT 'e', concat('f', objid), concat('f', func), '', '' FROM called WHERE classid = 'pg_proc'::regclass \
     UNION ALL SELECT 'e', concat('w', tgrelid), concat('f', tgfoid), '', '' FROM pg_trigger WHERE NOT tgisinternal \
-    UNION ALL SELECT 'e', concat('w', tgrelid), 'f0', '', '' FROM pg_trigger, builtin WHERE tgqual::text ~ wanted \
+    UNION ALL SELECT 'e', concat('w', tgrelid), 'f0', '', '' FROM pg_trigger \
+    WHERE tgqual::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL SELECT 'e', concat('w', tgrelid), concat('f', func), '', '' FROM pg_trigger t JOIN called c \
+    ON c.classid = 'pg_trigger'::regclass AND c.objid = t.oid \
     UNION ALL SELECT 'e', concat('w', confrelid), concat('w', conrelid), '', '' FROM pg_constraint \
     WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd')) \
     UNION ALL SELECT 'e', concat('w', inhparent), concat('w', inhrelid), '', '' FROM pg_inherits \
-    UNION ALL SELECT 'e', concat(way, ev_class), concat('f', func), '', '' FROM pg_rewrite r JOIN called c \
-    ON c.classid = 'pg_rewrite'::regclass AND c.objid = r.oid, (VALUES ('r'), ('w')) AS ways (way) \
-    UNION ALL SELECT 'e', concat(way, ev_class), 'f0', '', '' FROM pg_rewrite, builtin, (VALUES ('r'), ('w')) AS ways (way) \
-    WHERE oid >= 16384 AND (ev_action::text ~ wanted OR ev_qual::text ~ wanted) \
-    UNION ALL SELECT 'e', concat(way, ev_class), concat(CASE WHEN ev_type = '1' THEN way ELSE to_way END, d.refobjid), '', '' \
+    UNION ALL SELECT 'v', ev_class::text, concat('f', func), '', '' FROM pg_rewrite r JOIN called c \
+    ON c.classid = 'pg_rewrite'::regclass AND c.objid = r.oid \
+    UNION ALL SELECT 'v', ev_class::text, 'f0', '', '' FROM pg_rewrite WHERE oid >= 16384 \
+    AND (ev_action::text ~ (SELECT wanted FROM builtin) OR ev_qual::text ~ (SELECT wanted FROM builtin)) \
+    UNION ALL (SELECT DISTINCT 'v', r.ev_class::text, concat('v', d.refobjid), '', '' \
     FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid \
-    AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class, \
-    (VALUES ('r', 'r'), ('w', 'w'), ('w', 'r')) AS ways (way, to_way) WHERE r.oid >= 16384 \
-    UNION ALL SELECT 'e', concat(way, polrelid), concat('f', func), '', '' FROM pg_policy p JOIN called c \
-    ON c.classid = 'pg_policy'::regclass AND c.objid = p.oid, (VALUES ('r'), ('w')) AS ways (way) \
-    UNION ALL SELECT 'e', concat(way, polrelid), 'f0', '', '' FROM pg_policy, builtin, (VALUES ('r'), ('w')) AS ways (way) \
-    WHERE polqual::text ~ wanted OR polwithcheck::text ~ wanted \
-    UNION ALL SELECT 'e', concat(way, polrelid), concat('r', d.refobjid), '', '' FROM pg_policy p JOIN pg_depend d \
+    AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class WHERE r.oid >= 16384) \
+    UNION ALL SELECT 'v', polrelid::text, concat('f', func), '', '' FROM pg_policy p JOIN called c \
+    ON c.classid = 'pg_policy'::regclass AND c.objid = p.oid \
+    UNION ALL SELECT 'v', polrelid::text, 'f0', '', '' FROM pg_policy \
+    WHERE polqual::text ~ (SELECT wanted FROM builtin) OR polwithcheck::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL (SELECT DISTINCT 'v', p.polrelid::text, concat('r', d.refobjid), '', '' FROM pg_policy p JOIN pg_depend d \
     ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass \
-    AND d.refobjid <> p.polrelid, (VALUES ('r'), ('w')) AS ways (way) \
-    UNION ALL SELECT 'e', concat(way, adrelid), concat('f', func), '', '' FROM pg_attrdef a JOIN called c \
-    ON c.classid = 'pg_attrdef'::regclass AND c.objid = a.oid, (VALUES ('r'), ('w')) AS ways (way) \
-    UNION ALL SELECT 'e', concat('w', adrelid), 'f0', '', '' FROM pg_attrdef, builtin WHERE adbin::text ~ wanted \
+    AND d.refobjid <> p.polrelid) \
+    UNION ALL SELECT 'v', adrelid::text, concat('f', func), '', '' FROM pg_attrdef a JOIN called c \
+    ON c.classid = 'pg_attrdef'::regclass AND c.objid = a.oid \
+    UNION ALL SELECT 'e', concat('w', adrelid), 'f0', '', '' FROM pg_attrdef \
+    WHERE adbin::text NOT LIKE '{CONST %' AND adbin::text ~ (SELECT wanted FROM builtin) \
     UNION ALL SELECT 'e', concat('w', conrelid), concat('f', func), '', '' FROM pg_constraint k JOIN called c \
     ON c.classid = 'pg_constraint'::regclass AND c.objid = k.oid WHERE conrelid <> 0 \
-    UNION ALL SELECT 'e', concat('w', conrelid), 'f0', '', '' FROM pg_constraint, builtin \
-    WHERE conrelid <> 0 AND conbin::text ~ wanted \
+    UNION ALL SELECT 'e', concat('w', conrelid), 'f0', '', '' FROM pg_constraint \
+    WHERE conrelid <> 0 AND contype = 'c' AND conbin::text ~ (SELECT wanted FROM builtin) \
     UNION ALL SELECT 'e', 'all', concat('f', func), '', '' FROM pg_constraint k JOIN called c \
     ON c.classid = 'pg_constraint'::regclass AND c.objid = k.oid WHERE contypid <> 0 \
-    UNION ALL SELECT 'e', 'all', 'f0', '', '' FROM pg_constraint, builtin WHERE contypid <> 0 AND conbin::text ~ wanted \
+    UNION ALL SELECT 'e', 'all', 'f0', '', '' FROM pg_constraint \
+    WHERE contypid <> 0 AND oid >= 16384 AND conbin::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL SELECT 'e', concat('w', objid), concat('f', func), '', '' FROM called WHERE classid = 'pg_class'::regclass \
     UNION ALL SELECT 'e', concat('w', indrelid), concat('f', func), '', '' FROM pg_index i JOIN called c \
     ON c.classid = 'pg_class'::regclass AND c.objid = i.indexrelid \
     UNION ALL SELECT 'e', concat('o', oprname), concat('f', oprcode::oid), '', '' FROM pg_operator WHERE oprcode::oid >= 16384 \
+    UNION ALL SELECT 'e', concat('o', oprname), 'f0', '', '' FROM pg_operator \
+    WHERE oid >= 16384 AND oprcode::oid IN (SELECT oid FROM known) \
     UNION ALL SELECT 'e', CASE castcontext WHEN 'e' THEN concat('t', typname) ELSE 'all' END, concat('f', castfunc), '', '' \
     FROM pg_cast JOIN pg_type t ON t.oid = casttarget WHERE castfunc >= 16384 \
     UNION ALL SELECT 'e', 'ddl', concat('f', evtfoid), '', '' FROM pg_event_trigger";

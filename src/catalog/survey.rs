@@ -5,7 +5,7 @@ use std::rc::Rc;
 use aho_corasick::AhoCorasick;
 use hashbrown::HashMap;
 
-use super::judge::{Marks, Suspects};
+use super::judge::{Marks, Suspects, as_quoted};
 use crate::sql::{self, EffectSet};
 
 /// Functions and relations that are looked at, at most. With more nothing is known, and every lease is audited.
@@ -44,11 +44,20 @@ const TRUSTED: [&str; 27] = [
     "vector",
 ];
 
+/// One function.
+#[derive(Debug)]
+struct Function {
+    node: Box<str>,
+    name: Box<str>,
+    /// Its language, volatility and extension.
+    about: Box<str>,
+    source: Box<str>,
+}
+
 /// The rows of one survey.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// Names of functions, by node.
-    functions: Vec<(Box<str>, Box<str>, sql::Body, Vec<u8>)>,
+    functions: Vec<Function>,
     relations: Vec<(Box<str>, Box<str>)>,
     edges: Vec<(Box<str>, Box<str>)>,
     /// A row was none of ours.
@@ -63,6 +72,7 @@ impl Survey {
     /// | `f` | a function: object id, name, its language, volatility and extension, its body |
     /// | `r` | a relation: object id, name |
     /// | `e` | the first node leads to the second |
+    /// | `v` | reading or writing the relation with this id leads to the node; to `v` and an id: to that relation alike |
     ///
     /// A node is `f` and a function's id; `r` or `w` and the id of a relation that is read or written; `o` and an
     /// operator; `t` and a type; `ddl`; or `all`, which every statement may lead to.
@@ -70,21 +80,29 @@ impl Survey {
         let mut columns = columns.map(Option::unwrap_or_default);
         let mut bytes = || columns.next().unwrap_or_default();
         let kind = bytes();
-        let mut text = || String::from_utf8_lossy(bytes()).into_owned().into_boxed_str();
+        let mut text = || Box::<str>::from(String::from_utf8_lossy(bytes()));
         match kind {
             b"f" => {
-                let (id, name, about) = (text(), text(), text());
-                let source = text();
-                let body = function(&about, &source);
-                self.functions.push((format!("f{id}").into(), name, body, source.as_bytes().to_vec()));
+                let (id, name, about, source) = (text(), text(), text(), text());
+                self.functions.push(Function { node: format!("f{id}").into(), name, about, source });
             }
             b"r" => self.relations.push((text(), text())),
             b"e" => self.edges.push((text(), text())),
+            b"v" => {
+                let (relation, to) = (text(), text());
+                let edges = match to.strip_prefix('v') {
+                    None => [("r", "", &*to), ("w", "", &*to), ("w", "", &*to)],
+                    Some(to) => [("r", "r", to), ("w", "w", to), ("w", "r", to)],
+                };
+                for (way, to_way, to) in edges.into_iter().take(if to.starts_with('v') { 3 } else { 2 }) {
+                    self.edges.push((format!("{way}{relation}").into(), format!("{to_way}{to}").into()));
+                }
+            }
             _ => self.strange = true,
         }
     }
 
-    /// What follows: the names that lead to something that leaves something behind. None if there is too much to tell.
+    /// What follows, which takes a while for a large database: the names that lead to something that leaves something behind. None if there is too much to tell.
     #[must_use]
     pub fn close(self) -> Option<Suspects> {
         if self.strange || self.functions.len() > FUNCTIONS_MAX || self.relations.len() > RELATIONS_MAX {
@@ -97,9 +115,10 @@ impl Survey {
         }
         self.mentions(&mut graph)?;
         let mut names = Vec::new();
-        for (node, _, body, _) in &self.functions {
-            graph.mark(node, body.set);
-            names.extend_from_slice(&body.names);
+        for function in &self.functions {
+            let body = function.body();
+            graph.mark(&function.node, body.set);
+            names.extend(body.names);
         }
         names.sort_unstable();
         names.dedup();
@@ -111,7 +130,7 @@ impl Survey {
                 *kind(&mut known).entry(name.into()).or_default() |= set;
             }
         };
-        for (node, name, ..) in &self.functions {
+        for Function { node, name, .. } in &self.functions {
             add(|marks| &mut marks.functions, name, of(node));
         }
         for (id, name) in &self.relations {
@@ -131,7 +150,7 @@ impl Survey {
     /// A body leads to every function and relation that it mentions.
     fn mentions(&self, graph: &mut Graph) -> Option<()> {
         let mut names: HashMap<&str, Vec<Rc<str>>> = HashMap::default();
-        for (node, name, ..) in &self.functions {
+        for Function { node, name, .. } in &self.functions {
             names.entry(name).or_default().push(Rc::from(&**node));
         }
         for (id, name) in &self.relations {
@@ -139,9 +158,14 @@ impl Survey {
             nodes.push(format!("r{id}").into());
             nodes.push(format!("w{id}").into());
         }
-        let (patterns, nodes): (Vec<&str>, Vec<Vec<Rc<str>>>) = names.into_iter().unzip();
-        let finder = AhoCorasick::builder().ascii_case_insensitive(true).build(&patterns).ok()?;
-        for (node, _, _, source) in &self.functions {
+        let (names, nodes): (Vec<&str>, Vec<Vec<Rc<str>>>) = names.into_iter().unzip();
+        let patterns: Vec<_> = names.into_iter().map(as_quoted).collect();
+        let finder = AhoCorasick::builder()
+            .ascii_case_insensitive(true)
+            .build(patterns.iter().map(|name| name.as_bytes()))
+            .ok()?;
+        for Function { node, source, .. } in &self.functions {
+            let source = source.as_bytes();
             let mut seen = vec![];
             for found in finder.find_overlapping_iter(source) {
                 let at = found.pattern().as_usize();
@@ -160,16 +184,17 @@ impl Survey {
     }
 }
 
-/// What a function does by itself.
-fn function(about: &str, source: &str) -> sql::Body {
-    let mut about = about.splitn(3, ' ');
-    let mut next = || about.next().unwrap_or_default();
-    let (language, volatility, extension) = (next(), next(), next());
-    match language {
-        "sql" | "plpgsql" => sql::body(source.as_bytes()),
-        "internal" => sql::Body::default(),
-        "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
-        _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
+impl Function {
+    /// What it does by itself.
+    fn body(&self) -> sql::Body {
+        let mut about = self.about.splitn(3, ' ');
+        let mut next = || about.next().unwrap_or_default();
+        let (language, volatility, extension) = (next(), next(), next());
+        match language {
+            "sql" | "plpgsql" => sql::body(self.source.as_bytes()),
+            "internal" | "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
+            _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
+        }
     }
 }
 
@@ -290,5 +315,54 @@ mod tests {
         let mut survey = Survey::default();
         survey.row([Some(&b"mock"[..])].into_iter());
         assert!(survey.close().is_none());
+    }
+
+    #[test]
+    fn while_nothing_is_known_all_but_the_ends_of_transactions_may_do_anything() {
+        let mut library = Library::default();
+        #[rustfmt::skip]
+        let table: [(&str, EffectSet); 7] = [
+            ("SELECT 1",                EffectSet::UNJUDGED),
+            ("",                        EffectSet::UNJUDGED),
+            ("BEGIN",                   NONE),
+            ("COMMIT",                  NONE),
+            ("ROLLBACK TO SAVEPOINT s", NONE),
+            ("BEGIN; SELECT f()",       EffectSet::UNJUDGED),
+            ("SET app.x = 'a'",         EffectSet::UNJUDGED),
+        ];
+        for (text, want) in table {
+            let own = sql::scan(text.as_bytes()).set;
+            assert_eq!(Suspects::unknown().judge(text.as_bytes(), own, &mut library), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_as_they_are_spelled() {
+        let suspects = suspects(&[
+            &["f", "1", "a\"b", "plpgsql v ", "BEGIN LISTEN c; END"],
+            &["f", "2", "calls", "sql v ", "SELECT \"a\"\"b\"()"],
+            &["f", "3", "größe", "sql v ", "LISTEN c"],
+            &["f", "4", "raw", "internal v ", ""],
+            &["f", "5", "total", "internal i ", ""],
+            &["r", "11", "seen", "", ""],
+            &["v", "11", "f1", "", ""],
+            &["r", "12", "over", "", ""],
+            &["v", "12", "v11", "", ""],
+        ]);
+        let mut library = Library::default();
+        #[rustfmt::skip]
+        let table: [(&[u8], EffectSet); 8] = [
+            (b"SELECT \"a\"\"b\"()",      SUSPECT),
+            (b"SELECT calls()",           SUSPECT),
+            (b"SELECT 'gr\xf6\xdfe'",     SUSPECT),
+            (b"SELECT 'plain'",           NONE),
+            (b"SELECT raw()",             SUSPECT.union(EffectSet::OPAQUE)),
+            (b"SELECT total(1)",          NONE),
+            (b"SELECT * FROM seen",       SUSPECT),
+            (b"UPDATE \"over\" SET a = 1", SUSPECT),
+        ];
+        for (text, want) in table {
+            assert_eq!(suspects.judge(text, NONE, &mut library), want, "{}", String::from_utf8_lossy(text));
+        }
     }
 }

@@ -11,8 +11,8 @@ use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use crate::backend::ServerConn;
-use crate::catalog::Suspects;
 use crate::clock::Moment;
+use crate::pool::{Knowledge, SharedLimit};
 use crate::prepared::{Budget, Interner};
 use crate::settings::{Profile, Profiles};
 use crate::sql;
@@ -37,7 +37,7 @@ pub struct Desk {
     statements: Statements,
     scans: sql::Cache,
     library: sql::Library,
-    suspects: Suspects,
+    catalog: Knowledge,
     stats: PoolStats,
     profiles: Profiles,
     startup: Rc<Profile>,
@@ -67,7 +67,7 @@ impl Desk {
             statements: Statements::default(),
             scans: sql::Cache::default(),
             library: sql::Library::default(),
-            suspects: Suspects::default(),
+            catalog: Knowledge::new(1, SharedLimit::new(0), false),
             stats: PoolStats::default(),
             profiles,
             startup,
@@ -104,8 +104,8 @@ impl Desk {
             interner: &self.interner,
             scans: &mut self.scans,
             library: &mut self.library,
-            suspects: &self.suspects,
-            catalog: 1,
+            catalog: &self.catalog,
+            catalog_key: self.catalog.key(),
             stats: &mut self.stats,
             pool: 1,
             parse_key: self.startup.parse_key(),

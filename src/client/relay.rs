@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 
 use pgweir_config::PoolMode;
+use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
@@ -30,11 +31,12 @@ use super::plan::Plan;
 use super::request::{Request, Stop};
 use super::statements::Statements;
 use super::{Context, Scratch};
-use crate::backend::{KEPT_CAPACITY, Lost, ServerConn};
+use crate::backend::{Defines, KEPT_CAPACITY, Lost, ServerConn};
 use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
+use crate::stats::PinReason;
 
 pub use active::Active;
 use active::Proof;
@@ -514,13 +516,10 @@ impl Relay {
         };
         let client = &context.config.client;
         let was_settled = conn.pipeline.is_settled();
+        let in_transaction = conn.pipeline.status() != TxStatus::Idle;
         let first = rerun::is_first(conn, was_settled);
         active.marks.harmless = first;
         active.marks.placing.named = false;
-        let suspects = self.pool.catalog.suspects();
-        if !self.pool.catalog.is_known() {
-            active.marks.runs_unjudged();
-        }
         let mut plan = Plan::new(input, made);
         let stop = Request {
             scanner: &mut self.scanner,
@@ -530,8 +529,8 @@ impl Relay {
             interner: &context.interner,
             scans: &mut context.scans.borrow_mut(),
             library: &mut context.library.borrow_mut(),
-            suspects: &suspects,
-            catalog: self.pool.catalog.key(),
+            catalog: &self.pool.catalog,
+            catalog_key: self.pool.catalog.key(),
             stats: &mut self.pool.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
@@ -552,7 +551,20 @@ impl Relay {
         if used > 0 {
             // What pins a connection may be gone after any statement.
             active.marks.tainted |= active.marks.pins.may_end();
+            if active.marks.pins.has(PinReason::Temp) {
+                // What its own temporary tables and functions set in motion is in nobody's catalog.
+                active.marks.runs_unjudged();
+            }
             active.proof = Proof::Open;
+        }
+        if active.marks.defines {
+            // In a transaction nobody sees it before the COMMIT.
+            let is_private = in_transaction && !active.marks.commit_sent;
+            if is_private && conn.defines == Defines::No {
+                conn.defines = Defines::Open;
+            } else if !is_private {
+                self.pool.catalog.begins(&mut conn.defines);
+            }
         }
         let whole = matches!(stop, Stop::Short) && !self.scanner.is_inside();
         let batch = input.get(..used).filter(|_| whole && conn.pipeline.ready_owed() > 0).unwrap_or_default();

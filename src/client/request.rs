@@ -20,7 +20,7 @@ use place::Use;
 use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
-use crate::catalog::Suspects;
+use crate::pool::Knowledge;
 use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NO_MEMORY, Prefix, REFUSED, RESTORE, STRIPPED};
 use crate::prepared::{Statement, UNNAMED};
 use crate::settings::{self, Profile, Profiles};
@@ -113,11 +113,25 @@ impl Marks {
         if state::taints(effects) {
             self.taints(effects, text);
         }
-        // What was just defined may be called before the catalog is read again.
-        self.tainted |= self.defines && !state::only_ends(effects);
-        if state::defines(effects) {
+        if self.defines || effects.set.intersects(EffectSet::DDL) {
+            self.may_define(effects, text);
+        }
+    }
+
+    #[cold]
+    fn may_define(&mut self, effects: Effects, text: &[u8]) {
+        let multi = effects.set.intersects(EffectSet::MULTI);
+        let spells = if multi { sql::mentions_definition } else { sql::defines };
+        let defines =
+            state::defines(effects) && spells(text) || effects.set.contains(EffectSet::SUSPECT.union(EffectSet::DDL));
+        if self.defines && !state::only_ends(effects) || defines && multi {
+            // What was just defined may be called before the catalog is read again.
+            self.runs_unjudged();
+        }
+        if defines {
             self.defines = true;
-            self.tainted |= effects.set.intersects(EffectSet::MULTI);
+            // The settings of what it defines are carried along until the catalog tells of them.
+            self.set_custom(sql::hidden_names(text).into_iter());
         }
     }
 
@@ -139,10 +153,13 @@ impl Marks {
         if effects.set.intersects(EffectSet::CUSTOM) {
             self.set_custom(sql::custom_names(text).map(|name| Box::from(&*name)));
         }
-        if matches!(effects.first, sql::FirstWord::Do) || effects.set.contains(EffectSet::OPAQUE | EffectSet::MULTI) {
+        if effects.set.intersects(EffectSet::UNJUDGED) {
+            self.runs_unjudged();
+        }
+        if effects.set.intersects(EffectSet::OPAQUE.union(EffectSet::UNJUDGED)) {
             self.set_custom(sql::hidden_names(text).into_iter());
             // It may define something, too.
-            self.defines |= [&b"create"[..], b"alter"].iter().any(|word| mentions(text, word));
+            self.defines |= sql::mentions_definition(text);
         }
     }
 
@@ -175,11 +192,6 @@ impl Marks {
         self.listening = true;
         self.hidden = true;
     }
-}
-
-/// Whether `word` (lower case) is somewhere in `text`, in any case.
-fn mentions(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
 /// Why reading the client's messages stopped.
@@ -217,9 +229,9 @@ pub struct Request<'a> {
     /// What the grammar says of them.
     pub library: &'a mut sql::Library,
     /// The names that lead to more than a text shows.
-    pub suspects: &'a Suspects,
+    pub catalog: &'a Knowledge,
     /// Which catalog these are of.
-    pub catalog: u64,
+    pub catalog_key: u64,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
     /// The pool's number.
@@ -273,9 +285,9 @@ impl Request<'_> {
         let len = HEADER + body.len();
         match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
             Tag::Query => {
-                let (suspects, library) = (self.suspects, &mut *self.library);
-                let through = |text: &[u8], own| suspects.judge(text, own, library);
-                let (text, effects) = self.scans.judge(body, self.catalog, through).map_err(Stop::Malformed)?;
+                let (catalog, library) = (self.catalog, &mut *self.library);
+                let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
+                let (text, effects) = self.scans.judge(body, self.catalog_key, through).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
                 if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
@@ -356,6 +368,7 @@ impl Request<'_> {
             Tag::Query if body_len as usize > self.inspect_max => {
                 self.query(Effects::default(), b"");
                 self.marks.runs_unknown();
+                self.marks.defines = true;
             }
             Tag::Parse if body_len as usize > self.inspect_max => return self.long_parse(body_len, seen, plan),
             Tag::Query | Tag::Parse => return Ok(false),
@@ -499,8 +512,7 @@ impl Request<'_> {
     /// What running a statement may do, with what it sets in motion.
     #[inline]
     fn effects(&mut self, statement: &Statement) -> Effects {
-        let (suspects, library) = (self.suspects, &mut *self.library);
-        statement.judge(self.catalog, |text, own| suspects.judge(text, own, library))
+        judge(self.catalog_key, self.catalog, self.library, statement)
     }
 
     /// The parse-time settings as they are now.
@@ -648,15 +660,19 @@ impl Request<'_> {
             if self.marks.changes.is_own_unsettled() || self.marks.changes.is_unnamed_unsettled() {
                 return Err(Stop::Unsettled);
             }
-            if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
-                let effects = self.effects(&statement.clone());
+            let effects = match (runs, &self.statements.unnamed) {
+                (true, Unnamed::Holds(statement, _)) => {
+                    Some(judge(self.catalog_key, self.catalog, self.library, statement))
+                }
+                _ => None,
+            };
+            if let Some(effects) = effects {
                 self.forget_sequences(effects, plan);
             }
             self.ensure_unnamed(purpose, plan)?;
-            if let (true, Unnamed::Holds(statement, _)) = (runs, &self.statements.unnamed) {
+            if let (Some(effects), Unnamed::Holds(statement, _)) = (effects, &self.statements.unnamed) {
                 let statement = statement.clone();
                 let status = self.conn.pipeline.certain_status();
-                let effects = self.effects(&statement);
                 self.runs(effects, &statement.text, status);
             } else if runs {
                 self.marks.runs_unknown();
@@ -667,15 +683,14 @@ impl Request<'_> {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(Named::Shared(statement, told)) => {
                 let statement = self.under_present_settings(name, statement);
+                let effects = if runs { self.effects(&statement) } else { Effects::default() };
                 if runs {
-                    let effects = self.effects(&statement);
                     self.forget_sequences(effects, plan);
                 }
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
                     let status = self.conn.pipeline.certain_status();
-                    let effects = self.effects(&statement);
                     self.runs(effects, &statement.text, status);
                 }
                 renamed
@@ -810,6 +825,7 @@ impl Request<'_> {
         if !self.conn.pipeline.is_skipping() {
             self.marks.pins.add(PinReason::Statements);
             self.marks.tainted = true;
+            self.marks.defines = true;
             if name.is_empty() {
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
                 let before = std::mem::replace(&mut self.conn.unnamed, Held::Unknown);
@@ -832,6 +848,12 @@ impl Request<'_> {
         plan.forward(HEADER + seen.len());
         Ok(true)
     }
+}
+
+/// What running a statement may do: see [`Request::effects`].
+#[inline]
+fn judge(key: u64, catalog: &Knowledge, library: &mut sql::Library, statement: &Statement) -> Effects {
+    statement.judge(key, |text, own| catalog.suspects().judge(text, own, library))
 }
 
 /// For the test that a panic in one session ends just that one. Never in a release build.

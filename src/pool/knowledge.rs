@@ -13,8 +13,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::Pool;
-use crate::backend::{ServerConn, SettleError, row_columns};
+use super::{Pool, SharedLimit};
+use crate::backend::{Defines, ServerConn, SettleError, row_columns};
 use crate::catalog::{FINGERPRINT, SURVEY, Survey, Suspects};
 use crate::stats::DiscardReason;
 
@@ -24,43 +24,70 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// The most that an answer may be; bytes.
 const ANSWER_MAX: usize = 32 << 20;
 
-/// The shortest time between two looks, however often something is defined.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks, however often something is defined, passes so many times as much time as the first has taken: a
+/// server connection has this many times as much for its clients.
+const REST: u32 = 4;
+
+/// More than will ever be defined.
+const NOTHING: u64 = u64::MAX;
 
 /// The shortest time between two looks of which the first failed.
 const PAUSE_FAILED: Duration = Duration::from_secs(30);
 
+/// What clients define in one database, whichever of its pools they use.
+#[derive(Debug, Default)]
+pub struct Definitions {
+    /// Grows with everything that was defined.
+    made: Cell<u64>,
+    /// Server connections that define something at this moment.
+    in_flight: Cell<u32>,
+    /// Grows with either.
+    turns: Cell<u64>,
+}
+
+impl Definitions {
+    fn turn(&self) {
+        self.turns.set(self.turns.get() + 1);
+    }
+}
+
 /// What is known of the catalog.
 #[derive(Debug)]
 pub struct Knowledge {
-    suspects: RefCell<Rc<Suspects>>,
+    /// Those of the last survey.
+    surveyed: RefCell<Rc<Suspects>>,
+    /// For as long as these are not to be relied on.
+    unknown: Rc<Suspects>,
     /// The number of the pool above the number of times that this changed.
     key: Cell<u64>,
-    known: Cell<bool>,
-    /// Grows with everything that was defined.
-    defined: Cell<u64>,
+    /// What had been defined when the last survey that went well began; [`NOTHING`] is known at first.
+    known: Cell<u64>,
+    /// Of the database.
+    shared: Rc<SharedLimit>,
     fingerprint: RefCell<Box<[u8]>>,
     /// When to look next; none if never.
     due: Cell<Option<Instant>>,
+    /// That time has come.
+    overdue: Cell<bool>,
     asking: Cell<bool>,
-    /// Whether a look is wanted at once.
-    urgent: Cell<bool>,
     not_before: Cell<Option<Instant>>,
     wanted: bool,
 }
 
 impl Knowledge {
     /// Nothing is known yet; nothing has to be if it is not `wanted`.
-    pub(super) fn new(pool: u32, wanted: bool) -> Self {
+    #[must_use]
+    pub fn new(pool: u32, shared: Rc<SharedLimit>, wanted: bool) -> Self {
         Self {
-            suspects: RefCell::default(),
+            surveyed: RefCell::default(),
+            unknown: Rc::new(Suspects::unknown()),
             key: Cell::new((u64::from(pool) << 32) | 1),
-            known: Cell::new(!wanted),
-            defined: Cell::new(0),
+            known: Cell::new(NOTHING),
+            shared,
             fingerprint: RefCell::default(),
             due: Cell::new(None),
+            overdue: Cell::new(false),
             asking: Cell::new(false),
-            urgent: Cell::new(wanted),
             not_before: Cell::new(None),
             wanted,
         }
@@ -70,37 +97,56 @@ impl Knowledge {
     #[must_use]
     #[inline]
     pub fn suspects(&self) -> Rc<Suspects> {
-        self.suspects.borrow().clone()
+        let known = !self.wanted || !self.is_behind() && self.shared.definitions.in_flight.get() == 0;
+        if known { self.surveyed.borrow().clone() } else { self.unknown.clone() }
+    }
+
+    /// The last that were known, to be relied on or not.
+    #[must_use]
+    pub fn surveyed(&self) -> Rc<Suspects> {
+        self.surveyed.borrow().clone()
     }
 
     /// Changes with what is known, and is never another pool's.
     #[must_use]
     #[inline]
     pub fn key(&self) -> u64 {
-        self.key.get()
+        self.key.get().wrapping_add(self.shared.definitions.turns.get())
     }
 
-    /// Whether what is known is to be relied on.
-    #[must_use]
-    #[inline]
-    pub fn is_known(&self) -> bool {
-        self.known.get()
-    }
-
-    /// Something was defined, and is there for everybody from now on.
+    /// Something is being defined on a server connection. It may be there for everybody long before the server's answer
+    /// is read.
     #[cold]
-    pub fn changed(&self) {
-        if self.wanted {
-            self.defined.set(self.defined.get() + 1);
-            self.known.set(false);
-            self.urgent.set(true);
-            self.turn();
+    pub fn begins(&self, defines: &mut Defines) {
+        if *defines != Defines::InFlight {
+            *defines = Defines::InFlight;
+            let shared = &self.shared.definitions;
+            shared.in_flight.set(shared.in_flight.get() + 1);
+            shared.turn();
         }
+    }
+
+    /// What was defined on a server connection is there for everybody from now on, if it ever will be.
+    #[cold]
+    pub fn ends(&self, defines: &mut Defines) {
+        let shared = &self.shared.definitions;
+        if *defines == Defines::InFlight {
+            shared.in_flight.set(shared.in_flight.get().saturating_sub(1));
+        }
+        *defines = Defines::No;
+        shared.made.set(shared.made.get() + 1);
+        shared.turn();
     }
 
     /// Whoever was judged by what was known before may have been misjudged.
     fn turn(&self) {
         self.key.set(self.key.get() + 1);
+    }
+
+    /// Whether more may be there than is known.
+    #[inline]
+    fn is_behind(&self) -> bool {
+        self.wanted && self.known.get() != self.shared.definitions.made.get()
     }
 
     /// Whether the questions are on their way.
@@ -111,9 +157,12 @@ impl Knowledge {
     /// Whether it is time to ask.
     #[inline]
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        (self.urgent.get() || self.due.get().is_some_and(|at| at <= now))
-            && !self.asking.get()
-            && self.not_before.get().is_none_or(|at| at <= now)
+        (self.is_behind() || self.overdue.get()) && self.may_ask(now)
+    }
+
+    #[cold]
+    fn may_ask(&self, now: Instant) -> bool {
+        !self.asking.get() && self.not_before.get().is_none_or(|at| at <= now)
     }
 }
 
@@ -123,22 +172,23 @@ impl Pool {
     pub(super) fn look_into_catalog(self: &Rc<Self>, mut conn: Box<ServerConn>) {
         self.catalog.asking.set(true);
         let pool = self.clone();
+        let begun = pool.clock.now();
         tokio::task::spawn_local(async move {
             let outcome = pool.clock.limit(LIMIT, pool.learn_catalog(&mut conn)).await;
             let now = pool.clock.refresh();
             let told = matches!(outcome, Ok(Ok(true)));
             pool.catalog.asking.set(false);
-            let pause = if told { PAUSE } else { PAUSE_FAILED };
+            let pause = if told { REST * now.saturating_duration_since(begun) } else { PAUSE_FAILED };
             pool.catalog.not_before.set(now.checked_add(pause));
+            pool.catalog.overdue.set(false);
             pool.catalog.due.set(now.checked_add(pool.limits.catalog_check_interval));
             if !told {
                 tracing::warn!(
                     pool = %pool.name.database, user = %pool.name.user,
                     "the catalog could not be read: every transaction is followed by an audit until it can"
                 );
-                pool.catalog.known.set(false);
+                pool.catalog.known.set(NOTHING);
                 pool.catalog.turn();
-                pool.catalog.urgent.set(true);
             }
             match outcome {
                 Ok(Ok(_)) => pool.offer(conn),
@@ -148,9 +198,19 @@ impl Pool {
         });
     }
 
+    /// A lease is over: what was defined in it, if anything, may be there for everybody.
+    #[inline]
+    pub(super) fn note_definitions(&self, conn: &mut ServerConn) {
+        if conn.defines != Defines::No {
+            self.catalog.ends(&mut conn.defines);
+        }
+    }
+
     /// Idle pools look, too.
     pub(super) fn keep_catalog_fresh(self: &Rc<Self>) {
-        if self.catalog.is_due(self.clock.now()) && !self.draining.get() {
+        let now = self.clock.now();
+        self.catalog.overdue.set(self.catalog.due.get().is_some_and(|at| at <= now));
+        if self.catalog.is_due(now) && !self.draining.get() {
             let conn = self.inner.borrow_mut().idle.pop();
             if let Some(conn) = conn {
                 self.look_into_catalog(conn);
@@ -161,8 +221,8 @@ impl Pool {
     /// False if the server would not tell, or there is too much to tell.
     async fn learn_catalog(&self, conn: &mut ServerConn) -> Result<bool, SettleError> {
         let catalog = &self.catalog;
-        let defined = catalog.defined.get();
-        catalog.urgent.set(false);
+        // What is defined meanwhile may be missing in the answers.
+        let made = catalog.shared.definitions.made.get();
         conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
         let mut fingerprint: Box<[u8]> = Box::default();
         let told = conn.gather(FINGERPRINT, ANSWER_MAX, |row| {
@@ -176,15 +236,16 @@ impl Pool {
             if !conn.gather(SURVEY, ANSWER_MAX, |row| survey.row(row_columns(row))).await? {
                 return Ok(false);
             }
-            let Some(suspects) = survey.close() else { return Ok(false) };
-            *catalog.suspects.borrow_mut() = Rc::new(suspects);
+            // Not on the thread that serves the clients.
+            let closed = tokio::task::spawn_blocking(|| survey.close()).await;
+            let Some(suspects) = closed.ok().flatten() else { return Ok(false) };
+            *catalog.surveyed.borrow_mut() = Rc::new(suspects);
             *catalog.fingerprint.borrow_mut() = fingerprint;
             // Who was judged by the old ones is looked at again.
             catalog.turn();
         }
-        // What was defined meanwhile may be missing.
-        if catalog.defined.get() == defined {
-            catalog.known.set(true);
+        if catalog.known.replace(made) != made {
+            catalog.turn();
         }
         Ok(true)
     }

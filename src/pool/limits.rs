@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgweir_config::{PoolMode, StatementMode};
 
-use super::Pool;
+use super::{Definitions, Pool};
 use crate::backend::Count;
 use crate::prepared::Budget;
 use crate::stats::DiscardReason;
@@ -57,6 +57,8 @@ pub struct Limits {
 pub struct SharedLimit {
     /// Server connections of all of them.
     pub count: Rc<Count>,
+    /// What clients of any of them define.
+    pub definitions: Definitions,
     pools: RefCell<Vec<Weak<Pool>>>,
 }
 
@@ -64,7 +66,7 @@ impl SharedLimit {
     /// No pools yet; a `limit` of 0 is none.
     #[must_use]
     pub fn new(limit: u32) -> Rc<Self> {
-        Rc::new(Self { count: Count::new(limit), pools: RefCell::default() })
+        Rc::new(Self { count: Count::new(limit), definitions: Definitions::default(), pools: RefCell::default() })
     }
 
     /// A pool that it holds for, too. Those that are gone are forgotten.

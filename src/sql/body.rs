@@ -4,11 +4,79 @@ use super::effects::EffectSet;
 use super::lexer::{Backslash, Doubt, Lexer, Token};
 use super::{custom_names, statement};
 
+/// Whether `text`, one command that begins with `CREATE`, `ALTER` or the like, may change what a name leads to. An index
+/// does by an expression or a condition, and nobody else sees what is temporary.
+#[must_use]
+pub fn defines(text: &[u8]) -> bool {
+    const NOTHING: [&[u8]; 13] = [
+        b"temp",
+        b"temporary",
+        b"sequence",
+        b"role",
+        b"user",
+        b"group",
+        b"database",
+        b"system",
+        b"tablespace",
+        b"statistics",
+        b"publication",
+        b"subscription",
+        b"collation",
+    ];
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    if lexer.token().is_none() {
+        return false;
+    }
+    for word in [&b"or"[..], b"replace", b"global", b"local", b"unique"] {
+        lexer.take_word(word);
+    }
+    match lexer.token() {
+        Some(Token::Word(word)) if word.eq_ignore_ascii_case(b"index") => {
+            let mut opened = 0;
+            while let Some(token) = lexer.token() {
+                match token {
+                    Token::Mark(b'(') => opened += 1,
+                    Token::Mark(b';') => break,
+                    Token::Word(word) if word.eq_ignore_ascii_case(b"where") => return true,
+                    _ => {}
+                }
+            }
+            opened > 1
+        }
+        Some(Token::Word(word)) => {
+            let _ = lexer.take_word(b"if") && lexer.take_word(b"not") && lexer.take_word(b"exists");
+            let temporary = matches!(lexer.token(), Some(Token::Word(schema)) if is_temporary(schema));
+            !temporary && !NOTHING.iter().any(|nothing| word.eq_ignore_ascii_case(nothing))
+        }
+        _ => true,
+    }
+}
+
+/// Whether a schema is one of temporary objects.
+fn is_temporary(schema: &[u8]) -> bool {
+    schema.to_ascii_lowercase().starts_with(b"pg_temp")
+}
+
+/// Whether `text`, wherever in it, has a command that [`defines`] something.
+#[must_use]
+pub fn mentions_definition(text: &[u8]) -> bool {
+    let joins = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    [&b"create"[..], b"alter", b"import"].iter().any(|word| {
+        text.windows(word.len()).enumerate().any(|(at, part)| {
+            part.eq_ignore_ascii_case(word)
+                && !joins(at.checked_sub(1).and_then(|before| text.get(before)))
+                && !joins(text.get(at + word.len()))
+                && defines(text.get(at..).unwrap_or_default())
+        })
+    })
+}
+
 /// What a body does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
     /// Effects that outlive the call: [`EffectSet::SUSPECT`], with [`EffectSet::OPAQUE`] if it runs SQL that it makes, and
-    /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes; sequence functions that it calls.
+    /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes, with [`EffectSet::DDL`] if it [`defines`]
+    /// something; sequence functions that it calls.
     pub set: EffectSet,
     /// The custom settings that it sets, as far as it spells them out.
     pub names: Vec<Box<str>>,
@@ -58,10 +126,14 @@ pub fn body(text: &[u8]) -> Body {
 fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> EffectSet {
     let mut lexer = Lexer::new(text, backslash);
     let mut set = EffectSet::NONE;
-    let mut begins = true;
+    let (mut begins, mut spells) = (true, false);
     loop {
         let here = lexer;
-        let Some(token) = lexer.token() else { return set };
+        let Some(token) = lexer.token() else {
+            // What it runs may be what it spells.
+            let defines = spells && set.contains(EffectSet::OPAQUE);
+            return if defines { set | EffectSet::DDL } else { set };
+        };
         let began = std::mem::replace(&mut begins, matches!(token, Token::Mark(b';' | b'>')));
         match token {
             Token::Word(word) => {
@@ -70,8 +142,12 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                 begins = any(&[b"begin", b"then", b"else", b"loop", b"atomic"]);
                 if is(b"execute") && !(lexer.take_word(b"function") || lexer.take_word(b"procedure")) {
                     set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
-                } else if any(&[b"temp", b"temporary", b"hold"]) || word.to_ascii_lowercase().starts_with(b"pg_temp") {
+                } else if any(&[b"temp", b"temporary", b"hold"]) || is_temporary(word) {
                     set |= EffectSet::SUSPECT;
+                } else if began && any(&[b"create", b"alter", b"import"]) {
+                    if defines(here.rest()) {
+                        set |= EffectSet::SUSPECT | EffectSet::DDL;
+                    }
                 } else if began && is(b"do") {
                     set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
                 } else if began && any(&[b"set", b"reset", b"listen", b"load", b"discard", b"prepare", b"deallocate"]) {
@@ -85,6 +161,7 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
             }
             Token::Quoted(name) if name.starts_with(b"pg_temp") => set |= EffectSet::SUSPECT,
             Token::Text { body, .. } => {
+                spells |= mentions_definition(body);
                 names.extend(custom_names(body).map(|name| Box::from(&*name)));
                 if body.windows(7).any(|name| name.eq_ignore_ascii_case(b"pg_temp")) {
                     set |= EffectSet::SUSPECT;
@@ -109,9 +186,27 @@ pub fn hidden_names(text: &[u8]) -> Vec<Box<str>> {
     while let Some(token) = lexer.token() {
         if let Token::Text { body: inner, .. } = token {
             names.append(&mut body(inner).names);
+            if memchr::memmem::find(inner, b"''").is_some() {
+                names.append(&mut body(&halved(inner)).names);
+            }
         }
     }
+    names.sort_unstable();
+    names.dedup();
     names
+}
+
+/// What is between quotes, each doubled quote in it made one.
+fn halved(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.iter().peekable();
+    while let Some(byte) = rest.next() {
+        out.push(*byte);
+        if *byte == b'\'' {
+            rest.next_if_eq(&&b'\'');
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -125,8 +220,9 @@ mod tests {
         const RUNS: EffectSet = SUSPECT.union(EffectSet::OPAQUE);
         const NAMES: EffectSet = RUNS.union(EffectSet::CUSTOM);
         const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
+        const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 25] = [
+        let table: [(&str, EffectSet, &str); 31] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
@@ -147,15 +243,61 @@ mod tests {
             ("BEGIN PERFORM pg_advisory_xact_lock(1); END",                             NONE,     ""),
             ("BEGIN EXECUTE 'SET app.z = ''x'''; END",                                  RUNS,     "app.z"),
             ("BEGIN RETURN QUERY EXECUTE q; END",                                       RUNS,     ""),
-            ("BEGIN CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f(); END",     NONE,     ""),
+            ("BEGIN CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f(); END",     DEFINES,  ""),
             ("BEGIN -- SET work_mem = 1;\n RETURN 'SET ROLE x; LISTEN c'; END",         NONE,     ""),
             ("BEGIN RETURN currval('s'); END",                                          CURRVAL,  ""),
             ("BEGIN RETURN nextval('s'); END",                                          EffectSet::SEQUENCE, ""),
+            ("BEGIN CREATE TABLE x (a int DEFAULT f()); END",                           DEFINES,  ""),
+            ("BEGIN CREATE INDEX ON t (a); CREATE SEQUENCE s; END",                     NONE,     ""),
+            ("BEGIN CREATE UNIQUE INDEX ON t (f(a)); END",                              DEFINES,  ""),
+            ("BEGIN EXECUTE format('CREATE TABLE %s (a int)', n); END",                 DEFINES.union(RUNS), ""),
+            ("BEGIN EXECUTE 'create temp table x (a int)'; END",                        RUNS,     ""),
+            ("BEGIN EXECUTE 'SELECT created_at, recreate FROM t'; END",                 RUNS,     ""),
             ("BEGIN DO $x$ BEGIN END $x$; END",                                         RUNS,     ""),
         ];
         for (text, set, names) in table {
             let got = body(text.as_bytes());
             assert_eq!((got.set, &*got.names.join(" ")), (set, names), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_strings_whose_quotes_are_doubled() {
+        #[rustfmt::skip]
+        let table: [(&str, &str); 4] = [
+            ("DO 'BEGIN PERFORM set_config(''app.x'', ''one'', false); END'", "app.x"),
+            ("DO $$ BEGIN PERFORM set_config('app.x', '', false); END $$",    "app.x"),
+            ("SELECT hush('SET app.x = ''one''')",                            "app.x"),
+            ("SELECT 'it''s'",                                                ""),
+        ];
+        for (text, want) in table {
+            assert_eq!(hidden_names(text.as_bytes()).join(" "), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn commands_are_told_by_whether_a_name_may_lead_elsewhere_after_them() {
+        #[rustfmt::skip]
+        let table: [(&str, bool); 16] = [
+            ("CREATE FUNCTION f() ...",                            true),
+            ("CREATE OR REPLACE VIEW v AS SELECT 1",               true),
+            ("CREATE TABLE t (a int)",                             true),
+            ("CREATE TABLE IF NOT EXISTS t (a int)",               true),
+            ("CREATE TABLE IF NOT EXISTS pg_temp.t (a int)",       false),
+            ("/* x */ create temp table t (a int)",                false),
+            ("CREATE OR REPLACE TEMPORARY VIEW v AS SELECT 1",     false),
+            ("CREATE INDEX i ON t (a, b)",                         false),
+            ("CREATE UNIQUE INDEX CONCURRENTLY i ON t (lower(a))", true),
+            ("CREATE INDEX i ON t (a) WHERE f(b)",                 true),
+            ("CREATE ROLE r",                                      false),
+            ("ALTER TABLE t ENABLE TRIGGER x",                     true),
+            ("ALTER SYSTEM SET work_mem = '1MB'",                  false),
+            ("ALTER USER u SET app.x = 'y'",                       false),
+            ("EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",         true),
+            ("CREATE \"x\"",                                       true),
+        ];
+        for (text, want) in table {
+            assert_eq!(defines(text.as_bytes()), want, "{text}");
         }
     }
 }

@@ -106,6 +106,8 @@ effects! {
     COPY,
     /// What the text mentions may do any of it by itself: known from the catalog, never said by [`scan`](super::scan).
     SUSPECT,
+    /// Nobody knows what it sets in motion: the catalog was not read yet. Never said by [`scan`](super::scan) either.
+    UNJUDGED,
 }
 
 impl EffectSet {

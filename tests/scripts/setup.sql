@@ -50,3 +50,17 @@ BEGIN PERFORM set_config('app.watched', NEW.v, false); PERFORM set_config('TimeZ
 CREATE TRIGGER watched BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION on_watched();
 CREATE VIEW sly AS SELECT set_config('TimeZone', 'Asia/Kolkata', false) AS zone;
 CREATE TYPE mood AS ENUM ('sad', 'glad');
+CREATE FUNCTION remember(value text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('work_mem', value, false) $$;
+CREATE FUNCTION remember(n int, value text) RETURNS text LANGUAGE sql AS $$ SELECT remember(value) $$;
+CREATE TABLE defaulted (a text DEFAULT remember('1MB'));
+CREATE OPERATOR @@@ (LEFTARG = int, RIGHTARG = text, FUNCTION = remember);
+CREATE TYPE sly_type AS (a text);
+CREATE TYPE sly_target AS (b text);
+CREATE FUNCTION sly_cast(sly_type) RETURNS sly_target LANGUAGE sql AS $$ SELECT ROW(remember(($1).a))::sly_target $$;
+CREATE CAST (sly_type AS sly_target) WITH FUNCTION sly_cast(sly_type);
+CREATE VIEW ruled AS SELECT 1 AS a;
+CREATE RULE ruled_in AS ON INSERT TO ruled DO INSTEAD SELECT remember('1MB');
+CREATE TABLE policed (a int);
+INSERT INTO policed VALUES (1);
+ALTER TABLE policed ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY p ON policed USING (remember('1MB') IS NOT NULL);

@@ -24,6 +24,7 @@ impl Relay {
             let dirty = self.pool.limits.mode == PoolMode::Session
                 || self.pinned
                 || marks.is_some_and(|marks| marks.tainted || marks.scrub || !marks.pins.is_empty())
+                || self.active.as_ref().is_some_and(|active| active.catalog != self.pool.catalog.key())
                 || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
             let loaded = marks.is_some_and(|marks| marks.pins.has(PinReason::Load));
             if loaded {

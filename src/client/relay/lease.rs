@@ -146,17 +146,22 @@ impl Relay {
 
     /// The transaction is over: audit, keep, or release.
     pub(super) fn end_lease(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let Some(active) = &mut self.active else { return Ok(()) };
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        if std::mem::take(&mut active.marks.defines) {
+            self.pool.catalog.ends(&mut conn.defines);
+        }
         if self.pool.limits.mode == PoolMode::Session {
             self.note(Activity::Idle);
             return Ok(());
         }
-        if std::mem::take(&mut active.marks.defines) {
-            self.pool.catalog.changed();
-        }
-        // Something was judged by a catalog that has changed meanwhile.
         let catalog = self.pool.catalog.key();
-        active.marks.tainted |= std::mem::replace(&mut active.catalog, catalog) != catalog;
+        if std::mem::replace(&mut active.catalog, catalog) != catalog && active.proof == Proof::Open {
+            // Something was judged by a catalog that has changed meanwhile. (Behind an audit nothing ran: what was found
+            // may be reset already.)
+            active.marks.runs_unjudged();
+        }
         if self.pool.limits.audit_every > 0
             && !active.marks.tainted
             && active.proof == Proof::Open
@@ -209,7 +214,7 @@ impl Relay {
         };
         active.marks.tainted = false;
         active.aside.audit = Some(Findings::default());
-        let suspects = self.pool.catalog.suspects();
+        let suspects = self.pool.catalog.surveyed();
         let hidden = if active.marks.hidden { suspects.names() } else { &[] };
         let others = self.profile.names().chain(active.marks.custom.iter().chain(hidden).map(|name| &**name));
         let (custom, all) = state::carried(self.startup.names(), others);

@@ -73,7 +73,7 @@ const ALONE: &[&str] =
 fn program(seed: u64) -> Script {
     let mut dice = Dice::new(seed);
     let crowded = dice.once_in(3);
-    let mut open = [false; 2];
+    let (mut open, mut locks) = ([false; 2], false);
     let mut lines = Vec::new();
     for _ in 0..4 + dice.index(LINES_MAX - 3) {
         let client = if crowded { dice.index(2) } else { 0 };
@@ -82,7 +82,11 @@ fn program(seed: u64) -> Script {
             (false, true) => [ANYWHERE, OUTSIDE].concat(),
             (true, _) => ANYWHERE.to_vec(),
         };
+        // What a session that has just left still holds is a matter of time, too.
+        let leaves = |text: &str| text.starts_with("\\connect");
+        let kinds: Vec<_> = kinds.into_iter().filter(|text| !(locks && leaves(text))).collect();
         let text = *dice.pick(&kinds);
+        locks |= text.contains("pg_try_advisory_lock");
         match text {
             "BEGIN" => open[client] = true,
             "COMMIT" | "ROLLBACK" => open[client] = false,
