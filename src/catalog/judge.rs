@@ -17,7 +17,7 @@ const FAST_MAX: usize = 100;
 const ESCAPED: &str = "u&\"";
 
 /// Names, by what they stand for, and what comes of mentioning them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     pub(super) functions: HashMap<Box<str>, EffectSet>,
     pub(super) read: HashMap<Box<str>, EffectSet>,
@@ -95,6 +95,13 @@ impl Suspects {
             .ok()?;
         let worst = patterns.iter().map(|(_, set)| *set).collect();
         Some(Self { marks, names, foreign, finder: Some(Finder { automaton, worst }) })
+    }
+
+    /// Whether every text is judged alike by both.
+    #[must_use]
+    pub fn judges_like(&self, other: &Self) -> bool {
+        let known = self.finder.is_some() == other.finder.is_some();
+        known && self.marks == other.marks && self.names == other.names
     }
 
     /// The custom settings that functions set by name.

@@ -55,6 +55,8 @@ pub struct Aside {
     pub cancelled: u8,
     /// A replay of settings is on its way.
     pub replaying: bool,
+    /// What is on its way is the reset of all settings behind an audit: nothing of the client's is.
+    pub scrubbing: bool,
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.

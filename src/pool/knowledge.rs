@@ -34,6 +34,9 @@ const NOTHING: u64 = u64::MAX;
 /// The shortest time between two looks of which the first failed.
 const PAUSE_FAILED: Duration = Duration::from_secs(30);
 
+/// The same if the server connection was lost, or the answer did not come in time.
+const PAUSE_LOST: Duration = Duration::from_secs(2);
+
 /// What clients define in one database, whichever of its pools they use.
 #[derive(Debug, Default)]
 pub struct Definitions {
@@ -178,7 +181,11 @@ impl Pool {
             let now = pool.clock.refresh();
             let told = matches!(outcome, Ok(Ok(true)));
             pool.catalog.asking.set(false);
-            let pause = if told { REST * now.saturating_duration_since(begun) } else { PAUSE_FAILED };
+            let pause = match outcome {
+                Ok(Ok(true)) => REST * now.saturating_duration_since(begun),
+                Ok(Ok(false)) => PAUSE_FAILED,
+                Ok(Err(SettleError)) | Err(_) => PAUSE_LOST,
+            };
             pool.catalog.not_before.set(now.checked_add(pause));
             pool.catalog.overdue.set(false);
             pool.catalog.due.set(now.checked_add(pool.limits.catalog_check_interval));
@@ -239,10 +246,12 @@ impl Pool {
             // Not on the thread that serves the clients.
             let closed = tokio::task::spawn_blocking(|| survey.close()).await;
             let Some(suspects) = closed.ok().flatten() else { return Ok(false) };
-            *catalog.surveyed.borrow_mut() = Rc::new(suspects);
             *catalog.fingerprint.borrow_mut() = fingerprint;
-            // Who was judged by the old ones is looked at again.
-            catalog.turn();
+            if !catalog.surveyed.borrow().judges_like(&suspects) {
+                *catalog.surveyed.borrow_mut() = Rc::new(suspects);
+                // Who was judged by the old ones is looked at again.
+                catalog.turn();
+            }
         }
         if catalog.known.replace(made) != made {
             catalog.turn();

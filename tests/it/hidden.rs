@@ -53,7 +53,12 @@ const WORK_MEM: &str = "SELECT current_setting('work_mem')";
 
 /// A stage where every check-in is audited.
 fn stage(pool_size: &str) -> Stage<'static> {
-    let settings = [("default_pool_size", pool_size), ("audit_every", "1"), ("catalog_check_interval", "1h")];
+    let settings = [
+        ("default_pool_size", pool_size),
+        ("audit_every", "1"),
+        ("catalog_check_interval", "1h"),
+        ("users.PLACE_other.password", "none"),
+    ];
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
@@ -202,6 +207,39 @@ async fn a_function_is_known_as_soon_as_it_is_defined_through_the_pooler() {
         assert_eq!(value(&mut one, HIDDEN).await, "x", "definition {n}");
         succeed(&mut one, "RESET app.hidden").await;
     }
+    assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn what_is_sent_while_an_audit_is_on_its_way_costs_no_settings() {
+    // Every other of what seems clean is audited, too: sooner or later behind such a reset.
+    let place = crate::support::Place::on(crate::support::primary());
+    let name = place.name.clone();
+    place.cluster.psql("postgres", &format!("CREATE ROLE {name}_other")).unwrap();
+    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    let stage = Stage::at(place, &[("default_pool_size", "1"), ("audit_every", "2")], &[]);
+    let mut one = stage.client().await;
+    succeed(&mut one, "SET statement_timeout = '57s'").await;
+    for round in 0..40 {
+        // It is audited, and all is reset behind that.
+        succeed(&mut one, "SELECT by_execute('5555kB')").await;
+        assert_eq!(value(&mut one, "SHOW statement_timeout").await, "57s", "round {round}");
+    }
+    assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn a_definition_of_one_pools_client_is_known_to_the_other_pools_of_its_database() {
+    let stage = stage("1");
+    let another = format!("{}_other", stage.name());
+    let other = || Wire::open(stage.addr(), &another, stage.name(), "");
+    let (mut definer, mut one, mut two) = (stage.client().await, other().await.unwrap(), other().await.unwrap());
+    succeed(&mut definer, "CREATE FUNCTION late(v text) RETURNS text LANGUAGE sql AS 'SELECT v'").await;
+    succeed(&mut one, "SELECT late('x')").await;
+    let hides = "CREATE OR REPLACE FUNCTION late(v text) RETURNS text LANGUAGE sql AS 'SELECT hide(v)'";
+    succeed(&mut definer, hides).await;
+    succeed(&mut one, "SELECT late('x')").await;
+    assert_eq!(value(&mut two, HIDDEN).await, "");
     assert_proven(&stage);
 }
 

@@ -16,11 +16,19 @@ pub struct Backlog {
 }
 
 /// Whether the server connection was audited since the client sent something.
+///
+/// ```text
+/// Given ──sent──▶ Open ──audit──▶ Asked | Sampled ──answered──▶ Given
+///                  ▲                      │
+///                  └─────────sent─────────┘
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// It was not.
     Open,
-    /// It is being audited, although nothing suggests that it has to be.
+    /// It is being audited.
+    Asked,
+    /// It is, although nothing suggests that it has to be.
     Sampled,
     /// It was.
     Given,

@@ -85,6 +85,7 @@ impl Relay {
             return Ok(());
         };
         if active.hold && !active.aside.replaying {
+            active.aside.scrubbing = false;
             // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
@@ -213,6 +214,9 @@ impl Relay {
             return Ok(());
         };
         active.marks.tainted = false;
+        if active.proof != Proof::Sampled {
+            active.proof = Proof::Asked;
+        }
         active.aside.audit = Some(Findings::default());
         let suspects = self.pool.catalog.surveyed();
         let hidden = if active.marks.hidden { suspects.names() } else { &[] };
@@ -239,6 +243,9 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
+        // An audit would find what is reset now, and take it for the client's wish.
+        active.proof = Proof::Given;
+        active.aside.scrubbing = true;
         // What the client sends meanwhile waits, and gets its settings first.
         active.aside.replaying = true;
         active.hold = true;
@@ -259,7 +266,10 @@ impl Relay {
         };
         active.aside.audited = false;
         active.aside.cancelled = 0;
-        let sampled = std::mem::replace(&mut active.proof, Proof::Given) == Proof::Sampled && !active.marks.tainted;
+        let sampled = active.proof == Proof::Sampled && !active.marks.tainted;
+        if active.proof != Proof::Open {
+            active.proof = Proof::Given;
+        }
         let Some(findings) = active.aside.audit.take() else {
             return Err(End::Broken("an audit nobody asked for"));
         };

@@ -141,7 +141,20 @@ impl Relay {
     }
 
     /// The client's settings could not be applied: its statement was not run, and its error is this one.
+    ///
+    /// A reset (cancelled, say, by a request that came late) concerns the server connection alone.
     pub(super) fn replay_failed(&mut self, body: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
+        if let (Lease::Held(_), Some(active)) = (&self.lease, &mut self.active)
+            && std::mem::take(&mut active.aside.scrubbing)
+        {
+            (active.aside.replaying, active.hold, active.resume) = (false, false, true);
+            if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+                self.pool.discard_lent(conn, DiscardReason::Dirty);
+            }
+            self.unpin();
+            self.note(Activity::Idle);
+            return Ok(());
+        }
         let held = self.active.as_ref().is_some_and(|active| active.hold);
         if !held {
             // Something of the client's followed already, and ran under settings that are not its own.
