@@ -216,6 +216,7 @@ pub enum Defines {
 /// Owned by the session it is lent to, else by its pool. Dropping it, for whatever reason, ends it cleanly
 /// and keeps its [`Permit`] until the server has let go.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct ServerConn {
     stream: Stream,
     /// Frames what the server sends.
@@ -254,6 +255,8 @@ pub struct ServerConn {
     pub mixed: bool,
     /// Something was defined on it that the pools of its database were not told of yet.
     pub defines: Defines,
+    /// Something that we made for a client and could not take away may be on it.
+    pub littered: bool,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.
@@ -453,6 +456,7 @@ impl ServerConn {
             cut: false,
             mixed: false,
             defines: Defines::default(),
+            littered: false,
             used: true,
             lent: 0,
             target: Rc::new(target),

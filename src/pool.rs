@@ -274,7 +274,7 @@ impl Pool {
         if !is_clean(&conn) {
             self.discard(conn, DiscardReason::Protocol);
             self.dial_if_wanted();
-        } else if conn.gate.poisoned.get() || conn.mixed {
+        } else if conn.gate.poisoned.get() || conn.mixed || conn.littered {
             self.discard(conn, DiscardReason::Dirty);
             self.dial_if_wanted();
         } else if conn.gate.in_flight.get() > 0 {

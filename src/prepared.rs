@@ -60,9 +60,11 @@ pub const NO_MEMORY: u64 = u64::MAX - 4;
 /// The note of a `Parse` that the server is to fail, in place of a statement that is described otherwise than the client
 /// was told.
 pub const STALE: u64 = u64::MAX - 5;
+/// The note of a `DEALLOCATE` of a stand-in.
+pub const STAND_IN: u64 = u64::MAX - 6;
 
 /// The notes that stand for themselves begin here.
-const WHOLE: u64 = STALE;
+const WHOLE: u64 = STAND_IN;
 
 /// Whether a note has all of `bits`, and is none of those that stand for themselves.
 #[must_use]

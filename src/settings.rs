@@ -220,12 +220,28 @@ pub fn may_reset(text: &[u8]) -> bool {
     WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
 }
 
+/// Whether a text gives the custom setting `name` a value, or takes it, where no word follows that may reset it: an empty
+/// value is the client's own then, and not what a reset has left.
+///
+/// The server does not tell the two apart. Nor can the text for certain (a comment, a quoted name): then the value is taken
+/// for reset, as most empty ones are.
+#[must_use]
+pub fn is_set_last(text: &[u8], name: &str) -> bool {
+    let name = name.as_bytes();
+    let at = text.windows(name.len()).rposition(|part| part.eq_ignore_ascii_case(name));
+    let Some((front, rest)) = at.and_then(|at| text.split_at_checked(at)) else { return false };
+    let begin = front.iter().rposition(|byte| *byte == b';').map_or(0, |at| at + 1);
+    !may_reset(front.get(begin..).unwrap_or_default()) && !may_reset(rest)
+}
+
 /// Appends a query that gives those settings of `startup` their values that the session has not: what a `RESET`, a
 /// `DISCARD ALL`, a `SET .. TO DEFAULT` has put back to the server's own defaults. Whatever else the text did that stands before
-/// it, and wherever it failed: what the session still has is left alone. Nothing if there are none.
-pub fn restore(startup: &Profile, out: &mut Vec<u8>) {
+/// it, and wherever it failed: what the session still has is left alone, and so are the settings `own`. Nothing if there are
+/// none.
+pub fn restore(startup: &Profile, own: &[Box<str>], out: &mut Vec<u8>) {
     let mut any = false;
-    for (name, value) in startup.entries().iter().filter(|(name, _)| !is_role(name)) {
+    let entries = startup.entries().iter().filter(|(name, _)| !is_role(name) && !own.contains(name));
+    for (name, value) in entries {
         let front: &[u8] = if any { b",(" } else { b"SELECT pg_catalog.set_config(name,value,false)FROM(VALUES(" };
         any = true;
         out.extend_from_slice(front);
@@ -396,16 +412,37 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_custom_setting_is_the_clients_own_if_nothing_behind_it_may_reset_it() {
+        #[rustfmt::skip]
+        let table = [
+            ("SET app.mine = ''",                           true),
+            ("RESET ALL; SET App.Mine TO ''",               true),
+            ("SELECT set_config('app.mine', '', false)",    true),
+            ("SET app.mine = ''; RESET ALL",                false),
+            ("RESET app.mine",                              false),
+            ("SET app.mine TO DEFAULT; SELECT 1",           false),
+            ("SELECT set_config('app.mine', NULL, false)",  false),
+            ("RESET \"app\".\"mine\"",                      false),
+            ("DISCARD ALL",                                 false),
+            ("",                                            false),
+        ];
+        for (text, want) in table {
+            assert_eq!(is_set_last(text.as_bytes(), "app.mine"), want, "{text}");
+        }
+    }
+
+    #[test]
     fn start_up_values_are_restored_all_but_roles() {
         let profiles = Profiles::default();
         let text = |all: &[(&str, &str)]| {
             let mut out = Vec::new();
-            restore(&profiles.intern(entries(all)), &mut out);
+            restore(&profiles.intern(entries(all)), &["own.a".into()], &mut out);
             String::from_utf8(out).unwrap()
         };
         assert_eq!(text(&[]), "");
         assert_eq!(text(&[("role", "x")]), "");
-        let got = text(&[("a", "1"), ("b.c", "it's"), ("role", "x")]);
+        assert_eq!(text(&[("own.a", "x")]), "");
+        let got = text(&[("a", "1"), ("b.c", "it's"), ("own.a", "1"), ("role", "x")]);
         assert!(got.contains("(VALUES(E'a',E'1'),(E'b.c',E'it''s'))AS startup"), "{got}");
     }
 

@@ -156,7 +156,7 @@ pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
         let name = escape(name);
         let value = format!("pg_catalog.left(pg_catalog.current_setting(E'{name}', true), {cut})");
         out.extend_from_slice(
-            format!(" UNION ALL SELECT 's', E'{name}', {value} WHERE {value} OPERATOR(pg_catalog.<>) ''").as_bytes(),
+            format!(" UNION ALL SELECT 's', E'{name}', {value} WHERE {value} IS NOT NULL").as_bytes(),
         );
     }
 }

@@ -5,6 +5,7 @@ mod file;
 mod given;
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pgweir_proto::scram::{Challenge, Keys};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::{JoinError, spawn_blocking, spawn_local};
 
 pub use command::PasswordCommand;
@@ -142,6 +143,8 @@ pub struct Credentials {
     warned: Cell<bool>,
     /// Held by whoever runs the command. Apart from `self`, so that a login that gives up does not end the run.
     last_run: Arc<Mutex<LastRun>>,
+    /// Says to a command that runs, by being dropped, that nobody waits for it any more: the program ends.
+    waits: RefCell<Option<oneshot::Sender<Infallible>>>,
     keys: RefCell<Vec<Derived>>,
     /// Held by whoever derives keys.
     deriving: Arc<Mutex<()>>,
@@ -167,6 +170,7 @@ impl Credentials {
             given: RefCell::new(Credential::None),
             warned: Cell::new(false),
             last_run: Arc::default(),
+            waits: RefCell::default(),
             keys: RefCell::default(),
             deriving: Arc::default(),
             derivations,
@@ -252,10 +256,12 @@ impl Credentials {
         }
         let (own, ttl) = (command.clone(), command.ttl());
         let program: Rc<str> = command.program().into();
+        let (waits, wanted) = oneshot::channel();
+        self.waits.replace(Some(waits));
         // A task, so that a run whose login gives up is still of use to the next, and is not begun twice.
         let run = spawn_local(async move {
             let begun = Instant::now();
-            let printed = spawn_blocking(move || own.run()).await.map_err(|_| interrupted()).and_then(|run| run);
+            let printed = spawn_blocking(move || own.run(wanted)).await.map_err(|_| interrupted()).and_then(|run| run);
             let password = printed.map(|bytes| Password::new(&bytes)).map_err(|error| {
                 let error = CredentialError::Command { program, error: error.into() };
                 last.failure = Some((Instant::now(), error.clone()));

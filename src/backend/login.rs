@@ -586,6 +586,7 @@ impl Login {
             cut: false,
             mixed: false,
             defines: Defines::default(),
+            littered: false,
             used: false,
             lent: 0,
             target,

@@ -18,8 +18,8 @@ use super::statements::Statements;
 use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STRIPPED, UNNAMED, notes,
-    statement_id,
+    AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
+    UNNAMED, notes, statement_id,
 };
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
@@ -310,6 +310,10 @@ impl Answer<'_> {
         }
         if front.note == AUDIT {
             self.audit_failed(fields.code);
+        }
+        if front.note == STAND_IN {
+            // Cancelled, say: the stand-in may still be there.
+            self.conn.littered = true;
         }
         let renamed = self.rename(fields.code, body);
         let stale = is_stale(fields.code, body, self.rules.prefix);

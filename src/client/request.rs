@@ -64,6 +64,8 @@ pub struct Marks {
     pub defines: bool,
     /// Start-up values may have been reset: the next end of a batch is to be followed by them.
     pub resets: bool,
+    /// Start-up settings that are the client's own again: not to be put back, however empty they are.
+    pub own: Vec<Box<str>>,
     /// Changes of the client's statements that the server has not confirmed yet.
     pub changes: Changes,
     /// What is remembered from one message to the next of the statements that they name.
@@ -91,6 +93,8 @@ impl Marks {
             hidden,
             defines,
             resets,
+            // Of those that may have been reset.
+            own: _,
             changes,
             placing: _,
         } = self;
@@ -327,8 +331,9 @@ impl Request<'_> {
             return;
         }
         self.marks.resets = false;
+        let own = std::mem::take(&mut self.marks.own);
         let mut text = Vec::new();
-        settings::restore(self.startup, &mut text);
+        settings::restore(self.startup, &own, &mut text);
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.conn.unnamed = self.destroyed();
             plan.insert(|out| encode::query(out, &text));
@@ -431,7 +436,7 @@ impl Request<'_> {
     fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
         self.marks.runs(effects, text);
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
-            self.marks.resets |= settings::may_reset(text);
+            self.resets(text);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             // Where the server is known to refuse it, no name is forgotten.
@@ -447,6 +452,23 @@ impl Request<'_> {
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
             // The server may be about to drop statements of ours, or may refuse to.
             self.conn.doubt_all();
+        }
+    }
+
+    /// A text that changes settings may put some back to where they were at the start.
+    fn resets(&mut self, text: &[u8]) {
+        let may_reset = settings::may_reset(text);
+        self.marks.resets |= may_reset;
+        if !self.marks.resets {
+            return;
+        }
+        let own = &mut self.marks.own;
+        for name in self.startup.names().filter(|name| name.contains('.')) {
+            if settings::is_set_last(text, name) {
+                own.push(name.into());
+            } else if may_reset {
+                own.retain(|known| **known != *name);
+            }
         }
     }
 

@@ -175,11 +175,52 @@ struct Name {
     named: Option<Named>,
     /// Unconfirmed changes.
     pending: u32,
-    /// When it was last asked for, in steps of all names.
-    used: u32,
 }
 
-type Names = HashMap<Box<[u8]>, Name, foldhash::fast::RandomState>;
+/// A client's names. However many there are, each question takes one look: clients have thousands.
+#[derive(Debug, Default)]
+struct Names {
+    by_name: HashMap<Rc<[u8]>, Name, foldhash::fast::RandomState>,
+    /// The name of a statement of ours, by its number: no client has one under two names.
+    by_id: HashMap<u64, Rc<[u8]>, foldhash::fast::RandomState>,
+}
+
+impl Names {
+    /// What the name of the statement `id` stands for.
+    fn of(&mut self, id: u64) -> Option<&mut Named> {
+        let name = self.by_id.get(&id)?;
+        self.by_name.get_mut(name)?.named.as_mut()
+    }
+
+    /// What a known name stands for from now on. Returns what it stood for.
+    fn set(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+        let (name, known) = self.by_name.get_key_value_mut(name)?;
+        let before = std::mem::replace(&mut known.named, named);
+        if let Some(Named::Shared(statement, _)) = &before {
+            self.by_id.remove(&statement.id);
+        }
+        if let Some(Named::Shared(statement, _)) = &known.named {
+            let other = self.by_id.insert(statement.id, name.clone());
+            debug_assert!(other.is_none(), "one statement under two names of one client");
+        }
+        before
+    }
+
+    /// A change of the name has come to its end.
+    fn settle(&mut self, name: &[u8]) {
+        let Some(known) = self.by_name.get_mut(name) else { return };
+        known.pending = known.pending.saturating_sub(1);
+        if known.pending == 0 && known.named.is_none() {
+            self.by_name.remove(name);
+        }
+    }
+
+    /// A change of the name never happened.
+    fn take_back(&mut self, name: &[u8], before: Option<Named>) {
+        self.set(name, before);
+        self.settle(name);
+    }
+}
 
 /// One client's statements. One that never named any costs a null pointer.
 #[derive(Debug, Default)]
@@ -187,22 +228,17 @@ pub struct Statements {
     named: Option<Box<Names>>,
     /// Its unnamed statement.
     pub unnamed: Unnamed,
-    step: u32,
 }
 
 impl Statements {
     /// What `name` stands for.
     #[inline]
-    pub fn look(&mut self, name: &[u8], changes: &Changes) -> Look {
+    pub fn look(&self, name: &[u8], changes: &Changes) -> Look {
         if changes.named > 0 && changes.named_batch != changes.batch {
             return Look::Unsettled;
         }
-        let Some(known) = self.named.as_mut().and_then(|names| names.get_mut(name)) else {
-            return Look::Unknown;
-        };
-        self.step = self.step.wrapping_add(1);
-        known.used = self.step;
-        known.named.clone().map_or(Look::Unknown, Look::Named)
+        let known = self.named.as_ref().and_then(|names| names.by_name.get(name));
+        known.and_then(|known| known.named.clone()).map_or(Look::Unknown, Look::Named)
     }
 
     /// Whether `most` names are in use.
@@ -210,7 +246,7 @@ impl Statements {
     pub fn is_full(&self, most: usize) -> bool {
         let Some(names) = &self.named else { return most == 0 };
         // Names whose Close is not confirmed are still there, and count for nothing.
-        names.len() >= most && names.values().filter(|known| known.named.is_some()).count() >= most
+        names.by_name.len() >= most && names.by_name.values().filter(|known| known.named.is_some()).count() >= most
     }
 
     /// A `Parse` for `name` is on its way, or will be answered here.
@@ -238,9 +274,9 @@ impl Statements {
     }
 
     fn change(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
-        let known = self.named.get_or_insert_default().entry(name.into()).or_default();
-        known.pending += 1;
-        std::mem::replace(&mut known.named, named)
+        let all = self.named.get_or_insert_default();
+        all.by_name.entry(name.into()).or_default().pending += 1;
+        all.set(name, named)
     }
 
     /// The oldest change took effect.
@@ -248,7 +284,9 @@ impl Statements {
         match changes.queue.pop_front() {
             Some(Change::Parsed(name) | Change::Closed(name, _)) => {
                 changes.end_named();
-                self.settle(&name, |_| {});
+                if let Some(names) = &mut self.named {
+                    names.settle(&name);
+                }
             }
             Some(Change::Refused(_)) => changes.end_named(),
             Some(Change::Unnamed(..)) => changes.own = changes.own.saturating_sub(1),
@@ -270,8 +308,8 @@ impl Statements {
         // The last first: each knows what was there before it.
         while let Some(change) = undone.pop() {
             match change {
-                Change::Parsed(name) => self.settle(&name, |known| known.named = None),
-                Change::Closed(name, previous) => self.settle(&name, |known| known.named = previous),
+                Change::Parsed(name) => self.take_back(&name, None),
+                Change::Closed(name, previous) => self.take_back(&name, previous),
                 Change::Refused(_) => {}
                 Change::Unnamed(previous, before, version) => {
                     changes.own = changes.own.saturating_sub(1);
@@ -301,13 +339,9 @@ impl Statements {
         (changes.named, changes.unnamed, changes.own) = (0, 0, 0);
     }
 
-    fn settle(&mut self, name: &[u8], set: impl FnOnce(&mut Name)) {
-        let Some(names) = &mut self.named else { return };
-        let Some(known) = names.get_mut(name) else { return };
-        set(known);
-        known.pending = known.pending.saturating_sub(1);
-        if known.pending == 0 && known.named.is_none() {
-            names.remove(name);
+    fn take_back(&mut self, name: &[u8], before: Option<Named>) {
+        if let Some(names) = &mut self.named {
+            names.take_back(name, before);
         }
     }
 
@@ -320,7 +354,8 @@ impl Statements {
             }
         }
         if let Some(names) = &mut self.named {
-            names.retain(|_, known| {
+            names.by_id.clear();
+            names.by_name.retain(|_, known| {
                 known.named = None;
                 known.pending > 0
             });
@@ -331,7 +366,7 @@ impl Statements {
     /// Whether what `name` stands for is a ROLLBACK or COMMIT; the empty name is the unnamed statement's.
     #[must_use]
     pub fn ends_transaction(&self, name: &[u8]) -> bool {
-        let statement = match (&self.unnamed, self.named.as_ref().and_then(|names| names.get(name))) {
+        let statement = match (&self.unnamed, self.named.as_ref().and_then(|names| names.by_name.get(name))) {
             (Unnamed::Holds(statement, _), _) if name.is_empty() => statement,
             (_, Some(Name { named: Some(Named::Shared(statement, _)), .. })) => statement,
             _ => return false,
@@ -341,23 +376,19 @@ impl Statements {
 
     /// `name` stands for another statement of ours, with the same text.
     pub fn rename(&mut self, name: &[u8], statement: &Rc<Statement>) {
-        let known = self.named.as_mut().and_then(|names| names.get_mut(name));
-        if let Some(Name { named: Some(Named::Shared(old, _)), .. }) = known
+        let Some(names) = &mut self.named else { return };
+        if let Some(Name { named: Some(Named::Shared(old, told)), .. }) = names.by_name.get(name)
             && !Rc::ptr_eq(old, statement)
         {
-            *old = statement.clone();
+            let renamed = Named::Shared(statement.clone(), *told);
+            names.set(name, Some(renamed));
         }
     }
 
     /// The client was told how the statement `id` is described.
     pub fn told(&mut self, id: u64, described: Described) {
-        let named = self.named.iter_mut().flat_map(|names| names.values_mut()).filter_map(|known| known.named.as_mut());
-        for named in named {
-            if let Named::Shared(statement, told) = named
-                && statement.id == id
-            {
-                *told = told.with(described);
-            }
+        if let Some(Named::Shared(_, told)) = self.named.as_mut().and_then(|names| names.of(id)) {
+            *told = told.with(described);
         }
         if let Unnamed::Holds(statement, told) = &mut self.unnamed
             && statement.id == id
@@ -367,40 +398,39 @@ impl Statements {
     }
 
     /// What servers have parsed of the statement `id` of the client's is of no more use.
-    pub fn outdate(&self, id: u64) {
-        let named = self.named.iter().flat_map(|names| names.values()).filter_map(|known| match &known.named {
-            Some(Named::Shared(statement, _)) => Some(statement),
-            _ => None,
-        });
-        let unnamed = if let Unnamed::Holds(statement, _) = &self.unnamed { Some(statement) } else { None };
-        if let Some(statement) = named.chain(unnamed).find(|statement| statement.id == id) {
-            statement.outdate();
+    pub fn outdate(&mut self, id: u64) {
+        match (self.named.as_mut().and_then(|names| names.of(id)), &self.unnamed) {
+            (Some(Named::Shared(statement, _)), _) => statement.outdate(),
+            (_, Unnamed::Holds(statement, _)) if statement.id == id => statement.outdate(),
+            _ => {}
         }
     }
 
     /// `DEALLOCATE` of one name: it stands for nothing any more. None of its changes may be unconfirmed.
     pub fn forget(&mut self, name: &[u8]) {
         if let Some(names) = &mut self.named {
-            names.remove(name);
+            names.set(name, None);
+            names.by_name.remove(name);
         }
     }
 
-    /// The client's own name for the statement `id`, for the wording of errors: of several the one used last.
+    /// The client's own name for the statement `id`, for the wording of errors.
     #[must_use]
     pub fn name_of<'a>(&'a self, id: u64, changes: &'a Changes) -> Option<&'a [u8]> {
-        let is = |named: &Option<Named>| matches!(named, Some(Named::Shared(statement, _)) if statement.id == id);
-        let closed = changes.queue.iter().find_map(|change| match change {
-            Change::Closed(name, previous) if is(previous) => Some(&**name),
-            _ => None,
-        });
         let names = self.named.as_ref()?;
-        let known = names.iter().filter(|(_, known)| is(&known.named)).max_by_key(|(_, known)| known.used);
-        known.map(|(name, _)| &**name).or(closed)
+        names.by_id.get(&id).map(|name| &**name).or_else(|| {
+            changes.queue.iter().find_map(|change| match change {
+                Change::Closed(name, Some(Named::Shared(statement, _))) if statement.id == id => Some(&**name),
+                _ => None,
+            })
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::prepared::Interner;
     use crate::sql::Effects;
@@ -409,7 +439,7 @@ mod tests {
         Named::Shared(interner.intern(1, 0, text, b"\0\0", |_| Effects::default()), Described::default())
     }
 
-    fn knows(statements: &mut Statements, name: &[u8], changes: &Changes) -> bool {
+    fn knows(statements: &Statements, name: &[u8], changes: &Changes) -> bool {
         matches!(statements.look(name, changes), Look::Named(_))
     }
 
@@ -423,7 +453,7 @@ mod tests {
         statements.parsed(b"a", shared(&interner, b"SELECT 2"), &mut changes);
         statements.parsed(b"b", shared(&interner, b"SELECT 3"), &mut changes);
         statements.closed(b"b", &mut changes);
-        assert!(knows(&mut statements, b"a", &changes) && !knows(&mut statements, b"b", &changes));
+        assert!(knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes));
         statements.undo(4, false, &mut changes, &mut held);
         let Look::Named(Named::Shared(a, _)) = statements.look(b"a", &changes) else { panic!("a is gone") };
         assert_eq!((&*a.text, changes.is_empty()), (&b"SELECT 1"[..], true));
@@ -435,11 +465,11 @@ mod tests {
         let interner = Interner::new(1 << 20);
         let (mut statements, mut changes) = (Statements::default(), Changes::default());
         statements.parsed(b"a", shared(&interner, b"SELECT 1"), &mut changes);
-        assert!(knows(&mut statements, b"a", &changes));
+        assert!(knows(&statements, b"a", &changes));
         changes.next_batch();
         assert!(matches!(statements.look(b"a", &changes), Look::Unsettled));
         statements.confirm(&mut changes);
-        assert!(knows(&mut statements, b"a", &changes));
+        assert!(knows(&statements, b"a", &changes));
     }
 
     #[test]
@@ -472,5 +502,76 @@ mod tests {
         assert!(matches!(&statements.unnamed, Unnamed::Holds(s, _) if &*s.text == b"SELECT 4"));
         statements.undo(2, false, &mut changes, &mut held);
         assert!(matches!((&statements.unnamed, &held), (Unnamed::Empty, Held::Empty)), "{statements:?}");
+    }
+
+    #[test]
+    fn what_a_name_stands_for_is_found_from_either_side_whatever_becomes_of_it() {
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes, mut held) = (Statements::default(), Changes::default(), Held::Empty);
+        let statement = |text: &[u8]| interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
+        let (one, two) = (statement(b"SELECT 1"), statement(b"SELECT 2"));
+        let shared = |statement: &Rc<Statement>| Named::Shared(statement.clone(), Described::default());
+        let name = |statements: &Statements, changes: &Changes, of: &Rc<Statement>| {
+            statements.name_of(of.id, changes).map(<[u8]>::to_vec)
+        };
+        let told = |statements: &Statements, changes: &Changes, name: &[u8]| match statements.look(name, changes) {
+            Look::Named(Named::Shared(_, told)) => told.is_known(),
+            other => panic!("{other:?}"),
+        };
+        statements.parsed(b"a", shared(&one), &mut changes);
+        statements.confirm(&mut changes);
+        statements.told(one.id, Described::rows(None));
+        assert!(told(&statements, &changes, b"a"));
+        // Another statement of ours, with the same text: what the client was told still holds.
+        statements.rename(b"a", &two);
+        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, Some(b"a".to_vec())));
+        assert!(told(&statements, &changes, b"a"));
+        // While its Close is not confirmed, errors of before bear its name.
+        statements.closed(b"a", &mut changes);
+        assert_eq!(name(&statements, &changes, &two), Some(b"a".to_vec()));
+        statements.parsed(b"a", shared(&one), &mut changes);
+        assert_eq!(name(&statements, &changes, &one), Some(b"a".to_vec()));
+        statements.undo(2, false, &mut changes, &mut held);
+        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, Some(b"a".to_vec())));
+        statements.forget(b"a");
+        assert_eq!(name(&statements, &changes, &two), None);
+        statements.parsed(b"b", shared(&two), &mut changes);
+        statements.clear(&mut changes);
+        statements.confirm(&mut changes);
+        assert_eq!(name(&statements, &changes, &two), None);
+        assert!(statements.named.is_some_and(|names| names.by_name.is_empty() && names.by_id.is_empty()));
+    }
+
+    #[test]
+    fn what_one_statement_is_told_costs_the_same_however_many_there_are() {
+        const TIMES: u32 = 20_000;
+        let interner = Interner::new(64 << 20);
+        let cost = |names: u32| {
+            let (mut statements, mut changes) = (Statements::default(), Changes::default());
+            let mut id = 0;
+            for number in 0..names {
+                let text = format!("SELECT {number}");
+                let statement = interner.intern(1, 0, text.as_bytes(), b"\0\0", |_| Effects::default());
+                id = statement.id;
+                statements.parsed(text.as_bytes(), Named::Shared(statement, Described::default()), &mut changes);
+                statements.confirm(&mut changes);
+            }
+            let begun = cpu_time();
+            for _ in 0..TIMES {
+                statements.told(id, Described::rows(None));
+                statements.outdate(id);
+                assert!(statements.name_of(id, &changes).is_some());
+            }
+            cpu_time().saturating_sub(begun)
+        };
+        let (few, many) = (cost(10), cost(10_000));
+        // A walk takes a thousand times as long.
+        assert!(many < few * 20 + Duration::from_millis(20), "of 10: {few:?}, of 10000: {many:?}");
+    }
+
+    /// The time that this thread has worked: that of a busy machine is not the test's.
+    fn cpu_time() -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::try_from(time).unwrap()
     }
 }

@@ -502,6 +502,30 @@ fn a_pinned_client_whose_settings_cannot_be_applied_any_more_gives_its_pin_back(
 }
 
 #[test]
+fn an_empty_custom_setting_is_as_much_the_clients_as_any_other() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    #[rustfmt::skip]
+    let table = [
+        ("SET app.mine = ''",                        ""),
+        ("RESET app.mine",                           "mine"),
+        ("RESET ALL; SET app.mine = ''",             ""),
+        ("SELECT set_config('app.mine', '', false)", ""),
+        ("SET app.mine = ''; RESET ALL",             "mine"),
+        ("SET app.mine TO DEFAULT",                  "mine"),
+    ];
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client_with(&[("options", "-c app.mine=mine")]).await;
+        let mut other = stage.client_with(&[("options", "-c app.mine=other")]).await;
+        for (sql, want) in table {
+            succeed(&mut client, sql).await;
+            assert_eq!(value(&mut client, "SHOW app.mine").await, want, "{sql}");
+            assert_eq!(value(&mut other, "SHOW app.mine").await, "other", "{sql}");
+            assert_eq!(value(&mut client, "SHOW app.mine").await, want, "{sql}, after another client");
+        }
+    });
+}
+
+#[test]
 fn a_client_with_more_settings_than_are_carried_keeps_its_server_connection_and_all_of_them() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     let pinned = || {

@@ -394,6 +394,34 @@ async fn a_password_command_knows_for_whom_it_is_run_and_its_failures_are_told()
 }
 
 #[tokio::test]
+async fn a_password_command_that_runs_when_pgweir_stops_is_ended_with_all_that_it_started() {
+    let place = Place::on(primary());
+    for (number, signal) in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].into_iter().enumerate() {
+        // A number of seconds that nobody else sleeps for.
+        let mark = format!("9{number}{}", std::process::id());
+        let command = format!("sh -c 'sleep {mark} & sleep {mark}'");
+        let settings = [
+            ("databases.PLACE.password_command", command.as_str()),
+            ("password_command_timeout", "10min"),
+            ("shutdown_timeout", "1s"),
+        ];
+        let pgweir = start_pgweir(place_toml(&place, &settings));
+        let line = format!("sleep\0{mark}\0");
+        let sleeping = || {
+            let processes = fs::read_dir("/proc").unwrap().flatten();
+            let lines = processes.map(|process| fs::read(process.path().join("cmdline")).unwrap_or_default());
+            lines.filter(|found| *found == line.as_bytes()).count()
+        };
+        let mut client = Wire::connect(pgweir.addr()).await.unwrap();
+        client.startup(&[("user", &place.name), ("database", &place.name)]).await.unwrap();
+        wait_until(SOON, || sleeping() == 2);
+        pgweir.signal(signal).unwrap();
+        wait_until(SOON, || sleeping() == 0);
+        pgweir.wait_exit(SOON).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn keys_are_derived_once_and_a_changed_password_has_keys_of_its_own() {
     const ITERATIONS: u32 = 150_000;
     let place = Place::on(primary());

@@ -1,5 +1,6 @@
 //! `password_command`: a program that prints a password, such as a token that is good for minutes.
 
+use std::convert::Infallible;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use pgweir_config::CommandLine;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{PASSWORD_MAX, as_password};
@@ -37,12 +39,13 @@ impl PasswordCommand {
         self.line.words().first().map_or("", String::as_str)
     }
 
-    /// Runs it. Blocks, at most for the limit.
-    pub(super) fn run(&self) -> Result<Vec<u8>, String> {
+    /// Runs it, until it is done or nobody waits for it any more: the other end of `wanted` is gone. Blocks, at most for
+    /// the limit.
+    pub(super) fn run(&self, wanted: oneshot::Receiver<Infallible>) -> Result<Vec<u8>, String> {
         // An event loop of its own: the worker's has no timer, and starting a process takes its time.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
-        let printed = runtime.block_on(self.print())?;
+        let printed = runtime.block_on(self.print(wanted))?;
         as_password(printed)
     }
 
@@ -52,10 +55,11 @@ impl PasswordCommand {
     ///
     /// What went wrong, in words.
     pub fn fetch(&self) -> Result<Vec<u8>, String> {
-        self.run().map_err(|error| format!("password_command {}: {error}", self.program()))
+        let (_waits, wanted) = oneshot::channel();
+        self.run(wanted).map_err(|error| format!("password_command {}: {error}", self.program()))
     }
 
-    async fn print(&self) -> Result<Vec<u8>, String> {
+    async fn print(&self, wanted: oneshot::Receiver<Infallible>) -> Result<Vec<u8>, String> {
         let mut command = Command::new(self.program());
         command.args(self.line.words().get(1..).unwrap_or_default());
         command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
@@ -64,9 +68,11 @@ impl PasswordCommand {
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let outcome = timeout(self.limit, finish(&mut child)).await;
-        let outcome =
-            outcome.unwrap_or_else(|_| Err(format!("not done within password_command_timeout, {:?}", self.limit)));
+        let outcome = tokio::select! {
+            outcome = timeout(self.limit, finish(&mut child)) => outcome
+                .unwrap_or_else(|_| Err(format!("not done within password_command_timeout, {:?}", self.limit))),
+            _ = wanted => Err("nobody waits for it any more".to_owned()),
+        };
         if outcome.is_err()
             && let Some(group) = group
             // Not waited for yet, and so its number is still its own.
@@ -107,7 +113,8 @@ mod tests {
         let line = config.databases["a"].password_command.clone().unwrap();
         let variables = vec![("PGUSER", "me".to_owned())];
         let command = PasswordCommand::new(line, variables, limit, Duration::ZERO);
-        command.run().map(|bytes| String::from_utf8(bytes).unwrap())
+        let (_waits, wanted) = oneshot::channel();
+        command.run(wanted).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
     #[test]

@@ -7,6 +7,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use super::super::plan::Plan;
 use super::super::statements::{Look, Named};
 use super::{Held, Request, Stop, Unnamed};
+use crate::prepared::STAND_IN;
 use crate::sql::{EffectSet, Effects};
 
 /// The longest name that SQL can have; bytes. What is longer is cut by the server, and so is another name.
@@ -44,7 +45,7 @@ impl Request<'_> {
             encode::query(out, &[b"DEALLOCATE ", &*stand_in].concat());
         });
         self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
-        self.conn.pipeline.sent(Expect::Query, Origin::Client, 0);
+        self.conn.pipeline.sent(Expect::Query, Origin::Client, STAND_IN);
         self.marks.changes.next_batch();
         self.marks.changes.unnamed_destroyed();
         self.conn.shelf.end_batch();

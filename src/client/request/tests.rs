@@ -194,13 +194,29 @@ fn start_up_values_are_put_back_behind_a_reset() {
     let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
     let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
     let mut restore = Vec::new();
-    settings::restore(&Profiles::default().intern([("timezone".into(), b"Asia/Tokyo"[..].into())]), &mut restore);
+    settings::restore(&Profiles::default().intern([("timezone".into(), b"Asia/Tokyo"[..].into())]), &[], &mut restore);
     let restore = query(&String::from_utf8(restore).unwrap());
     assert_eq!(sent, [query("RESET ALL"), restore.clone(), query("SELECT 1")].concat());
     // In a batch only behind its Sync, however many there are.
     let reset = [parse("", "RESET TimeZone", &[]), bind("", "", &[]), execute("", 0)].concat();
     let (sent, _) = desk.client(&[reset.repeat(2), sync()].concat());
     assert_eq!(sent, [reset.repeat(2), sync(), restore].concat());
+}
+
+#[test]
+fn a_stand_in_that_may_be_left_behind_costs_the_server_connection() {
+    for (name, answer, littered) in [
+        ("done", reply::done("DEALLOCATE"), false),
+        ("cancelled", reply::error("ERROR", "57014", "canceling statement due to user request"), true),
+    ] {
+        let mut desk = prepared();
+        let (sent, stop) = desk.client(&query("DEALLOCATE s"));
+        assert!(sent.starts_with(b"Q") && stop == Stop::Short, "{name}: {}", sent.escape_ascii());
+        desk.server(&[reply::done("PREPARE"), reply::ready(b'I')].concat());
+        desk.server(&[answer.clone(), reply::ready(b'I')].concat());
+        assert_eq!(desk.to_client, [answer, reply::ready(b'I')].concat(), "{name}");
+        assert_eq!((desk.conn.littered, desk.conn.pipeline.is_free()), (littered, true), "{name}");
+    }
 }
 
 /// A message of a client that prepares and uses two statements, with texts and values of its own.
