@@ -275,7 +275,7 @@ fn tokio_postgres_cancels_and_sees_errors() {
 fn the_place_of_a_driver_test_asks_for_a_password_without_pgweir() {
     // What pgweir is trusted with, a client of Postgres itself is not: so a driver that got in went through pgweir.
     let place = Place::on(primary());
-    run(Duration::from_secs(20), async {
+    run(Duration::from_mins(1), async {
         let refused = pgweir_harness::wire::Wire::open(place.cluster.addr(), &place.name, &place.name, "wrong").await;
         assert_eq!(refused.err().and_then(|error| error.server_error()).unwrap().sqlstate(), "28P01");
     });

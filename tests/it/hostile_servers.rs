@@ -545,7 +545,7 @@ async fn bytes_changed_at_random_reach_nobody_elses_answers() {
                     open
                 } else {
                     let Ok(mut fresh) = Wire::connect(pgweir.addr()).await else { continue };
-                    fresh.set_patience(Duration::from_secs(2));
+                    fresh.set_patience(Duration::from_secs(5));
                     if fresh.login(&place.name, &place.name, PASSWORD).await.is_err() {
                         continue;
                     }

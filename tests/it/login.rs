@@ -159,7 +159,7 @@ async fn the_user_must_be_named_and_is_the_databases_name_if_none_is_given() {
 
 #[tokio::test]
 async fn whoever_does_not_log_in_within_the_deadline_is_disconnected() {
-    let site = Site::start(&[SCRAM, ("client_login_timeout", "400ms")]);
+    let site = Site::start(&[SCRAM, ("client_login_timeout", "1s")]);
     let greeting = startup(&[("user", site.name()), ("database", site.name())]);
     #[rustfmt::skip]
     let table: [(&str, Vec<u8>); 5] = [
@@ -177,11 +177,11 @@ async fn whoever_does_not_log_in_within_the_deadline_is_disconnected() {
         while wire.recv_raw(1).await.is_ok() {}
         let took = start.elapsed();
         // Exact to a tick of pgweir's clock, 100 ms.
-        assert!(took > Duration::from_millis(290) && took < Duration::from_secs(5), "{name}: {took:?}");
+        assert!(took > Duration::from_millis(890) && took < SOON, "{name}: {took:?}");
     }
     wait_until(SOON, || site.metric("pgweir_clients_refused_total", &["reason=\"deadline\""]) >= 5.0);
     let mut client = site.client().await;
-    assert_value(&client.query("SELECT 1, pg_sleep(0.6)").await.unwrap(), "1");
+    assert_value(&client.query("SELECT 1, pg_sleep(1.2)").await.unwrap(), "1");
 }
 
 #[tokio::test]
@@ -339,7 +339,7 @@ async fn a_wrong_password_upstream_is_told_at_once_and_not_tried_again_and_again
     for error in futures_util::future::join_all(attempts).await {
         assert_eq!((error.sqlstate(), error.severity()), ("28P01", "FATAL"), "{error}");
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     let complaint = format!("password authentication failed for user \"{}\"", site.name());
     let tried = site.place.cluster.log_text().matches(&complaint).count();
     assert!((1..=10).contains(&tried), "the server was tried {tried} times for {CLIENTS} clients");

@@ -251,7 +251,7 @@ async fn the_log_never_repeats_what_clients_say_to_the_server() {
             ("log_level", "trace"),
             ("log_format", format),
             ("default_pool_size", "1"),
-            ("query_wait_timeout", "300ms"),
+            ("query_wait_timeout", "2s"),
             ("stats_period", "200ms"),
         ]);
         let mut client = site.client().await;

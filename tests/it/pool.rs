@@ -158,7 +158,7 @@ async fn a_waiter_that_leaves_gives_up_its_place() {
 
 #[tokio::test]
 async fn a_wait_beyond_query_wait_timeout_ends_with_an_error_that_names_pool_waiters_holders_and_setting() {
-    let site = Site::start(&[("default_pool_size", "2"), ("query_wait_timeout", "500ms")]);
+    let site = Site::start(&[("default_pool_size", "2"), ("query_wait_timeout", "2s")]);
     let (mut one, mut two) = (holder(&site).await, holder(&site).await);
     let mut client = site.client().await;
     for extended in [false, true] {
@@ -171,11 +171,11 @@ async fn a_wait_beyond_query_wait_timeout_ends_with_an_error_that_names_pool_wai
         client.send(&bytes).await.unwrap();
         let outcome = client.outcome().await.unwrap();
         let took = start.elapsed();
-        assert!(took > Duration::from_millis(390) && took < Duration::from_secs(5), "{took:?}");
+        assert!(took > Duration::from_millis(1890) && took < SOON, "{took:?}");
         let error = outcome.error.as_ref().unwrap_or_else(|| panic!("{outcome:?}"));
         let text = error.to_string();
         assert_eq!((error.sqlstate(), error.severity(), outcome.status), ("53300", "ERROR", b'I'), "{text}");
-        for part in [site.name(), "query_wait_timeout", "default_pool_size", "0.5 s"] {
+        for part in [site.name(), "query_wait_timeout", "default_pool_size", "2.0 s"] {
             assert!(text.contains(part), "{part:?} is not in: {text}");
         }
         let numbers: Vec<&str> =
@@ -205,7 +205,7 @@ async fn the_reserve_opens_only_for_those_who_waited_long_enough() {
     let start = Instant::now();
     assert_eq!(second.query("BEGIN").await.unwrap().status, b'T');
     let took = start.elapsed();
-    assert!(took > Duration::from_millis(1390) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took > Duration::from_millis(1390) && took < SOON, "{took:?}");
     wait_until(SOON, || watch.most() == 2);
     // Beyond the reserve there is nothing.
     third.send(&query("SELECT 3")).await.unwrap();
@@ -421,7 +421,7 @@ async fn a_server_that_is_down_is_tried_ever_more_rarely_and_found_again() {
     for client in &mut clients {
         assert_value(&client.outcome().await.unwrap(), "waited");
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     wait_until(SOON, || site.pgweir.http_get("/readyz").unwrap().0 == 200);
 }
 

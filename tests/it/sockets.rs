@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use pgweir_harness::wire::{Wire, build};
 use pgweir_harness::{HarnessError, Pgweir, wait_until};
@@ -270,7 +269,7 @@ fn a_peer_is_let_in_as_itself_and_as_nobody_else() {
         other.uid(user.0).gid(user.1);
         let complaint = said(other);
         assert!(complaint.contains("Peer authentication failed for user \"root\""), "{complaint}");
-        wait_until(Duration::from_secs(5), || pgweir.log().contains(&format!("(uid {})", user.0)));
+        wait_until(SOON, || pgweir.log().contains(&format!("(uid {})", user.0)));
     }
 }
 

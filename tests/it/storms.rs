@@ -2,6 +2,7 @@
 //!
 //! One address is one source for the limits on failed logins; here both sides share it, so these are off.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -23,6 +24,12 @@ const IN_TIME: Duration = Duration::from_secs(1);
 /// storm the machine is late, not pgweir.
 const AT_MOST: Duration = Duration::from_secs(2);
 
+/// On a machine that has other work: times what a login takes when there is no storm.
+const AT_MOST_TIMES: u32 = 60;
+
+/// What 5000 clients take on a machine that has other work: on one that has not, 1.7 s.
+const UNHURRIED: Duration = Duration::from_millis(2500);
+
 /// How long each storm lasts.
 const STORM: Duration = Duration::from_secs(4);
 
@@ -33,8 +40,8 @@ fn descriptors() -> u64 {
     line.split_whitespace().nth(3).unwrap().parse().unwrap_or(u64::MAX)
 }
 
-/// Logs in again and again, for as long as the storm lasts; tells what it took and how often it got in.
-async fn honest(site: &Site<'_>, lasts: Duration) -> String {
+/// Logs in again and again; tells what each time took, sorted.
+async fn logins(site: &Site<'_>, lasts: Duration) -> Vec<Duration> {
     let (begun, mut times) = (Instant::now(), Vec::new());
     while begun.elapsed() < lasts {
         let one = Instant::now();
@@ -46,10 +53,23 @@ async fn honest(site: &Site<'_>, lasts: Duration) -> String {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     times.sort();
-    let late = times.iter().filter(|took| **took > IN_TIME).count();
+    times
+}
+
+/// What a login takes before the storm, mostly.
+async fn quiet(site: &Site<'_>) -> Duration {
+    let times = logins(site, Duration::from_millis(500)).await;
+    times[times.len() / 2]
+}
+
+/// Logs in for as long as the storm lasts, mostly in time; tells what it took and how often it got in.
+async fn honest(site: &Site<'_>, quiet: Duration) -> String {
+    let times = logins(site, STORM).await;
+    let at_most = AT_MOST.max(quiet * AT_MOST_TIMES);
+    let late = times.iter().filter(|took| **took > IN_TIME.max(at_most / 2)).count();
     assert!(times.len() > 5, "{times:?}");
-    assert!(late <= 1 && times.iter().all(|took| *took < AT_MOST), "{late} late: {times:?}");
-    format!("{} logins, the slowest {:?}", times.len(), &times[times.len() - 2..])
+    assert!(late <= 1 && times.iter().all(|took| *took < at_most), "{late} late, before it {quiet:?}: {times:?}");
+    format!("{} logins, the slowest {:?}, before it {quiet:?}", times.len(), &times[times.len() - 2..])
 }
 
 /// Afterwards nobody is left.
@@ -75,40 +95,60 @@ async fn five_thousand_clients_at_once_all_get_in() {
     for _ in 0..CLIENTS {
         let packet = packet.clone();
         clients.spawn(async move {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(&packet).await.unwrap();
-            until_ready(&mut stream).await;
-            stream.write_all(&query("SELECT 1")).await.unwrap();
-            until_ready(&mut stream).await;
-            stream
+            let mut turned_away = 0;
+            loop {
+                match enter(address, &packet).await {
+                    Ok(stream) => return (stream, turned_away),
+                    Err(error) => assert!(turned_away < 20, "turned away again and again: {error}"),
+                }
+                turned_away += 1;
+            }
         });
     }
-    let all = clients.join_all().await;
+    let (all, turned_away): (Vec<TcpStream>, Vec<u32>) = clients.join_all().await.into_iter().unzip();
     let took = begun.elapsed();
+    // Who has said nothing for half a second may have to give way to another, and comes again: so slow are these clients
+    // only where they get no processor.
+    let turned_away: u32 = turned_away.iter().sum();
+    assert!(turned_away == 0 || took > UNHURRIED, "{turned_away} were turned away in {took:?}");
     assert_eq!(all.len(), CLIENTS as usize);
     wait_until(SOON, || (site.metric("pgweir_process_clients", &[]) - f64::from(CLIENTS)).abs() < 0.5);
     let grown = site.pgweir.rss_anon_kib().unwrap().saturating_sub(before);
     println!("{CLIENTS} clients in {took:?}, {grown} KiB");
     // What their logins took at the same time is free again, and still the process'.
     assert!(grown / u64::from(CLIENTS) <= 16, "{grown} KiB for {CLIENTS} clients");
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
     drop(all);
     assert_calm(&site);
 }
 
-async fn until_ready(stream: &mut TcpStream) {
+/// Logs in and asks for something.
+async fn enter(address: SocketAddr, packet: &[u8]) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(packet).await?;
+    until_ready(&mut stream).await?;
+    stream.write_all(&query("SELECT 1")).await?;
+    until_ready(&mut stream).await?;
+    Ok(stream)
+}
+
+async fn until_ready(stream: &mut TcpStream) -> io::Result<()> {
     let (mut buf, mut heard) = ([0; 4096], Vec::new());
     while !heard.ends_with(b"Z\0\0\0\x05I") {
-        let read = stream.read(&mut buf).await.unwrap();
-        assert!(read > 0, "closed after {}", heard.escape_ascii());
+        let read = stream.read(&mut buf).await?;
+        if read == 0 {
+            return Err(io::Error::other(format!("closed after {}", heard.escape_ascii())));
+        }
         heard.extend_from_slice(&buf[..read]);
     }
+    Ok(())
 }
 
 #[tokio::test]
 async fn wrong_passwords_at_a_high_rate_keep_nobody_out() {
     let site = Site::start(&[("auth_type", "scram-sha-256"), ("login_failure_rate", "0")]);
     drop(site.client().await);
+    let quiet = quiet(&site).await;
     let before = site.pgweir.rss_anon_kib().unwrap();
     let over = Arc::new(AtomicBool::new(false));
     let tried = Arc::new(AtomicU32::new(0));
@@ -125,7 +165,7 @@ async fn wrong_passwords_at_a_high_rate_keep_nobody_out() {
             }
         });
     }
-    let logins = honest(&site, STORM).await;
+    let logins = honest(&site, quiet).await;
     over.store(true, Ordering::Relaxed);
     attackers.join_all().await;
     let tried = tried.load(Ordering::Relaxed);
@@ -184,6 +224,7 @@ async fn clients_that_never_finish_logging_in_keep_nobody_out() {
     let settings = [("max_login_clients", places.as_str()), ("client_login_timeout", "30s")];
     let site = Site::start(&[&[("auth_type", "scram-sha-256")], &settings[..]].concat());
     drop(site.client().await);
+    let quiet = quiet(&site).await;
     let before = site.pgweir.rss_anon_kib().unwrap();
     let packet: Arc<[u8]> = startup(&[("user", site.name()), ("database", site.name())]).into();
     let over = Arc::new(AtomicBool::new(false));
@@ -200,7 +241,7 @@ async fn clients_that_never_finish_logging_in_keep_nobody_out() {
     }
     wait_until_async(SOON, async || site.metric("pgweir_process_clients_logging_in", &[]) >= f64::from(PLACES) - 0.5)
         .await;
-    let logins = honest(&site, STORM).await;
+    let logins = honest(&site, quiet).await;
     let most = site.metric("pgweir_process_clients_logging_in", &[]);
     over.store(true, Ordering::Relaxed);
     let grown = site.pgweir.rss_anon_kib().unwrap().saturating_sub(before);

@@ -291,7 +291,7 @@ async fn a_client_that_goes_away_meanwhile_costs_no_server_connection() {
 async fn a_server_that_is_away_is_told_to_everyone_alike() {
     let (place, auth) = place();
     let port = format!("databases.{}.port", place.name);
-    let settings = [(port.as_str(), "1"), ("client_login_timeout", "2s"), ("query_wait_timeout", "1s")];
+    let settings = [(port.as_str(), "1"), ("client_login_timeout", "30s"), ("query_wait_timeout", "1s")];
     let site = before(place, &auth, &settings);
     for user in ["nobody-here", "somebody-else"] {
         let error = refusal(site.pgweir.addr(), user, site.name(), "x").await;

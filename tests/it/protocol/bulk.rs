@@ -231,7 +231,7 @@ async fn one_large_copy_does_not_starve_other_clients() {
         greedy.send(&query("COPY (SELECT repeat('x', 8000) FROM generate_series(1, 20000)) TO STDOUT")).await.unwrap();
         greedy.recv_until_ready().await.unwrap().len()
     });
-    let (mut asked, mut slowest) = (0, Duration::ZERO);
+    let (begun, mut asked, mut slowest) = (Instant::now(), 0, Duration::ZERO);
     while !copying.is_finished() {
         let start = Instant::now();
         assert_value(&modest.query("SELECT 1").await.unwrap(), "1");
@@ -239,5 +239,7 @@ async fn one_large_copy_does_not_starve_other_clients() {
         asked += 1;
     }
     assert_eq!(copying.await.unwrap(), 1 + 20_000 + 1 + 1 + 1);
-    assert!(asked > 3 && slowest < Duration::from_secs(2), "{asked} answers meanwhile, the slowest after {slowest:?}");
+    // Who is starved waits for the end of the copy.
+    let took = begun.elapsed();
+    assert!(asked > 3 && slowest < took / 2, "{asked} answers in {took:?}, the slowest after {slowest:?}");
 }

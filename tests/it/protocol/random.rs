@@ -192,8 +192,7 @@ async fn ever_new_random_scripts_are_answered_as_postgres_answers_them() {
 #[tokio::test]
 async fn random_bytes_neither_stop_pgweir_nor_reach_anybody_else() {
     const ROUNDS: u32 = 600;
-    let site =
-        Site::start(&[("default_pool_size", "2"), ("client_login_timeout", "2s"), ("max_packet_size", "100000")]);
+    let site = Site::start(&[("default_pool_size", "2"), ("max_packet_size", "100000")]);
     let mut witness = site.client().await;
     let seed = first_seed();
     let mut random = SmallRng::seed_from_u64(seed);

@@ -171,7 +171,7 @@ fn a_server_may_break_off_at_every_point_of_the_handshake_or_inject_plaintext() 
         "received invalid response to SSL negotiation",
         "the connection was closed during the TLS handshake",
     ] {
-        assert!(pgweir.log().contains(words), "{words}: {}", pgweir.log());
+        pgweir.wait_log(words, SOON).unwrap();
     }
     assert!(!pgweir.log().contains("panic"), "{}", pgweir.log());
 }
