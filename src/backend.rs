@@ -344,9 +344,12 @@ impl ServerConn {
     /// Whether nothing is known against lending an idle connection. Costs no system call, unless the
     /// server has sent something: then it is read, and only notices are fine. Whoever asks is woken when it sends more.
     pub fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.stream.is_readable(cx) {
-            return true;
-        }
+        !self.stream.is_readable(cx) || self.is_alive_after_all(cx)
+    }
+
+    /// The server has said something to nobody, or nothing is known yet.
+    #[cold]
+    fn is_alive_after_all(&mut self, cx: &mut Context<'_>) -> bool {
         let mut buf = [0; 4096];
         for _ in 0..IDLE_READS_MAX {
             match self.stream.poll_read(cx, &mut buf) {

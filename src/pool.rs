@@ -235,10 +235,7 @@ impl Pool {
     }
 
     fn unlend(&self, conn: &ServerConn) {
-        let lent = &mut self.inner.borrow_mut().lent;
-        if lent.contains(conn.lent) {
-            lent.remove(conn.lent);
-        }
+        self.inner.borrow_mut().lent.try_remove(conn.lent);
     }
 
     /// Queues up. The caller polls the ticket; dropping it leaves the queue.

@@ -92,6 +92,8 @@ pub struct Pipeline {
     owed: VecDeque<Owed>,
     /// `ReadyForQuery`s among `owed`.
     ready_owed: u32,
+    /// Entries among `owed` that are the pooler's to answer: while there are none, nothing has to be looked at for one.
+    locals: u32,
     /// The last `ReadyForQuery`'s word.
     status: TxStatus,
     /// Extended-protocol messages were sent since the last message that earns a `ReadyForQuery`.
@@ -215,7 +217,9 @@ impl Pipeline {
             }
             _ => self.batch_open = true,
         }
-        if origin != Origin::Local {
+        if origin == Origin::Local {
+            self.locals += 1;
+        } else {
             // Not a message that a COPY reads: it has ended, or its connection ends with this.
             self.copy_in = false;
         }
@@ -341,6 +345,7 @@ impl Pipeline {
                 self.ready_owed = self.ready_owed.saturating_sub(1);
             }
             self.owed.pop_front();
+            self.forget(owed);
             undone(owed);
         }
         self.skipping = true;
@@ -352,6 +357,9 @@ impl Pipeline {
     /// nothing, whenever an entry was made or settled.
     #[inline]
     pub fn next_local(&mut self) -> Option<Owed> {
+        if self.locals == 0 {
+            return None;
+        }
         match self.owed.front() {
             Some(Owed { origin: Origin::Local, .. }) => self.pop(),
             _ => None,
@@ -367,6 +375,7 @@ impl Pipeline {
     /// The connection is lost: all that was owed, in order. Afterwards nothing is owed.
     pub fn abandon(&mut self) -> impl Iterator<Item = Owed> + '_ {
         self.ready_owed = 0;
+        self.locals = 0;
         self.copy_in = false;
         (self.answered, self.eaten, self.stray, self.lost) = (false, 0, 0, false);
         self.owed.drain(..)
@@ -378,8 +387,18 @@ impl Pipeline {
     }
 
     #[inline]
+    fn forget(&mut self, gone: Owed) {
+        if gone.origin == Origin::Local {
+            self.locals = self.locals.saturating_sub(1);
+        }
+    }
+
+    #[inline]
     fn pop(&mut self) -> Option<Owed> {
         let done = self.owed.pop_front();
+        if let Some(owed) = done {
+            self.forget(owed);
+        }
         self.answered = false;
         // The end of a COPY that never began (its statement failed or was none) earns nothing.
         while matches!(self.owed.front(), Some(Owed { expect: Expect::CopyEnd, .. })) {

@@ -260,6 +260,13 @@ impl Answer<'_> {
     /// An entry was answered.
     #[inline]
     fn done(&mut self, owed: Owed) {
+        if owed.note != 0 {
+            self.noted(owed);
+        }
+    }
+
+    /// One with a remark was.
+    fn noted(&mut self, owed: Owed) {
         if changes(owed) {
             self.statements.confirm(&mut self.marks.changes);
         }

@@ -130,6 +130,8 @@ impl Relay {
     }
 
     /// Moves what can be moved. Ready when the session is over; the goodbye is already on its way then.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "called in one place, twice in every transaction")]
     pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<()> {
         self.context.clock.turn();
         self.entry.set_waker(cx.waker());
@@ -332,14 +334,22 @@ impl Relay {
         if !(first.is_empty() && second.is_empty()) {
             active.rerun.settle();
         }
-        *outcome = self.write_client(cx, first, second).and_then(|()| match heard {
+        *outcome = self.write_client(cx, first, second);
+        if outcome.is_ok() && !matches!(heard, Heard::Short) {
+            *outcome = self.heard_otherwise(heard, cx);
+        }
+        used
+    }
+
+    #[cold]
+    fn heard_otherwise(&mut self, heard: Heard, cx: &mut Task<'_>) -> Result<(), End> {
+        match heard {
             Heard::Short => Ok(()),
             Heard::Lost(lost) => self.lose(lost, cx),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
             Heard::Again => self.run_healed(),
-        });
-        used
+        }
     }
 
     // ---- client to server ----
@@ -510,7 +520,7 @@ impl Relay {
 
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
     fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
-        let context = self.context.clone();
+        let context = &*self.context;
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
@@ -582,7 +592,8 @@ impl Relay {
             // The socket took nothing of it: whatever it is, it never ran.
             active.rerun.keep(batch, true);
         }
-        if was_settled && used > 0 {
+        // A lease that has just begun says so already.
+        if was_settled && used > 0 && self.entry.activity.get() != Activity::Running {
             self.note(Activity::Running);
         }
         if let Err(error) = sent {

@@ -435,6 +435,9 @@ impl Request<'_> {
     #[inline]
     fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
         self.marks.runs(effects, text);
+        if effects.set.is_empty() {
+            return;
+        }
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
             self.resets(text);
         }
