@@ -99,7 +99,7 @@ pub async fn say_goodbye(clock: Rc<Clock>, mut stream: Stream, words: Vec<u8>) {
             }
         }
         let _ = stream.shutdown_write();
-        let mut buf = [0; 4096];
+        let mut buf = vec![0; 4096];
         while matches!(poll_fn(|cx| stream.poll_read(cx, &mut buf)).await, Ok(read) if read > 0) {
             tokio::task::consume_budget().await;
         }

@@ -254,7 +254,9 @@ impl Door {
             }
         }
         if !refused.words.is_empty() {
-            super::aftermath::say_goodbye(self.context.clock.clone(), self.stream, refused.words.clone()).await;
+            // Apart, so that not every login carries the room for it along.
+            let words = refused.words.clone();
+            Box::pin(super::aftermath::say_goodbye(self.context.clock.clone(), self.stream, words)).await;
         }
     }
 }
