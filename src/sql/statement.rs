@@ -56,6 +56,10 @@ struct Statement<'a> {
 /// The last token, as far as it matters to the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
+    /// None: the statement begins.
+    Start,
+    /// An opening parenthesis, behind which another may begin.
+    Open,
     /// `INSERT`, `MERGE`: the `INTO` that follows names a table that exists.
     Insert,
     /// Any other `INTO`, perhaps with `LOCAL` or `GLOBAL`: a table is created.
@@ -126,7 +130,7 @@ impl<'a> Reader<'a, '_> {
             routine: head.routine,
             depth: 0,
             blocks: 0,
-            last: Last::Other,
+            last: Last::Start,
             callee: None,
             call: None,
         }
@@ -153,6 +157,7 @@ impl<'a> Reader<'a, '_> {
             }
             Token::Mark(b'(') => {
                 statement.depth += 1;
+                statement.last = Last::Open;
                 match callee {
                     Some(Callee::Does(set)) => self.reading.set |= set,
                     Some(Callee::SetConfig) => {
@@ -238,7 +243,8 @@ impl Statement<'_> {
         }
         if is(b"into") && last != Last::Insert {
             self.last = Last::Into;
-        } else if is(b"insert") || is(b"merge") {
+        } else if matches!(last, Last::Start | Last::Open) && (is(b"insert") || is(b"merge")) {
+            // Anywhere else it may be a column's name, and what follows the INTO of a SELECT.
             self.last = Last::Insert;
         } else if is(b"as") {
             self.last = Last::As;

@@ -14,6 +14,7 @@
 //! | [`login`] | a blocking login (trust, SCRAM-SHA-256) |
 //! | [`generate`] | the load generator, a process of its own |
 //! | [`generator`] | the handle the benchmark holds on it |
+//! | [`statements`] | what an ORM's statements leave in memory |
 //! | [`pooler`] | starts `PgBouncer` or pgweir with equal settings |
 //! | [`machine`] | CPU time, memory and disturbance from the kernel |
 //! | [`syscalls`] | system calls of a process, by perf or strace |
@@ -32,6 +33,7 @@ pub mod pooler;
 pub mod replies;
 pub mod report;
 pub mod rows;
+pub mod statements;
 pub mod statistics;
 pub mod syscalls;
 pub mod trial;

@@ -16,6 +16,7 @@ use pgweir_load::machine::Context;
 use pgweir_load::pooler::Program;
 use pgweir_load::report::{Method, Report, RowReport};
 use pgweir_load::rows::{self, Measure, Row};
+use pgweir_load::statements::{self, Footprint};
 use pgweir_load::syscalls::Tool;
 use pgweir_load::trial::{Plan, postmaster};
 
@@ -41,6 +42,9 @@ struct Arguments {
     /// Two programs, each either pooler, instead of PgBouncer and pgweir: the ratio is B's to A's
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Vec<PathBuf>,
+    /// Instead of the rows: what thousands of prepared statements leave in the memory of server and pooler
+    #[arg(long, conflicts_with_all = ["row", "server", "compare"])]
+    statements: bool,
     /// Pairs of windows per row
     #[arg(long, default_value_t = 25)]
     pairs: usize,
@@ -134,6 +138,9 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     watch_signals()?;
     let (baseline, subject) = programs(arguments)?;
     let (server, cluster) = server(arguments)?;
+    if let (true, Some(cluster)) = (arguments.statements, &cluster) {
+        return run_statements(arguments, cluster, &server, [&baseline, &subject]);
+    }
     let postmaster = postmaster(&server)?;
     let plan = Plan {
         server,
@@ -171,6 +178,19 @@ fn run_rows(plan: &Plan, rows: &[Row], report: &mut Report) -> Result<(), Fault>
         report.rows.push(row_report);
     }
     Ok(())
+}
+
+fn run_statements(
+    arguments: &Arguments,
+    cluster: &Cluster,
+    server: &Account,
+    programs: [&Program; 2],
+) -> Result<(), Fault> {
+    let mut tell =
+        |one: &Footprint| eprintln!("{}: {} KiB in {} backends", one.contender, one.backends_kib, one.backends);
+    let all = statements::run(cluster, server, programs, &STOP, &mut tell)?;
+    let json = serde_json::to_string_pretty(&all).map_err(|error| Fault::Generator(error.to_string()))?;
+    put(arguments, &statements::markdown(&all), &json)
 }
 
 fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
@@ -233,15 +253,17 @@ fn method(plan: &Plan, cluster: Option<&Cluster>) -> Method {
 }
 
 fn write(arguments: &Arguments, report: &Report) -> Result<(), Fault> {
-    let markdown = report.markdown();
+    let json = serde_json::to_string_pretty(report).map_err(|error| Fault::Generator(error.to_string()))?;
+    put(arguments, &report.markdown(), &json)
+}
+
+/// Prints the tables, and writes what was asked for.
+fn put(arguments: &Arguments, markdown: &str, json: &str) -> Result<(), Fault> {
     println!("{markdown}");
-    let put = |path: &Path, text: &str| std::fs::write(path, text).map_err(Fault::io("writing the figures"));
-    if let Some(path) = &arguments.markdown {
-        put(path, &markdown)?;
-    }
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(report).map_err(|error| Fault::Generator(error.to_string()))?;
-        put(path, &text)?;
+    for (path, text) in [(&arguments.markdown, markdown), (&arguments.json, json)] {
+        if let Some(path) = path {
+            std::fs::write(path, text).map_err(Fault::io("writing the figures"))?;
+        }
     }
     Ok(())
 }

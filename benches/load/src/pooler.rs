@@ -16,7 +16,6 @@ use tempfile::TempDir;
 
 use crate::fault::Fault;
 use crate::login::{Account, Session};
-use crate::rows::Row;
 
 /// A pooler that accepts no login for this long will not.
 const READY_WITHIN: Duration = Duration::from_secs(15);
@@ -69,6 +68,17 @@ fn kind(version: &str) -> Option<Kind> {
     }
 }
 
+/// What differs from one run of a pooler to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Server connections it may use.
+    pub pool_size: u32,
+    /// Whether its clients use TLS 1.3.
+    pub tls: bool,
+    /// pgweir's `prepared_statements`; `None`: its default.
+    pub statements: Option<&'static str>,
+}
+
 /// A running pooler; killed and cleared away when dropped.
 #[derive(Debug)]
 pub struct Pooler {
@@ -85,11 +95,11 @@ impl Pooler {
     /// # Errors
     ///
     /// [`Fault::NotReady`] with the end of its log, [`Fault::Io`] if it cannot be started.
-    pub fn start(program: &Program, server: &Account, row: &Row) -> Result<Self, Fault> {
+    pub fn start(program: &Program, server: &Account, setup: Setup) -> Result<Self, Fault> {
         let folder = tempfile::Builder::new().prefix("pgweir-load-").tempdir();
         let folder = folder.map_err(Fault::io("creating a folder"))?;
         let addr = free_address()?;
-        let mut command = command(program, folder.path(), server, addr, row)?;
+        let mut command = command(program, folder.path(), server, addr, setup)?;
         let log = folder.path().join("log");
         let writer = fs::File::create(&log).map_err(Fault::io("creating a log"))?;
         let second = writer.try_clone().map_err(Fault::io("creating a log"))?;
@@ -97,7 +107,7 @@ impl Pooler {
         die_with_parent(&mut command);
         let spawned =
             command.spawn().map_err(|error| Fault::Program { path: program.path.clone(), reason: error.to_string() });
-        let mut pooler = Self { child: spawned?, addr, tls: row.tls, _folder: folder };
+        let mut pooler = Self { child: spawned?, addr, tls: setup.tls, _folder: folder };
         let account = pooler.account(server);
         let begin = Instant::now();
         while Session::open(&account).and_then(Session::terminate).is_err() {
@@ -146,8 +156,14 @@ fn free_address() -> Result<SocketAddr, Fault> {
     Err(Fault::Io { what: "finding a free port", source: last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()) })
 }
 
-fn command(program: &Program, folder: &Path, server: &Account, addr: SocketAddr, row: &Row) -> Result<Command, Fault> {
-    let pool_size = row.pool_size;
+fn command(
+    program: &Program,
+    folder: &Path,
+    server: &Account,
+    addr: SocketAddr,
+    setup: Setup,
+) -> Result<Command, Fault> {
+    let pool_size = setup.pool_size;
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).map_err(Fault::io("writing a configuration"))?;
@@ -158,7 +174,7 @@ fn command(program: &Program, folder: &Path, server: &Account, addr: SocketAddr,
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
         command.env_remove(name);
     }
-    let identity = row.tls.then(|| identity(folder)).transpose()?;
+    let identity = setup.tls.then(|| identity(folder)).transpose()?;
     match program.kind {
         Kind::PgBouncer => {
             let users = write("users.txt", format!("\"{}\" \"{}\"\n", server.user, server.password))?;
@@ -182,7 +198,7 @@ fn command(program: &Program, folder: &Path, server: &Account, addr: SocketAddr,
             }
         }
         Kind::Pgweir => {
-            let mut text = pgweir_toml(server, addr, pool_size);
+            let mut text = pgweir_toml(server, addr, pool_size, setup.statements);
             if let Some([cert, key]) = &identity {
                 // Writing to a String cannot fail.
                 let _ = writeln!(
@@ -252,7 +268,8 @@ fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Pat
     )
 }
 
-fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32) -> String {
+fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32, statements: Option<&str>) -> String {
+    let statements = statements.map(|mode| format!("prepared_statements = \"{mode}\"\n")).unwrap_or_default();
     format!(
         "[listen]\n\
          listen_addr = \"{listen}\"\n\
@@ -263,6 +280,7 @@ fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32) -> String {
          [pool]\n\
          pool_mode = \"transaction\"\n\
          default_pool_size = {pool_size}\n\
+         {statements}\
          [client]\n\
          max_client_conn = 10000\n\
          [http]\n\
@@ -336,7 +354,7 @@ mod tests {
         };
         let addr = "127.0.0.1:21000".parse().unwrap();
         let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"));
-        let toml = pgweir_toml(&server, addr, 13);
+        let toml = pgweir_toml(&server, addr, 13, Some("strip"));
         for want in
             ["default_pool_size = 13", "listen_port = 21000", "listen_backlog = 1024", "max_client_conn = 10000"]
         {
@@ -347,6 +365,7 @@ mod tests {
         let sources = pgweir_config::Sources { file: Some(("pgweir.toml", &toml)), env: &[], args: &[] };
         let config = pgweir_config::Config::from_sources(sources).unwrap();
         assert_eq!((config.pool.default_pool_size, config.listen.listen_port), (13, 21000));
+        assert_eq!(config.pool.prepared_statements, pgweir_config::StatementMode::Strip);
         assert!(!config.log.log_connections && !config.log.log_disconnections);
         assert_eq!(config.databases.get("app").map(|database| database.port), Some(5433));
     }

@@ -14,7 +14,7 @@ use crate::generate::{Order, Spec, Window};
 use crate::generator::Generator;
 use crate::login::{Account, Session};
 use crate::machine::{Usage, anonymous_kib, parent};
-use crate::pooler::{Pooler, Program};
+use crate::pooler::{Pooler, Program, Setup};
 use crate::rows::{Measure, Queries, Row};
 use crate::syscalls::Tool;
 use crate::workload::Workload;
@@ -140,9 +140,10 @@ impl Plan {
     }
 
     fn lane(&self, role: Role, row: &Row, workload: Workload) -> Result<Lane, Fault> {
+        let setup = Setup { pool_size: row.pool_size, tls: row.tls, statements: None };
         let pooler = match role {
-            Role::Baseline => Some(Pooler::start(&self.baseline, &self.server, row)?),
-            Role::Subject => Some(Pooler::start(&self.subject, &self.server, row)?),
+            Role::Baseline => Some(Pooler::start(&self.baseline, &self.server, setup)?),
+            Role::Subject => Some(Pooler::start(&self.subject, &self.server, setup)?),
             Role::Direct => None,
         };
         let account = pooler.as_ref().map_or_else(|| self.server.clone(), |pooler| pooler.account(&self.server));

@@ -96,7 +96,7 @@ fn prepared(out: &mut BytesMut) -> std::io::Result<()> {
 }
 
 /// A `Bind` of the unnamed portal without parameters, results as text.
-fn bind(statement: &str, out: &mut BytesMut) -> std::io::Result<()> {
+pub(crate) fn bind(statement: &str, out: &mut BytesMut) -> std::io::Result<()> {
     let no_values: [(); 0] = [];
     frontend::bind("", statement, [], no_values, |(), _| Ok(IsNull::Yes), [], out).map_err(|error| match error {
         frontend::BindError::Conversion(error) => std::io::Error::other(error),
