@@ -220,6 +220,9 @@ const UNNAMED_MAX: usize = 4 << 20;
 /// new ones come.
 const PASSED: usize = 4;
 
+/// Those that it passes in a tick, whatever comes: what clients that left had named is given back within seconds.
+const PASSED_PER_TICK: usize = 1000;
+
 /// All statements that clients of this worker named, and those lately unnamed.
 ///
 /// A hand goes round all of them, a few steps for each new one, and takes out what no one names and no one asked for
@@ -273,7 +276,7 @@ impl Interner {
     #[inline]
     pub fn has_room(&self) -> bool {
         self.bytes.get() < self.limit || {
-            self.pass();
+            self.pass(PASSED);
             self.bytes.get() < self.limit
         }
     }
@@ -338,14 +341,19 @@ impl Interner {
         self.bytes.set(self.bytes.get() + statement.size());
         self.table.borrow_mut().insert_unique(hash, (hash, statement.clone()), |(hash, _)| *hash);
         self.round.borrow_mut().push_back((hash, statement.clone()));
-        self.pass();
+        self.pass(PASSED);
         statement
     }
 
+    /// A tenth of a second has passed: gives back what is only kept because it came lately, above the little that may be.
+    pub fn tick(&self) {
+        self.pass(PASSED_PER_TICK);
+    }
+
     /// Moves the hand on.
-    fn pass(&self) {
+    fn pass(&self, steps: usize) {
         let mut round = self.round.borrow_mut();
-        for _ in 0..PASSED {
+        for _ in 0..steps {
             if self.bytes.get() <= UNNAMED_MAX.min(self.limit) {
                 return;
             }
@@ -416,6 +424,21 @@ mod tests {
         let (table, round) = (interner.table.borrow(), interner.round.borrow());
         assert_eq!(table.len(), round.len());
         assert_eq!(round.iter().map(|(_, statement)| statement.size()).sum::<usize>(), interner.bytes());
+    }
+
+    #[test]
+    fn what_is_no_longer_named_is_given_back_in_time_though_nothing_new_comes() {
+        let interner = Interner::new(1 << 30);
+        let text = |n: u32| format!("SELECT {n} FROM a_table_with_a_name_that_is_not_short");
+        let intern = |n: u32| interner.intern(1, 0, text(n).as_bytes(), b"\0\0", |_| Effects::default());
+        let named: Vec<_> = (0..100_000).map(intern).collect();
+        let all = interner.bytes();
+        (0..200).for_each(|_| interner.tick());
+        assert_eq!(interner.bytes(), all, "all are named");
+        drop(named);
+        // Twice round: what was asked for since the hand last came by stays once.
+        (0..200).for_each(|_| interner.tick());
+        assert!(interner.bytes() <= UNNAMED_MAX, "{}", interner.bytes());
     }
 
     #[test]

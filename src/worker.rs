@@ -155,6 +155,7 @@ impl Worker {
     fn tick(&mut self) {
         self.context.clock.tick();
         self.context.registry.tick();
+        self.context.interner.tick();
         self.watch();
         for pool in self.context.router.pools() {
             pool.tick();
