@@ -7,7 +7,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 0 | [`stats`], [`clock`], [`sql`] | plain counters; one clock read per turn; the SQL scanner |
+//! | 0 | [`stats`], [`clock`], [`sql`], [`mutant`] | plain counters; one clock read per turn; the SQL scanner; what the oracle has to miss |
 //! | 1 | [`net`], [`settings`], [`prepared`], [`catalog`], [`metrics`] | sockets; settings profiles; interned statements; what names lead to; metric names |
 //! | 2 | [`backend`] | one server connection: dial, log in, settle, cancel, farewell |
 //! | 3 | [`pool`] | idle stack, FIFO waiters, dialling within limits |
@@ -29,6 +29,7 @@ pub mod clock;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod metrics;
+pub mod mutant;
 pub mod net;
 pub mod observe;
 pub mod pool;

@@ -13,7 +13,8 @@ use pgweir_config::{Bounds, Config, settings};
 const USAGE: u8 = 2;
 
 /// Variables of our prefix that are no settings: those of the Makefile, the tests and `pgweir demo`.
-const NOT_SETTINGS: [&str; 4] = ["PGWEIR_PG_BIN", "PGWEIR_BIN", "PGWEIR_CACHE", "PGWEIR_TEST_PANIC"];
+const NOT_SETTINGS: [&str; 5] =
+    ["PGWEIR_PG_BIN", "PGWEIR_BIN", "PGWEIR_CACHE", "PGWEIR_TEST_PANIC", "PGWEIR_TEST_MUTANT"];
 
 /// A Postgres connection pooler that runs as a sidecar next to the application.
 #[derive(Parser)]

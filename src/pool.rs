@@ -16,6 +16,7 @@ use slab::Slab;
 
 use crate::backend::{Count, Credential, Parameters, ServerConn, Target};
 use crate::clock::Clock;
+use crate::mutant::{Guard, lacks};
 use crate::settings::{Profile, Profiles};
 use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
 
@@ -476,7 +477,7 @@ impl Pool {
 
 /// Nothing is owed, half sent or half read: the next client finds nothing of the last one's.
 fn is_clean(conn: &ServerConn) -> bool {
-    cfg!(feature = "broken-release")
+    lacks(Guard::Release)
         || conn.pipeline.is_free()
             && conn.pipeline.is_certain()
             && conn.unsent.is_empty()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// `DESIGN.md` section 2, bottom floor first. A module uses only floors below its own.
 const FLOORS: [&[&str]; 9] = [
-    &["stats", "clock", "sql"],
+    &["stats", "clock", "sql", "mutant"],
     &["net", "settings", "prepared", "catalog", "budget", "metrics"],
     &["backend"],
     &["pool"],

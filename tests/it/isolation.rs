@@ -12,8 +12,8 @@
 //!
 //! `PGWEIR_ORACLE` sets the number of transactions of a play at its ordinary length, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
 //! `PGWEIR_ORACLE_WITHOUT=Set,Look` leaves acts or settings out to narrow a violation down.
-//! The oracle is itself tested: it must agree with Postgres without a pooler, and it must fail on a build of pgweir that
-//! lends server connections too early.
+//! The oracle is itself tested: it must agree with Postgres without a pooler, and it must fail on builds of pgweir that
+//! lack one of the things that keep clients apart.
 
 mod actor;
 mod acts;
@@ -235,7 +235,7 @@ fn is_left_out(what: &impl fmt::Debug) -> bool {
 }
 
 /// A stage whose clients choose between pools of [`POOLS`]' sizes.
-fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
+fn several_pools(change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> (Stage<'static>, Vec<String>) {
     let place = Place::on(primary());
     let port = place.cluster.port().to_string();
     let mut settings: Vec<(String, String)> =
@@ -257,16 +257,14 @@ fn several_pools(bin: Option<PathBuf>) -> (Stage<'static>, Vec<String>) {
         databases.push(database);
     }
     let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let options = support::options(place.toml(&settings));
-    let options = PgweirOptions { bin: bin.or(options.bin.clone()), ..options };
-    let pgweir = Pgweir::start_with(options).unwrap();
+    let pgweir = Pgweir::start_with(change(support::options(place.toml(&settings)))).unwrap();
     (Stage { place, pgweir }, databases)
 }
 
 /// Plays transaction mode with everything that may happen to it. What was played.
 fn play_transactions(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(None);
+    let (stage, databases) = several_pools(|options| options);
     let cap = POOLS.iter().sum();
     let every = if transactions > ORDINARY { LOOK_EVERY } else { LOOK_EVERY / 10 };
     let watch = stage.place.cap_watch_every(cap, every);
@@ -280,7 +278,7 @@ fn play_transactions(test: &str, transactions: u64) -> String {
 /// Plays with state that stays in a server connection. What was played.
 fn play_belongings(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(None);
+    let (stage, databases) = several_pools(|options| options);
     let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, transactions) };
     play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"))
 }
@@ -322,21 +320,13 @@ fn the_oracle_agrees_with_postgres_itself() {
     }
 }
 
-/// Builds pgweir with the feature `broken-release`: it lends server connections without looking whether they are free.
-fn broken_build() -> PathBuf {
+/// Builds pgweir with the feature `mutant`: it leaves out what it is told to of what keeps clients apart.
+fn mutant() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     // A directory of its own, so that this build takes no lock that our own cargo holds.
-    let target = root.join("target/broken");
+    let target = root.join("target/mutant");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root).args([
-        "build",
-        "--locked",
-        "--bin",
-        "pgweir",
-        "--features",
-        "broken-release",
-        "--target-dir",
-    ]);
+    cargo.current_dir(root).args(["build", "--locked", "--bin", "pgweir", "--features", "mutant", "--target-dir"]);
     let status = cargo.arg(&target).status().unwrap();
     assert!(status.success(), "{cargo:?}: {status}");
     target.join("debug/pgweir")
@@ -344,15 +334,34 @@ fn broken_build() -> PathBuf {
 
 #[test]
 #[ignore = "long: builds pgweir once more"]
-fn the_oracle_catches_a_pooler_that_lends_too_early() {
-    let seed = Dice::seed("the_oracle_catches_a_pooler_that_lends_too_early");
-    let (stage, databases) = several_pools(Some(broken_build()));
-    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, 100_000) };
-    let violation = play.perform(&stage.place, seed).expect_err("the oracle sees nothing wrong with the broken build");
-    println!("caught: {violation}");
-    let count = violation.split(' ').nth(1).unwrap_or_default();
-    let caught = format!("a build without the check at release, 100000 transactions: caught, {count} violations");
-    figures::record("isolation", "the_oracle_catches_a_pooler_that_lends_too_early", &caught);
+fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
+    const NAME: &str = "the_oracle_catches_a_pooler_that_lacks_any_of_its_guards";
+    let seed = Dice::seed(NAME);
+    let bin = mutant();
+    let table = [
+        ("Release", "the check at release", acts::TRANSACTIONS),
+        ("Journal", "the replay of settings", acts::TRANSACTIONS),
+        ("Taint", "audits", acts::TRANSACTIONS),
+        ("Pins", "pins", belongings::BELONGINGS),
+    ];
+    let mut caught = Vec::new();
+    for (guard, what, acts) in table {
+        let options = |options| PgweirOptions {
+            bin: Some(bin.clone()),
+            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), guard.to_owned())],
+            ..options
+        };
+        let (stage, databases) = several_pools(options);
+        let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts, 100_000) };
+        let outcome = play.perform(&stage.place, seed);
+        let violation = outcome.expect_err(&format!("the oracle sees nothing wrong with a build without {what}"));
+        println!("without {what}: {violation}");
+        let count = violation.split(' ').nth(1).unwrap_or_default();
+        caught.push(format!("{what}: {count}"));
+    }
+    let caught =
+        format!("builds without something, at most 100000 transactions each, violations of {}", caught.join(", "));
+    figures::record("isolation", NAME, &caught);
 }
 
 #[test]

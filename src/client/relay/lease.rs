@@ -14,6 +14,7 @@ use super::super::request::PIPELINE_MAX;
 use super::{Lease, Proof, Relay};
 use crate::backend::{Lost, ServerConn, Unnamed};
 use crate::cancel::Activity;
+use crate::mutant::{Guard, lacks};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::settings;
 use crate::state::{self, Findings};
@@ -57,7 +58,7 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if Rc::ptr_eq(&conn.profile, &self.profile) {
+        if Rc::ptr_eq(&conn.profile, &self.profile) || lacks(Guard::Journal) {
             return Ok(());
         }
         let hold = conn.profile.is_risky() || self.profile.is_risky();
@@ -97,15 +98,14 @@ impl Relay {
             self.audited(cx)?;
             return self.rest(cx);
         }
-        let settled =
-            if cfg!(feature = "broken-release") { conn.pipeline.depth() == 0 } else { conn.pipeline.is_settled() };
+        let settled = if lacks(Guard::Release) { conn.pipeline.depth() == 0 } else { conn.pipeline.is_settled() };
         if !settled {
             let waits = active.stalled || !active.backlog.input.is_empty();
             active.resume |= waits && conn.pipeline.depth() <= PIPELINE_MAX / 2;
             return Ok(());
         }
         active.resume |= active.stalled || !active.backlog.input.is_empty();
-        if conn.pipeline.status() != TxStatus::Idle && !cfg!(feature = "broken-release") {
+        if conn.pipeline.status() != TxStatus::Idle && !lacks(Guard::Release) {
             self.note(Activity::InTransaction);
             return Ok(());
         }
@@ -137,7 +137,7 @@ impl Relay {
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
     pub(super) fn is_free(&self) -> bool {
         let Lease::Held(conn) = &self.lease else { return false };
-        cfg!(feature = "broken-release")
+        lacks(Guard::Release)
             || conn.pipeline.is_free()
                 && conn.unsent.is_empty()
                 && conn.carry.is_empty()
@@ -171,12 +171,12 @@ impl Relay {
             active.proof = Proof::Sampled;
             return self.audit(cx);
         }
-        if active.marks.tainted {
+        if active.marks.tainted && !lacks(Guard::Taint) {
             return self.audit(cx);
         }
         // SET LOCAL is over.
         active.marks.unsettled = false;
-        if !active.marks.pins.is_empty() {
+        if !active.marks.pins.is_empty() && !lacks(Guard::Pins) {
             self.note(Activity::Idle);
             self.pin()?;
             return self.replay(cx);

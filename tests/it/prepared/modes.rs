@@ -260,3 +260,35 @@ async fn with_a_server_connection_of_its_own_a_client_has_its_own_names_there() 
     assert_eq!(freed.as_deref(), Some(""));
     assert_value(&other.query("SELECT name FROM pg_prepared_statements").await.unwrap(), "his");
 }
+
+#[tokio::test]
+async fn texts_beyond_what_the_process_may_hold_keep_their_clients_server_connection() {
+    let settings = [("default_pool_size", "2"), ("max_pinned", "1"), ("max_statement_memory", "64KiB")];
+    let site = Site::start(&settings);
+    let (mut client, mut other) = (site.client().await, site.client().await);
+    let text = |n: usize| format!("SELECT $1::text /* {n}{} */", "x".repeat(1000));
+    let pins = || site.metric("pgweir_pins_total", &["reason=\"statements\""]);
+    for n in 0..100 {
+        prepare(&mut client, &format!("s{n}"), &text(n)).await;
+    }
+    pgweir_harness::wait_until(crate::support::SOON, || pins() > 0.5);
+    // Those from before the limit and those from behind it, over several transactions.
+    for n in (0..100).step_by(9) {
+        echo(&mut client, &format!("s{n}"), &n.to_string()).await;
+    }
+    // The one server connection that may be pinned is; a text that is known already needs none.
+    let refused = run(&mut other, &[parse("his", "SELECT 1", &[]), sync()]).await;
+    assert_eq!((refused.sqlstate(), refused.status), ("53200", b'I'), "{refused:?}");
+    assert!(format!("{refused:?}").contains("max_statement_memory"), "{refused:?}");
+    assert_value(&other.query("SELECT 'goes on'").await.unwrap(), "goes on");
+    // What the client that leaves had named makes room again.
+    client.terminate().await.unwrap();
+    let mut outcome = run(&mut other, &[parse("his", "SELECT $1::text", &[]), sync()]).await;
+    let begun = std::time::Instant::now();
+    while outcome.error.is_some() && begun.elapsed() < crate::support::SOON {
+        outcome = run(&mut other, &[parse("his", "SELECT $1::text", &[]), sync()]).await;
+    }
+    assert_eq!(outcome.error, None);
+    echo(&mut other, "his", "room").await;
+    assert!((pins() - 1.0).abs() < 0.5, "{} pins", pins());
+}

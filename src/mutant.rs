@@ -1,0 +1,32 @@
+//! What a build for the isolation oracle's own test leaves out, so that it is seen to notice. Any other build leaves out
+//! nothing, and has nothing of this.
+
+/// One of the things that keep clients apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The check that a server connection is free before it is lent on.
+    Release,
+    /// The replay of a client's settings on the server connection it gets.
+    Journal,
+    /// Keeping a server connection that holds something of its client's.
+    Pins,
+    /// The audit of what a client may have left behind.
+    Taint,
+}
+
+/// Whether the guard is left out.
+#[cfg(not(feature = "mutant"))]
+#[must_use]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a constant")]
+pub const fn lacks(_: Guard) -> bool {
+    false
+}
+
+/// Whether the guard is left out: `PGWEIR_TEST_MUTANT` names it.
+#[cfg(feature = "mutant")]
+#[must_use]
+pub fn lacks(guard: Guard) -> bool {
+    static LACKS: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    *LACKS.get_or_init(|| std::env::var("PGWEIR_TEST_MUTANT").unwrap_or_default()) == format!("{guard:?}")
+}
