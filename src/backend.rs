@@ -257,6 +257,10 @@ pub struct ServerConn {
     pub defines: Defines,
     /// Something that we made for a client and could not take away may be on it.
     pub littered: bool,
+    /// What it says of itself in `application_name`, behind the client's own; empty if nothing.
+    pub tag: Box<str>,
+    /// A client took the tag away: nobody sees whose connection it is.
+    pub untagged: bool,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.
@@ -460,6 +464,8 @@ impl ServerConn {
             mixed: false,
             defines: Defines::default(),
             littered: false,
+            tag: Box::default(),
+            untagged: false,
             used: true,
             lent: 0,
             target: Rc::new(target),

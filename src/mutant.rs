@@ -1,7 +1,7 @@
-//! What a build for the isolation oracle's own test leaves out, so that it is seen to notice. Any other build leaves out
-//! nothing, and has nothing of this.
+//! What a build for the own tests of the isolation oracle and of the fleet's simulation leaves out, so that they are seen to
+//! notice. Any other build leaves out nothing, and has nothing of this.
 
-/// One of the things that keep clients apart.
+/// One of the things that keep clients apart, or the fleet within its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
     /// The check that a server connection is free before it is lent on.
@@ -12,6 +12,8 @@ pub enum Guard {
     Pins,
     /// The audit of what a client may have left behind.
     Taint,
+    /// The check that a claim, or a probe, fits into the fleet's limits.
+    Claims,
 }
 
 /// Whether the guard is left out.

@@ -2,6 +2,7 @@
 //! dialled when both say so.
 
 mod dial;
+mod fleet;
 mod knowledge;
 mod limits;
 
@@ -21,6 +22,8 @@ use crate::settings::{Profile, Profiles};
 use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
 
 use dial::Backoff;
+use fleet::Fleet;
+pub use fleet::FleetPolicy;
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
 
@@ -112,6 +115,8 @@ pub struct Pool {
     pub pinned: Cell<u32>,
     /// What is known of the database's functions, triggers and views.
     pub catalog: Knowledge,
+    /// Its part in the fleet's budget, if there is one.
+    fleet: Option<Fleet>,
     check_ins: Cell<u32>,
     target: Rc<Target>,
     clock: Rc<Clock>,
@@ -136,6 +141,7 @@ impl Pool {
         target: Target,
         clock: Rc<Clock>,
         shared: [Rc<SharedLimit>; 2],
+        fleet: Option<&FleetPolicy>,
     ) -> Rc<Self> {
         let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
@@ -149,6 +155,7 @@ impl Pool {
             clients: Cell::new(0),
             pinned: Cell::new(0),
             catalog,
+            fleet: fleet.map(|policy| Fleet::new(policy, clock.now())),
             check_ins: Cell::new(0),
             target: Rc::new(target),
             clock,
@@ -260,7 +267,7 @@ impl Pool {
     fn standing_refusal(&self) -> Option<Refusal> {
         let backoff = self.backoff.borrow();
         let paused = backoff.not_before.is_some_and(|at| at > self.clock.now());
-        let none = self.logging_in.get() == 0 && !self.catalog.is_asking() && self.inner.borrow().lent.is_empty();
+        let none = self.coming() == 0 && self.inner.borrow().lent.is_empty();
         if paused && none { backoff.refusal.clone() } else { None }
     }
 
@@ -298,7 +305,7 @@ impl Pool {
     }
 
     /// Gives a free server connection to the first waiter, or to the idle stack.
-    fn offer(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+    fn offer(self: &Rc<Self>, conn: Box<ServerConn>) {
         if self.draining.get() && self.inner.borrow().queue.is_empty() {
             return self.discard(conn, DiscardReason::Shutdown);
         }
@@ -309,6 +316,7 @@ impl Pool {
         if self.catalog.is_due(self.clock.now()) {
             return self.look_into_catalog(conn);
         }
+        let Some(mut conn) = self.pass_fleet(conn) else { return };
         let first = self.inner.borrow_mut().queue.pop_front();
         let Some(key) = first else {
             return self.inner.borrow_mut().idle.push(conn);
@@ -345,6 +353,18 @@ impl Pool {
         self.dial_if_wanted();
     }
 
+    /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
+    fn coming(&self) -> u32 {
+        let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
+        self.logging_in.get() + u32::from(self.catalog.is_asking()) + errands
+    }
+
+    /// Why there are no more server connections, as far as that is known.
+    fn trouble(&self) -> String {
+        let trouble = self.backoff.borrow().trouble.clone();
+        if trouble.is_empty() { self.fleet.as_ref().map(Fleet::trouble).unwrap_or_default() } else { trouble }
+    }
+
     /// Clients waiting, and how long the first of them has.
     fn waiters(&self) -> (usize, Duration) {
         let inner = self.inner.borrow();
@@ -369,6 +389,7 @@ impl Pool {
         self.refuse_late();
         self.close_stale();
         self.keep_catalog_fresh();
+        self.keep_fleet_informed();
         let served = self.clients.get() > 0 || self.waiters().0 > 0;
         if served || self.open() > 0 || self.wants_probe() {
             self.dial_if_wanted();
@@ -442,7 +463,7 @@ impl Pool {
             longest: oldest.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since)),
             pinned: self.pinned.get(),
             pool_size: self.limits.pool_size,
-            trouble: self.backoff.borrow().trouble.clone(),
+            trouble: self.trouble(),
         }
     }
 
@@ -453,7 +474,7 @@ impl Pool {
         let inner = self.inner.borrow();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (idle, lent, waiting) = (count(inner.idle.len()), count(inner.lent.len()), count(waiters));
-        let logging_in = self.logging_in.get() + u32::from(self.catalog.is_asking());
+        let logging_in = self.coming();
         PoolGauges {
             clients_idle: self.clients.get().saturating_sub(lent + waiting),
             clients_active: lent,

@@ -13,7 +13,7 @@ use crate::backend::{Credentials, Derivations, LoginPolicy, Password, PasswordCo
 use crate::clock::Clock;
 use crate::net::TcpOptions;
 use crate::net::tls::Gear;
-use crate::pool::{Limits, Pool, SharedLimit};
+use crate::pool::{FleetPolicy, Limits, Pool, SharedLimit};
 use crate::prepared::Budget;
 use crate::stats::PoolName;
 
@@ -37,6 +37,8 @@ pub struct Router {
     clock: Rc<Clock>,
     tcp: TcpOptions,
     tls: Rc<Gear>,
+    /// None if every pool is on its own.
+    fleet: Option<FleetPolicy>,
     pools: RefCell<Pools>,
     /// Those that look users up, where the database forces another user on clients. Apart from the others: clients
     /// must not get there by any name.
@@ -54,11 +56,13 @@ impl Router {
     #[must_use]
     pub fn new(config: Arc<Config>, clock: Rc<Clock>, tls: Rc<Gear>) -> Self {
         let tcp = TcpOptions::new(&config.listen);
+        let fleet = FleetPolicy::new(&config.fleet);
         Self {
             config,
             clock,
             tcp,
             tls,
+            fleet,
             pools: RefCell::default(),
             lookup_pools: RefCell::default(),
             databases: RefCell::default(),
@@ -175,7 +179,7 @@ impl Router {
         let of_database = database.max_db_connections.unwrap_or(pool.max_db_connections);
         let of_user = own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections);
         let shared = [shared(&self.databases, name, of_database), shared(&self.users, user, of_user)];
-        Pool::new(id, shown, limits, target, self.clock.clone(), shared)
+        Pool::new(id, shown, limits, target, self.clock.clone(), shared, self.fleet.as_ref())
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {

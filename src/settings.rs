@@ -170,12 +170,42 @@ impl Profiles {
     }
 }
 
+/// The setting that says whose a connection is.
+pub const APPLICATION_NAME: &str = "application_name";
+
+/// So many bytes of it Postgres keeps.
+const NAME_MAX: usize = 63;
+
+/// A client's `application_name` with the `tag` of the server connection behind it, cut so that both fit. Without a tag it
+/// is the client's.
+///
+/// Postgres keeps printable ASCII alone: since 16 it spells what is not in four bytes each, which would cut the tag off.
+#[must_use]
+pub fn tagged(name: &[u8], tag: &str) -> Vec<u8> {
+    if tag.is_empty() {
+        return name.to_vec();
+    }
+    let mut out: Vec<u8> = Vec::with_capacity(NAME_MAX);
+    let room = NAME_MAX.saturating_sub(tag.len() + 1).min(name.len());
+    // Not in the middle of a character.
+    let is_start = |at: &usize| name.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    let end = (0..=room).rev().find(is_start).unwrap_or(0);
+    let printable = |byte: &u8| if matches!(byte, b' '..=b'~') { *byte } else { b'?' };
+    out.extend(name.get(..end).unwrap_or_default().iter().map(printable));
+    if !out.is_empty() {
+        out.push(b' ');
+    }
+    out.extend_from_slice(tag.as_bytes());
+    out
+}
+
 /// Hands to `send` the texts of the simple queries that turn a connection with the settings `from` into one with the
-/// settings `to`: none if they agree; two if `client_encoding` changes, which is how the rest is read.
+/// settings `to`: none if they agree; two if `client_encoding` changes, which is how the rest is read. The `tag` of the
+/// connection stays in its name.
 ///
 /// The order is: leave role and session authorization, settings as the login role, then session
 /// authorization, then role; a failure undoes all of it, because one simple query is one transaction.
-pub fn replay(from: &Profile, to: &Profile, mut send: impl FnMut(&[u8])) {
+pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8])) {
     const ENCODING: &str = "client_encoding";
     if std::ptr::eq(from, to) {
         return;
@@ -188,6 +218,7 @@ pub fn replay(from: &Profile, to: &Profile, mut send: impl FnMut(&[u8])) {
     }
     let change = |out: &mut Vec<u8>, name: &str| match (from.get(name), to.get(name)) {
         (Some(_), None) => reset(out, name),
+        (old, Some(new)) if old != Some(new) && name == APPLICATION_NAME => set(out, name, &tagged(new, tag)),
         (old, Some(new)) if old != Some(new) => set(out, name, new),
         _ => {}
     };
@@ -237,8 +268,8 @@ pub fn is_set_last(text: &[u8], name: &str) -> bool {
 /// Appends a query that gives those settings of `startup` their values that the session has not: what a `RESET`, a
 /// `DISCARD ALL`, a `SET .. TO DEFAULT` has put back to the server's own defaults. Whatever else the text did that stands before
 /// it, and wherever it failed: what the session still has is left alone, and so are the settings `own`. Nothing if there are
-/// none.
-pub fn restore(startup: &Profile, own: &[Box<str>], out: &mut Vec<u8>) {
+/// none. The `tag` of the connection stays in its name.
+pub fn restore(startup: &Profile, own: &[Box<str>], tag: &str, out: &mut Vec<u8>) {
     let mut any = false;
     let entries = startup.entries().iter().filter(|(name, _)| !is_role(name) && !own.contains(name));
     for (name, value) in entries {
@@ -247,7 +278,11 @@ pub fn restore(startup: &Profile, own: &[Box<str>], out: &mut Vec<u8>) {
         out.extend_from_slice(front);
         literal(out, name.as_bytes());
         out.push(b',');
-        literal(out, value);
+        if **name == *APPLICATION_NAME {
+            literal(out, &tagged(value, tag));
+        } else {
+            literal(out, value);
+        }
         out.push(b')');
     }
     if any {
@@ -260,6 +295,14 @@ const ABSENT: &[u8] = b")AS startup(name,value)WHERE CASE WHEN pg_catalog.strpos
     THEN pg_catalog.current_setting(name,true)IS NULL OR pg_catalog.current_setting(name,true)OPERATOR(pg_catalog.=)'' \
     ELSE NOT EXISTS(SELECT FROM pg_catalog.pg_settings AS now WHERE pg_catalog.lower(now.name)OPERATOR(pg_catalog.=)startup.name \
     AND now.source OPERATOR(pg_catalog.=)'session')END";
+
+/// A query that makes `value` the `application_name`.
+#[must_use]
+pub fn name(value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    set(&mut out, APPLICATION_NAME, value);
+    out
+}
 
 fn reset(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"RESET ");
@@ -368,7 +411,7 @@ mod tests {
     fn text(profiles: &Profiles, from: &[(&str, &str)], to: &[(&str, &str)]) -> String {
         let mut texts = Vec::new();
         let send = |text: &[u8]| texts.push(String::from_utf8(text.to_vec()).unwrap());
-        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), send);
+        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), "", send);
         texts.join(" | ")
     }
 
@@ -391,6 +434,31 @@ mod tests {
         for (name, from, to, want) in table {
             assert_eq!(text(&profiles, from, to), want, "{name}");
         }
+    }
+
+    #[test]
+    fn a_tag_stays_behind_every_name_and_both_fit() {
+        let tag = "[pgweir web.1/ab12cd#7]";
+        let long = "x".repeat(70);
+        let cut = format!("{} {tag}", "x".repeat(NAME_MAX - 1 - tag.len()));
+        let accents = "é".repeat(20);
+        let cut_accents = format!("{} {tag}", "?".repeat((NAME_MAX - 1 - tag.len()) / 2 * 2));
+        #[rustfmt::skip]
+        let table: [(&str, &str, &str); 6] = [
+            ("",       tag, tag),
+            ("app",    tag, "app [pgweir web.1/ab12cd#7]"),
+            (&long,    tag, &cut),
+            (&accents, tag, &cut_accents),
+            ("a\nb",   tag, "a?b [pgweir web.1/ab12cd#7]"),
+            ("größe",  "",  "größe"),
+        ];
+        for (name, tag, want) in table {
+            assert_eq!(String::from_utf8(tagged(name.as_bytes(), tag)).unwrap(), want, "{name}");
+        }
+        let mut out = Vec::new();
+        let profile = Profiles::default().intern(entries(&[("application_name", "app"), ("timezone", "UTC")]));
+        restore(&profile, &[], tag, &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("(E'application_name',E'app [pgweir web.1/ab12cd#7]')"));
     }
 
     #[test]
@@ -436,7 +504,7 @@ mod tests {
         let profiles = Profiles::default();
         let text = |all: &[(&str, &str)]| {
             let mut out = Vec::new();
-            restore(&profiles.intern(entries(all)), &["own.a".into()], &mut out);
+            restore(&profiles.intern(entries(all)), &["own.a".into()], "", &mut out);
             String::from_utf8(out).unwrap()
         };
         assert_eq!(text(&[]), "");

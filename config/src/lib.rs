@@ -60,7 +60,7 @@ pub use network::Networks;
 pub use origin::Origin;
 pub use secret::Secret;
 pub use setting::{Bounds, Reload, Setting};
-pub use settings::{Auth, Client, Http, Listen, Log, Pool, Process, Server, Tls};
+pub use settings::{Auth, Client, Fleet, Http, Listen, Log, Pool, Process, Server, Tls};
 pub use socket::{FileMode, SOCKET_PATH_MAX, is_socket_dir, socket_path};
 pub use tls::{SYSTEM, ServerTls};
 pub use typed::Kind;

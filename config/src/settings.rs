@@ -32,6 +32,7 @@ pub static GROUPS: &[Group] = &[
     Group { name: "server", doc: "How pgweir logs in to servers.", settings: SERVER },
     Group { name: "tls", doc: "Encryption between clients and pgweir, and between pgweir and servers.", settings: TLS },
     Group { name: "pool", doc: "How many server connections there are, and how long they live.", settings: POOL },
+    Group { name: "fleet", doc: "How several pgweirs share one server's limits.", settings: FLEET },
     Group { name: "client", doc: "What one client may hold, send and wait for.", settings: CLIENT },
     Group { name: "http", doc: "Metrics, limits, health and the dashboard.", settings: HTTP },
     Group { name: "log", doc: "What is logged, and how.", settings: LOG },
@@ -238,6 +239,27 @@ group! {
         /// How often each pool looks whether functions, triggers, views and their like have changed, besides whenever it
         /// sees a statement that changes them.
         catalog_check_interval: Duration = "30s", in "100ms"..="1h" => live;
+    }
+}
+
+group! {
+    /// `[fleet]`: how several pgweirs share one server's limits, with no service beside the server itself.
+    ///
+    /// Each server connection says in its `application_name` whose it is (`app [pgweir web.1/ab12cd#7]`), which
+    /// `pg_stat_activity` shows to every role. A new one is opened where all limits leave room, and what is beyond a pool's
+    /// share goes back when others want it.
+    Fleet, "fleet", |config: Config| config.fleet, FLEET {
+        /// Whether the limits of the server are shared: the role's CONNECTION LIMIT, the database's, and `max_connections`. A
+        /// tenth of each, at least 2, is left alone. It is also on with `db_connections`.
+        fleet_budget: bool = false => restart;
+        /// Connections to the server, at most, whoever has them: a limit like the server's own ones, which all pgweirs
+        /// keep that have it. A pgweir that has no connection may log in above it to find out whether there is room. 0 is none.
+        db_connections: u32 = 0, in 0..=100000 => restart;
+        /// Name of this process in `application_name`: letters, digits, `.`, `_` and `-`, at most 16 of them; empty: that of
+        /// the Heroku dyno (`DYNO`), else of the host.
+        fleet_name: String = "" => restart;
+        /// How often each pool looks who has connections, at most, unless it opens some.
+        fleet_census_period: Duration = "5s", in "500ms"..="1min" => restart;
     }
 }
 

@@ -80,7 +80,22 @@ impl ServerConn {
     /// # Errors
     ///
     /// [`SettleError`]: the connection is lost, out of step, or has said more than `limit` bytes.
-    pub async fn gather(&mut self, text: &str, limit: usize, mut row: impl FnMut(&[u8])) -> Result<bool, SettleError> {
+    pub async fn gather(&mut self, text: &str, limit: usize, row: impl FnMut(&[u8])) -> Result<bool, SettleError> {
+        let well = self.gather_in_transaction(text, limit, row).await?;
+        if self.pipeline.is_free() { Ok(well) } else { Err(SettleError) }
+    }
+
+    /// The same, and a transaction may be open behind it.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`]: the connection is lost, out of step, or has said more than `limit` bytes.
+    pub async fn gather_in_transaction(
+        &mut self,
+        text: &str,
+        limit: usize,
+        mut row: impl FnMut(&[u8]),
+    ) -> Result<bool, SettleError> {
         let mut out = Vec::new();
         encode::query(&mut out, text.as_bytes());
         self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
@@ -109,7 +124,7 @@ impl ServerConn {
             }
             self.carry.drain(..at);
             if self.pipeline.is_settled() && self.unsent.is_empty() && self.carry.is_empty() {
-                return if self.pipeline.is_free() { Ok(well) } else { Err(SettleError) };
+                return Ok(well);
             }
             let read = poll_fn(|cx| {
                 if !self.unsent.is_empty() && self.flush(cx).is_err() {

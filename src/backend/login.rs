@@ -19,11 +19,12 @@ use pgweir_proto::{Malformed, encode};
 use super::{
     CancelGate, Credential, CredentialError, Defines, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed,
 };
+use crate::budget::tag;
 use crate::clock::Clock;
 use crate::net::Stream;
 use crate::net::tls::{ConnectError, Try};
 use crate::prepared::Shelf;
-use crate::settings::Profile;
+use crate::settings::{APPLICATION_NAME, Profile};
 use crate::stats::DiscardReason;
 
 /// The longest message accepted before a login is complete; bytes.
@@ -223,7 +224,7 @@ impl DialError {
 }
 
 /// Connects to the server and logs in, with a newer password once if the server refuses the one that was known. The
-/// permit is given back when this fails, after the server closed.
+/// permit is given back when this fails, after the server closed. The connection says `tag` of itself; empty for nothing.
 ///
 /// # Errors
 ///
@@ -233,10 +234,11 @@ pub async fn dial(
     clock: Rc<Clock>,
     plain: Rc<Profile>,
     permit: Permit,
+    tag: Box<str>,
 ) -> Result<LoggedIn, DialError> {
     let credential = target.credentials.current(Instant::now()).await?;
-    let (error, failed) = match attempt(&target, &clock, &credential).await {
-        Ok(login) => return Ok(login.into_logged_in(target, clock, plain, permit)),
+    let (error, failed) = match attempt(&target, &clock, &credential, &tag).await {
+        Ok(login) => return Ok(login.into_logged_in(target, clock, plain, permit, tag)),
         Err(failed) => failed,
     };
     let newer = if matches!(&error, DialError::Refused { code, .. } if code == "28P01") {
@@ -253,8 +255,8 @@ pub async fn dial(
         // Two would count against the server's limits where one is permitted.
         let _ = clock.limit(CLOSING_LIMIT, failed.until_closed()).await;
     }
-    match attempt(&target, &clock, &newer).await {
-        Ok(login) => Ok(login.into_logged_in(target, clock, plain, permit)),
+    match attempt(&target, &clock, &newer, &tag).await {
+        Ok(login) => Ok(login.into_logged_in(target, clock, plain, permit, tag)),
         Err((error, failed)) => {
             close(failed, clock, permit);
             Err(error)
@@ -263,9 +265,14 @@ pub async fn dial(
 }
 
 /// One login, within its time limit.
-async fn attempt(target: &Target, clock: &Clock, credential: &Credential) -> Result<Login, (DialError, Option<Login>)> {
+async fn attempt(
+    target: &Target,
+    clock: &Clock,
+    credential: &Credential,
+    tag: &str,
+) -> Result<Login, (DialError, Option<Login>)> {
     let mut login = None;
-    let outcome = clock.limit(target.connect_timeout, log_in(target, credential, &mut login)).await;
+    let outcome = clock.limit(target.connect_timeout, log_in(target, credential, tag, &mut login)).await;
     match (outcome, login) {
         (Ok(Ok(())), Some(login)) => Ok(login),
         (Ok(Err(error)), login) => Err((error, login)),
@@ -310,12 +317,17 @@ impl From<ConnectError> for DialError {
     }
 }
 
-async fn log_in(target: &Target, credential: &Credential, slot: &mut Option<Login>) -> Result<(), DialError> {
+async fn log_in(
+    target: &Target,
+    credential: &Credential,
+    tag: &str,
+    slot: &mut Option<Login>,
+) -> Result<(), DialError> {
     let mut ways = target.tries().iter().copied();
     let mut way = ways.next().unwrap_or(Try::Plain);
     let mut version = target.version.get();
     loop {
-        let Err(error) = introduce(target, way, version, credential, slot).await else { break };
+        let Err(error) = introduce(target, (way, version), credential, tag, slot).await else { break };
         let encrypted = slot.as_ref().is_some_and(|login| login.stream.tls().is_some());
         if version > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) {
             version = PROTOCOL_3_0;
@@ -365,9 +377,9 @@ fn is_worth(next: Try, encrypted: bool, error: &DialError) -> bool {
 /// Connects in one way, asks for a version of the protocol, and authenticates.
 async fn introduce(
     target: &Target,
-    way: Try,
-    version: u32,
+    (way, version): (Try, u32),
     credential: &Credential,
+    tag: &str,
     slot: &mut Option<Login>,
 ) -> Result<(), DialError> {
     let stream = target.connect(way).await?;
@@ -386,8 +398,9 @@ async fn introduce(
         version,
     });
     let mut out = Vec::new();
-    let params = [("user", &target.user), ("database", &target.dbname)];
-    let params = params.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let params = [("user", &*target.user), ("database", &target.dbname), (APPLICATION_NAME, tag)];
+    let params = params.into_iter().filter(|(name, value)| *name != APPLICATION_NAME || !value.is_empty());
+    let params = params.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     encode::startup(&mut out, version, params);
     login.send(&out).await?;
     login.authenticate(target, credential).await
@@ -548,13 +561,25 @@ impl Login {
         while matches!(poll_fn(|cx| self.stream.poll_read(cx, &mut buf)).await, Ok(read) if read > 0) {}
     }
 
-    fn into_logged_in(mut self, target: Rc<Target>, clock: Rc<Clock>, plain: Rc<Profile>, permit: Permit) -> LoggedIn {
+    fn into_logged_in(
+        mut self,
+        target: Rc<Target>,
+        clock: Rc<Clock>,
+        plain: Rc<Profile>,
+        permit: Permit,
+        tag: Box<str>,
+    ) -> LoggedIn {
         let born = clock.now();
-        LoggedIn {
-            parameters: std::mem::take(&mut self.parameters),
-            notices: std::mem::take(&mut self.notices),
-            conn: Box::new(self.into_conn(target, clock, plain, permit, born)),
+        let mut parameters = std::mem::take(&mut self.parameters);
+        // The tag is none of the clients' business.
+        let name = parameters.iter_mut().find(|(name, _)| **name == *APPLICATION_NAME && !tag.is_empty());
+        if let Some((_, value)) = name {
+            *value = tag::without(value).into();
         }
+        let notices = std::mem::take(&mut self.notices);
+        let mut conn = self.into_conn(target, clock, plain, permit, born);
+        conn.tag = tag;
+        LoggedIn { parameters, notices, conn: Box::new(conn) }
     }
 
     fn into_conn(
@@ -587,6 +612,8 @@ impl Login {
             mixed: false,
             defines: Defines::default(),
             littered: false,
+            tag: Box::default(),
+            untagged: false,
             used: false,
             lent: 0,
             target,

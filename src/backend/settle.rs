@@ -12,8 +12,9 @@ use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::{ServerConn, Unnamed, longest};
+use crate::budget::tag;
 use crate::prepared::statement_id;
-use crate::settings::{self, Entry, Profile};
+use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
 
 /// What settling a connection had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +98,7 @@ impl ServerConn {
     /// [`SettleError`].
     pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
         let mut queries = Vec::new();
-        settings::replay(&self.profile, to, |text| {
+        settings::replay(&self.profile, to, &self.tag, |text| {
             let mut query = Vec::new();
             encode::query(&mut query, text);
             queries.push(query);
@@ -113,7 +114,31 @@ impl ServerConn {
             }
         }
         self.profile = to.clone();
+        for (name, value) in heard.parameters.iter_mut().filter(|(name, _)| **name == *APPLICATION_NAME) {
+            *value = self.shown(value, to.get(name)).into();
+        }
         Ok(Ok(heard.parameters))
+    }
+
+    /// An `application_name` that the server told, without the tag: `own`, if it is what was made of that.
+    #[must_use]
+    pub fn shown<'a>(&self, told: &'a [u8], own: Option<&'a [u8]>) -> &'a [u8] {
+        if self.tag.is_empty() {
+            return told;
+        }
+        own.filter(|own| settings::tagged(own, &self.tag) == told).unwrap_or_else(|| tag::without(told))
+    }
+
+    /// Puts the tag back, or a new one, behind the name of a client.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`].
+    pub async fn retag(&mut self) -> Result<(), SettleError> {
+        let name = settings::tagged(self.profile.get(APPLICATION_NAME).unwrap_or_default(), &self.tag);
+        self.run(&settings::name(&name)).await?;
+        self.untagged = false;
+        Ok(())
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), SettleError> {

@@ -5,7 +5,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-use pgweir_proto::backend::{Tag, TxStatus};
+use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
@@ -21,6 +21,7 @@ use crate::prepared::{
     AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
     UNNAMED, notes, statement_id,
 };
+use crate::settings;
 use crate::state::Findings;
 use crate::stats::{Blame, PinReason, PoolStats};
 
@@ -156,7 +157,14 @@ impl Answer<'_> {
                 return Ok(());
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
-            Tag::ParameterStatus => self.parameter(),
+            Tag::ParameterStatus => {
+                let origin = self.parameter();
+                if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
+                    Origin::Pooler
+                } else {
+                    origin
+                }
+            }
             Tag::NotificationResponse if self.marks.listening => Origin::Client,
             // Not this client's: it never listened.
             Tag::NotificationResponse => Origin::Pooler,
@@ -301,6 +309,18 @@ impl Answer<'_> {
         self.marks.tainted = true;
         self.marks.unsettled = true;
         Origin::Client
+    }
+
+    /// A name is told without the tag. True if that was it.
+    #[cold]
+    fn untagged(&self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+        let Ok((name, told)) = backend::parameter_status(body) else { return false };
+        if name != settings::APPLICATION_NAME.as_bytes() {
+            return false;
+        }
+        let shown = self.conn.shown(told, self.conn.profile.get(settings::APPLICATION_NAME));
+        plan.insert(|out| encode::parameter_status(out, name, shown));
+        true
     }
 
     #[cold]

@@ -333,7 +333,7 @@ impl Request<'_> {
         self.marks.resets = false;
         let own = std::mem::take(&mut self.marks.own);
         let mut text = Vec::new();
-        settings::restore(self.startup, &own, &mut text);
+        settings::restore(self.startup, &own, &self.conn.tag, &mut text);
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.conn.unnamed = self.destroyed();
             plan.insert(|out| encode::query(out, &text));

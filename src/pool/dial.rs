@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 
 use super::{Learned, Pool, Refusal, micros};
-use crate::backend::{self, DialError, LoggedIn, Permit};
+use crate::backend::{self, DialError, LoggedIn, Permit, ServerConn};
 use crate::stats::{PoolHealth, Sqlstate};
 
 /// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
@@ -27,23 +27,13 @@ impl Pool {
     pub(super) fn dial_if_wanted(self: &Rc<Self>) {
         loop {
             let (waiters, oldest) = self.waiters();
-            let missing = self.limits.min_pool_size.saturating_sub(self.open());
-            let coming = self.logging_in.get() + u32::from(self.catalog.is_asking());
-            let wanted = u32::try_from(waiters).unwrap_or(u32::MAX).saturating_sub(coming).max(missing);
-            let wanted = wanted.max(u32::from(self.wants_probe()));
-            if wanted == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
+            if self.wanted() == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
                 return;
             }
-            let counts = self.counts.each_ref();
-            let permit = Permit::take(counts).or_else(|| {
-                // Another pool of this database or user may sit on what this one needs.
-                let full = self.shared.iter().find(|limit| waiters > 0 && !limit.count.has_room());
-                if let Some(full) = full {
-                    full.evict_idle();
-                }
-                None
-            });
-            let Some(permit) = permit else {
+            if self.is_budgeted() {
+                return self.probe_if_allowed();
+            }
+            let Some(permit) = self.permit(waiters > 0) else {
                 return;
             };
             self.logging_in.set(self.logging_in.get() + 1);
@@ -51,7 +41,27 @@ impl Pool {
         }
     }
 
-    fn may_dial(&self, oldest_wait: Duration) -> bool {
+    /// Server connections that are wanted, besides those that are on their way.
+    pub(super) fn wanted(&self) -> u32 {
+        let waiters = u32::try_from(self.waiters().0).unwrap_or(u32::MAX);
+        let missing = self.limits.min_pool_size.saturating_sub(self.open());
+        waiters.saturating_sub(self.coming()).max(missing).max(u32::from(self.wants_probe()))
+    }
+
+    /// The right to one more, if no limit of this process is in the way.
+    pub(super) fn permit(&self, is_waited_for: bool) -> Option<Permit> {
+        let counts = self.counts.each_ref();
+        Permit::take(counts).or_else(|| {
+            // Another pool of this database or user may sit on what this one needs.
+            let full = self.shared.iter().find(|limit| is_waited_for && !limit.count.has_room());
+            if let Some(full) = full {
+                full.evict_idle();
+            }
+            None
+        })
+    }
+
+    pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
         let patience = self.limits.reserve_pool_timeout;
         let reserve = self.limits.reserve_pool_size > 0 && !patience.is_zero() && oldest_wait >= patience;
         let size = self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 };
@@ -60,16 +70,27 @@ impl Pool {
     }
 
     async fn dial(self: Rc<Self>, permit: Permit) {
-        let outcome = backend::dial(self.target.clone(), self.clock.clone(), self.profiles.plain(), permit).await;
-        self.logging_in.set(self.logging_in.get().saturating_sub(1));
-        match outcome {
-            Ok(logged_in) => self.welcome(logged_in),
-            Err(error) => self.mourn(&error),
+        if let Ok(conn) = self.log_in(permit, Box::default()).await {
+            self.offer(conn);
         }
         self.dial_if_wanted();
     }
 
-    fn welcome(self: &Rc<Self>, LoggedIn { mut conn, parameters, notices }: LoggedIn) {
+    /// One login, which is counted among `logging_in` until it is over, and what has to be noted of it.
+    pub(super) async fn log_in(&self, permit: Permit, tag: Box<str>) -> Result<Box<ServerConn>, DialError> {
+        let plain = self.profiles.plain();
+        let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, tag).await;
+        self.logging_in.set(self.logging_in.get().saturating_sub(1));
+        match outcome {
+            Ok(logged_in) => Ok(self.welcome(logged_in)),
+            Err(error) => {
+                self.mourn(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn welcome(&self, LoggedIn { mut conn, parameters, notices }: LoggedIn) -> Box<ServerConn> {
         *self.backoff.borrow_mut() = Backoff::default();
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
@@ -83,7 +104,8 @@ impl Pool {
             pool = %self.name.database, user = %self.name.user, server_pid = conn.pid,
             tls = conn.tls().map(tracing::field::display), "server login"
         );
-        self.offer(conn);
+        self.note_login();
+        conn
     }
 
     fn mourn(&self, error: &DialError) {
@@ -103,7 +125,10 @@ impl Pool {
                 Sqlstate::new(b"28000").map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
             }
             // The server is there, and full.
-            DialError::Refused { code, .. } if code == "53300" => self.health.get(),
+            DialError::Refused { code, .. } if code == "53300" => {
+                self.note_refusal();
+                self.health.get()
+            }
             _ => PoolHealth::Unreachable,
         });
         let pause = self.pause(error);

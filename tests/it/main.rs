@@ -18,6 +18,7 @@ mod costs;
 mod crowd;
 mod drivers;
 mod figures;
+mod fleet;
 mod floors;
 mod hidden;
 mod hostile_servers;

@@ -63,7 +63,7 @@ impl Relay {
         }
         let hold = conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
-        settings::replay(&conn.profile, &self.profile, |text| {
+        settings::replay(&conn.profile, &self.profile, &conn.tag, |text| {
             encode::query(&mut message, text);
             conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         });
@@ -270,9 +270,12 @@ impl Relay {
         if active.proof != Proof::Open {
             active.proof = Proof::Given;
         }
-        let Some(findings) = active.aside.audit.take() else {
+        let Some(mut findings) = active.aside.audit.take() else {
             return Err(End::Broken("an audit nobody asked for"));
         };
+        if !conn.tag.is_empty() {
+            untag(conn, &self.profile, &mut findings);
+        }
         let marks = &mut active.marks;
         let failed = marks.pins.has(PinReason::Unknown);
         if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
@@ -353,5 +356,21 @@ impl Relay {
     pub(super) fn note(&self, activity: Activity) {
         self.entry.activity.set(activity);
         self.entry.since.set(self.context.clock.now());
+    }
+}
+
+/// What an audit found of the name is the client's part of it. If that is all there is, the client took the tag away.
+fn untag(conn: &mut ServerConn, profile: &settings::Profile, findings: &mut Findings) {
+    conn.untagged = false;
+    let is_name = |(name, _): &settings::Entry| **name == *settings::APPLICATION_NAME;
+    let Some(at) = findings.settings.iter().position(is_name) else { return };
+    let Some((name, told)) = findings.settings.get_mut(at) else { return };
+    conn.untagged = !told.ends_with(conn.tag.as_bytes());
+    let shown: Box<[u8]> = conn.shown(told, profile.get(name)).into();
+    if shown.is_empty() && !conn.untagged && profile.get(name).is_none() {
+        // The client has set none.
+        findings.settings.remove(at);
+    } else {
+        *told = shown;
     }
 }

@@ -194,7 +194,12 @@ fn start_up_values_are_put_back_behind_a_reset() {
     let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
     let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
     let mut restore = Vec::new();
-    settings::restore(&Profiles::default().intern([("timezone".into(), b"Asia/Tokyo"[..].into())]), &[], &mut restore);
+    settings::restore(
+        &Profiles::default().intern([("timezone".into(), b"Asia/Tokyo"[..].into())]),
+        &[],
+        "",
+        &mut restore,
+    );
     let restore = query(&String::from_utf8(restore).unwrap());
     assert_eq!(sent, [query("RESET ALL"), restore.clone(), query("SELECT 1")].concat());
     // In a batch only behind its Sync, however many there are.

@@ -1,0 +1,366 @@
+//! The arithmetic: how one member stands under one limit.
+
+use std::time::Duration;
+
+use super::census::{Census, Scope, Seat};
+use super::tag::Mark;
+
+/// Per cent of the connections that members with more than their share leave alone when others want them.
+const WATERMARK: u32 = 85;
+
+/// Claims at once, at most, where the limit is large.
+const CLAIMS_MAX: u32 = 8;
+
+/// Connections of a limit for each claim of a transaction.
+const CONNECTIONS_PER_CLAIM: u32 = 16;
+
+/// One more than all turns that can be told apart.
+const TURNS_MAX: u32 = 5;
+
+/// How many of a `limit`'s connections no member takes: they are for probes and for people.
+#[must_use]
+pub fn headroom(limit: u32) -> u32 {
+    (limit / 10).max(2).min(limit.saturating_sub(1))
+}
+
+/// What one member has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holding {
+    /// Connections that may stay.
+    held: u32,
+    /// How long it has had the first of them, where this may be known.
+    age: Option<Duration>,
+    draining: bool,
+    waiting: bool,
+}
+
+/// How a member stands under a limit.
+#[derive(Debug)]
+pub struct Account {
+    /// Which limit.
+    pub scope: Scope,
+    /// Its value.
+    pub limit: u32,
+    /// What nobody takes of it.
+    pub headroom: u32,
+    /// Connections that may stay, foreigners' among them.
+    pub seats: u32,
+    /// Logins under way.
+    pub claims: u32,
+    /// Probes that are finding out whether they may stay.
+    pub proving: u32,
+    /// Probes that wait.
+    pub waiting: u32,
+    /// Of all of these, those of no member.
+    pub foreign: u32,
+    /// The member's own ones that may stay.
+    pub mine: u32,
+    /// Members that have or wait for connections and will stay, the member itself among them.
+    pub peers: u32,
+    /// Other databases with members: who opens there does not take turns with this one.
+    databases: u32,
+    /// How many connections the waiting ask to be given back, together: the longer in vain, the more.
+    urgency: u32,
+    me: Option<u32>,
+    holdings: Vec<Holding>,
+}
+
+impl Account {
+    pub(super) fn new(census: &Census, scope: Scope, limit: u32, me: Option<u32>, stale: Duration) -> Self {
+        let mut account = Self {
+            scope,
+            limit,
+            headroom: headroom(limit),
+            seats: 0,
+            claims: 0,
+            proving: 0,
+            waiting: 0,
+            foreign: 0,
+            mine: 0,
+            peers: 0,
+            databases: 0,
+            urgency: 0,
+            me,
+            holdings: vec![Holding::default(); census.members.len()],
+        };
+        let mut databases: Vec<u32> = Vec::new();
+        let counts = |seat: &&Seat| match scope {
+            Scope::Role => seat.same_role,
+            Scope::Database => seat.here,
+            Scope::Server | Scope::Fleet => true,
+        };
+        for seat in census.seats.iter().filter(counts) {
+            account.take(seat, stale);
+            if seat.member.is_some() && !seat.here && !databases.contains(&seat.database) {
+                databases.push(seat.database);
+            }
+        }
+        account.databases = u32::try_from(databases.len()).unwrap_or(u32::MAX);
+        let is_peer = |(n, holding): &(u32, &Holding)| {
+            me == Some(*n) || !holding.draining && (holding.held > 0 || holding.waiting)
+        };
+        let peers = (0..).zip(&account.holdings).filter(is_peer).count() + usize::from(me.is_none());
+        account.peers = u32::try_from(peers).unwrap_or(u32::MAX).max(1);
+        account
+    }
+
+    fn take(&mut self, seat: &Seat, stale: Duration) {
+        let Some(holding) = seat.member.and_then(|n| self.holdings.get_mut(n as usize)) else {
+            self.seats += 1;
+            self.foreign += 1;
+            return;
+        };
+        let own = seat.member == self.me;
+        match seat.mark {
+            Mark::Proving => self.proving += 1,
+            // Its process was stopped, or it would be gone.
+            Mark::Waiting(_) if seat.age.is_some_and(|age| age > stale) => self.proving += 1,
+            Mark::Waiting(tries) => {
+                self.waiting += 1;
+                holding.waiting = true;
+                if !own {
+                    self.urgency = self.urgency.saturating_add(1 << tries.min(TURNS_MAX));
+                }
+            }
+            Mark::Plain | Mark::Claims(_) | Mark::Draining => {
+                self.seats += 1;
+                holding.held += 1;
+                holding.age = holding.age.max(seat.age);
+                holding.draining |= seat.mark == Mark::Draining;
+                self.mine += u32::from(own);
+            }
+        }
+        if let Mark::Claims(claims) = seat.mark {
+            // Nobody claims more at once: a client that makes tags up takes no more than this.
+            self.claims += claims.min(CLAIMS_MAX);
+        }
+    }
+
+    /// Everything that is there or on its way.
+    #[must_use]
+    pub const fn used(&self) -> u32 {
+        self.seats + self.claims + self.proving + self.waiting
+    }
+
+    /// Claims of one transaction, at most. All that are under the limit agree on it.
+    #[must_use]
+    pub fn worth(&self) -> u32 {
+        (self.cap() / CONNECTIONS_PER_CLAIM).clamp(1, CLAIMS_MAX)
+    }
+
+    /// What members and foreigners may have together.
+    #[must_use]
+    pub const fn cap(&self) -> u32 {
+        self.limit - self.headroom
+    }
+
+    /// The same, without what is left to openers in other databases: each of them may be about to claim what it found.
+    #[must_use]
+    pub fn purse(&self) -> u32 {
+        self.cap().saturating_sub(self.worth().saturating_mul(self.databases))
+    }
+
+    /// Connections that the member is entitled to; at least one, for which it may have to wait its turn.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        (self.purse().saturating_sub(self.foreign) / self.peers).max(1)
+    }
+
+    /// More members than connections: they have to take turns.
+    #[must_use]
+    pub fn takes_turns(&self) -> bool {
+        self.purse().saturating_sub(self.foreign) < self.peers
+    }
+
+    /// Up to here members may have more than their share.
+    #[must_use]
+    pub fn watermark(&self) -> u32 {
+        self.purse().saturating_mul(WATERMARK) / 100
+    }
+
+    /// How many more connections the member may have; [`Self::worth`] of them may be claimed at once. Its own `probes`, which
+    /// are to be among them, are there already.
+    #[must_use]
+    pub fn room(&self, probes: u32) -> u32 {
+        let used = self.used().saturating_sub(probes);
+        let room = self.purse().saturating_sub(used);
+        let owed = self.share().saturating_sub(self.mine);
+        let borrowed = self.watermark().saturating_sub(used);
+        room.min(owed.max(borrowed))
+    }
+
+    /// Whether a probe may stay, as the member's first connection. Those that wait go before those that do not.
+    #[must_use]
+    pub fn admits(&self, waits: bool) -> bool {
+        let before = if waits { 0 } else { self.waiting };
+        self.seats + self.claims + before < self.purse()
+    }
+
+    /// Whether one more probe may wait.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        self.waiting < (self.headroom / 2).max(1)
+    }
+
+    /// How many connections the member is to give back when clients are done with them.
+    #[must_use]
+    pub fn owed(&self, slice: Duration) -> u32 {
+        let over = self.mine.saturating_sub(self.share());
+        let mut owed = 0;
+        if self.urgency > 0 && (over > 0 || self.mine > 0 && self.takes_turns() && self.is_its_turn(slice)) {
+            owed = 1;
+        }
+        if over > 0 && self.used() > self.watermark() {
+            owed = owed.max(self.part_of_surplus());
+        }
+        owed
+    }
+
+    /// Whether somebody else waits, so that what is idle is to be given back.
+    #[must_use]
+    pub const fn is_wanted(&self) -> bool {
+        self.urgency > 0
+    }
+
+    /// Above the watermark those with most beyond their share give back first. Everybody who looks comes to the same
+    /// result.
+    fn part_of_surplus(&self) -> u32 {
+        let share = self.share();
+        let mut excess: Vec<u32> = self.holdings.iter().map(|holding| holding.held.saturating_sub(share)).collect();
+        let mut part = 0;
+        for _ in 0..self.used().saturating_sub(self.watermark()) {
+            let most = excess.iter().copied().max().unwrap_or(0);
+            let first = (0..).zip(&mut excess).find(|(_, left)| **left == most && most > 0);
+            let Some((n, left)) = first else { break };
+            *left -= 1;
+            part += u32::from(self.me == Some(n));
+        }
+        part
+    }
+
+    /// Where members take turns: whether the member has had its connection for a slice of time, and is among the first of
+    /// those that have, as many as the waiting ask for. Who has had it for many slices was stopped, or its clients do not
+    /// let go: others do not wait for it, nor does it wait for others.
+    fn is_its_turn(&self, slice: Duration) -> bool {
+        let many = slice * 4;
+        let mine = self.me.and_then(|n| self.holdings.get(n as usize)).and_then(|holding| holding.age);
+        let Some(age) = mine.filter(|age| *age >= slice) else { return false };
+        let is_before = |(n, holding): &(u32, &Holding)| {
+            holding.held > 0 && holding.age.is_some_and(|other| other < many && (other, self.me) > (age, Some(*n)))
+        };
+        let before = (0..).zip(&self.holdings).filter(is_before).count();
+        age >= many || u32::try_from(before).unwrap_or(u32::MAX) < self.urgency
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::census::{Limits, Process, Row};
+    use super::super::tag;
+    use super::*;
+
+    const STALE: Duration = Duration::from_secs(10);
+    const SLICE: Duration = Duration::from_secs(2);
+
+    /// A census of a server with `limit` connections and these names, each as old as its place from the end, in seconds.
+    fn census(limit: u32, names: &[&str]) -> Census {
+        let mut census = Census::new(Limits { server: Some(limit), ..Limits::default() }, None);
+        for (name, age) in names.iter().zip((1..=names.len() as u64).rev()) {
+            let (name, here) = name.strip_prefix("elsewhere ").map_or((*name, true), |name| (name, false));
+            let name = if let Some((member, rest)) = name.split_once(' ') {
+                let number = u32::try_from(age).unwrap();
+                let mark = match rest {
+                    "+1" => Mark::Claims(1),
+                    "?" => Mark::Proving,
+                    "waits" => Mark::Waiting(0),
+                    "waits long" => Mark::Waiting(3),
+                    "!" => Mark::Draining,
+                    _ => Mark::Plain,
+                };
+                tag::write(member, number, mark)
+            } else {
+                name.to_owned()
+            };
+            let age = Some(Duration::from_secs(age));
+            census.row(&Row {
+                name: name.as_bytes(),
+                database: u32::from(here),
+                here,
+                same_role: true,
+                process: Process::Client,
+                age,
+            });
+        }
+        census
+    }
+
+    #[test]
+    fn room_share_and_turns_follow_from_who_is_there() {
+        // Limit, who is there, and of `a`: room for more, share, to be given back.
+        #[rustfmt::skip]
+        let table: [(&str, u32, &[&str], (u32, u32, u32)); 13] = [
+            ("alone",                      12, &["a x"],                                           (9, 10, 0)),
+            ("claims count",               12, &["a x", "b +1"],                                   (5, 5, 0)),
+            ("probes count",               12, &["a x", "b ?"],                                    (8, 10, 0)),
+            ("who waits is a peer",        12, &["a x", "b waits"],                                (6, 5, 0)),
+            ("foreigners are not shared",  12, &["a x", "psql", "psql", "b x"],                    (4, 4, 0)),
+            ("who drains is no peer",      12, &["a x", "b !", "c x"],                             (5, 5, 0)),
+            ("another database is left 1", 12, &["a x", "elsewhere b x"],                          (5, 4, 0)),
+            ("full",                       4,  &["a x", "b x"],                                    (0, 1, 0)),
+            ("beyond the share, wanted",   6,  &["a x", "a x", "a x", "b waits"],                  (0, 2, 1)),
+            ("above the watermark",        8,  &["a x", "a x", "a x", "a x", "b x", "b x"],        (0, 3, 1)),
+            ("a peer has more",            8,  &["a x", "a x", "b x", "b x", "b x", "b x"],        (0, 3, 0)),
+            ("its turn is over",           4,  &["a x", "b x", "c waits"],                         (0, 1, 1)),
+            ("another's turn is over",     4,  &["b x", "a x", "c waits"],                         (0, 1, 0)),
+        ];
+        for (name, limit, names, (room, share, owed)) in table {
+            let account = census(limit, names).account(Scope::Server, "a", STALE).unwrap();
+            let got = (account.room(0), account.share(), account.owed(SLICE));
+            assert_eq!(got, (room, share, owed), "{name}: {account:?}");
+        }
+    }
+
+    #[test]
+    fn a_probe_is_admitted_behind_those_that_wait_and_waits_where_there_is_a_place() {
+        // Limit, who is there, and of `a`: admitted at once, admitted when it has waited, a place to wait.
+        #[rustfmt::skip]
+        let table: [(&str, u32, &[&str], (bool, bool, bool)); 5] = [
+            ("others prove themselves", 4, &["a ?", "b ?", "c ?"],              (true, true, true)),
+            ("one place, one waits",    4, &["a ?", "b x", "c waits"],          (false, true, false)),
+            ("full",                    4, &["a ?", "b x", "c x"],              (false, false, true)),
+            ("full with a claim",       4, &["a ?", "b +1"],                    (false, false, true)),
+            ("more places",             60, &["a ?", "b waits", "c waits"],     (true, true, true)),
+        ];
+        for (name, limit, names, (fresh, waited, place)) in table {
+            let account = census(limit, names).account(Scope::Server, "a", STALE).unwrap();
+            assert_eq!(
+                (account.admits(false), account.admits(true), account.has_place()),
+                (fresh, waited, place),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_was_stopped_while_it_waited_is_not_heeded_for_ever() {
+        let census = census(4, &["c waits", "b x", "a x"]);
+        assert_eq!(census.account(Scope::Server, "a", STALE).unwrap().waiting, 1);
+        let account = census.account(Scope::Server, "a", Duration::from_secs(2)).unwrap();
+        assert_eq!((account.waiting, account.peers, account.used()), (0, 2, 3));
+    }
+
+    #[test]
+    fn the_longer_somebody_waits_in_vain_the_more_go() {
+        let names = ["b x", "c x", "a x", "d x", "e waits"];
+        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE), 0);
+        let names = ["b x", "c x", "a x", "d x", "e waits long"];
+        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE), 1);
+    }
+
+    #[test]
+    fn a_tenth_is_left_alone_and_something_is_always_there() {
+        for (limit, want) in [(0, 0), (1, 0), (2, 1), (3, 2), (20, 2), (100, 10), (500, 50)] {
+            assert_eq!(headroom(limit), want, "{limit}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The census: what `pg_stat_activity` and the limits said at one moment.
+
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::account::Account;
+use super::tag::{self, Mark};
+
+/// Whose connections a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// `rolconnlimit`: this role's connections, whatever their database.
+    Role,
+    /// `datconnlimit`: all connections to this database.
+    Database,
+    /// `max_connections` without what is reserved: all connections.
+    Server,
+    /// `db_connections`, which no server enforces: all connections.
+    Fleet,
+}
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Role, Self::Database, Self::Server, Self::Fleet];
+
+    /// The operator's word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Role => "role",
+            Self::Database => "database",
+            Self::Server => "server",
+            Self::Fleet => "fleet",
+        }
+    }
+}
+
+/// The limits of each scope; none where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// See [`Scope::Role`].
+    pub role: Option<u32>,
+    /// See [`Scope::Database`].
+    pub database: Option<u32>,
+    /// See [`Scope::Server`].
+    pub server: Option<u32>,
+}
+
+/// What the server tells of the kind of a row's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// A client's.
+    Client,
+    /// A parallel worker, a walsender or the like: no limit counts it.
+    Other,
+    /// It is another role's, and this one may not know.
+    Hidden,
+}
+
+/// A row of `pg_stat_activity` that has a database and a role.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its `application_name`.
+    pub name: &'a [u8],
+    /// The object id of its database.
+    pub database: u32,
+    /// That is the one of whoever asks.
+    pub here: bool,
+    /// Its role is the one of whoever asks.
+    pub same_role: bool,
+    /// What it is.
+    pub process: Process,
+    /// How long it has been there; none if this role may not know.
+    pub age: Option<Duration>,
+}
+
+/// One connection, as it counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    /// Whose it is, an index of [`Census::members`]; none is a foreigner's.
+    pub(super) member: Option<u32>,
+    pub(super) mark: Mark,
+    pub(super) database: u32,
+    pub(super) here: bool,
+    pub(super) same_role: bool,
+    pub(super) age: Option<Duration>,
+}
+
+/// Everyone's connections and the limits, at one moment.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// What the server enforces.
+    pub limits: Limits,
+    /// `db_connections`; none if it is not set.
+    pub fleet: Option<u32>,
+    pub(super) seats: Vec<Seat>,
+    pub(super) members: Vec<Box<[u8]>>,
+    numbers: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
+    hidden: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
+}
+
+impl Census {
+    /// No rows yet.
+    #[must_use]
+    pub fn new(limits: Limits, fleet: Option<u32>) -> Self {
+        Self { limits, fleet, ..Self::default() }
+    }
+
+    /// Takes in a row. What is not certain counts.
+    pub fn row(&mut self, row: &Row<'_>) {
+        if row.process == Process::Other {
+            return;
+        }
+        let tag = tag::split(row.name).map(|(_, tag)| tag);
+        // A parallel worker inherits the name, and of another role's rows nothing says which they are. Tags have numbers: of
+        // equal ones all but one are such workers.
+        if row.process == Process::Hidden && tag.is_some() && !self.hidden.insert(row.name.into()) {
+            return;
+        }
+        let member = tag.map(|tag| self.number(tag.member));
+        self.seats.push(Seat {
+            member,
+            mark: tag.map_or(Mark::Plain, |tag| tag.mark),
+            database: row.database,
+            here: row.here,
+            same_role: row.same_role,
+            age: row.age,
+        });
+    }
+
+    fn number(&mut self, member: &[u8]) -> u32 {
+        if let Some(number) = self.numbers.get(member) {
+            return *number;
+        }
+        let number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        self.members.push(member.into());
+        self.numbers.insert(member.into(), number);
+        number
+    }
+
+    /// How `member` stands in a scope, where a `?` older than `stale` waits no more: its process was stopped. None where
+    /// there is no limit.
+    #[must_use]
+    pub fn account(&self, scope: Scope, member: &str, stale: Duration) -> Option<Account> {
+        let limit = match scope {
+            Scope::Role => self.limits.role,
+            Scope::Database => self.limits.database,
+            Scope::Server => self.limits.server,
+            Scope::Fleet => self.fleet,
+        };
+        let me = self.numbers.get(member.as_bytes()).copied();
+        Some(Account::new(self, scope, limit?, me, stale))
+    }
+
+    /// How `member` stands in each scope that has a limit.
+    pub fn accounts<'a>(&'a self, member: &'a str, stale: Duration) -> impl Iterator<Item = Account> + 'a {
+        Scope::ALL.into_iter().filter_map(move |scope| self.account(scope, member, stale))
+    }
+}

@@ -1,0 +1,490 @@
+//! A pool's part in the fleet's budget: it carries out what [`budget`] decides.
+//!
+//! [`budget`]: crate::budget
+//!
+//! The questions run on a connection that is on its way to the next client or to the idle stack, one at a time, or on a
+//! probe. A connection that carries claims is kept until its logins are over.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use rand::RngExt;
+
+use super::Pool;
+use crate::backend::{DialError, Permit, ServerConn, SettleError, row_columns};
+use crate::budget::{ANSWER_MAX, ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, tag};
+use crate::clock::TICK;
+use crate::stats::DiscardReason;
+
+/// The longest wait for an answer.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the server is waited for to end logins that got no answer, before their claims are taken off.
+const CLOSING_LIMIT: Duration = Duration::from_secs(15);
+
+/// What all pools of a process keep to.
+#[derive(Clone, Debug)]
+pub struct FleetPolicy {
+    name: String,
+    limit: Option<u32>,
+    policy: Policy,
+}
+
+impl FleetPolicy {
+    /// None if the settings leave every pool on its own.
+    #[must_use]
+    pub fn new(settings: &pgweir_config::Fleet) -> Option<Self> {
+        let limit = (settings.db_connections > 0).then_some(settings.db_connections);
+        let policy = Policy { period: settings.fleet_census_period, is_broken: false };
+        let name = if settings.fleet_name.is_empty() { own_name() } else { settings.fleet_name.clone() };
+        (settings.fleet_budget || limit.is_some()).then_some(Self { name, limit, policy })
+    }
+}
+
+/// The Heroku dyno's name, else the host's.
+fn own_name() -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    std::env::var("DYNO").ok().filter(|dyno| !dyno.is_empty()).unwrap_or_else(host)
+}
+
+/// A pool's part in it.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    member: RefCell<Member>,
+    /// `db_connections`.
+    limit: Option<u32>,
+    since: Instant,
+    /// An errand runs on one of the connections.
+    is_asking: Cell<bool>,
+    /// A probe is on its way.
+    is_probing: Cell<bool>,
+    /// Connections that are neither idle nor lent, for reasons of the budget.
+    errands: Cell<u32>,
+    /// Somebody between us and the server lends its connections to others: there is no saying whose they are.
+    is_static: Cell<bool>,
+}
+
+/// A connection that is neither idle nor lent.
+struct OnErrand(Rc<Pool>);
+
+impl OnErrand {
+    fn new(pool: &Rc<Pool>) -> Self {
+        if let Some(fleet) = &pool.fleet {
+            fleet.errands.set(fleet.errands.get() + 1);
+        }
+        Self(pool.clone())
+    }
+}
+
+impl Drop for OnErrand {
+    fn drop(&mut self) {
+        if let Some(fleet) = &self.0.fleet {
+            fleet.errands.set(fleet.errands.get().saturating_sub(1));
+        }
+    }
+}
+
+impl Fleet {
+    pub(super) fn new(policy: &FleetPolicy, now: Instant) -> Self {
+        let name = tag::member(&policy.name, rand::rng().random());
+        Self {
+            member: RefCell::new(Member::new(name, policy.policy)),
+            limit: policy.limit,
+            since: now,
+            is_asking: Cell::new(false),
+            is_probing: Cell::new(false),
+            errands: Cell::new(0),
+            is_static: Cell::new(false),
+        }
+    }
+
+    pub(super) fn errands(&self) -> u32 {
+        self.errands.get()
+    }
+
+    /// Why there is no more room, for the error of who waited in vain.
+    pub(super) fn trouble(&self) -> String {
+        let Some(binding) = self.member.borrow().binding() else { return String::new() };
+        format!(
+            "the fleet has no room: {} connections of the {}'s limit of {} are used, {} by this pool and {} by others than \
+             pgweir, and {} are kept free; the share of each of {} pools is {}",
+            binding.used,
+            binding.scope.as_str(),
+            binding.limit,
+            binding.mine,
+            binding.foreign,
+            binding.headroom,
+            binding.peers,
+            binding.share
+        )
+    }
+
+    fn now(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+}
+
+fn entropy() -> u64 {
+    rand::rng().random()
+}
+
+impl Pool {
+    /// Whether logins are the fleet's to allow.
+    pub(super) fn is_budgeted(&self) -> bool {
+        self.fleet.as_ref().is_some_and(|fleet| !fleet.is_static.get())
+    }
+
+    /// What the clients want of the fleet. An `offered` connection is neither idle nor lent.
+    fn demand(&self, offered: u32) -> Demand {
+        let (idle, lent) = {
+            let inner = self.inner.borrow();
+            (inner.idle.len(), inner.lent.len())
+        };
+        let oldest = self.waiters().1;
+        let size = self.limits.pool_size + self.limits.reserve_pool_size;
+        let logins = self.limits.max_server_logins.saturating_sub(self.logging_in.get());
+        let may = if self.may_dial(oldest) { size.saturating_sub(self.open()).min(logins) } else { 0 };
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Demand {
+            wanted: self.wanted().saturating_sub(offered).min(may),
+            oldest,
+            open: count(idle + lent) + self.coming() + offered,
+            idle: count(idle),
+        }
+    }
+
+    /// What becomes of a free connection: none if the budget has a use for it, or it is given back.
+    #[inline]
+    pub(super) fn pass_fleet(self: &Rc<Self>, conn: Box<ServerConn>) -> Option<Box<ServerConn>> {
+        if self.fleet.is_none() { Some(conn) } else { self.pass_budget(conn) }
+    }
+
+    #[cold]
+    fn pass_budget(self: &Rc<Self>, mut conn: Box<ServerConn>) -> Option<Box<ServerConn>> {
+        let fleet = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get());
+        let Some(fleet) = fleet else { return Some(conn) };
+        let now = fleet.now(self.clock.now());
+        if self.draining.get() && !conn.tag.ends_with("!]") {
+            // The others need not reckon with it.
+            conn.tag = conn.tag.replace(']', " !]").into();
+            conn.untagged = true;
+        }
+        if conn.untagged {
+            self.retag(conn);
+            return None;
+        }
+        let demand = self.demand(1);
+        if fleet.member.borrow_mut().gives(now, entropy(), demand.open) {
+            self.discard(conn, DiscardReason::Shrink);
+            self.dial_if_wanted();
+            return None;
+        }
+        let errand = fleet.member.borrow().errand(now, &demand);
+        match errand.filter(|_| !fleet.is_asking.get()) {
+            Some(errand) => {
+                self.send_on(errand, conn);
+                None
+            }
+            None => Some(conn),
+        }
+    }
+
+    /// Idle connections ask, too, and are given back when others want them.
+    pub(super) fn keep_fleet_informed(self: &Rc<Self>) {
+        let fleet = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get());
+        let Some(fleet) = fleet.filter(|_| !self.inner.borrow().idle.is_empty() && !self.draining.get()) else {
+            return;
+        };
+        let now = fleet.now(self.clock.now());
+        let demand = self.demand(0);
+        if fleet.member.borrow_mut().gives_idle(now, entropy(), &demand) {
+            let conn = self.inner.borrow_mut().idle.remove(0);
+            return self.discard(conn, DiscardReason::Shrink);
+        }
+        let errand = fleet.member.borrow().errand(now, &demand);
+        if let Some(errand) = errand.filter(|_| !fleet.is_asking.get())
+            && let Some(conn) = self.inner.borrow_mut().idle.pop()
+        {
+            self.send_on(errand, conn);
+        }
+    }
+
+    /// A login went well.
+    pub(super) fn note_login(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.member.borrow_mut().logged_in();
+        }
+    }
+
+    /// The server had no room for a login.
+    pub(super) fn note_refusal(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.member.borrow_mut().refused(fleet.now(self.clock.now()), entropy());
+        }
+    }
+
+    /// A question of the budget's got no answer.
+    fn note_silence(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.member.borrow_mut().unanswered(fleet.now(self.clock.now()), entropy());
+        }
+    }
+
+    fn retag(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        let errand = OnErrand::new(self);
+        tokio::task::spawn_local(async move {
+            let pool = errand.0.clone();
+            let outcome = pool.clock.limit(LIMIT, conn.retag()).await;
+            drop(errand);
+            match outcome {
+                Ok(Ok(())) => pool.offer(conn),
+                Ok(Err(SettleError)) | Err(_) => pool.discard(conn, DiscardReason::Lost),
+            }
+            pool.dial_if_wanted();
+        });
+    }
+
+    /// The census, by `LOOK` or `ASK`. None if the server would not tell; and if it is not the one that we logged in to,
+    /// the pool is on its own from now on.
+    async fn count(&self, conn: &mut ServerConn, text: &str) -> Result<Option<Answers>, SettleError> {
+        let Some(fleet) = &self.fleet else { return Ok(None) };
+        let mut answers = Answers::new(fleet.limit);
+        let outcome = self.clock.limit(LIMIT, async {
+            conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
+            let told = conn.gather_in_transaction(text, ANSWER_MAX, |row| answers.row(row_columns(row))).await?;
+            if !told {
+                conn.settle().await?;
+            }
+            Ok(told)
+        });
+        let told = outcome.await.map_err(|_| SettleError)??;
+        self.clock.refresh();
+        if !told || answers.pid.is_none() {
+            tracing::warn!(
+                pool = %self.name.database, user = %self.name.user, "the census of the fleet could not be taken"
+            );
+            return if told { Err(SettleError) } else { Ok(None) };
+        }
+        if answers.pid != Some(conn.pid) && conn.pid != 0 {
+            conn.settle().await?;
+            fleet.is_static.set(true);
+            tracing::error!(
+                pool = %self.name.database, user = %self.name.user, pool_size = self.limits.pool_size,
+                "another pooler stands in front of the server, whose connections nobody can tell apart: this pool takes no \
+                 part in the fleet's budget, and has pool_size for a share"
+            );
+            return Ok(None);
+        }
+        Ok(Some(answers))
+    }
+
+    /// Sends a connection on an errand.
+    fn send_on(self: &Rc<Self>, errand: Errand, mut conn: Box<ServerConn>) {
+        let Some(fleet) = &self.fleet else { return };
+        fleet.is_asking.set(true);
+        let on = OnErrand::new(self);
+        tokio::task::spawn_local(async move {
+            let pool = on.0.clone();
+            let outcome = match errand {
+                Errand::Look => pool.look(&mut conn).await,
+                Errand::Grow(wanted) => pool.grow(&mut conn, wanted).await,
+            };
+            if let Some(fleet) = &pool.fleet {
+                fleet.is_asking.set(false);
+            }
+            drop(on);
+            if outcome.is_ok() {
+                pool.offer(conn);
+            } else {
+                pool.note_silence();
+                pool.discard(conn, DiscardReason::Lost);
+            }
+            pool.dial_if_wanted();
+        });
+    }
+
+    async fn look(&self, conn: &mut ServerConn) -> Result<(), SettleError> {
+        let answers = self.count(conn, LOOK).await?;
+        match (answers, &self.fleet) {
+            (Some(answers), Some(fleet)) => {
+                fleet.member.borrow_mut().look(fleet.now(self.clock.now()), entropy(), &answers.census);
+            }
+            _ => self.note_silence(),
+        }
+        Ok(())
+    }
+
+    /// Claims what there is room for, and logs in so many times.
+    async fn grow(self: &Rc<Self>, conn: &mut ServerConn, wanted: u32) -> Result<(), SettleError> {
+        let (Some(answers), Some(fleet)) = (self.count(conn, ASK).await?, &self.fleet) else {
+            self.note_silence();
+            return Ok(());
+        };
+        let now = fleet.now(self.clock.now());
+        let claims = fleet.member.borrow_mut().claim(now, entropy(), wanted, answers.locked, &answers.census);
+        // Other pools of this process may have been faster.
+        let permits: Vec<Permit> = (0..claims).map_while(|_| self.permit(true)).collect();
+        let claims = u32::try_from(permits.len()).unwrap_or(u32::MAX);
+        if claims == 0 {
+            return self.tell(conn, "", "COMMIT").await;
+        }
+        self.tell(conn, &marked(conn, Mark::Claims(claims)), "COMMIT").await?;
+        self.open_claimed(conn, permits).await
+    }
+
+    /// Logs in once for each permit, and takes a claim off for each login that can be seen. Who has logged in is lent only
+    /// when that is known to have worked; else it proves itself, as a probe does.
+    async fn open_claimed(self: &Rc<Self>, conn: &mut ServerConn, permits: Vec<Permit>) -> Result<(), SettleError> {
+        let mut left = u32::try_from(permits.len()).unwrap_or(u32::MAX);
+        self.logging_in.set(self.logging_in.get() + left);
+        let mut logins: FuturesUnordered<_> =
+            permits.into_iter().map(|permit| self.log_in(permit, self.new_tag())).collect();
+        let (mut unsure, mut outcome) = (false, Ok(()));
+        while let Some(login) = logins.next().await {
+            match login {
+                Ok(fresh) => {
+                    if outcome.is_ok() {
+                        left -= 1;
+                        let mark = if left > 0 { Mark::Claims(left) } else { Mark::Plain };
+                        outcome = self.tell(conn, &marked(conn, mark), "").await;
+                    }
+                    if outcome.is_ok() {
+                        self.offer(fresh);
+                    } else {
+                        self.start_proving(fresh);
+                    }
+                }
+                // The server may not have noticed yet that nobody waits for it.
+                Err(DialError::Timeout | DialError::Io(_)) => unsure = true,
+                Err(_) => {}
+            }
+        }
+        drop(logins);
+        outcome?;
+        let until = self.clock.now().checked_add(CLOSING_LIMIT);
+        while unsure && self.closing() > 0 && until.is_some_and(|until| self.clock.now() < until) {
+            self.clock.sleep(TICK).await;
+        }
+        self.tell(conn, "", "RESET application_name").await
+    }
+
+    /// Connections that neither log in nor are there, and may still count.
+    fn closing(&self) -> u32 {
+        let there = {
+            let inner = self.inner.borrow();
+            inner.idle.len() + inner.lent.len()
+        };
+        self.open().saturating_sub(u32::try_from(there).unwrap_or(u32::MAX) + self.coming())
+    }
+
+    fn new_tag(&self) -> Box<str> {
+        let Some(fleet) = &self.fleet else { return Box::default() };
+        let mut member = fleet.member.borrow_mut();
+        let number = member.number();
+        member.tag(number, Mark::Plain).into()
+    }
+
+    /// Runs a change of the name, if there is one, and a command behind it.
+    async fn tell(&self, conn: &mut ServerConn, name: &str, command: &str) -> Result<(), SettleError> {
+        let mut text = if name.is_empty() { Vec::new() } else { crate::settings::name(name.as_bytes()) };
+        text.extend_from_slice(command.as_bytes());
+        self.clock.limit(LIMIT, conn.run(&text)).await.map_err(|_| SettleError)?
+    }
+
+    // ---- probes ----
+
+    /// Logs in without a claim, if that is the way now.
+    pub(super) fn probe_if_allowed(self: &Rc<Self>) {
+        let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_probing.get()) else { return };
+        let demand = self.demand(0);
+        let now = fleet.now(self.clock.now());
+        if !fleet.member.borrow().may_probe(now, &demand) {
+            return;
+        }
+        let Some(permit) = self.permit(self.waiters().0 > 0) else { return };
+        fleet.is_probing.set(true);
+        self.logging_in.set(self.logging_in.get() + 1);
+        let pool = self.clone();
+        tokio::task::spawn_local(async move {
+            let tag = pool.new_tag();
+            match pool.log_in(permit, tag).await {
+                Ok(conn) => pool.start_proving(conn),
+                Err(_) => pool.end_probe(),
+            }
+            pool.dial_if_wanted();
+        });
+    }
+
+    fn end_probe(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.is_probing.set(false);
+        }
+    }
+
+    /// A connection that has no claim finds out whether it may stay.
+    fn start_proving(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        let Some(fleet) = &self.fleet else { return };
+        fleet.is_probing.set(true);
+        let probe = fleet.member.borrow().probe(fleet.now(self.clock.now()), self.demand(0).open);
+        let on = OnErrand::new(self);
+        tokio::task::spawn_local(async move {
+            let pool = on.0.clone();
+            let outcome = pool.prove(&mut conn, probe).await;
+            pool.end_probe();
+            drop(on);
+            match outcome {
+                Ok(true) => pool.offer(conn),
+                Ok(false) => pool.discard(conn, DiscardReason::Shrink),
+                Err(SettleError) => {
+                    pool.note_silence();
+                    pool.discard(conn, DiscardReason::Lost);
+                }
+            }
+            pool.dial_if_wanted();
+        });
+    }
+
+    /// Whether it may.
+    async fn prove(&self, conn: &mut ServerConn, mut probe: Probe) -> Result<bool, SettleError> {
+        self.tell(conn, &marked(conn, Mark::Proving), "").await?;
+        loop {
+            let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get()) else { return Ok(true) };
+            if self.waiters().0 == 0 && self.open() > self.limits.min_pool_size {
+                // Who wanted it is gone, or served.
+                return Ok(false);
+            }
+            let Some(answers) = self.count(conn, ASK).await? else {
+                if fleet.is_static.get() {
+                    continue;
+                }
+                self.note_silence();
+                return Ok(false);
+            };
+            let now = fleet.now(self.clock.now());
+            let verdict = fleet.member.borrow_mut().prove(now, entropy(), &mut probe, answers.locked, &answers.census);
+            match verdict {
+                Verdict::Stays => {
+                    self.tell(conn, "", "RESET application_name;COMMIT").await?;
+                    return Ok(true);
+                }
+                Verdict::Again(mark, pause) => {
+                    self.tell(conn, &marked(conn, mark), "COMMIT").await?;
+                    self.clock.sleep(pause).await;
+                }
+                Verdict::Leaves => {
+                    tracing::info!(
+                        pool = %self.name.database, user = %self.name.user, "{}", fleet.trouble()
+                    );
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+/// The tag of a connection with another mark.
+fn marked(conn: &ServerConn, mark: Mark) -> String {
+    tag::marked(&conn.tag, mark)
+}

@@ -1,0 +1,387 @@
+//! The fleet's budget: several pgweirs under one limit of one server, with nothing between them but the server.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pgweir_harness::wire::Wire;
+use pgweir_harness::{Cluster, ClusterOptions, Pgweir, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinHandle;
+
+use crate::support::{PASSWORD, Place, SOON, Site, assert_value, start_pgweir};
+
+/// How long a fleet is kept busy; `PGWEIR_FLEET_SECONDS` in its place for longer.
+const BUSY: u64 = 20;
+
+/// The census of the fleets here: their slice is twice as long.
+const PERIOD: &str = "1s";
+
+/// No client of a fleet waits longer, however busy this machine is.
+const LONGEST_WAIT: Duration = Duration::from_secs(40);
+
+fn busy() -> Duration {
+    let given = std::env::var("PGWEIR_FLEET_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(given.unwrap_or(BUSY))
+}
+
+fn cluster() -> Cluster {
+    Cluster::start(ClusterOptions::default().set("max_connections", "100").set("log_connections", "on")).unwrap()
+}
+
+/// The settings of all fleets, and further ones.
+fn settings<'a>(further: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let all = [("fleet_census_period", PERIOD), ("query_wait_timeout", "60s"), ("catalog_check_interval", "1h")];
+    all.into_iter().chain(further.iter().copied()).collect()
+}
+
+/// Looks now and then until the condition holds; the clients go on meanwhile.
+async fn eventually(within: Duration, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < within, "the condition did not come true within {within:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// What a client saw.
+#[derive(Debug, Default)]
+struct Served {
+    queries: u32,
+    longest: Duration,
+    refused: Vec<String>,
+}
+
+/// A client that always has a query, until it is told to stop or its pgweir ends.
+async fn hungry(address: SocketAddr, name: String, database: String, stop: Arc<AtomicBool>) -> Served {
+    let mut served = Served::default();
+    let begun = Instant::now();
+    let Ok(mut client) = Wire::connect(address).await else { return served };
+    let parameters = [("user", &*name), ("database", &*database), ("application_name", "hungry")];
+    if let Err(error) = client.login_with(&parameters, PASSWORD).await {
+        let text = error.to_string();
+        if text.contains("53300") || text.contains("query_wait_timeout") {
+            served.refused.push(text);
+        }
+        return served;
+    }
+    served.longest = begun.elapsed();
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        match client.query("SELECT pg_sleep(0.05)").await {
+            Ok(outcome) if outcome.sqlstate().is_empty() => served.queries += 1,
+            // Its pgweir ends.
+            Ok(outcome) if outcome.sqlstate().starts_with("57") || outcome.sqlstate().starts_with("08") => break,
+            Ok(outcome) => served.refused.push(format!("{outcome:?}")),
+            Err(_) => break,
+        }
+        served.longest = served.longest.max(begun.elapsed());
+    }
+    served
+}
+
+/// A pgweir and its clients.
+struct Sidecar {
+    pgweir: Pgweir,
+    clients: Vec<JoinHandle<Served>>,
+    since: Instant,
+}
+
+impl Sidecar {
+    /// With so many clients of each of these databases.
+    async fn start(toml: String, name: &str, databases: &[&str], clients: u32, stop: &Arc<AtomicBool>) -> Self {
+        let pgweir = tokio::task::spawn_blocking(|| start_pgweir(toml)).await.unwrap();
+        let of = |database: &&str| {
+            let (name, database, address, stop) =
+                (name.to_owned(), (*database).to_owned(), pgweir.addr(), stop.clone());
+            tokio::spawn(hungry(address, name, database, stop))
+        };
+        let all = databases.iter().flat_map(|database| (0..clients).map(move |_| database)).map(of).collect();
+        Self { pgweir, clients: all, since: Instant::now() }
+    }
+
+    /// Its end, and what its clients saw.
+    async fn end(self) -> Vec<Served> {
+        let Self { pgweir, clients, .. } = self;
+        tokio::task::spawn_blocking(move || drop(pgweir)).await.unwrap();
+        let mut all = Vec::new();
+        for client in clients {
+            all.push(client.await.unwrap());
+        }
+        all
+    }
+}
+
+/// Looks at the server again and again.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<Seen>,
+}
+
+/// The most that was seen at once.
+#[derive(Debug, Default)]
+struct Seen {
+    samples: u32,
+    /// Of the fleet, those that may stay: with a tag that says so, or none, and no younger than a second: the first thing
+    /// that a probe does is to say that it is one.
+    staying: i64,
+    /// Connections of the fleet, whatever they are.
+    all: i64,
+    /// Probes that wait.
+    waiting: i64,
+}
+
+impl Watch {
+    async fn start(cluster: &Cluster, role: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut client = Wire::open(cluster.addr(), SUPERUSER, "postgres", SUPERUSER_PASSWORD).await.unwrap();
+        let sql = format!(
+            "SELECT count(*) FILTER (WHERE application_name !~ '[?]' AND backend_start < clock_timestamp() - interval '1s'), \
+             count(*), count(*) FILTER (WHERE application_name ~ ' [?][0-9]*]$' AND application_name !~ '#') \
+             FROM pg_stat_activity WHERE usename = '{role}' AND application_name <> 'foreign'"
+        );
+        let told = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            while !told.load(Ordering::Relaxed) {
+                let outcome = client.query(&sql).await.unwrap();
+                let count = |n: usize| outcome.rows[0][n].as_ref().unwrap().parse::<i64>().unwrap();
+                seen.samples += 1;
+                seen.staying = seen.staying.max(count(0));
+                seen.all = seen.all.max(count(1));
+                seen.waiting = seen.waiting.max(count(2));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            seen
+        });
+        Self { stop, task }
+    }
+
+    async fn finish(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+/// Logins and refusals in the server's log.
+fn logins(cluster: &Cluster, role: &str) -> (usize, usize) {
+    let log = cluster.log_text();
+    let logins =
+        log.lines().filter(|line| line.contains("connection authorized") && line.contains(&format!("user={role} ")));
+    let refusals =
+        log.lines().filter(|line| line.contains("too many connections") || line.contains("too many clients"));
+    (logins.count(), refusals.count())
+}
+
+/// Adds up what clients saw, and checks that none was refused or waited too long.
+fn assert_served(all: &[Served]) -> (u32, Duration) {
+    let refused: Vec<_> = all.iter().flat_map(|served| &served.refused).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    let longest = all.iter().map(|served| served.longest).max().unwrap();
+    assert!(longest < LONGEST_WAIT, "a client waited {longest:?}");
+    (all.iter().map(|served| served.queries).sum(), longest)
+}
+
+#[tokio::test]
+async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_killed_and_replaced() {
+    const SIDECARS: usize = 20;
+    let cluster = cluster();
+    let place = Place::on(&cluster);
+    place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 20", place.name));
+    let toml = place.toml(&settings(&[("fleet_budget", "true"), ("default_pool_size", "5")]));
+    let stop = Arc::new(AtomicBool::new(false));
+    let watch = Watch::start(&cluster, &place.name).await;
+    let mut sidecars = Vec::new();
+    for _ in 0..SIDECARS {
+        sidecars.push(Sidecar::start(toml.clone(), &place.name, &[&place.name], 2, &stop).await);
+    }
+    let (mut rng, mut all, mut started) = (SmallRng::seed_from_u64(4), Vec::new(), SIDECARS);
+    let begun = Instant::now();
+    while begun.elapsed() < busy() {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(500..2000))).await;
+        let one = sidecars.swap_remove(rng.random_range(0..sidecars.len()));
+        if rng.random() {
+            one.pgweir.signal(libc::SIGTERM).unwrap();
+        }
+        all.extend(one.end().await);
+        sidecars.push(Sidecar::start(toml.clone(), &place.name, &[&place.name], 2, &stop).await);
+        started += 1;
+    }
+    // Whoever came last is served, too.
+    let minutes = begun.elapsed().as_secs() / 60 + 1;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stop.store(true, Ordering::Relaxed);
+    for sidecar in &mut sidecars {
+        for client in std::mem::take(&mut sidecar.clients) {
+            let served = client.await.unwrap();
+            assert!(served.queries > 0 || sidecar.since.elapsed() < LONGEST_WAIT, "{served:?}");
+            all.push(served);
+        }
+    }
+    let seen = watch.finish().await;
+    let (authorized, refusals) = logins(&cluster, &place.name);
+    let (queries, longest) = assert_served(&all);
+    println!(
+        "{started} pgweirs, {queries} queries, longest wait {longest:?}, {authorized} logins, {refusals} refusals; {seen:?}"
+    );
+    assert!(seen.staying <= 20 && seen.all <= 20 && seen.staying >= 15, "{seen:?}");
+    assert!(seen.samples > 100, "{seen:?}");
+    assert!(refusals as u64 <= started as u64 * minutes, "{refusals} refusals of {started} in {minutes} minutes");
+}
+
+#[tokio::test]
+async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreigners_and_a_deploy() {
+    let cluster = cluster();
+    let place = Place::on(&cluster);
+    let other = format!("{}other", place.name);
+    cluster.psql("postgres", &format!("CREATE DATABASE {other} OWNER {}", place.name)).unwrap();
+    let (host, port) = (format!("databases.{other}.host"), format!("databases.{other}.port"));
+    let (user, password) = (format!("databases.{other}.user"), format!("databases.{other}.password"));
+    let number = cluster.port().to_string();
+    let further = [
+        ("db_connections", "20"),
+        ("default_pool_size", "5"),
+        (&*host, cluster.host()),
+        (&*port, &*number),
+        (&*user, &*place.name),
+        (&*password, PASSWORD),
+    ];
+    let toml = place.toml(&settings(&further));
+    let stop = Arc::new(AtomicBool::new(false));
+    let databases = [&*place.name, &*other];
+    let watch = Watch::start(&cluster, &place.name).await;
+    let mut sidecars = Vec::new();
+    for _ in 0..5 {
+        sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
+    }
+    let (mut rng, mut all) = (SmallRng::seed_from_u64(5), Vec::new());
+    let begun = Instant::now();
+    let (mut foreigners, mut has_deployed) = (Vec::new(), false);
+    while begun.elapsed() < busy() {
+        // Some of them have the lock, or claims.
+        let one = &sidecars[rng.random_range(0..sidecars.len())];
+        one.pgweir.signal(libc::SIGSTOP).unwrap();
+        tokio::time::sleep(Duration::from_millis(rng.random_range(100..2500))).await;
+        one.pgweir.signal(libc::SIGCONT).unwrap();
+        if begun.elapsed() > busy() / 3 && foreigners.is_empty() {
+            for _ in 0..5 {
+                let parameters = [("user", &*place.name), ("database", &*other), ("application_name", "foreign")];
+                let mut foreigner = Wire::connect(cluster.addr()).await.unwrap();
+                foreigner.login_with(&parameters, PASSWORD).await.unwrap();
+                foreigners.push(foreigner);
+            }
+        }
+        if begun.elapsed() > busy() * 2 / 3 && !has_deployed {
+            // New ones come before the old ones go.
+            has_deployed = true;
+            let old: Vec<Sidecar> = std::mem::take(&mut sidecars);
+            for _ in 0..old.len() {
+                sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
+            }
+            for one in old {
+                one.pgweir.signal(libc::SIGTERM).unwrap();
+                all.extend(one.end().await);
+            }
+        }
+    }
+    // What foreigners took is missing to the fleet.
+    let count = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'", place.name);
+    eventually(SOON, || cluster.psql("postgres", &count).unwrap().trim().parse::<u32>().unwrap() <= 20).await;
+    stop.store(true, Ordering::Relaxed);
+    for sidecar in sidecars {
+        for client in sidecar.clients {
+            all.push(client.await.unwrap());
+        }
+    }
+    let seen = watch.finish().await;
+    let (queries, longest) = assert_served(&all);
+    let (authorized, refusals) = logins(&cluster, &place.name);
+    println!("{queries} queries, longest wait {longest:?}, {authorized} logins, {refusals} refusals; {seen:?}");
+    assert!(seen.staying <= 20 && seen.staying >= 12, "{seen:?}");
+    assert_eq!(refusals, 0);
+}
+
+#[tokio::test]
+async fn a_pool_takes_what_is_there_and_gives_back_what_is_beyond_its_share() {
+    let cluster = cluster();
+    let place = Place::on(&cluster);
+    place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 12", place.name));
+    let named = |name| settings(&[("fleet_budget", "true"), ("default_pool_size", "20"), ("fleet_name", name)]);
+    let held = || {
+        let sql = format!("SELECT application_name FROM pg_stat_activity WHERE usename = '{}'", place.name);
+        let mut held = BTreeMap::new();
+        for name in cluster.psql("postgres", &sql).unwrap().lines() {
+            let who = name.split("[pgweir ").nth(1).and_then(|tag| tag.split('/').next()).unwrap_or(name);
+            *held.entry(who.to_owned()).or_insert(0) += 1;
+        }
+        held
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let first = Sidecar::start(place.toml(&named("first")), &place.name, &[&place.name], 20, &stop).await;
+    // All but the headroom of 2.
+    eventually(SOON, || held().get("first") == Some(&10)).await;
+    let second = Sidecar::start(place.toml(&named("second")), &place.name, &[&place.name], 20, &stop).await;
+    eventually(SOON * 2, || held().get("first") == Some(&5) && held().get("second") == Some(&5)).await;
+    // Nobody opens or closes any, now that each has its share.
+    let (before, _) = logins(&cluster, &place.name);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(logins(&cluster, &place.name).0, before);
+    // What one leaves the other may have.
+    let mut all = second.end().await;
+    eventually(SOON, || held().get("first") == Some(&10)).await;
+    stop.store(true, Ordering::Relaxed);
+    for client in first.clients {
+        all.push(client.await.unwrap());
+    }
+    assert_served(&all);
+    assert_eq!(logins(&cluster, &place.name).1, 0);
+}
+
+#[tokio::test]
+async fn a_clients_name_stands_in_front_of_the_tag_and_is_told_without() {
+    let site = Site::start(&[("fleet_budget", "true"), ("fleet_name", "web.1"), ("default_pool_size", "1")]);
+    let name = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let seen = || {
+        let sql = format!("SELECT application_name FROM pg_stat_activity WHERE usename = '{}'", site.name());
+        site.place.psql(&sql).trim().to_owned()
+    };
+    let is_tagged = |text: &str, client: &str| {
+        let tag = text.strip_prefix(client).unwrap_or_else(|| panic!("{text:?} does not begin with {client:?}"));
+        assert!(tag.starts_with("[pgweir web.1/") && tag.ends_with("#1]"), "{text:?}");
+    };
+    let mut anonymous = site.client().await;
+    is_tagged(anonymous.query(name).await.unwrap().value().unwrap(), "");
+    let mut named = site.client_with(&[("application_name", "app")]).await;
+    is_tagged(named.query(name).await.unwrap().value().unwrap(), "app ");
+    is_tagged(anonymous.query(name).await.unwrap().value().unwrap(), "");
+    // A client that takes the tag away gets it back when it is done.
+    assert_eq!(named.query("SET application_name = 'mine'").await.unwrap().error, None);
+    wait_until(SOON, || seen().contains("[pgweir"));
+    is_tagged(&seen(), "mine ");
+    is_tagged(named.query(name).await.unwrap().value().unwrap(), "mine ");
+    assert_eq!(named.query("RESET application_name").await.unwrap().error, None);
+    is_tagged(named.query(name).await.unwrap().value().unwrap(), "app ");
+    for text in ["BEGIN", "SET LOCAL application_name = 'other'", "ROLLBACK", "DISCARD ALL", "RESET ALL"] {
+        assert_eq!(named.query(text).await.unwrap().error, None, "{text}");
+    }
+    is_tagged(named.query(name).await.unwrap().value().unwrap(), "app ");
+    is_tagged(anonymous.query(name).await.unwrap().value().unwrap(), "");
+    assert_value(&anonymous.query("SELECT 1").await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn behind_another_pooler_a_pool_takes_no_part_and_says_so() {
+    let site = Site::start(&[]);
+    let port = site.pgweir.port().to_string();
+    let toml = site.place.toml(&[("fleet_budget", "true")]);
+    let own = site.place.cluster.port().to_string();
+    assert!(toml.contains(&own), "{toml}");
+    let outer = start_pgweir(toml.replace(&own, &port));
+    let mut client = Wire::connect(outer.addr()).await.unwrap();
+    client.login_with(&[("user", site.name()), ("database", site.name())], PASSWORD).await.unwrap();
+    assert_value(&client.query("SELECT 1").await.unwrap(), "1");
+    outer.wait_log("another pooler stands in front", SOON).unwrap();
+}
