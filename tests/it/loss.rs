@@ -366,39 +366,49 @@ fn the_servers_own_fatal_is_forwarded_as_it_was_and_the_client_is_closed() {
 
 #[test]
 fn a_loss_in_the_middle_of_a_row_ends_the_client_or_is_told_cleanly() {
-    const LONG: usize = 300_000;
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
     run(Duration::from_mins(1), async {
         for cut in [1, 5, 6, 20, 100, 1000, 16_000, 70_000, 200_000, 299_990] {
-            let mut client = stage.client().await;
-            assert_eq!(value(&mut client, "SELECT 'warm'").await, "warm");
-            client.send(&build::query(&format!("SELECT repeat('x', {LONG}) FROM pg_sleep(0.1)"))).await.unwrap();
-            proxy.cut_after_bytes(Direction::ToClient, cut);
-            let mut messages = Vec::new();
-            let ready = loop {
-                match client.recv().await {
-                    Ok(message) if message.tag == b'Z' => break true,
-                    Ok(message) => messages.push(message),
-                    Err(WireError::Closed { .. } | WireError::Io { .. }) => break false,
-                    Err(error) => panic!("{cut}: {error}"),
-                }
-            };
-            // Whatever was forwarded, no message is other than the server's or a clean error.
-            for message in &messages {
-                assert!(b"TDE".contains(&message.tag), "{cut}: {message:?}");
-                if let Some(columns) = message.text_columns() {
-                    assert_eq!(columns[0].as_ref().unwrap().len(), LONG, "{cut}");
-                }
-            }
-            if ready {
-                assert_eq!(Outcome::of(&messages).sqlstate(), LOST, "{cut}");
-                assert_eq!(value(&mut client, "SELECT 'on'").await, "on", "{cut}");
-            }
-            proxy.heal();
-            let mut next = stage.client().await;
-            assert_eq!(value(&mut next, "SELECT 'next'").await, "next", "{cut}");
+            // On a busy machine the row may be through before the cut is made, or something of the pooler's own meets it.
+            while !loses_a_row(&stage, &proxy, cut).await {}
         }
     });
+}
+
+/// Loses the server connection after so many bytes of a row. False if the whole of the answer came.
+async fn loses_a_row(stage: &Stage<'_>, proxy: &FaultProxy, cut: u64) -> bool {
+    const LONG: usize = 300_000;
+    let mut client = stage.client().await;
+    assert_eq!(value(&mut client, "SELECT 'warm'").await, "warm");
+    client.send(&build::query(&format!("SELECT repeat('x', {LONG}) FROM pg_sleep(0.1)"))).await.unwrap();
+    proxy.cut_after_bytes(Direction::ToClient, cut);
+    let mut messages = Vec::new();
+    let ready = loop {
+        match client.recv().await {
+            Ok(message) if message.tag == b'Z' => break true,
+            Ok(message) => messages.push(message),
+            Err(WireError::Closed { .. } | WireError::Io { .. }) => break false,
+            Err(error) => panic!("{cut}: {error}"),
+        }
+    };
+    let whole = messages.iter().any(|message| message.tag == b'C');
+    // Whatever was forwarded, no message is other than the server's or a clean error.
+    for message in &messages {
+        assert!(b"TDE".contains(&message.tag) || whole && message.tag == b'C', "{cut}: {message:?}");
+        if let Some(columns) = message.text_columns() {
+            assert_eq!(columns[0].as_ref().unwrap().len(), LONG, "{cut}");
+        }
+    }
+    if ready {
+        assert_eq!(Outcome::of(&messages).sqlstate(), if whole { "" } else { LOST }, "{cut}");
+        if !whole {
+            assert_eq!(value(&mut client, "SELECT 'on'").await, "on", "{cut}");
+        }
+    }
+    proxy.heal();
+    let mut next = stage.client().await;
+    assert_eq!(value(&mut next, "SELECT 'next'").await, "next", "{cut}");
+    !whole
 }
 
 #[test]
