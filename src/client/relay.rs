@@ -653,6 +653,8 @@ impl Relay {
             .answer_locally(&mut plan);
             let (first, second) = plan.slices();
             if !first.is_empty() {
+                // Whoever has a part of the answer must not get it twice.
+                active.rerun.settle();
                 self.write_client(cx, first, second)?;
             }
         }

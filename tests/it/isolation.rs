@@ -55,6 +55,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The longest play of ordinary length; transactions.
 const ORDINARY: u64 = 200_000;
 
+/// Clean check-ins of which one is audited all the same, in a long play and in one of ordinary length: an audit costs as much
+/// as five transactions.
+const AUDIT_EVERY: [&str; 2] = ["50", "7"];
+
 /// What every client of a play knows.
 pub(crate) struct Play {
     /// Where clients connect.
@@ -235,11 +239,16 @@ fn is_left_out(what: &impl fmt::Debug) -> bool {
 }
 
 /// A stage whose clients choose between pools of [`POOLS`]' sizes.
-fn several_pools(change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> (Stage<'static>, Vec<String>) {
+fn several_pools(
+    transactions: u64,
+    change: impl FnOnce(PgweirOptions) -> PgweirOptions,
+) -> (Stage<'static>, Vec<String>) {
     let place = Place::on(primary());
     let port = place.cluster.port().to_string();
+    let [long, ordinary] = AUDIT_EVERY;
+    let audit_every = if transactions > ORDINARY { long } else { ordinary };
     let mut settings: Vec<(String, String)> =
-        vec![("query_wait_timeout".into(), "20s".into()), ("audit_every".into(), "7".into())];
+        vec![("query_wait_timeout".into(), "20s".into()), ("audit_every".into(), audit_every.into())];
     let mut databases = Vec::new();
     for size in POOLS {
         let database = format!("{}_{size}", place.name);
@@ -264,7 +273,7 @@ fn several_pools(change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> (Stage<
 /// Plays transaction mode with everything that may happen to it. What was played.
 fn play_transactions(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(|options| options);
+    let (stage, databases) = several_pools(transactions, |options| options);
     let cap = POOLS.iter().sum();
     let every = if transactions > ORDINARY { LOOK_EVERY } else { LOOK_EVERY / 10 };
     let watch = stage.place.cap_watch_every(cap, every);
@@ -278,7 +287,7 @@ fn play_transactions(test: &str, transactions: u64) -> String {
 /// Plays with state that stays in a server connection. What was played.
 fn play_belongings(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(|options| options);
+    let (stage, databases) = several_pools(transactions, |options| options);
     let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, transactions) };
     play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"))
 }
@@ -351,7 +360,7 @@ fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
             env: vec![("PGWEIR_TEST_MUTANT".to_owned(), guard.to_owned())],
             ..options
         };
-        let (stage, databases) = several_pools(options);
+        let (stage, databases) = several_pools(ORDINARY, options);
         let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts, 100_000) };
         let outcome = play.perform(&stage.place, seed);
         let violation = outcome.expect_err(&format!("the oracle sees nothing wrong with a build without {what}"));

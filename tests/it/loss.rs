@@ -761,6 +761,28 @@ fn what_may_not_run_twice_is_not_run_again() {
 }
 
 #[test]
+fn a_batch_of_whose_answer_a_part_was_told_is_not_run_again() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
+    run(Duration::from_mins(1), async {
+        let mut client = two_idle(&stage).await;
+        for _ in 0..3 {
+            client.send(&[build::parse("ping", "SELECT 1", &[]), build::sync()].concat()).await.unwrap();
+            assert_eq!(client.outcome().await.unwrap().error, None);
+            proxy.cut_after_bytes(Direction::ToServer, 0);
+            // The Close is answered here, and at once.
+            let select = [build::parse("", "SELECT 1", &[]), build::bind("", "", &[]), build::execute("", 0)].concat();
+            client.send(&[build::close_statement("ping"), select, build::sync()].concat()).await.unwrap();
+            let mut tags = String::new();
+            while !tags.ends_with('Z') {
+                tags.push(char::from(client.recv().await.unwrap().tag));
+            }
+            assert_eq!(tags, "3EZ");
+            assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
+        }
+    });
+}
+
+#[test]
 fn what_is_lost_a_second_time_is_told() {
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
