@@ -2,7 +2,7 @@
 //!
 //! Ciphertext is read into the caller's buffer, decrypted there, and what came out of it moved to the front. Only an
 //! incomplete record is kept. Plaintext is encrypted into a pad that the worker lends; only what the socket does not
-//! take is kept.
+//! take is kept. Towards clients, TLS 1.3 does without rustls' machine once the handshake is over.
 
 mod acceptor;
 mod certificate;
@@ -12,6 +12,8 @@ mod files;
 mod handshake;
 mod host;
 mod keyring;
+mod records;
+mod traffic_key;
 mod verifier;
 
 use std::cell::{Cell, RefCell};
@@ -31,6 +33,7 @@ use tokio::net::TcpStream;
 
 use super::socket::{poll_recv, poll_send};
 use crate::stats::TlsStats;
+use records::Records;
 
 pub use acceptor::Acceptor;
 pub use connector::{ConnectError, Connector, Try};
@@ -142,6 +145,20 @@ struct Sheet {
 enum Role {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
+    /// The same in TLS 1.3.
+    Records(Box<Records>),
+}
+
+impl Role {
+    /// Decrypts every whole record of `input`, which begin at [`PLAINTEXT_MAX`]; their plaintext is at the front then.
+    /// Answers of the protocol's own go to `out`, also when it fails.
+    fn open(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> io::Result<Opened> {
+        match self {
+            Self::Client(machine) => open(&mut **machine, input, out),
+            Self::Server(machine) => open(&mut **machine, input, out),
+            Self::Records(own) => own.open(input, out),
+        }
+    }
 }
 
 /// rustls' two machines, which have the same states but no type in common.
@@ -200,8 +217,25 @@ struct Opened {
 }
 
 impl Tls {
-    fn new(socket: TcpStream, role: Role, info: TlsInfo, pad: Rc<Pad>, cipher: Vec<u8>, plain: Vec<u8>) -> Self {
-        Self { socket, role, info, pad, cipher, plain, unsent: Vec::new(), owed: 0, ended: false }
+    /// A connection whose handshake is over, and what has arrived behind that, not looked at.
+    ///
+    /// # Errors
+    ///
+    /// That is not what it has to be. The peer has been told, as far as the socket took it.
+    fn begin(socket: TcpStream, role: Role, info: TlsInfo, pad: Rc<Pad>, ahead: &[u8]) -> Result<Self, HandshakeError> {
+        let (cipher, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tls = Self { socket, role, info, pad, cipher, plain, unsent, owed: 0, ended: false };
+        if !ahead.is_empty() {
+            let mut input = vec![0; PLAINTEXT_MAX];
+            input.extend_from_slice(ahead);
+            let opened = tls.role.open(&mut input, &mut tls.unsent);
+            tls.push_unsent();
+            let opened = opened.map_err(HandshakeError::Behind)?;
+            tls.plain.extend_from_slice(input.get(..opened.plain).unwrap_or_default());
+            tls.keep(input.get(opened.rest..).unwrap_or_default());
+            tls.ended = opened.closed;
+        }
+        Ok(tls)
     }
 
     /// What the handshake agreed on.
@@ -272,10 +306,7 @@ impl Tls {
             if let Some(room) = input.get_mut(PLAINTEXT_MAX..front) {
                 room.copy_from_slice(&self.cipher);
             }
-            let opened = match &mut self.role {
-                Role::Client(machine) => open(&mut **machine, input, &mut self.unsent),
-                Role::Server(machine) => open(&mut **machine, input, &mut self.unsent),
-            };
+            let opened = self.role.open(input, &mut self.unsent);
             if !self.unsent.is_empty() && self.owed == 0 {
                 let _ = self.poll_flush(cx)?;
             }
@@ -336,6 +367,7 @@ impl Tls {
         let sealed = match &mut self.role {
             Role::Client(machine) => seal(&mut **machine, &mut self.cipher, parts, records),
             Role::Server(machine) => seal(&mut **machine, &mut self.cipher, parts, records),
+            Role::Records(own) => own.seal(parts, records),
         };
         let (taken, len) = sealed?;
         let (rest, failed) =
@@ -372,6 +404,17 @@ impl Tls {
         outcome
     }
 
+    /// Sends what is unsent as far as the socket takes it.
+    fn push_unsent(&mut self) {
+        while !self.unsent.is_empty() {
+            match self.socket.try_write(&self.unsent) {
+                Ok(sent) if sent > 0 => drop(self.unsent.drain(..sent)),
+                _ => return,
+            }
+        }
+        self.unsent = Vec::new();
+    }
+
     pub(super) fn is_readable(&self, cx: &mut Context<'_>) -> bool {
         !self.plain.is_empty() || self.ended || self.socket.poll_read_ready(cx).is_ready()
     }
@@ -382,14 +425,10 @@ impl Tls {
         let len = match &mut self.role {
             Role::Client(machine) => seal_end(&mut **machine, &mut self.cipher, &mut alert),
             Role::Server(machine) => seal_end(&mut **machine, &mut self.cipher, &mut alert),
+            Role::Records(own) => own.seal_end(&mut alert),
         };
         self.unsent.extend_from_slice(alert.get(..len).unwrap_or_default());
-        while !self.unsent.is_empty() {
-            match self.socket.try_write(&self.unsent) {
-                Ok(sent) if sent > 0 => drop(self.unsent.drain(..sent)),
-                _ => break,
-            }
-        }
+        self.push_unsent();
         self.unsent = Vec::new();
         SockRef::from(&self.socket).shutdown(Shutdown::Write)
     }

@@ -1,6 +1,6 @@
 //! Channel binding over TLS on both sides: whoever sits between the two ends is found out.
 
-mod between;
+pub(crate) mod between;
 
 use std::io;
 use std::net::SocketAddr;

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pgweir_harness::wire::build;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::version::TLS13;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::support::SOON;
+use crate::tls::client;
 
 /// The name of the statement that [`Script::prepared`] prepares.
 const STATEMENT: &str = "s0";
@@ -68,9 +71,14 @@ pub(crate) struct Crowd(Vec<Client>);
 impl Crowd {
     /// Logs in `clients` trusted clients, one after the other, and has each run the script's setup and one transaction.
     pub(crate) async fn gather(addr: SocketAddr, name: &str, clients: usize, script: &Script) -> Self {
+        Self::gather_with(Way::Plain, addr, name, clients, script).await
+    }
+
+    /// The same by another way.
+    pub(crate) async fn gather_with(way: Way, addr: SocketAddr, name: &str, clients: usize, script: &Script) -> Self {
         let mut all = Vec::with_capacity(clients);
         for _ in 0..clients {
-            let mut client = Client::log_in(addr, name).await;
+            let mut client = Client::log_in(way, addr, name).await;
             for step in script.setup.iter().chain(&script.steps) {
                 client.exchange(step).await;
             }
@@ -103,18 +111,35 @@ impl Crowd {
     }
 }
 
+/// How a client comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Plain,
+    /// With TLS 1.3.
+    Tls,
+    /// With version 3.2 of the protocol, and so with a long key.
+    Newest,
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Duplex for S {}
+
 #[derive(Debug)]
 struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     buffer: Vec<u8>,
 }
 
 impl Client {
-    async fn log_in(addr: SocketAddr, name: &str) -> Self {
+    async fn log_in(way: Way, addr: SocketAddr, name: &str) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        let stream: Box<dyn Duplex> = if way == Way::Tls { Box::new(encrypt(stream).await) } else { Box::new(stream) };
         let mut client = Self { stream, buffer: Vec::new() };
-        client.stream.write_all(&build::startup(&[("user", name), ("database", name)])).await.unwrap();
+        let minor = if way == Way::Newest { 2 } else { 0 };
+        let startup = build::startup_version(3, minor, &[("user", name), ("database", name)]);
+        client.stream.write_all(&startup).await.unwrap();
         let tags = timeout(SOON, client.answer()).await.expect("a login");
         assert!(tags.starts_with(b"R") && tags.ends_with(b"KZ"), "{}", tags.escape_ascii());
         // Thousands of clients may be idle here; what they are measured for is not this memory, but it is memory.
@@ -151,4 +176,12 @@ impl Client {
             }
         }
     }
+}
+
+async fn encrypt(mut stream: TcpStream) -> impl Duplex {
+    stream.write_all(&build::ssl_request()).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'S');
+    let connector = TlsConnector::from(client::config(&["postgresql"], &[&TLS13]));
+    let connecting = connector.connect("localhost".try_into().unwrap(), stream);
+    timeout(SOON * 3, connecting).await.expect("a handshake").unwrap()
 }

@@ -4,6 +4,7 @@ mod certificates;
 pub(crate) mod client;
 mod clients;
 mod hostile;
+mod keys;
 pub(crate) mod pki;
 mod reload;
 mod servers;

@@ -107,12 +107,12 @@ async fn a_client_of_3_2_has_a_long_key_that_cancels_whatever_the_server_speaks(
 }
 
 /// Bytes of the cancel request that pgweir sends to the server, and how many connections it has made by then.
-async fn cancel_request(cluster: &Cluster, settings: &[(&str, &str)]) -> (u64, u64) {
-    let proxy = FaultProxy::start(cluster.addr()).unwrap();
+async fn cancel_request(place: Place<'_>, settings: &[(&str, &str)]) -> (u64, u64) {
+    let proxy = FaultProxy::start(place.cluster.addr()).unwrap();
     let port = proxy.port().to_string();
     let mut all = vec![("databases.PLACE.port", port.as_str()), ("default_pool_size", "1")];
     all.extend_from_slice(settings);
-    let site = Site::before(Place::on(cluster), &all);
+    let site = Site::before(place, &all);
     let mut wire = client(&site, 0).await;
     wire.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
     let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)' \
@@ -139,10 +139,35 @@ async fn servers_are_asked_for_3_2_and_those_that_have_only_3_0_are_served_in_th
         if name == "older" && cluster.programs().major() >= 18 {
             continue;
         }
-        let (sent, connections) = cancel_request(cluster, &[("server_max_protocol_version", newest)]).await;
+        let (sent, connections) = cancel_request(Place::on(cluster), &[("server_max_protocol_version", newest)]).await;
         assert_eq!(sent, want, "{name}");
         assert_eq!(connections, 1, "{name}: one connection was enough to agree");
     }
+}
+
+#[tokio::test]
+async fn a_follower_of_version_18_is_pooled_in_3_2_too() {
+    // The programs from npm have no pg_basebackup: it is a copy of the stopped data directory with standby.signal.
+    let programs = ServerPrograms::find_18().unwrap();
+    let primary = Cluster::start_with(&programs, ClusterOptions::default()).unwrap();
+    let follower = primary.follower(ClusterOptions::default()).unwrap();
+    let on_primary = Place::on(&primary);
+    on_primary.psql("CREATE TABLE t AS SELECT 7 AS x; GRANT SELECT ON t TO PUBLIC");
+    let place = || Place { cluster: &follower, name: on_primary.name.clone() };
+    wait_until(SOON, || follower.psql(&on_primary.name, "SELECT x FROM t").is_ok());
+
+    let (sent, connections) = cancel_request(place(), &[]).await;
+    assert_eq!((sent, connections), (LONG_REQUEST, 1), "it is asked for 3.2, and has it");
+    let site = Site::before(place(), &[("default_pool_size", "1")]);
+    for minor in [0, 2] {
+        let mut wire = client(&site, minor).await;
+        assert_eq!(wire.parameters.get("in_hot_standby").map(String::as_str), Some("on"), "3.{minor}");
+        assert_value(&wire.query("SELECT pg_is_in_recovery()").await.unwrap(), "t");
+        assert_value(&wire.query("SELECT x FROM t").await.unwrap(), "7");
+        assert_eq!(wire.query("DELETE FROM t").await.unwrap().sqlstate(), "25006", "3.{minor}");
+        assert_value(&wire.query("SELECT x FROM t").await.unwrap(), "7");
+    }
+    assert_eq!(site.place.servers(), 1);
 }
 
 /// How a pooler of old says that it does not know 3.2.

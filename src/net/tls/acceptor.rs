@@ -9,11 +9,12 @@ use rustls::pki_types::UnixTime;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{DistinguishedName, ServerConfig, SupportedProtocolVersion};
+use rustls::{DistinguishedName, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
 use super::certificate::{Certificate, name_in};
 use super::chain::Roots;
-use super::handshake::{Ahead, shake};
+use super::handshake::shake;
+use super::records::Records;
 use super::verifier::OfClients;
 use super::{ALPN, Gear, HandshakeError, Role, Tls, TlsInfo, cipher_name, is_resumed, version_name};
 use crate::net::Stream;
@@ -56,6 +57,8 @@ impl Acceptor {
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 1;
+        // For our own records: nobody else gets at them.
+        config.enable_secret_extraction = true;
         Ok(Self { mode, config: Arc::new(config), end_point, clients })
     }
 
@@ -99,7 +102,7 @@ impl Acceptor {
     ) -> Result<bool, HandshakeError> {
         let Stream::Tcp(socket) = stream else { return Err(HandshakeError::Closed) };
         let mut machine = Box::new(UnbufferedServerConnection::new(self.config.clone())?);
-        let Ahead { cipher, plain } = shake(socket, &mut *machine, input).await?;
+        let ahead = shake(socket, &mut *machine, input).await?;
         if direct && machine.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::NoAlpn);
         }
@@ -115,11 +118,15 @@ impl Acceptor {
             version: version_name(machine.protocol_version()),
             cipher: cipher_name(machine.negotiated_cipher_suite()),
         };
+        let role = match machine.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => Role::Records(Box::new(Records::take_over(*machine)?)),
+            _ => Role::Server(machine),
+        };
         let Stream::Tcp(socket) = std::mem::replace(stream, Stream::Closed) else {
             return Err(HandshakeError::Closed);
         };
-        let role = Role::Server(machine);
-        *stream = Stream::Tls(Box::new(Tls::new(socket, role, info, Rc::clone(&gear.pad), cipher, plain)));
+        let tls = Tls::begin(socket, role, info, Rc::clone(&gear.pad), &ahead)?;
+        *stream = Stream::Tls(Box::new(tls));
         Ok(resumed)
     }
 }

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, SupportedProtocolVersion};
 
 use super::certificate::{Certificate, name_in};
 use super::chain::Roots;
-use super::handshake::{Ahead, shake};
+use super::handshake::shake;
 use super::verifier::OfServers;
 use super::{ALPN, Gear, HandshakeError, Role, Tls, TlsInfo, cipher_name, is_resumed, version_name};
 use crate::net::{self, Stream, TcpOptions};
@@ -161,7 +161,7 @@ impl Connector {
     async fn shake_hands(&self, stream: &mut Stream, direct: bool, gear: &Gear) -> Result<bool, HandshakeError> {
         let Stream::Tcp(socket) = stream else { return Err(HandshakeError::Closed) };
         let mut machine = Box::new(UnbufferedClientConnection::new(self.config.clone(), self.name.clone())?);
-        let Ahead { cipher, plain } = shake(socket, &mut *machine, Vec::new()).await?;
+        let ahead = shake(socket, &mut *machine, Vec::new()).await?;
         if direct && machine.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::NoAlpn);
         }
@@ -176,8 +176,8 @@ impl Connector {
         let Stream::Tcp(socket) = std::mem::replace(stream, Stream::Closed) else {
             return Err(HandshakeError::Closed);
         };
-        let role = Role::Client(machine);
-        *stream = Stream::Tls(Box::new(Tls::new(socket, role, info, Rc::clone(&gear.pad), cipher, plain)));
+        let tls = Tls::begin(socket, Role::Client(machine), info, Rc::clone(&gear.pad), &ahead)?;
+        *stream = Stream::Tls(Box::new(tls));
         Ok(resumed)
     }
 }

@@ -24,6 +24,9 @@ pub enum HandshakeError {
     /// It ended before the handshake did.
     #[error("the connection was closed during the TLS handshake")]
     Closed,
+    /// What came right behind it is not what it has to be.
+    #[error("behind the TLS handshake: {0}")]
+    Behind(io::Error),
     /// The two sides did not agree, or one does not trust the other.
     #[error("{}", words(.0))]
     Refused(#[from] rustls::Error),
@@ -43,33 +46,25 @@ fn words(error: &rustls::Error) -> String {
     }
 }
 
-/// What arrived behind the handshake.
-#[derive(Debug, Default)]
-pub(super) struct Ahead {
-    /// The front of a record still incomplete.
-    pub(super) cipher: Vec<u8>,
-    /// Plaintext.
-    pub(super) plain: Vec<u8>,
-}
-
-/// Drives `machine` through its handshake. `input` is what was read already.
+/// Drives `machine` through its handshake. `input` is what was read already. Returns what arrived behind the handshake,
+/// which the machine has not seen.
 pub(super) async fn shake<M: Machine>(
     socket: &TcpStream,
     machine: &mut M,
     mut input: Vec<u8>,
-) -> Result<Ahead, HandshakeError> {
+) -> Result<Vec<u8>, HandshakeError> {
     let mut out = Vec::new();
-    let mut plain = Vec::new();
+    let mut shown = Shown::default();
     loop {
-        let (used, next) = step(machine, &mut input, &mut out, &mut plain);
-        input.drain(..used.min(input.len()));
+        let (used, next) = step(machine, shown.of(&mut input), &mut out);
+        shown.discard(used, &mut input);
         match next {
             Ok(Next::Again) => {}
             Ok(Next::Write) => send(socket, &mut out).await?,
+            Ok(Next::Read) if shown.more(&input) => {}
             Ok(Next::Done) => {
                 send(socket, &mut out).await?;
-                input.shrink_to_fit();
-                return Ok(Ahead { cipher: input, plain });
+                return Ok(input);
             }
             Ok(Next::Read) => {
                 send(socket, &mut out).await?;
@@ -77,6 +72,7 @@ pub(super) async fn shake<M: Machine>(
                     return Err(HandshakeError::TooLong);
                 }
                 receive(socket, &mut input).await?;
+                shown.more(&input);
             }
             Err(error) => {
                 // The peer learns why; whether it hears it does not matter any more.
@@ -88,18 +84,51 @@ pub(super) async fn shake<M: Machine>(
     }
 }
 
-enum Next {
+/// What the machine has been shown of the input: record by record, so that it can be left right behind the handshake. It
+/// would answer some records that it finds there, a request for new keys for one, only when it writes itself.
+#[derive(Default)]
+pub(super) struct Shown {
+    /// Where the first record begins that was not shown as a whole.
+    start: usize,
+    /// The end of what was shown.
+    end: usize,
+}
+
+impl Shown {
+    pub(super) fn of<'i>(&self, input: &'i mut [u8]) -> &'i mut [u8] {
+        input.get_mut(..self.end).unwrap_or_default()
+    }
+
+    pub(super) fn discard(&mut self, used: usize, input: &mut Vec<u8>) {
+        let used = used.min(self.end).min(input.len());
+        input.drain(..used);
+        self.start = self.start.saturating_sub(used);
+        self.end -= used;
+    }
+
+    /// Shows the next record, or as much of it as there is. Whether that is more than before.
+    pub(super) fn more(&mut self, input: &[u8]) -> bool {
+        let header = input.get(self.start..).and_then(|record| record.first_chunk::<5>());
+        let end = header.map(|&[_, _, _, high, low]| self.start + 5 + usize::from(u16::from_be_bytes([high, low])));
+        let whole = end.filter(|end| *end <= input.len());
+        let before = self.end;
+        self.end = whole.unwrap_or(input.len());
+        self.start = whole.unwrap_or(self.start);
+        self.end > before
+    }
+}
+
+pub(super) enum Next {
     Again,
     Write,
     Read,
     Done,
 }
 
-fn step<M: Machine>(
+pub(super) fn step<M: Machine>(
     machine: &mut M,
     input: &mut [u8],
     out: &mut Vec<u8>,
-    plain: &mut Vec<u8>,
 ) -> (usize, Result<Next, HandshakeError>) {
     let UnbufferedStatus { discard, state } = machine.process(input);
     let next = match state {
@@ -112,13 +141,7 @@ fn step<M: Machine>(
         }
         Ok(ConnectionState::BlockedHandshake) => Ok(Next::Read),
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Next::Done),
-        Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
-            match traffic.next_record() {
-                None => break Ok(Next::Again),
-                Some(Ok(record)) => plain.extend_from_slice(record.payload),
-                Some(Err(error)) => break Err(error.into()),
-            }
-        },
+        // It is left right behind the handshake, so that there is no data.
         Ok(_) => Err(HandshakeError::Closed),
         Err(error) => Err(error.into()),
     };

@@ -109,6 +109,27 @@ async fn a_changed_password_holds_after_one_failed_login_however_long_answers_ar
 }
 
 #[tokio::test]
+async fn an_answer_is_used_until_it_is_too_old_and_then_asked_for_again() {
+    let ttl = Duration::from_secs(10);
+    let (site, _) = site(&[("auth_query_ttl", "10s")]);
+    let user = role(&site, "user", "");
+    let asked = Instant::now();
+    assert!(enter(&site, &user, "first-secret").await.is_ok());
+    site.place.psql(&format!("ALTER ROLE {user} PASSWORD 'second-secret'"));
+    // No login fails until it is too old: nothing else makes it be asked for again.
+    let mut entries = 0;
+    wait_until_async(ttl + SOON, async || {
+        let entered = enter(&site, &user, "first-secret").await.is_ok();
+        entries += u32::from(entered);
+        !entered
+    })
+    .await;
+    assert!(asked.elapsed() >= ttl, "asked for again after {:?}", asked.elapsed());
+    assert!(entries > 0, "a new password, and the old one not used once in {ttl:?}");
+    assert!(enter(&site, &user, "second-secret").await.is_ok());
+}
+
+#[tokio::test]
 async fn a_name_is_a_parameter_and_never_text_of_the_query() {
     let (site, _) = site(&[]);
     site.place.psql("CREATE TABLE precious (n int)");

@@ -21,23 +21,25 @@ use crate::tls::pki::Identity;
 
 /// What it does besides reading along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meddling {
+pub(crate) enum Meddling {
     /// Nothing.
     Relays,
     /// Takes the offer of `SCRAM-SHA-256-PLUS` away.
     HidesTheOffer,
+    /// Renews its traffic keys before everything that it passes on from the server, and asks for new ones.
+    RenewsKeys,
 }
 
 /// It listens until it is dropped.
-pub(super) struct Between {
-    pub(super) address: SocketAddr,
+pub(crate) struct Between {
+    pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Between {
     /// In front of `server`, with a certificate of its own.
-    pub(super) fn start(server: SocketAddr, identity: &Identity, meddling: Meddling) -> Self {
+    pub(crate) fn start(server: SocketAddr, identity: &Identity, meddling: Meddling) -> Self {
         let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
         let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -101,7 +103,33 @@ async fn sit(mut client: TcpStream, server: SocketAddr, acceptor: TlsAcceptor, m
             }
         }
     }
+    if meddling == Meddling::RenewsKeys {
+        return renew(client, server).await;
+    }
     copy_bidirectional(&mut client, &mut server).await.map(drop)
+}
+
+async fn renew(
+    mut client: tokio_rustls::server::TlsStream<TcpStream>,
+    mut server: tokio_rustls::client::TlsStream<TcpStream>,
+) -> io::Result<()> {
+    let (mut up, mut down) = ([0; 4096], [0; 4096]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => match up.get(..read?) {
+                None | Some([]) => return server.shutdown().await,
+                Some(bytes) => server.write_all(bytes).await?,
+            },
+            read = server.read(&mut down) => match down.get(..read?) {
+                None | Some([]) => return client.shutdown().await,
+                Some(bytes) => {
+                    client.get_mut().1.refresh_traffic_keys().unwrap();
+                    client.write_all(bytes).await?;
+                    client.flush().await?;
+                }
+            },
+        }
+    }
 }
 
 /// A packet whose length stands behind `skip` bytes.

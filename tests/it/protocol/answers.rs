@@ -1,10 +1,13 @@
 //! Simple and extended queries, message by message the same as from Postgres.
 
+use std::time::Duration;
+
 use pgweir_harness::wire::build::{
     bind, bind_formats, close_portal, close_statement, describe_portal, describe_statement, execute, flush,
     function_call, parse, query, sync,
 };
 
+use crate::stage::{Stage, run, succeed, value};
 use crate::transcript::{Comparison, Script, named, unnamed};
 
 const SETUP: &str = "
@@ -79,6 +82,43 @@ async fn simple_queries_are_answered_as_postgres_answers_them() {
             ]),
         ])
         .await;
+}
+
+#[test]
+fn what_is_reported_of_role_and_session_is_each_clients_own() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    let low = format!("{}_low", stage.name());
+    stage.sql(&format!("ALTER ROLE {} SUPERUSER; CREATE ROLE {low}", stage.name()));
+    run(Duration::from_mins(1), async {
+        const NAMES: [&str; 5] =
+            ["is_superuser", "session_authorization", "default_transaction_read_only", "application_name", "TimeZone"];
+        let (mut plain, mut other) = (stage.client().await, stage.client().await);
+        let known = plain.parameters.clone();
+        for sql in [
+            "SET default_transaction_read_only = on",
+            "SET application_name = 'theirs'",
+            "SET TimeZone = 'Asia/Tokyo'",
+            &format!("SET ROLE {low}"),
+            "RESET ROLE",
+            &format!("SET SESSION AUTHORIZATION {low}"),
+            "RESET SESSION AUTHORIZATION",
+            &format!("BEGIN; SET SESSION AUTHORIZATION {low}"),
+            "ROLLBACK",
+            "RESET ALL",
+        ] {
+            succeed(&mut other, sql).await;
+            for name in NAMES {
+                // What a client is told is what holds for it, and only its own statements change that.
+                for client in [&mut other, &mut plain] {
+                    let is = value(client, &format!("SHOW {name}")).await;
+                    assert_eq!(client.parameters.get(name), Some(&is), "{sql}: {name}");
+                }
+                assert_eq!(plain.parameters.get(name), known.get(name), "{sql}: {name}");
+            }
+        }
+        assert_eq!(plain.parameters.get("is_superuser").map(String::as_str), Some("on"));
+        assert_eq!(NAMES.map(|name| other.parameters.get(name)), NAMES.map(|name| known.get(name)));
+    });
 }
 
 #[tokio::test]

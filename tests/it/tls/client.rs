@@ -114,6 +114,45 @@ impl TlsClient {
         Ok(Self(StreamOwned::new(machine, socket)))
     }
 
+    /// Does the handshake on `socket`, and sends all that `speech` writes in one piece with its last message.
+    pub(crate) fn eager(
+        socket: TcpStream,
+        config: &Arc<ClientConfig>,
+        speech: impl FnOnce(&mut ClientConnection),
+    ) -> Self {
+        Self::eager_with(socket, config, speech, |_| {})
+    }
+
+    /// The same, and something is done to that piece on its way.
+    pub(crate) fn eager_with(
+        mut socket: TcpStream,
+        config: &Arc<ClientConfig>,
+        speech: impl FnOnce(&mut ClientConnection),
+        change: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
+        let mut machine = ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+        while machine.is_handshaking() {
+            while machine.wants_write() {
+                machine.write_tls(&mut socket).unwrap();
+            }
+            assert!(machine.read_tls(&mut socket).unwrap() > 0, "closed in the handshake");
+            machine.process_new_packets().unwrap();
+        }
+        speech(&mut machine);
+        let mut piece = Vec::new();
+        while machine.wants_write() {
+            machine.write_tls(&mut piece).unwrap();
+        }
+        change(&mut piece);
+        socket.write_all(&piece).unwrap();
+        Self(StreamOwned::new(machine, socket))
+    }
+
+    /// Takes a new key, and asks the other side to do so.
+    pub(crate) fn renew_keys(&mut self) {
+        self.0.conn.refresh_traffic_keys().unwrap();
+    }
+
     /// Whether the session was resumed.
     pub(crate) fn is_resumed(&self) -> bool {
         self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)

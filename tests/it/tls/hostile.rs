@@ -93,6 +93,21 @@ fn a_client_may_break_off_at_every_byte_of_its_handshake() {
 }
 
 #[test]
+fn a_spoilt_record_right_behind_the_handshake_is_refused_and_told() {
+    let front = Front::start("require", &[]);
+    let startup = build::startup(&[("user", &front.place.name), ("database", &front.place.name)]);
+    let mark = front.pgweir.log().len();
+    let mut client = TlsClient::eager_with(
+        granted(front.pgweir.addr()),
+        &config(&[], &[&TLS13]),
+        |machine| machine.writer().write_all(&startup).unwrap(),
+        |piece| *piece.last_mut().unwrap() ^= 1,
+    );
+    assert_eq!(client.message(), None);
+    front.pgweir.wait_log_from(mark, "could not accept SSL connection", SOON).unwrap();
+}
+
+#[test]
 fn a_session_without_close_notify_ends_like_any_other() {
     let front = Front::start("require", &[]);
     let mut client = TlsClient::on(granted(front.pgweir.addr()), &config(&[], &[&TLS13])).unwrap();

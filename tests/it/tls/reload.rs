@@ -3,11 +3,16 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pgweir_harness::{secrets, wait_until};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
+use rustls::version::TLS13;
 
+use super::client::{self, TlsClient};
 use super::clients::Front;
-use super::pki::{Authority, Folder};
+use super::pki::{Authority, Folder, Identity, named};
 use super::{TlsPrimary, psql, show};
 use crate::support::{Place, SOON, primary, start_pgweir};
 
@@ -64,6 +69,104 @@ fn a_new_authority_for_servers_is_believed_without_a_restart() {
     pgweir.wait_log("certificates and keys of TLS read again", SOON).unwrap();
     // Until the next login, which comes after a pause, clients hear how the one before went.
     wait_until(SOON, || psql(&tls.0, &words, "SELECT 7") == Ok("7".to_owned()));
+}
+
+#[test]
+fn a_new_authority_for_clients_is_believed_without_a_restart_and_the_old_one_no_more() {
+    let (old, new) = (Authority::root("old"), Authority::root("new"));
+    let folder = Folder::new();
+    let ca = folder.write("clients.pem", &old.pem);
+    let front = Front::start("verify-ca", &[("client_tls_ca_file", show(&ca))]);
+    let as_client = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let (of_old, of_new) = (old.issue(as_client), new.issue(as_client));
+    let shown = |name: &str, identity: &Identity| {
+        let (cert, key) = folder.identity(name, identity);
+        format!("sslmode=require sslrootcert='' sslcert={} sslkey={}", show(&cert), show(&key))
+    };
+    let (with_old, with_new) = (shown("old", &of_old), shown("new", &of_new));
+    // Whose session is older than the new authority.
+    let config = client::config_as(Some(&of_old), &[], &[&TLS13]);
+    let mut early = TlsClient::on(client::granted(front.pgweir.addr()), &config).unwrap();
+    early.log_in(&front.place.name);
+    assert_eq!(early.value("SELECT 7"), "7");
+    assert_eq!(front.psql(&with_old, "SELECT 7"), Ok("7".to_owned()));
+    assert!(front.psql(&with_new, "SELECT 7").is_err());
+
+    // Half a file is no reason to let nobody in, nor everybody.
+    let mark = front.pgweir.log().len();
+    folder.write("clients.pem", &new.pem[..new.pem.len() / 2]);
+    front.pgweir.wait_log_from(mark, "the old ones stay in use", SOON).unwrap();
+    assert_eq!(front.psql(&with_old, "SELECT 7"), Ok("7".to_owned()));
+    assert!(front.psql(&with_new, "SELECT 7").is_err());
+
+    let mark = front.pgweir.log().len();
+    folder.write("clients.pem", &new.pem);
+    front.pgweir.wait_log_from(mark, "certificates and keys of TLS read again", SOON).unwrap();
+    assert_eq!(front.psql(&with_new, "SELECT 7"), Ok("7".to_owned()));
+    assert!(front.psql(&with_old, "SELECT 7").is_err());
+    // A session that began under the old one opens nothing any more, and a connection stays.
+    let mut late = TlsClient::on(client::granted(front.pgweir.addr()), &config).unwrap();
+    assert!(!late.is_resumed());
+    assert_eq!(late.message(), None);
+    assert_eq!(early.value("SELECT 7"), "7");
+}
+
+#[test]
+fn a_new_certificate_of_ours_is_shown_to_servers_without_a_restart() {
+    let tls = TlsPrimary::take();
+    let (root, other) = (Authority::root("the root"), Authority::root("another root"));
+    let place = Place::on(&tls.0);
+    tls.0.place_file("root.crt", &root.pem).unwrap();
+    tls.0.psql("postgres", "ALTER SYSTEM SET ssl_ca_file = 'root.crt'").unwrap();
+    tls.show(&root.issue(|_| {}));
+    tls.hba("hostssl all all 127.0.0.1/32 cert");
+    let folder = Folder::new();
+    let ours = |authority: &Authority, serial: u64| {
+        let identity = authority.issue(|params| {
+            params.distinguished_name = named(&place.name);
+            params.serial_number = Some(serial.into());
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+        folder.identity("us", &identity)
+    };
+    let (cert, key) = ours(&other, 41);
+    let pgweir = start_pgweir(place.toml(&[
+        ("databases.PLACE.sslmode", "require"),
+        ("databases.PLACE.sslcert", show(&cert)),
+        ("databases.PLACE.sslkey", show(&key)),
+        ("server_lifetime", "0"),
+        ("server_login_retry", "100ms"),
+        ("query_wait_timeout", "5s"),
+    ]));
+    let words = format!("host=127.0.0.1 port={} user={name} dbname={name}", pgweir.port(), name = place.name);
+    let seen = || psql(&tls.0, &words, "SELECT client_serial FROM pg_stat_ssl WHERE pid = pg_backend_pid()");
+    let first = seen();
+    let mut later = Vec::new();
+    for serial in [42, 43] {
+        let mark = pgweir.log().len();
+        ours(&root, serial);
+        let read = pgweir.wait_log_from(mark, "certificates and keys of TLS read again", SOON);
+        // Until the next login, which comes after a pause, clients hear how the one before went.
+        let want = Ok(serial.to_string());
+        later.push(read.is_ok() && eventually(|| seen() == want));
+    }
+    tls.0.psql("postgres", "ALTER SYSTEM RESET ssl_ca_file").unwrap();
+    assert!(first.is_err(), "{first:?}");
+    assert_eq!(later, [true, true]);
+}
+
+/// Whether that is so soon.
+fn eventually(mut so: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < SOON {
+        if so() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    false
 }
 
 /// What `pgweir SUBCOMMAND` says of a configuration.

@@ -1,15 +1,20 @@
 //! Sessions resumed and counted, TLS without a request, versions, cancel requests, large answers.
 
-use std::io::Read;
-use std::thread;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use pgweir_harness::wait_until;
-use pgweir_harness::wire::build;
+use pgweir_harness::wire::{Wire, build, cancel};
 use rustls::version::{TLS12, TLS13};
 
 use super::client::{TlsClient, config, granted, open};
 use super::clients::Front;
-use super::show;
+use super::pki::{Authority, Folder};
+use super::{TlsPrimary, show};
 use crate::support::{Place, SOON, metric_in, start_pgweir};
 
 fn metric(pgweir: &pgweir_harness::Pgweir, name: &str, label: &str) -> f64 {
@@ -143,12 +148,166 @@ fn a_cancel_request_comes_with_tls_and_without() {
             assert_eq!(other.message(), None);
         } else {
             let mut other = open(front.pgweir.addr());
-            std::io::Write::write_all(&mut other, &request).unwrap();
+            other.write_all(&request).unwrap();
             assert_eq!(other.read(&mut [0]).unwrap(), 0);
         }
         let messages = client.until(b'Z');
         let error = messages.iter().find(|(tag, _)| *tag == b'E').unwrap();
         assert!(String::from_utf8_lossy(&error.1).contains("57014"), "{encrypted}");
+    }
+}
+
+/// Passes on what pgweir and a server say, and keeps what pgweir did.
+struct Tap {
+    port: u16,
+    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tap {
+    fn on(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (heard, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (all, stopped) = (Arc::clone(&heard), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((client, _)) => pass_on(client, TcpStream::connect(server).unwrap(), &all),
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Self { port, heard, stop, thread: Some(thread) }
+    }
+
+    /// By connection, in the order in which they came.
+    fn heard(&self) -> Vec<Vec<u8>> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Both threads end with the connection.
+fn pass_on(mut client: TcpStream, mut server: TcpStream, heard: &Arc<Mutex<Vec<Vec<u8>>>>) {
+    client.set_nonblocking(false).unwrap();
+    let (mut back, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    let place = {
+        let mut heard = heard.lock().unwrap();
+        heard.push(Vec::new());
+        heard.len() - 1
+    };
+    let heard = Arc::clone(heard);
+    thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(read @ 1..) = client.read(&mut chunk) {
+            heard.lock().unwrap()[place].extend_from_slice(&chunk[..read]);
+            if server.write_all(&chunk[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = server.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let _ = io::copy(&mut back, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}
+
+#[test]
+fn a_cancel_request_goes_to_a_server_by_the_way_of_its_session() {
+    let tls = TlsPrimary::take();
+    let root = Authority::root("the root");
+    tls.show(&root.issue(|_| {}));
+    let folder = Folder::new();
+    let ca = folder.write("ca.pem", &root.pem);
+    let place = Place::on(&tls.0);
+    for (mode, encrypted) in [("disable", false), ("require", true), ("verify-full", true)] {
+        let tap = Tap::on(tls.0.addr());
+        let port = tap.port.to_string();
+        let pgweir = start_pgweir(place.toml(&[
+            ("databases.PLACE.host", "localhost"),
+            ("databases.PLACE.port", &port),
+            ("databases.PLACE.sslmode", mode),
+            ("databases.PLACE.sslrootcert", show(&ca)),
+            ("default_pool_size", "1"),
+        ]));
+        let running = || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active' \
+                       AND datname = current_database()";
+            place.psql(sql) == "1"
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut client = Wire::open(pgweir.addr(), &place.name, &place.name, "").await.unwrap();
+            client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+            wait_until(SOON, running);
+            cancel(pgweir.addr(), client.pid, &client.secret).await.unwrap();
+            assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014", "{mode}");
+        });
+        let heard = tap.heard();
+        // It is repeated while the query runs.
+        assert!(heard.len() >= 2, "{mode}: a session, and a cancel request");
+        assert_eq!(heard.iter().any(|bytes| holds_cancel_code(bytes)), !encrypted, "{mode}");
+        for bytes in heard.iter().filter(|_| encrypted) {
+            let request = build::ssl_request();
+            assert!(bytes.is_empty() || bytes.starts_with(&request), "{mode}");
+            // One that is under way may have said no more.
+            assert!(
+                bytes.get(request.len()).is_none_or(|next| *next == 0x16),
+                "{mode}: a handshake behind the request"
+            );
+        }
+    }
+}
+
+/// Whether a cancel request is in there that anyone can read.
+fn holds_cancel_code(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|code| code == 80_877_102_u32.to_be_bytes())
+}
+
+#[test]
+fn what_comes_in_one_piece_with_the_last_message_of_the_handshake_is_heard() {
+    let front = Front::start("require", &[]);
+    let (addr, name) = (front.pgweir.addr(), &front.place.name);
+    let startup = build::startup(&[("user", name), ("database", name)]);
+    for (version, renewing) in [(&TLS12, false), (&TLS13, false), (&TLS13, true)] {
+        let config = config(&[], &[version]);
+        // In TLS 1.2 it is the server who speaks last, but for sessions that are resumed.
+        for again in [false, true] {
+            let mut client = TlsClient::eager(granted(addr), &config, |machine| {
+                machine.writer().write_all(&startup[..5]).unwrap();
+                if renewing {
+                    machine.refresh_traffic_keys().unwrap();
+                }
+                machine.writer().write_all(&startup[5..]).unwrap();
+            });
+            assert_eq!(client.is_resumed(), again);
+            let messages = client.until(b'Z');
+            let (_, key) = messages.into_iter().find(|(tag, _)| *tag == b'K').unwrap();
+            client.send(&build::query("SELECT pg_sleep(60)"));
+            // One that has nothing more to say, as those have who ask for a cancel.
+            let request = build::cancel_request(i32::from_be_bytes(key[..4].try_into().unwrap()), &key[4..]);
+            let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' \
+                           AND state = 'active' AND datname = current_database()";
+            wait_until(SOON, || front.place.psql(running) == "1");
+            let mut other = TlsClient::eager(granted(addr), &config, |machine| {
+                machine.writer().write_all(&request).unwrap();
+                machine.send_close_notify();
+            });
+            assert_eq!(other.message(), None);
+            let messages = client.until(b'Z');
+            let error = messages.iter().find(|(tag, _)| *tag == b'E').unwrap();
+            assert!(String::from_utf8_lossy(&error.1).contains("57014"), "{version:?}, {renewing}");
+        }
     }
 }
 
@@ -164,7 +323,7 @@ fn large_messages_pass_whole_in_both_directions_and_against_slow_readers() {
         }
         // 40 MB that nobody reads for a while.
         client.send(&build::query("SELECT repeat(g::text || ' ', 1000) FROM generate_series(100000, 105999) g"));
-        thread::sleep(std::time::Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(300));
         let rows = client.until(b'Z');
         let rows: Vec<_> = rows.iter().filter(|(tag, _)| *tag == b'D').collect();
         assert_eq!(rows.len(), 6000);
