@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
+use aws_lc_rs::hmac;
 use hashbrown::HashMap;
 use rand::RngExt;
 use slab::Slab;
@@ -20,8 +21,15 @@ pub const FIRST_PID: u32 = 4_194_305;
 /// Bytes of a secret in protocol 3.0.
 const SHORT_SECRET: usize = 4;
 
-/// Bytes of a secret in protocol 3.2: as many as Postgres 18 makes.
-const LONG_SECRET: usize = 32;
+/// What a session's client was told besides the process id.
+#[derive(Clone, Copy, Debug)]
+enum Secret {
+    /// Four bytes drawn at random.
+    Short([u8; SHORT_SECRET]),
+    /// In protocol 3.2: what the worker's key makes of the process id and this number, which no other session of the worker
+    /// with the same process id has. It is not kept. HMAC-SHA-256 gives as many bytes as Postgres 18 has, 32.
+    Long([u8; 4]),
+}
 
 /// What a session is doing, for the limits on doing it too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +80,7 @@ pub enum Attention {
 pub struct Entry {
     /// The process id its client was told.
     pub pid: u32,
-    /// What its client was told, unless that is among the long ones.
-    secret: [u8; SHORT_SECRET],
+    secret: Secret,
     /// What it is doing.
     pub activity: Cell<Activity>,
     /// Since when.
@@ -144,15 +151,30 @@ impl Entry {
 const CANCELS_MAX: usize = 16;
 
 /// All sessions of a worker by process id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     entries: RefCell<HashMap<u32, Rc<Entry>, foldhash::fast::RandomState>>,
-    /// The secrets of those who have a long one, by process id: they cost nobody else memory.
-    long: RefCell<HashMap<u32, [u8; LONG_SECRET], foldhash::fast::RandomState>>,
+    /// Makes long secrets.
+    key: hmac::Key,
+    /// Sessions with a long secret so far.
+    long: Cell<u32>,
     /// Those that do not listen to their clients while their servers are at work.
     deaf: RefCell<Slab<Rc<Entry>>>,
     /// Sessions that do not read; each is in it once.
     away: RefCell<Vec<Rc<Entry>>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let key: [u8; 32] = rand::rng().random();
+        Self {
+            entries: RefCell::default(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            long: Cell::new(0),
+            deaf: RefCell::default(),
+            away: RefCell::default(),
+        }
+    }
 }
 
 impl Registry {
@@ -174,7 +196,7 @@ impl Registry {
         });
         let entry = Rc::new(Entry {
             pid,
-            secret: rng.random(),
+            secret: if long { Secret::Long(self.next_long()) } else { Secret::Short(rng.random()) },
             activity: Cell::new(Activity::Idle),
             since: Cell::new(now),
             begun: Cell::new(now),
@@ -187,36 +209,40 @@ impl Registry {
             cancels: RefCell::default(),
         });
         entries.insert(pid, entry.clone());
-        if long {
-            self.long.borrow_mut().insert(pid, rng.random());
-        }
         entry
+    }
+
+    fn next_long(&self) -> [u8; 4] {
+        let number = self.long.get();
+        self.long.set(number.wrapping_add(1));
+        number.to_be_bytes()
+    }
+
+    fn long_secret(&self, pid: u32, number: [u8; 4]) -> hmac::Tag {
+        let of = u64::from(pid) << 32 | u64::from(u32::from_be_bytes(number));
+        hmac::sign(&self.key, &of.to_be_bytes())
     }
 
     /// A session ended: its key is void.
     pub fn leave(&self, entry: &Entry) {
         debug_assert!(!self.deaf.borrow().iter().any(|(_, deaf)| deaf.pid == entry.pid));
         self.entries.borrow_mut().remove(&entry.pid);
-        let mut long = self.long.borrow_mut();
-        if !long.is_empty() {
-            long.remove(&entry.pid);
-        }
     }
 
     /// The secret that the session's client is told.
     #[must_use]
     pub fn secret(&self, entry: &Entry) -> Vec<u8> {
-        match self.long.borrow().get(&entry.pid) {
-            Some(secret) => secret.to_vec(),
-            None => entry.secret.to_vec(),
+        match entry.secret {
+            Secret::Short(secret) => secret.to_vec(),
+            Secret::Long(number) => self.long_secret(entry.pid, number).as_ref().to_vec(),
         }
     }
 
     /// Whether this is the session's secret. How long it takes tells nothing but the lengths.
     fn is_secret(&self, entry: &Entry, given: &[u8]) -> bool {
-        match self.long.borrow().get(&entry.pid) {
-            Some(secret) => secret.ct_eq(given).into(),
-            None => entry.secret.ct_eq(given).into(),
+        match entry.secret {
+            Secret::Short(secret) => secret.ct_eq(given).into(),
+            Secret::Long(number) => self.long_secret(entry.pid, number).as_ref().ct_eq(given).into(),
         }
     }
 
@@ -302,6 +328,8 @@ impl Registry {
 mod tests {
     use super::*;
 
+    const LONG_SECRET: usize = 32;
+
     #[test]
     fn who_does_not_read_looks_once_after_each_waking() {
         let registry = Registry::default();
@@ -328,12 +356,14 @@ mod tests {
                 wrong[at] ^= 1;
                 assert!(registry.cancel(one.pid, &wrong).is_none());
             }
-            // Neither a part of it, nor more than it, nor the short one that a session with a long one has unused.
+            // Neither a part of it, nor more than it, nor what a long one is made of.
             let longer = [&secret[..], b"x"].concat();
             for wrong in [&secret[..length - 1], b"", b"abc", &longer, &registry.secret(&two)] {
                 assert!(registry.cancel(one.pid, wrong).is_none());
             }
-            assert!(!long || registry.cancel(one.pid, &one.secret).is_none());
+            if let Secret::Long(number) = one.secret {
+                assert!(registry.cancel(one.pid, &number).is_none());
+            }
             assert!(registry.cancel(FIRST_PID - 1, &secret).is_none());
             assert!(!one.is_cancelled() && !two.is_cancelled());
             assert!(registry.cancel(one.pid, &secret).is_some());
@@ -341,7 +371,24 @@ mod tests {
             registry.leave(&one);
             assert!(registry.cancel(one.pid, &secret).is_none());
             registry.leave(&two);
-            assert!(registry.is_empty() && registry.long.borrow().is_empty());
+            assert!(registry.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_process_id_that_comes_again_has_another_secret() {
+        let registry = Registry::default();
+        for long in [false, true] {
+            // In session mode it is the server's, whoever has the server connection.
+            let [one, two] = [(); 2].map(|()| {
+                let entry = registry.enter(Some(4711), long, Instant::now());
+                assert_eq!(entry.pid, 4711);
+                registry.leave(&entry);
+                registry.secret(&entry)
+            });
+            assert_ne!(one, two);
+            // Nor do two workers make the same.
+            assert_ne!(one, Registry::default().secret(&Registry::default().enter(Some(4711), long, Instant::now())));
         }
     }
 }
