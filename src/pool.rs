@@ -72,7 +72,7 @@ pub struct Picture {
     pub pinned: u32,
     /// Server connections that may be open.
     pub pool_size: u32,
-    /// Why the last login failed; empty if it did not.
+    /// Why there are no more server connections, as a sentence without its end; empty if that is not known.
     pub trouble: String,
 }
 
@@ -361,8 +361,11 @@ impl Pool {
 
     /// Why there are no more server connections, as far as that is known.
     fn trouble(&self) -> String {
-        let trouble = self.backoff.borrow().trouble.clone();
-        if trouble.is_empty() { self.fleet.as_ref().map(Fleet::trouble).unwrap_or_default() } else { trouble }
+        let trouble = &self.backoff.borrow().trouble;
+        if trouble.is_empty() {
+            return self.fleet.as_ref().map(Fleet::trouble).unwrap_or_default();
+        }
+        format!("The last server login failed: {trouble}")
     }
 
     /// Clients waiting, and how long the first of them has.

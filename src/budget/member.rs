@@ -202,6 +202,12 @@ impl Member {
         self.binding
     }
 
+    /// Whether there was no more room for the member at the last look.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.look.is_some_and(|look| look.room == 0)
+    }
+
     /// A number for a new connection.
     #[must_use]
     pub fn number(&mut self) -> u32 {

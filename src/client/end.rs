@@ -138,7 +138,7 @@ pub fn refused(refusal: &Refusal) -> Failure {
             let trouble = if picture.trouble.is_empty() {
                 String::new()
             } else {
-                format!(" The last server login failed: {}.", picture.trouble)
+                format!(" {}.", picture.trouble)
             };
             Failure {
                 code: "53300",

@@ -106,9 +106,10 @@ impl Fleet {
 
     /// Why there is no more room, for the error of who waited in vain.
     pub(super) fn trouble(&self) -> String {
-        let Some(binding) = self.member.borrow().binding() else { return String::new() };
+        let member = self.member.borrow();
+        let Some(binding) = member.binding().filter(|_| member.is_full()) else { return String::new() };
         format!(
-            "the fleet has no room: {} connections of the {}'s limit of {} are used, {} by this pool and {} by others than \
+            "The fleet has no room: {} connections of the {}'s limit of {} are used, {} by this pool and {} by others than \
              pgweir, and {} are kept free; the share of each of {} pools is {}",
             binding.used,
             binding.scope.as_str(),

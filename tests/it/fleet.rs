@@ -254,7 +254,7 @@ async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreig
     let databases = [&*place.name, &*other];
     let watch = Watch::start(&cluster, &place.name).await;
     let mut sidecars = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..8 {
         sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
     }
     let (mut rng, mut all) = (SmallRng::seed_from_u64(5), Vec::new());
@@ -337,6 +337,37 @@ async fn a_pool_takes_what_is_there_and_gives_back_what_is_beyond_its_share() {
         all.push(client.await.unwrap());
     }
     assert_served(&all);
+    assert_eq!(logins(&cluster, &place.name).1, 0);
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_is_told_how_the_fleet_stands() {
+    let cluster = cluster();
+    let place = Place::on(&cluster);
+    place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 3", place.name));
+    let toml = place.toml(&[("fleet_budget", "true"), ("query_wait_timeout", "3s"), ("fleet_census_period", PERIOD)]);
+    let (first, second) = (start_pgweir(toml.clone()), start_pgweir(toml));
+    let parameters = [("user", &*place.name), ("database", &*place.name)];
+    let mut holder = Wire::connect(first.addr()).await.unwrap();
+    holder.login_with(&parameters, PASSWORD).await.unwrap();
+    assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
+    // Two of the three are left alone: this one has to wait its turn, and the holder does not let go.
+    let mut client = Wire::connect(second.addr()).await.unwrap();
+    let error = client.login_with(&parameters, PASSWORD).await.unwrap_err().to_string();
+    for part in ["query_wait_timeout", "The fleet has no room", "role's limit of 3", "2 are kept free"] {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
+    // Then it gets its turn.
+    assert_eq!(holder.query("COMMIT").await.unwrap().status, b'I');
+    let begun = Instant::now();
+    loop {
+        let mut client = Wire::connect(second.addr()).await.unwrap();
+        if client.login_with(&parameters, PASSWORD).await.is_ok() {
+            assert_value(&client.query("SELECT 1").await.unwrap(), "1");
+            break;
+        }
+        assert!(begun.elapsed() < LONGEST_WAIT, "it never got its turn");
+    }
     assert_eq!(logins(&cluster, &place.name).1, 0);
 }
 
