@@ -135,11 +135,7 @@ pub fn refused(refusal: &Refusal) -> Failure {
     match refusal {
         Refusal::Timeout { limit, picture } => {
             let name = &picture.name;
-            let trouble = if picture.trouble.is_empty() {
-                String::new()
-            } else {
-                format!(" {}.", picture.trouble)
-            };
+            let trouble = if picture.trouble.is_empty() { String::new() } else { format!(" {}.", picture.trouble) };
             Failure {
                 code: "53300",
                 message: format!(
