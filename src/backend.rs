@@ -125,6 +125,12 @@ impl Count {
     pub fn has_room(&self) -> bool {
         self.used.get() < self.limit
     }
+
+    /// How many more fit.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        self.limit.saturating_sub(self.used.get())
+    }
 }
 
 /// The right to one server connection, held from before it is dialled until the server is known to have

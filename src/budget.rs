@@ -31,8 +31,9 @@
 //! | its host is lost | its connections count until the server notices |
 //! | it is stopped with the lock | the server ends that transaction after 2 s (`idle_in_transaction_session_timeout`), and the connection |
 //! | it is stopped with claims | they count until it goes on or ends |
-//! | it is stopped while it waits (`?`) | the others heed it no more after three periods |
-//! | the connection with the claims is lost | each login under way has to prove itself, as a probe does |
+//! | it is stopped while it waits (`?`) | the others of its role heed it no more after three periods; other roles cannot see how long it has been there, and give back for it until it ends |
+//! | a client copies another connection's tag | if role and database are the same as well, and not those of who looks, the two count as one |
+//! | the connection with the claims is lost, or its logins take more than 2 s | each login under way has to prove itself, as a probe does |
 //! | a login is slow | its claim counts; others log in meanwhile; nobody has the lock |
 //! | a client takes the tag away | the connection counts as a foreigner's until it is released, and then gets its tag back |
 //! | foreigners come | there is less to share: what is beyond a share goes back |

@@ -304,6 +304,8 @@ struct Login {
     parameters_len: usize,
     key: Option<(u32, Box<[u8]>)>,
     incarnation: Incarnation,
+    /// `connect_query` has changed the name.
+    is_renamed: bool,
     /// The version asked for, or the older one that the server has.
     version: u32,
 }
@@ -395,6 +397,7 @@ async fn introduce(
         parameters_len: 0,
         key: None,
         incarnation: Incarnation::default(),
+        is_renamed: false,
         version,
     });
     let mut out = Vec::new();
@@ -528,6 +531,10 @@ impl Login {
         loop {
             match self.recv_any().await? {
                 (Tag::ErrorResponse, body) => failure = Some(refused(&body)),
+                (Tag::ParameterStatus, body) => {
+                    let (name, _) = backend::parameter_status(&body)?;
+                    self.is_renamed |= name == APPLICATION_NAME.as_bytes();
+                }
                 (Tag::ReadyForQuery, body) => return failure.map_or_else(|| idle(&body, "connect_query"), Err),
                 (tag, _) if tag == Tag::DataRow || belongs_to_an_answer(tag) => {}
                 (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
@@ -577,7 +584,9 @@ impl Login {
             *value = tag::without(value).into();
         }
         let notices = std::mem::take(&mut self.notices);
+        let is_renamed = self.is_renamed;
         let mut conn = self.into_conn(target, clock, plain, permit, born);
+        conn.untagged = is_renamed && !tag.is_empty();
         conn.tag = tag;
         LoggedIn { parameters, notices, conn: Box::new(conn) }
     }

@@ -86,6 +86,8 @@ impl ServerConn {
         let mut out = Vec::new();
         encode::query(&mut out, text);
         self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+        // A simple query destroys it.
+        self.unnamed = Unnamed::Empty;
         self.send(&out).await?;
         if self.until_settled().await? { Ok(()) } else { Err(SettleError) }
     }

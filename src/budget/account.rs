@@ -207,7 +207,7 @@ impl Account {
     pub fn owed(&self, slice: Duration) -> u32 {
         let over = self.mine.saturating_sub(self.share());
         let mut owed = 0;
-        if self.urgency > 0 && (over > 0 || self.mine > 0 && self.takes_turns() && self.is_its_turn(slice)) {
+        if self.is_wanted() && (over > 0 || self.mine > 0 && self.takes_turns() && self.is_its_turn(slice)) {
             owed = 1;
         }
         if over > 0 && self.used() > self.watermark() {
@@ -216,10 +216,11 @@ impl Account {
         owed
     }
 
-    /// Whether somebody else waits, so that what is idle is to be given back.
+    /// Whether somebody else waits, so that what is idle is to be given back: for room under this limit, and there is none
+    /// yet.
     #[must_use]
-    pub const fn is_wanted(&self) -> bool {
-        self.urgency > 0
+    pub fn is_wanted(&self) -> bool {
+        self.urgency > 0 && !self.admits(true)
     }
 
     /// Above the watermark those with most beyond their share give back first. Everybody who looks comes to the same
@@ -286,6 +287,7 @@ mod tests {
                 name: name.as_bytes(),
                 database: u32::from(here),
                 here,
+                role: 1,
                 same_role: true,
                 process: Process::Client,
                 age,
@@ -298,7 +300,7 @@ mod tests {
     fn room_share_and_turns_follow_from_who_is_there() {
         // Limit, who is there, and of `a`: room for more, share, to be given back.
         #[rustfmt::skip]
-        let table: [(&str, u32, &[&str], (u32, u32, u32)); 13] = [
+        let table: [(&str, u32, &[&str], (u32, u32, u32)); 14] = [
             ("alone",                      12, &["a x"],                                           (9, 10, 0)),
             ("claims count",               12, &["a x", "b +1"],                                   (5, 5, 0)),
             ("probes count",               12, &["a x", "b ?"],                                    (8, 10, 0)),
@@ -310,6 +312,7 @@ mod tests {
             ("beyond the share, wanted",   6,  &["a x", "a x", "a x", "b waits"],                  (0, 2, 1)),
             ("above the watermark",        8,  &["a x", "a x", "a x", "a x", "b x", "b x"],        (0, 3, 1)),
             ("a peer has more",            8,  &["a x", "a x", "b x", "b x", "b x", "b x"],        (0, 3, 0)),
+            ("who waits has room here",    12, &["a x", "b waits", "b waits"],                    (5, 5, 0)),
             ("its turn is over",           4,  &["a x", "b x", "c waits"],                         (0, 1, 1)),
             ("another's turn is over",     4,  &["b x", "a x", "c waits"],                         (0, 1, 0)),
         ];

@@ -67,7 +67,9 @@ pub struct Row<'a> {
     pub database: u32,
     /// That is the one of whoever asks.
     pub here: bool,
-    /// Its role is the one of whoever asks.
+    /// The object id of its role.
+    pub role: u32,
+    /// That is the one of whoever asks.
     pub same_role: bool,
     /// What it is.
     pub process: Process,
@@ -97,7 +99,7 @@ pub struct Census {
     pub(super) seats: Vec<Seat>,
     pub(super) members: Vec<Box<[u8]>>,
     numbers: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
-    hidden: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
+    hidden: HashSet<(u32, u32, Box<[u8]>), foldhash::fast::RandomState>,
 }
 
 impl Census {
@@ -114,8 +116,11 @@ impl Census {
         }
         let tag = tag::split(row.name).map(|(_, tag)| tag);
         // A parallel worker inherits the name, and of another role's rows nothing says which they are. Tags have numbers: of
-        // equal ones all but one are such workers.
-        if row.process == Process::Hidden && tag.is_some() && !self.hidden.insert(row.name.into()) {
+        // equal ones all but one are such workers, if they have the same database and role.
+        if row.process == Process::Hidden
+            && tag.is_some()
+            && !self.hidden.insert((row.database, row.role, row.name.into()))
+        {
             return;
         }
         let member = tag.map(|tag| self.number(tag.member));

@@ -376,6 +376,11 @@ impl Member {
         self.probe_at = self.probe_at.max(now + half(self.policy.period, entropy));
     }
 
+    /// A limit of this process is in the way of what the fleet would allow.
+    pub fn blocked(&mut self, now: Duration, entropy: u64) {
+        self.grow_at = self.grow_at.max(now + half(self.policy.period, entropy));
+    }
+
     fn miss(&mut self, entropy: u64) -> Duration {
         self.missed += 1;
         turn_pause(self.missed, entropy)

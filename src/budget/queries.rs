@@ -16,7 +16,7 @@ macro_rules! rows {
         - coalesce(current_setting('reserved_connections', true), '0')::int)::text, a.pid::text \
         FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_database d ON d.oid = a.datid \
         WHERE a.pid = pg_backend_pid(); \
-        SELECT 'r', coalesce(b.datid, 0)::text, b.datid = a.datid, b.usesysid = a.usesysid, b.application_name, b.backend_type, \
+        SELECT 'r', coalesce(b.datid, 0)::text, b.datid = a.datid, coalesce(b.usesysid, 0)::text, b.usesysid = a.usesysid, b.application_name, b.backend_type, \
         floor(extract(epoch FROM clock_timestamp() - b.backend_start) * 1000)::bigint::text \
         FROM pg_stat_activity b, (SELECT datid, usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid()) a \
         WHERE b.datid IS NOT NULL AND b.usesysid IS NOT NULL OR b.state = 'starting'"
@@ -68,8 +68,9 @@ impl Answers {
                 self.pid = text(next()).and_then(|text| text.parse().ok());
             }
             Some(b"r") => {
-                let database = text(next()).and_then(|text| text.parse().ok()).unwrap_or_default();
-                let (here, same_role) = (next() == Some(b"t"), next() == Some(b"t"));
+                let id = |value| text(value).and_then(|text| text.parse().ok()).unwrap_or_default();
+                let (database, here) = (id(next()), next() == Some(b"t"));
+                let (role, same_role) = (id(next()), next() == Some(b"t"));
                 let name = next().unwrap_or_default();
                 let process = match next() {
                     None => Process::Hidden,
@@ -77,7 +78,7 @@ impl Answers {
                     Some(_) => Process::Other,
                 };
                 let age = text(next()).and_then(|text| text.parse().ok()).map(Duration::from_millis);
-                self.census.row(&Row { name, database, here, same_role, process, age });
+                self.census.row(&Row { name, database, here, role, same_role, process, age });
             }
             _ => {}
         }
@@ -96,15 +97,16 @@ mod tests {
     #[test]
     fn rows_are_read_and_what_is_not_certain_counts() {
         let mut answers = Answers::new(Some(30));
-        let rows: [&[&str]; 9] = [
+        let rows: [&[&str]; 10] = [
             &["k", "true"],
             &["l", "20", "-1", "97", "4711"],
-            &["r", "5", "t", "t", "[pgweir a/1#1 +1]", "client backend", "1500"],
-            &["r", "5", "t", "t", "[pgweir a/1#1]", "parallel worker", "5"],
-            &["r", "5", "t", "f", "[pgweir b/2#1]", "-", "-"],
-            &["r", "5", "t", "f", "[pgweir b/2#1]", "-", "-"],
-            &["r", "6", "f", "f", "psql", "-", "-"],
-            &["r", "6", "f", "f", "psql", "-", "-"],
+            &["r", "5", "t", "10", "t", "[pgweir a/1#1 +1]", "client backend", "1500"],
+            &["r", "5", "t", "10", "t", "[pgweir a/1#1]", "parallel worker", "5"],
+            &["r", "5", "t", "11", "f", "[pgweir b/2#1]", "-", "-"],
+            &["r", "5", "t", "11", "f", "[pgweir b/2#1]", "-", "-"],
+            &["r", "5", "t", "12", "f", "[pgweir b/2#1]", "-", "-"],
+            &["r", "6", "f", "11", "f", "psql", "-", "-"],
+            &["r", "6", "f", "11", "f", "psql", "-", "-"],
             &["x", "1"],
         ];
         for row in rows {
@@ -115,7 +117,7 @@ mod tests {
         let limits = Limits { role: Some(20), database: None, server: Some(97) };
         assert_eq!(answers.census.limits, limits);
         let used = |scope| answers.census.account(scope, "a/1", Duration::MAX).map(|account| account.used());
-        let want = [Some(2), None, Some(5), Some(5)];
+        let want = [Some(2), None, Some(6), Some(6)];
         assert_eq!(Scope::ALL.map(used), want);
     }
 }

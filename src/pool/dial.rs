@@ -61,10 +61,15 @@ impl Pool {
         })
     }
 
-    pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
+    /// How many the pool may have, when the first client has waited so long.
+    pub(super) fn size(&self, oldest_wait: Duration) -> u32 {
         let patience = self.limits.reserve_pool_timeout;
         let reserve = self.limits.reserve_pool_size > 0 && !patience.is_zero() && oldest_wait >= patience;
-        let size = self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 };
+        self.limits.pool_size + if reserve { self.limits.reserve_pool_size } else { 0 }
+    }
+
+    pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
+        let size = self.size(oldest_wait);
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
         self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
     }

@@ -21,8 +21,15 @@ use crate::stats::DiscardReason;
 /// The longest wait for an answer.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// How long the server is waited for to end logins that got no answer, before their claims are taken off.
-const CLOSING_LIMIT: Duration = Duration::from_secs(15);
+/// How long a connection is kept from clients for the claims that it carries. What logs in later proves itself, as a
+/// probe does.
+const CARRY_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why there is no more room, where that is not known.
+const NO_CENSUS: &str = "The census of the fleet could not be taken";
+
+/// Why a probe did not find out.
+const NO_TURN: &str = "Others of the fleet were always at it";
 
 /// What all pools of a process keep to.
 #[derive(Clone, Debug)]
@@ -64,6 +71,8 @@ pub(super) struct Fleet {
     errands: Cell<u32>,
     /// Somebody between us and the server lends its connections to others: there is no saying whose they are.
     is_static: Cell<bool>,
+    /// What went wrong last; empty for nothing.
+    mishap: Cell<&'static str>,
 }
 
 /// A connection that is neither idle nor lent.
@@ -97,6 +106,7 @@ impl Fleet {
             is_probing: Cell::new(false),
             errands: Cell::new(0),
             is_static: Cell::new(false),
+            mishap: Cell::new(""),
         }
     }
 
@@ -107,7 +117,9 @@ impl Fleet {
     /// Why there is no more room, for the error of who waited in vain.
     pub(super) fn trouble(&self) -> String {
         let member = self.member.borrow();
-        let Some(binding) = member.binding().filter(|_| member.is_full()) else { return String::new() };
+        let Some(binding) = member.binding().filter(|_| member.is_full() && self.mishap.get().is_empty()) else {
+            return self.mishap.get().to_owned();
+        };
         format!(
             "The fleet has no room: {} connections of the {}'s limit of {} are used, {} by this pool and {} by others than \
              pgweir, and {} are kept free; the share of each of {} pools is {}",
@@ -144,9 +156,10 @@ impl Pool {
             (inner.idle.len(), inner.lent.len())
         };
         let oldest = self.waiters().1;
-        let size = self.limits.pool_size + self.limits.reserve_pool_size;
         let logins = self.limits.max_server_logins.saturating_sub(self.logging_in.get());
-        let may = if self.may_dial(oldest) { size.saturating_sub(self.open()).min(logins) } else { 0 };
+        let room = self.counts.iter().map(|count| count.room()).min().unwrap_or(0);
+        let size = self.size(oldest).saturating_sub(self.open());
+        let may = if self.may_dial(oldest) { size.min(logins).min(room) } else { 0 };
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Demand {
             wanted: self.wanted().saturating_sub(offered).min(may),
@@ -260,14 +273,20 @@ impl Pool {
             }
             Ok(told)
         });
-        let told = outcome.await.map_err(|_| SettleError)??;
+        let outcome = outcome.await.unwrap_or(Err(SettleError));
+        if outcome.is_err() {
+            fleet.mishap.set(NO_CENSUS);
+        }
+        let told = outcome?;
         self.clock.refresh();
         if !told || answers.pid.is_none() {
             tracing::warn!(
                 pool = %self.name.database, user = %self.name.user, "the census of the fleet could not be taken"
             );
+            fleet.mishap.set(NO_CENSUS);
             return if told { Err(SettleError) } else { Ok(None) };
         }
+        fleet.mishap.set("");
         if answers.pid != Some(conn.pid) && conn.pid != 0 {
             conn.settle().await?;
             fleet.is_static.set(true);
@@ -324,10 +343,13 @@ impl Pool {
             return Ok(());
         };
         let now = fleet.now(self.clock.now());
-        let claims = fleet.member.borrow_mut().claim(now, entropy(), wanted, answers.locked, &answers.census);
+        let granted = fleet.member.borrow_mut().claim(now, entropy(), wanted, answers.locked, &answers.census);
         // Other pools of this process may have been faster.
-        let permits: Vec<Permit> = (0..claims).map_while(|_| self.permit(true)).collect();
+        let permits: Vec<Permit> = (0..granted).map_while(|_| self.permit(true)).collect();
         let claims = u32::try_from(permits.len()).unwrap_or(u32::MAX);
+        if permits.len() < granted as usize {
+            fleet.member.borrow_mut().blocked(now, entropy());
+        }
         if claims == 0 {
             return self.tell(conn, "", "COMMIT").await;
         }
@@ -340,12 +362,18 @@ impl Pool {
     async fn open_claimed(self: &Rc<Self>, conn: &mut ServerConn, permits: Vec<Permit>) -> Result<(), SettleError> {
         let mut left = u32::try_from(permits.len()).unwrap_or(u32::MAX);
         self.logging_in.set(self.logging_in.get() + left);
-        let mut logins: FuturesUnordered<_> =
-            permits.into_iter().map(|permit| self.log_in(permit, self.new_tag())).collect();
-        let (mut unsure, mut outcome) = (false, Ok(()));
-        while let Some(login) = logins.next().await {
-            match login {
-                Ok(fresh) => {
+        let log_in = |permit| {
+            let pool = self.clone();
+            async move { pool.log_in(permit, pool.new_tag()).await }
+        };
+        let mut logins: FuturesUnordered<_> = permits.into_iter().map(log_in).collect();
+        let until = self.clock.now() + CARRY_LIMIT;
+        let (mut is_unsure, mut outcome) = (false, Ok(()));
+        loop {
+            let rest = until.saturating_duration_since(self.clock.now());
+            let next = if rest.is_zero() { None } else { self.clock.limit(rest, logins.next()).await.ok() };
+            match next {
+                Some(Some(Ok(fresh))) => {
                     if outcome.is_ok() {
                         left -= 1;
                         let mark = if left > 0 { Mark::Claims(left) } else { Mark::Plain };
@@ -358,17 +386,36 @@ impl Pool {
                     }
                 }
                 // The server may not have noticed yet that nobody waits for it.
-                Err(DialError::Timeout | DialError::Io(_)) => unsure = true,
-                Err(_) => {}
+                Some(Some(Err(DialError::Timeout | DialError::Io(_)))) => is_unsure = true,
+                Some(Some(Err(_))) => {}
+                Some(None) => break,
+                None => {
+                    self.await_late(logins);
+                    break;
+                }
             }
         }
-        drop(logins);
         outcome?;
-        let until = self.clock.now().checked_add(CLOSING_LIMIT);
-        while unsure && self.closing() > 0 && until.is_some_and(|until| self.clock.now() < until) {
+        while is_unsure && self.closing() > 0 && self.clock.now() < until {
             self.clock.sleep(TICK).await;
         }
         self.tell(conn, "", "RESET application_name").await
+    }
+
+    /// Logins whose claims are gone: each that succeeds has to prove itself.
+    fn await_late<F>(self: &Rc<Self>, mut logins: FuturesUnordered<F>)
+    where
+        F: Future<Output = Result<Box<ServerConn>, DialError>> + 'static,
+    {
+        let pool = self.clone();
+        tokio::task::spawn_local(async move {
+            while let Some(login) = logins.next().await {
+                if let Ok(fresh) = login {
+                    pool.start_proving(fresh);
+                }
+                pool.dial_if_wanted();
+            }
+        });
     }
 
     /// Connections that neither log in nor are there, and may still count.
@@ -451,7 +498,10 @@ impl Pool {
     async fn prove(&self, conn: &mut ServerConn, mut probe: Probe) -> Result<bool, SettleError> {
         self.tell(conn, &marked(conn, Mark::Proving), "").await?;
         loop {
-            let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get()) else { return Ok(true) };
+            let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get()) else {
+                self.tell(conn, "", "RESET application_name").await?;
+                return Ok(true);
+            };
             if self.waiters().0 == 0 && self.open() > self.limits.min_pool_size {
                 // Who wanted it is gone, or served.
                 return Ok(false);
@@ -475,6 +525,9 @@ impl Pool {
                     self.clock.sleep(pause).await;
                 }
                 Verdict::Leaves => {
+                    if !answers.locked {
+                        fleet.mishap.set(NO_TURN);
+                    }
                     tracing::info!(
                         pool = %self.name.database, user = %self.name.user, "{}", fleet.trouble()
                     );

@@ -345,7 +345,7 @@ async fn who_waits_in_vain_is_told_how_the_fleet_stands() {
     let cluster = cluster();
     let place = Place::on(&cluster);
     place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 3", place.name));
-    let toml = place.toml(&[("fleet_budget", "true"), ("query_wait_timeout", "3s"), ("fleet_census_period", PERIOD)]);
+    let toml = place.toml(&[("fleet_budget", "true"), ("query_wait_timeout", "7s"), ("fleet_census_period", PERIOD)]);
     let (first, second) = (start_pgweir(toml.clone()), start_pgweir(toml));
     let parameters = [("user", &*place.name), ("database", &*place.name)];
     let mut holder = Wire::connect(first.addr()).await.unwrap();
@@ -369,6 +369,72 @@ async fn who_waits_in_vain_is_told_how_the_fleet_stands() {
         assert!(begun.elapsed() < LONGEST_WAIT, "it never got its turn");
     }
     assert_eq!(logins(&cluster, &place.name).1, 0);
+}
+
+#[tokio::test]
+async fn a_pool_that_another_limit_of_this_process_stops_serves_its_clients_with_what_it_has() {
+    let cluster = cluster();
+    let place = Place::on(&cluster);
+    let other = format!("{}other", place.name);
+    cluster.psql("postgres", &format!("CREATE DATABASE {other} OWNER {}", place.name)).unwrap();
+    let (host, port) = (format!("databases.{other}.host"), format!("databases.{other}.port"));
+    let (user, password) = (format!("databases.{other}.user"), format!("databases.{other}.password"));
+    let number = cluster.port().to_string();
+    let further = [
+        ("fleet_budget", "true"),
+        ("max_user_connections", "2"),
+        (&*host, cluster.host()),
+        (&*port, &*number),
+        (&*user, &*place.name),
+        (&*password, PASSWORD),
+    ];
+    let pgweir = start_pgweir(place.toml(&settings(&further)));
+    let client = async |database: &str| {
+        let mut client = Wire::connect(pgweir.addr()).await.unwrap();
+        client.login_with(&[("user", &*place.name), ("database", database)], PASSWORD).await.unwrap();
+        client
+    };
+    let (mut holder, mut one, mut two) = (client(&place.name).await, client(&other).await, client(&other).await);
+    assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
+    let work = async |client: &mut Wire| {
+        for _ in 0..100 {
+            assert_value(&client.query("SELECT 1 FROM pg_sleep(0.001)").await.unwrap(), "1");
+        }
+    };
+    let both = async { tokio::join!(work(&mut one), work(&mut two)) };
+    tokio::time::timeout(SOON, both).await.expect("two clients of one connection are not served");
+    assert_eq!(holder.query("COMMIT").await.unwrap().status, b'I');
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_fit_beside_the_tag_is_not_lost() {
+    let site = Site::start(&[("fleet_budget", "true"), ("fleet_name", "web.1"), ("default_pool_size", "1")]);
+    for name in ["a name of forty-five bytes, which is too long ", "größer als es sein darf, größer als es sein darf"]
+    {
+        let mut client = site.client_with(&[("application_name", name)]).await;
+        let other = site.client_with(&[("application_name", "other")]).await;
+        let is = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let first = client.query(is).await.unwrap().value().unwrap().to_owned();
+        assert!(first.starts_with(&name[..4].replace('ö', "?")) || first.starts_with("gr"), "{first:?}");
+        for text in ["SET application_name = 'mine'", "RESET application_name", "SELECT 1"] {
+            assert_eq!(client.query(text).await.unwrap().error, None, "{text}");
+        }
+        assert_eq!(client.query(is).await.unwrap().value(), Some(&*first));
+        drop(other);
+    }
+}
+
+#[tokio::test]
+async fn a_statement_is_there_behind_a_new_tag() {
+    // A SET in between has the tag put back, by a query that destroys the server's unnamed statement.
+    let site = Site::start(&[("fleet_budget", "true"), ("default_pool_size", "1"), ("prepared_statements", "strip")]);
+    let mut client = site.client().await;
+    for round in 0..5 {
+        assert_value(&client.extended("SELECT $1::text", &[Some("x")]).await.unwrap(), "x");
+        let text = format!("SET application_name = 'n{round}'");
+        assert_eq!(client.query(&text).await.unwrap().error, None);
+        assert_value(&client.extended("SELECT $1::text", &[Some("x")]).await.unwrap(), "x");
+    }
 }
 
 #[tokio::test]

@@ -274,7 +274,7 @@ impl Relay {
             return Err(End::Broken("an audit nobody asked for"));
         };
         if !conn.tag.is_empty() {
-            untag(conn, &self.profile, &mut findings);
+            untag(conn, [&self.profile, &self.startup], &mut findings);
         }
         let marks = &mut active.marks;
         let failed = marks.pins.has(PinReason::Unknown);
@@ -360,14 +360,18 @@ impl Relay {
 }
 
 /// What an audit found of the name is the client's part of it. If that is all there is, the client took the tag away.
-fn untag(conn: &mut ServerConn, profile: &settings::Profile, findings: &mut Findings) {
+///
+/// One that was cut to fit beside the tag is known by what the client had or has: its profiles, the present one first.
+fn untag(conn: &mut ServerConn, profiles: [&settings::Profile; 2], findings: &mut Findings) {
     conn.untagged = false;
     let is_name = |(name, _): &settings::Entry| **name == *settings::APPLICATION_NAME;
     let Some(at) = findings.settings.iter().position(is_name) else { return };
     let Some((name, told)) = findings.settings.get_mut(at) else { return };
     conn.untagged = !told.ends_with(conn.tag.as_bytes());
-    let shown: Box<[u8]> = conn.shown(told, profile.get(name)).into();
-    if shown.is_empty() && !conn.untagged && profile.get(name).is_none() {
+    let mut owns = profiles.iter().filter_map(|profile| profile.get(name));
+    let own = owns.find(|own| settings::tagged(own, &conn.tag) == **told);
+    let shown: Box<[u8]> = conn.shown(told, own).into();
+    if shown.is_empty() && !conn.untagged && profiles[0].get(name).is_none() {
         // The client has set none.
         findings.settings.remove(at);
     } else {
