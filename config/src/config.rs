@@ -60,6 +60,9 @@ pub struct Sources<'a> {
     pub args: &'a [String],
 }
 
+/// A layer of variables.
+type EnvLayer = fn(&mut Draft, &[(String, String)]);
+
 /// One line of [`Config::describe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
@@ -82,7 +85,7 @@ impl Config {
     ///
     /// Every fault of every layer, and every contradiction between values.
     pub fn from_sources(sources: Sources<'_>) -> Result<Self, Faults> {
-        Self::build(Draft::default(), sources)
+        Self::build(Draft::default(), sources, |_, _| {})
     }
 
     /// As [`Config::from_sources`], with the file that `--config` or `PGWEIR_CONFIG` names; without either, no file.
@@ -92,7 +95,25 @@ impl Config {
     /// As [`Config::from_sources`]; a file that is missing, unreadable, larger than 16 MiB or not UTF-8 is a fault,
     /// and so are those of `auth_file` and `auth_ident_file`, if nothing else is wrong.
     pub fn load(args: &[String], env: &[(String, String)]) -> Result<Self, Faults> {
-        let mut draft = Draft::default();
+        Self::load_draft(Draft::default(), args, env, |_, _| {})
+    }
+
+    /// As [`Config::load`], with `base` in place of the defaults, and with the variables of [`crate::BUILDPACK`]: for
+    /// `pgweir exec`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_exec(base: Self, args: &[String], env: &[(String, String)]) -> Result<Self, Faults> {
+        Self::load_draft(Draft::over(base), args, env, env::read_buildpack)
+    }
+
+    fn load_draft(
+        mut draft: Draft,
+        args: &[String],
+        env: &[(String, String)],
+        aliases: EnvLayer,
+    ) -> Result<Self, Faults> {
         let mut file = None;
         if let Some((path, origin)) = config_path(args, env) {
             match read_file(path) {
@@ -104,7 +125,7 @@ impl Config {
             }
         }
         let file = file.as_ref().map(|(path, text)| (*path, text.as_str()));
-        let config = Self::build(draft, Sources { file, env, args })?;
+        let config = Self::build(draft, Sources { file, env, args }, aliases)?;
         config.read_auth_file()?;
         config.read_ident_map()?;
         Ok(config)
@@ -152,10 +173,11 @@ impl Config {
         settings::all().filter(move |setting| setting.show(self) != setting.show(new))
     }
 
-    fn build(mut draft: Draft, sources: Sources<'_>) -> Result<Self, Faults> {
+    fn build(mut draft: Draft, sources: Sources<'_>, aliases: EnvLayer) -> Result<Self, Faults> {
         if let Some((path, text)) = sources.file {
             file::read(&mut draft, path, text);
         }
+        aliases(&mut draft, sources.env);
         env::read(&mut draft, sources.env);
         args::read(&mut draft, sources.args);
         draft.finish()

@@ -27,6 +27,11 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// A draft whose weakest layer is `base` in place of the defaults.
+    pub(crate) fn over(base: Config) -> Self {
+        Self { config: base, ..Self::default() }
+    }
+
     /// The finished configuration, or all faults in the order of the layers.
     pub(crate) fn finish(mut self) -> Result<Config, Faults> {
         check::fill_hosts(&mut self.config);

@@ -33,6 +33,7 @@ impl fmt::Display for Fault {
         write!(f, ": {}", self.problem)?;
         match &self.origin {
             Some(Origin::Default) => f.write_str(" (the default)")?,
+            Some(Origin::Exec) => f.write_str(" (the default of exec)")?,
             Some(origin) => write!(f, " (from {})", Path(origin))?,
             None => {}
         }

@@ -17,6 +17,8 @@
 //! | `config` | [`Config`] and the four layers |
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
 //! | `file`, `env`, `args`, `url` | one source syntax each |
+//! | `app_url` | [`AppUrl`]: a URL as an application has it, for `pgweir exec` |
+//! | `preset` | the defaults that differ under `pgweir exec` |
 //! | `check`, `tls` | what no single value can tell |
 //! | `ident` | [`IdentMap`]: whom a user of the system or a certificate may log in as |
 //! | `userlist` | [`UserList`]: the users of `auth_file` |
@@ -24,6 +26,7 @@
 //!
 //! The crate knows nothing of the program that uses it.
 
+mod app_url;
 mod args;
 mod check;
 mod choices;
@@ -37,6 +40,7 @@ mod ident;
 mod login;
 mod network;
 mod origin;
+mod preset;
 mod secret;
 mod setting;
 pub mod settings;
@@ -46,18 +50,20 @@ mod typed;
 mod url;
 mod userlist;
 
+pub use app_url::{AppUrl, Surroundings};
 pub use choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
     SslNegotiation, StatementMode,
 };
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
-pub use env::environment;
+pub use env::{BUILDPACK, environment};
 pub use fault::{Fault, Faults, Problem};
 pub use ident::IdentMap;
 pub use login::{AuthMethod, CommandLine, RequireAuth};
 pub use network::Networks;
 pub use origin::Origin;
+pub use preset::{EXEC, Preset, exec_base};
 pub use secret::Secret;
 pub use setting::{Bounds, Reload, Setting};
 pub use settings::{Auth, Client, Fleet, Http, Listen, Log, Pool, Process, Server, Tls};

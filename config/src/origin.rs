@@ -7,6 +7,8 @@ pub enum Origin {
     /// Nobody set it.
     #[default]
     Default,
+    /// Nobody set it, and `pgweir exec` has a default of its own.
+    Exec,
     /// A line of the configuration file.
     File {
         /// The file's path as it was given.
@@ -42,6 +44,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Exec => f.write_str("default of exec"),
             Self::File { path, line } => write!(f, "{path}:{line}"),
             Self::Path { path } => f.write_str(path),
             Self::Env { name } | Self::Flag { name } => f.write_str(name),

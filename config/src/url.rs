@@ -32,6 +32,15 @@ pub enum UrlProblem {
     /// A query key that is no key of a database entry.
     #[error("the URL has a query key that is no key of [databases.NAME]")]
     QueryKey,
+    /// A key of libpq's, in the query or as a variable, that cannot be honoured.
+    #[error("{0} cannot be honoured")]
+    Unsupported(&'static str),
+    /// A key of libpq's with a value that it does not have.
+    #[error("{0} has a value that libpq does not know")]
+    Value(&'static str),
+    /// Neither the URL nor anything else says which database, or as whom.
+    #[error("nothing says {0}")]
+    Missing(&'static str),
 }
 
 impl UrlProblem {
@@ -39,7 +48,7 @@ impl UrlProblem {
     #[must_use]
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::Scheme => "Write postgres://user:password@host:port/dbname.",
+            Self::Scheme | Self::Missing(_) => "Write postgres://user:password@host:port/dbname.",
             Self::Port => {
                 "Write the port in digits; if the password holds @, /, ? or #, percent-encode them (%40, %2F, %3F, %23)."
             }
@@ -51,6 +60,8 @@ impl UrlProblem {
             Self::Nul => "Remove the %00.",
             Self::NoUser => "Write user:password@ in front of the host.",
             Self::QueryKey => "Remove it, or use pool_size, pool_mode or another key of [databases.NAME].",
+            Self::Unsupported(_) => "Remove it, or write the URL without it.",
+            Self::Value(_) => "Write one of libpq's values.",
         }
     }
 }
@@ -89,12 +100,17 @@ impl Target {
             target.problems.push(UrlProblem::Reserved);
         }
         let (rest, query) = split(rest, '?');
-        let (authority, path) = split(rest, '/');
-        target.read_authority(authority);
-        target.read_path(path.unwrap_or_default());
+        target.read_place(rest);
         target.read_query(query.unwrap_or_default());
         target.problems.dedup();
         target
+    }
+
+    /// Reads what stands between the scheme and the query: who, where and which database.
+    pub(crate) fn read_place(&mut self, place: &str) {
+        let (authority, path) = split(place, '/');
+        self.read_authority(authority);
+        self.read_path(path.unwrap_or_default());
     }
 
     fn read_authority(&mut self, authority: &str) {
@@ -178,14 +194,14 @@ impl Target {
     }
 }
 
-fn split(text: &str, at: char) -> (&str, Option<&str>) {
+pub(crate) fn split(text: &str, at: char) -> (&str, Option<&str>) {
     match text.split_once(at) {
         Some((head, tail)) => (head, Some(tail)),
         None => (text, None),
     }
 }
 
-fn percent_decode(text: &str) -> Result<String, UrlProblem> {
+pub(crate) fn percent_decode(text: &str) -> Result<String, UrlProblem> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
