@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgweir_config::Config;
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
@@ -72,32 +72,32 @@ pub fn start(
     let secrets = Secrets::new(&config, users)?;
     let (commands, orders) = mpsc::unbounded_channel();
     let (done, finished) = oneshot::channel();
-    let runtime_check = Builder::new_current_thread().enable_io().build_local(LocalOptions::default());
-    drop(runtime_check?);
+    // Made by the thread that it is for.
+    let (made, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
         let context = move |clock| Context::new(config, secrets, keyring, clock);
-        let summary = run(context, listeners, shared, orders);
+        let pauses = Pauses::default();
+        let runtime = match event_loop(&pauses) {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(made.send(Err(error))),
+        };
+        let _ = made.send(Ok(()));
+        let worker = Worker { context: context(Clock::new(pauses)), shared, ticks: 0, stage: Stage::Serving };
+        let summary = runtime.block_on(worker.run(listeners, orders));
         let summary = summary.unwrap_or_else(|error| {
             tracing::error!(%error, "the worker's event loop failed");
             Summary::default()
         });
         let _ = done.send(summary);
     })?;
+    outcome.recv().map_err(|_| io::Error::other("the worker's thread ended at once"))??;
     Ok(WorkerHandle { commands, finished, thread })
 }
 
-fn run(
-    context: impl FnOnce(Clock) -> Rc<Context>,
-    listeners: Vec<Listener>,
-    shared: Arc<Shared>,
-    orders: mpsc::UnboundedReceiver<Command>,
-) -> io::Result<Summary> {
-    let pauses = Pauses::default();
+fn event_loop(pauses: &Pauses) -> io::Result<LocalRuntime> {
     let pause = pauses.clone();
     let mut builder = Builder::new_current_thread();
-    let runtime = builder.enable_io().on_thread_unpark(move || pause.over()).build_local(LocalOptions::default())?;
-    let worker = Worker { context: context(Clock::new(pauses)), shared, ticks: 0, stage: Stage::Serving };
-    runtime.block_on(worker.run(listeners, orders))
+    builder.enable_io().on_thread_unpark(move || pause.over()).build_local(LocalOptions::default())
 }
 
 /// ```text
@@ -161,6 +161,8 @@ impl Worker {
             pool.tick();
         }
         self.ticks = self.ticks.wrapping_add(1);
+        #[cfg(debug_assertions)]
+        panic_if_told(self.ticks);
         if self.ticks.is_multiple_of(TICKS_PER_PUBLICATION) {
             self.context.registry.wake_away();
             self.context.router.sweep();
@@ -250,6 +252,18 @@ impl Worker {
         };
         self.shared.publish(Arc::new(snapshot), now);
     }
+}
+
+/// For the test that `pgweir exec` starts another worker. Never in a release build.
+#[cfg(debug_assertions)]
+#[allow(clippy::panic, reason = "it is the point")]
+fn panic_if_told(ticks: u32) {
+    /// Two seconds.
+    const TICKS: u32 = 20;
+    assert!(
+        ticks != TICKS || std::env::var_os("PGWEIR_TEST_PANIC").is_none_or(|what| what != "worker"),
+        "told to panic by a test"
+    );
 }
 
 fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, transaction]: [Duration; 4]) -> Order {

@@ -29,6 +29,20 @@ pub enum Listener {
 }
 
 impl Listener {
+    /// The same socket once more: it listens as long as one of them lives. The file stays with the first.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system reports.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
+            Self::Unix { socket, path, .. } => {
+                Self::Unix { socket: socket.try_clone()?, file: None, path: path.clone() }
+            }
+        })
+    }
+
     /// Address and port, or path; for logs.
     ///
     /// # Errors

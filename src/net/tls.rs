@@ -12,6 +12,7 @@ mod files;
 mod handshake;
 mod host;
 mod keyring;
+mod made;
 mod records;
 mod traffic_key;
 mod verifier;
@@ -40,6 +41,7 @@ pub use connector::{ConnectError, Connector, Try};
 pub use files::FileFault;
 pub use handshake::HandshakeError;
 pub use keyring::{Keyring, Keys, Watch};
+pub use made::{NotMade, made_identity};
 
 /// The longest plaintext of one record; bytes.
 ///

@@ -32,7 +32,7 @@ struct Stamp {
 
 /// The users cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum UsersError {
+pub enum UsersError {
     /// The file has faults.
     #[error("{0}")]
     Faults(#[from] Faults),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pgweir_config::{Config, SYSTEM, ServerTls, SslMode};
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
+use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 
 use super::acceptor::Acceptor;
@@ -36,6 +37,8 @@ impl Keys {
 pub struct Keyring {
     config: Arc<Config>,
     provider: Arc<CryptoProvider>,
+    /// Shown to clients where no file is named.
+    made: Option<CertifiedKey>,
     current: Mutex<Arc<Keys>>,
 }
 
@@ -46,9 +49,18 @@ impl Keyring {
     ///
     /// Every fault of every file.
     pub fn load(config: Arc<Config>) -> Result<Self, Vec<FileFault>> {
+        Self::load_with(config, None)
+    }
+
+    /// As [`Keyring::load`], and shows clients a [made](super::made_identity) certificate where no file is named.
+    ///
+    /// # Errors
+    ///
+    /// As [`Keyring::load`].
+    pub fn load_with(config: Arc<Config>, made: Option<CertifiedKey>) -> Result<Self, Vec<FileFault>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let keys = read(&config, &provider)?;
-        Ok(Self { config, provider, current: Mutex::new(Arc::new(keys)) })
+        let keys = read(&config, made.as_ref(), &provider)?;
+        Ok(Self { config, provider, made, current: Mutex::new(Arc::new(keys)) })
     }
 
     /// What is in use.
@@ -63,7 +75,7 @@ impl Keyring {
     ///
     /// Every fault of every file; then the old keys stay in use.
     pub fn reload(&self) -> Result<(), Vec<FileFault>> {
-        let keys = Arc::new(read(&self.config, &self.provider)?);
+        let keys = Arc::new(read(&self.config, self.made.as_ref(), &self.provider)?);
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(())
     }
@@ -133,9 +145,9 @@ fn paths(config: &Config) -> Vec<String> {
     paths
 }
 
-fn read(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<FileFault>> {
+fn read(config: &Config, made: Option<&CertifiedKey>, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<FileFault>> {
     let mut faults = Vec::new();
-    let acceptor = read_acceptor(config, provider, &mut faults);
+    let acceptor = read_acceptor(config, made, provider, &mut faults);
     let mut connectors = BTreeMap::new();
     // Entries that lead to the same server in the same way have one connector, and so its sessions.
     let mut known: BTreeMap<(String, u16, ServerTls), Arc<Connector>> = BTreeMap::new();
@@ -153,6 +165,7 @@ fn read(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<Fil
 
 fn read_acceptor(
     config: &Config,
+    own: Option<&CertifiedKey>,
     provider: &Arc<CryptoProvider>,
     faults: &mut Vec<FileFault>,
 ) -> Option<Arc<Acceptor>> {
@@ -164,7 +177,10 @@ fn read_acceptor(
     let named = |key: &str, path: &String| Named { key: key.to_owned(), path: path.clone() };
     let cert = named("client_tls_cert_file", &tls.client_tls_cert_file);
     let key = named("client_tls_key_file", &tls.client_tls_key_file);
-    let identity = files::identity(&cert, &key, provider).map_err(|found| faults.extend(found)).ok();
+    let identity = match own.filter(|_| cert.path.is_empty() && key.path.is_empty()) {
+        Some(own) => Some(own.clone()),
+        None => files::identity(&cert, &key, provider).map_err(|found| faults.extend(found)).ok(),
+    };
     let mut authorities = None;
     if mode >= SslMode::VerifyCa {
         let found = files::roots(&named("client_tls_ca_file", &tls.client_tls_ca_file));
