@@ -15,7 +15,8 @@
 //! | 5 | [`client`] | one client connection: login, relay (the hot path), inspection, aftermath |
 //! | 6 | [`observe`] | HTTP endpoints, log lines |
 //! | 7 | [`worker`] | one thread and its event loop: owns pools and sessions |
-//! | 8 | [`supervisor`], [`check`], `demo` | start, signals, drain; checking a configuration; the demonstration |
+//! | 8 | [`supervisor`], [`check`], `demo` | start, data plane, signals, drain; checking a configuration; the demonstration |
+//! | 9 | [`sidecar`] | `pgweir exec`: environment discovery, the application beside the data plane |
 //!
 //! The way of a query is `client/relay.rs`, read down the page. The wire protocol is the crate
 //! [`pgweir_proto`], the settings are the crate [`pgweir_config`].
@@ -37,6 +38,7 @@ pub mod pool;
 pub mod prepared;
 pub mod route;
 pub mod settings;
+pub mod sidecar;
 pub mod sql;
 pub mod state;
 pub mod stats;

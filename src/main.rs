@@ -2,11 +2,13 @@
 //!
 //! Exit codes: 0 all well, 1 something failed while running, 2 a faulty configuration or command line.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use pgweir::sidecar;
 use pgweir_config::{Bounds, Config, settings};
 
 /// Exit code of a faulty configuration or command line; clap's own is the same.
@@ -28,7 +30,24 @@ struct Cli {
 enum Command {
     /// Run the pooler.
     Serve(Settings),
+    /// Run a command with a pooler beside it: pgweir exec [--KEY=VALUE].. -- CMD ARGS.
+    ///
+    /// `DATABASE_URL` (and `HEROKU_POSTGRESQL_*_URL`, or the variables that `PGWEIR_URLS` names) of the command lead to the
+    /// pooler, which listens on a free port of this machine; `NAME_DIRECT` has the URL as it was. Signals go to the command,
+    /// and its exit code is ours. If the pooler cannot start, the command runs with its URLs as they are
+    /// (`PGWEIR_ON_FAILURE=direct|exit`). `PGWEIR_ENABLED=0` switches it off; `PGWEIR_FORWARD_TERM=auto|always|never`.
+    Exec(Settings),
+    /// Show what exec would make of the URLs in this environment, without secrets.
+    Urls(Settings),
+    /// Show what each `pgweir exec` on this machine does.
+    Status {
+        /// As a JSON array, for programs.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show every setting and its origin, then try each database and report the limits that bind.
+    ///
+    /// Without --config and --database, and with a URL that exec would find, it checks what exec would run.
     Check(Settings),
     /// Start a private Postgres primary and follower, and drive a few hundred clients through the pooler.
     ///
@@ -46,9 +65,19 @@ struct Settings {
 }
 
 fn main() -> ExitCode {
+    // The command's words are its own, in whatever encoding.
+    let typed: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((_, rest)) = typed.split_first().filter(|(first, _)| *first == "exec") {
+        return sidecar::exec(rest, &variables(), || help("exec"));
+    }
     match Cli::parse().command {
         Command::Serve(settings) => with_config("serve", &settings.args, pgweir::supervisor::run),
-        Command::Check(settings) => with_config("check", &settings.args, |config| pgweir::check::run(&config)),
+        Command::Check(settings) => check(&settings.args),
+        Command::Urls(settings) if wants_help(&settings.args) => print_help("urls"),
+        Command::Urls(settings) => sidecar::urls(&settings.args, &variables()),
+        Command::Status { json } => sidecar::status(json),
+        // Taken above, whatever stands behind it.
+        Command::Exec(_) => ExitCode::from(USAGE),
         #[cfg(feature = "demo")]
         Command::Demo => pgweir::demo::run(),
     }
@@ -56,13 +85,11 @@ fn main() -> ExitCode {
 
 /// Puts the configuration together and hands it on; prints its faults, one per line, if it has any.
 fn with_config(name: &str, args: &[String], run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
-        // A reader that has gone away, such as `| head`, is no reason to fail.
-        let _ = io::stdout().write_all(help(name).as_bytes());
-        return ExitCode::SUCCESS;
+    if wants_help(args) {
+        return print_help(name);
     }
-    let mut env = pgweir_config::environment();
-    env.retain(|(variable, _)| !NOT_SETTINGS.contains(&variable.as_str()));
+    let mut env = variables();
+    env.retain(|(variable, _)| !sidecar::VARIABLES.contains(&variable.as_str()));
     match Config::load(args, &env) {
         Ok(config) => run(config),
         Err(faults) => {
@@ -72,11 +99,51 @@ fn with_config(name: &str, args: &[String], run: impl FnOnce(Config) -> ExitCode
     }
 }
 
+/// Checks the configuration that is named, else what `exec` would run, else the defaults, whose faults say what is missing.
+fn check(args: &[String]) -> ExitCode {
+    let names = |word: &String| ["--config", "--database"].iter().any(|flag| word.starts_with(flag));
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if wants_help(args) || args.iter().any(names) || set("PGWEIR_CONFIG") || set("PGWEIR_DATABASES") {
+        return with_config("check", args, |config| pgweir::check::run(&config));
+    }
+    match sidecar::configurations(args, &variables()) {
+        Ok(configs) if configs.is_empty() => with_config("check", args, |config| pgweir::check::run(&config)),
+        Ok(configs) => {
+            let codes: Vec<ExitCode> = configs.iter().map(pgweir::check::run).collect();
+            codes.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
+        }
+        Err(fault) => {
+            let _ = writeln!(io::stderr(), "{fault}");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// The environment without what is not for the program.
+fn variables() -> Vec<(String, String)> {
+    let mut variables = pgweir_config::environment();
+    variables.retain(|(variable, _)| !NOT_SETTINGS.contains(&variable.as_str()));
+    variables
+}
+
+fn wants_help(args: &[String]) -> bool {
+    args.iter().any(|arg| arg == "--help" || arg == "-h")
+}
+
+fn print_help(name: &str) -> ExitCode {
+    // A reader that has gone away, such as `| head`, is no reason to fail.
+    let _ = io::stdout().write_all(help(name).as_bytes());
+    ExitCode::SUCCESS
+}
+
 /// The help of a subcommand that takes settings: what it does, and the table of all settings.
 fn help(name: &str) -> String {
     let mut cli = Cli::command();
-    let about = cli.find_subcommand_mut(name).and_then(|command| command.get_about().map(ToString::to_string));
-    let mut text = format!("{}\n\nUsage: pgweir {name} [--KEY=VALUE]...\n\n", about.unwrap_or_default());
+    let about = cli
+        .find_subcommand_mut(name)
+        .and_then(|command| command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string));
+    let words = if name == "exec" { " -- CMD ARGS" } else { "" };
+    let mut text = format!("{}\n\nUsage: pgweir {name} [--KEY=VALUE]...{words}\n\n", about.unwrap_or_default());
     text.push_str(
         "Defaults < file < environment (PGWEIR_<KEY>) < command line. Besides the settings:\n\
          \x20 --config FILE             the TOML file (or PGWEIR_CONFIG)\n\

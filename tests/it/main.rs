@@ -17,6 +17,7 @@ mod cancel;
 mod costs;
 mod crowd;
 mod drivers;
+mod exec;
 mod figures;
 mod fleet;
 mod floors;

@@ -1,0 +1,133 @@
+//! A wrapper's longer life: failures of the data plane and of the server, deploys, real applications.
+
+use std::time::Duration;
+
+use pgweir_harness::{Cluster, ClusterOptions, wait_until};
+
+use super::wrapped::Wrapping;
+use super::{place, url};
+use crate::drivers::{python, scripts};
+use crate::support::{Place, SOON};
+use crate::tls::TlsPrimary;
+use crate::tls::pki::self_signed;
+
+/// An application of `tests/drivers` under a wrapper.
+fn application(program: &str, file: &str, place: &Place<'_>, arguments: &[&str]) -> Wrapping {
+    let path = scripts().join(file);
+    let mut words = vec!["exec", "--", program, path.to_str().unwrap()];
+    words.extend(arguments);
+    Wrapping::new(&words).var("DATABASE_URL", &url(place))
+}
+
+/// The drivers' Python.
+fn snake() -> String {
+    python().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_data_plane_that_fails_is_started_anew_and_the_application_lives() {
+    let (place, _, _) = place();
+    // The worker panics two seconds after each start.
+    let wrapped =
+        application(&snake(), "exec_persistent.py", &place, &["6"]).var("PGWEIR_TEST_PANIC", "worker").start();
+    let ended = wrapped.finish();
+    assert!(ended.err.matches("data plane started anew").count() >= 2, "{}", ended.err);
+    let out = ended.well();
+    let (worked, failed) = figures(&out);
+    assert!(worked > 30 && failed > 0 && failed < worked, "{out}");
+    wait_until(SOON, || place.servers() == 0);
+}
+
+/// What `exec_persistent.py` says: queries that worked, and those that failed.
+fn figures(out: &str) -> (u32, u32) {
+    let mut numbers = out.split_whitespace().map(|word| word.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[test]
+fn a_primary_that_restarts_under_load_is_found_again() {
+    let cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    let place = Place::on(&cluster);
+    let wrapped = application(&snake(), "exec_persistent.py", &place, &["6"]).start();
+    wait_until(SOON, || place.servers() > 0);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.restart().unwrap();
+    }
+    let ended = wrapped.finish();
+    assert!(!ended.err.contains("data plane"), "{}", ended.err);
+    let (worked, failed) = figures(&ended.well());
+    assert!(worked > 30 && failed < worked, "{worked} worked, {failed} failed");
+}
+
+#[test]
+fn a_password_that_is_revoked_is_told_at_once_and_not_tried_again_and_again() {
+    let (place, url, psql) = place();
+    let script =
+        format!("{psql} 'SELECT 1'; echo asked; read line; for n in 1 2 3; do {psql} 'SELECT 2'; done; exit 0");
+    let mut wrapped = Wrapping::sh(&url, &script).start();
+    wrapped.await_said("asked");
+    place.cluster.psql("postgres", &format!("ALTER ROLE {} PASSWORD 'another-secret'", place.name)).unwrap();
+    for pid in place.server_pids() {
+        place.psql(&format!("SELECT pg_terminate_backend({pid})"));
+    }
+    wait_until(SOON, || place.servers() == 0);
+    wrapped.tell("go on");
+    let ended = wrapped.finish();
+    assert!(ended.err.contains("password authentication failed"), "{}", ended.err);
+    assert_eq!(ended.out, "1\nasked\n", "nobody got in");
+    let log = place.cluster.log_text();
+    let failed = format!("password authentication failed for user \"{}\"", place.name);
+    let tries = log.lines().filter(|line| line.contains(&failed)).count();
+    assert!((1..=6).contains(&tries), "{tries} logins for 3 clients");
+}
+
+#[test]
+fn the_old_and_the_new_serve_side_by_side_and_the_old_leaves_nothing() {
+    let (place, url, psql) = place();
+    let watch = place.cap_watch(4);
+    let script = format!(
+        "trap 'asked=1' TERM; echo ready; while [ -z \"$asked\" ]; do {psql} 'SELECT pg_sleep(0.01)' & {psql} 'SELECT pg_sleep(0.01)' & \
+         {psql} 'SELECT pg_sleep(0.01)' & wait; wait; wait; wait; echo round; done; {psql} 'SELECT 7'"
+    );
+    let start = || {
+        let wrapped = Wrapping::sh(&url, &script).var("PGBOUNCER_DEFAULT_POOL_SIZE", "2").start();
+        wrapped.await_said("round");
+        wrapped
+    };
+    let mut old = start();
+    for _ in 0..2 {
+        let new = start();
+        old.signal(libc::SIGTERM);
+        let ended = old.finish();
+        assert!(!ended.err.contains("psql: error"), "{}", ended.err);
+        assert!(ended.well().ends_with("7\n"));
+        wait_until(SOON, || place.servers() <= 2);
+        assert!(!new.log().contains("psql: error"), "{}", new.log());
+        old = new;
+    }
+    old.signal(libc::SIGTERM);
+    old.finish().well();
+    wait_until(SOON, || place.servers() == 0);
+    assert!(watch.finish() > 0);
+}
+
+#[test]
+fn activerecord_and_django_run_under_it_with_tls_to_a_self_signed_server() {
+    let primary = TlsPrimary::take();
+    primary.show(&self_signed(|_| {}));
+    primary.hba("hostssl all all 127.0.0.1/32 scram-sha-256");
+    let place = Place::on(&primary.0);
+    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {}", place.name));
+    let snake = snake();
+    for (program, file) in [("ruby", "exec_activerecord.rb"), (snake.as_str(), "exec_django.py")] {
+        let watch = place.cap_watch(2);
+        let url = format!("{}?sslmode=require", url(&place));
+        let wrapping = application(program, file, &place, &[]).var("PGBOUNCER_DEFAULT_POOL_SIZE", "2");
+        let ended = wrapping.var("DATABASE_URL", &url).finish();
+        assert_eq!(ended.well(), "ok\n", "{file}");
+        assert!(watch.finish() > 0, "{file}");
+        wait_until(SOON, || place.servers() == 0);
+    }
+    primary.hba("host all all 127.0.0.1/32 trust");
+}
