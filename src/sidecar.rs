@@ -71,9 +71,9 @@ use futures_util::future::select_all;
 use pgweir_config::{Config, Secret, SslMode, Surroundings, socket_path};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::net::tls::{Keyring, made_identity};
+use crate::net::tls::Keyring;
 use crate::net::{self, Listener};
-use crate::observe;
+use crate::observe::{self, Stage};
 use crate::supervisor::{self, Plane, StartError};
 
 use child::Limits;
@@ -265,9 +265,9 @@ fn prepare(settings: &[String], variables: &[(String, String)], wishes: &Wishes)
     }
     let (mut all, mut keyrings, mut listeners, mut addresses) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for mut config in configs {
-        let made = offer_tls(&mut config)?;
+        let makes = offer_tls(&mut config);
         let config = Arc::new(config);
-        let keyring = Keyring::load_with(Arc::clone(&config), made).map_err(|faults| {
+        let keyring = Keyring::load_or_make(Arc::clone(&config), makes).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             Failure::new(faults.join("; "), USAGE)
         })?;
@@ -282,14 +282,13 @@ fn prepare(settings: &[String], variables: &[(String, String)], wishes: &Wishes)
     Ok(Some(Prepared { plan, configs: all, keyrings, listeners, addresses }))
 }
 
-/// Clients that insist on TLS get it, by a certificate that is made now, unless the settings say otherwise.
-fn offer_tls(config: &mut Config) -> Result<Option<rustls::sign::CertifiedKey>, Failure> {
-    if config.origins.contains_key("client_tls_sslmode") {
-        return Ok(None);
+/// Clients that insist on TLS get it, by a certificate that is made then, unless the settings say otherwise.
+fn offer_tls(config: &mut Config) -> bool {
+    let is_set = config.origins.contains_key("client_tls_sslmode");
+    if !is_set {
+        config.tls.client_tls_sslmode = SslMode::Allow;
     }
-    let made = made_identity().map_err(|error| Failure::new(error, FAILURE))?;
-    config.tls.client_tls_sslmode = SslMode::Allow;
-    Ok(Some(made))
+    !is_set
 }
 
 /// Where the application connects: the first listener's address, on this machine.
@@ -444,6 +443,9 @@ impl Keeper {
         let (life, order) = self.life.on(event, now, &self.rules);
         if self.life.is_terminated() != life.is_terminated() {
             self.board.set_draining(life.is_terminated());
+            if life.is_terminated() {
+                self.planes().for_each(|plane| plane.shared().enter(Stage::Draining));
+            }
         }
         self.life = life;
         match order {

@@ -41,7 +41,6 @@ pub use connector::{ConnectError, Connector, Try};
 pub use files::FileFault;
 pub use handshake::HandshakeError;
 pub use keyring::{Keyring, Keys, Watch};
-pub use made::{NotMade, made_identity};
 
 /// The longest plaintext of one record; bytes.
 ///

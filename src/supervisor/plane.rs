@@ -199,12 +199,14 @@ impl Plane {
         http: Option<TcpListener>,
     ) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(Instant::now()));
-        let exporter = Arc::new(Exporter::new());
+        // Only who is asked for metrics needs them. Making the first exporter of a process costs 30 ms.
+        let exporter = http.is_some().then(|| Arc::new(Exporter::new()));
         let auth_file = AuthFile::read(Arc::clone(config))?;
         for listener in &listeners {
             log_listener("postgres", listener.address())?;
         }
-        let http = http.map(|listener| start_http(listener, &shared, &exporter)).transpose()?;
+        let http = http.zip(exporter.as_ref()).map(|(listener, exporter)| start_http(listener, &shared, exporter));
+        let http = http.transpose()?;
         let users = auth_file.users();
         let worker = worker::start(Arc::clone(config), users, listeners, Arc::clone(keyring), Arc::clone(&shared));
         let WorkerHandle { commands, finished, thread } = worker.map_err(doing("starting the worker's thread"))?;
@@ -219,7 +221,7 @@ impl Plane {
             // After a pause of the machine one tick is as good as a hundred.
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let desk = Desk::new(Arc::clone(keyring), commands, shared, Publisher::new(exporter), reload);
+        let desk = Desk::new(Arc::clone(keyring), commands, shared, exporter.map(Publisher::new), reload);
         let shutdown_timeout = config.process.shutdown_timeout;
         Ok(Self { phase: Phase::Running, shutdown_timeout, desk, finished, thread, http, ticks, periods, looks })
     }
@@ -341,7 +343,7 @@ struct Desk {
     shared: Arc<Shared>,
     /// Told at SIGHUP.
     reload: Arc<Notify>,
-    publisher: Publisher,
+    publisher: Option<Publisher>,
     published: Option<Arc<Snapshot>>,
     pool_log: PoolLog,
     /// When it began to work.
@@ -355,7 +357,7 @@ impl Desk {
         keyring: Arc<Keyring>,
         commands: mpsc::UnboundedSender<Command>,
         shared: Arc<Shared>,
-        publisher: Publisher,
+        publisher: Option<Publisher>,
         reload: Arc<Notify>,
     ) -> Self {
         let since = Instant::now();
@@ -433,7 +435,9 @@ impl Desk {
         if let Some(latest) =
             latest.filter(|latest| !self.published.as_ref().is_some_and(|old| Arc::ptr_eq(old, latest)))
         {
-            self.publisher.publish(&latest);
+            if let Some(publisher) = &mut self.publisher {
+                publisher.publish(&latest);
+            }
             self.published = Some(latest);
         }
         let silence = self.shared.since_tick(now).unwrap_or(now.saturating_duration_since(self.since));

@@ -14,10 +14,11 @@ use pgweir_harness::{Pgweir, PgweirOptions};
 use tokio::sync::Mutex;
 
 use crate::crowd::{Crowd, Script, Way};
-use crate::support::{Place, SOON, options, primary};
+use crate::exec::wrapped::Wrapping;
+use crate::support::{PASSWORD, Place, SOON, options, primary};
 use crate::tls::client::{self, TlsClient};
-use crate::tls::pki::{Authority, Folder};
-use crate::tls::show;
+use crate::tls::pki::{Authority, Folder, self_signed};
+use crate::tls::{TlsPrimary, show};
 
 /// User instructions per transaction of 16 clients with simple queries, at most: what is committed has to meet it. What is
 /// measured depends by some 2 % on how much is found by each `epoll_wait`, and is held against what is committed.
@@ -46,6 +47,12 @@ const IDLE_TLS_CLIENTS: usize = 1000;
 
 /// Rounds in which something is counted, at most; see [`Fewest`].
 const ROUNDS: u32 = 8;
+
+/// From the start of `pgweir exec` to the first word of its command, at most; milliseconds.
+const EXEC_START_MS_BAR: f64 = 20.0;
+
+/// Resident memory of an idle `pgweir exec` that has a server connection with TLS, at most; MiB.
+const EXEC_RSS_MIB_BAR: f64 = 8.0;
 
 /// How far the figures may be from the committed ones; shares of these.
 const INSTRUCTION_TOLERANCE: f64 = 0.05;
@@ -357,6 +364,39 @@ async fn an_idle_tls_client_costs_little_memory_after_a_large_transaction_too() 
     drop((first, idle));
     let measured = ratio(grown, IDLE_TLS_CLIENTS);
     assert_none(&check("idle_tls_kib", measured, IDLE_TLS_KIB_BAR, TLS_MEMORY_TOLERANCE));
+}
+
+#[tokio::test]
+async fn the_command_of_exec_starts_soon_and_its_wrapper_stays_small() {
+    let _alone = ALONE.lock().await;
+    let mut soonest = f64::INFINITY;
+    for _ in 0..20 {
+        let begun = Instant::now();
+        let wrapped = Wrapping::of(release(), &["exec", "echo", "started"]).var("DATABASE_URL", "postgres://u:p@h/d").start();
+        wrapped.await_said("started");
+        soonest = soonest.min(begun.elapsed().as_secs_f64() * 1000.0);
+        wrapped.finish().well();
+    }
+    eprintln!("exec_start_ms = {soonest:.2}");
+    let primary = TlsPrimary::take();
+    primary.show(&self_signed(|_| {}));
+    let place = Place::on(&primary.0);
+    let psql = place.cluster.programs().program("psql");
+    let script = format!("{} -XAtqc 'SELECT 1' \"$DATABASE_URL\"; echo asked; read line; true", psql.display());
+    let url = format!("postgres://{0}:{PASSWORD}@{1}/{0}?sslmode=require", place.name, place.cluster.addr());
+    let wrapped = Wrapping::of(release(), &["exec", "sh", "-c", &script]).var("DATABASE_URL", &url).start();
+    wrapped.await_said("asked");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", wrapped.pid())).unwrap();
+    let kib = |key: &str| -> f64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (all, own) = (kib("VmRSS:") / 1024.0, kib("RssAnon:") / 1024.0);
+    eprintln!("exec_rss_mib = {all:.2}, of which its own (RssAnon) {own:.2}");
+    wrapped.finish().well();
+    assert!(soonest <= EXEC_START_MS_BAR, "{soonest} ms to the command's first word");
+    assert!(all <= EXEC_RSS_MIB_BAR, "{all} MiB resident");
 }
 
 /// Raises this process's limit on open files if it is lower: every client has one here.

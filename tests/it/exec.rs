@@ -4,7 +4,7 @@ mod failures;
 mod lives;
 mod signals;
 mod urls;
-mod wrapped;
+pub(crate) mod wrapped;
 
 use std::net::SocketAddr;
 

@@ -17,11 +17,12 @@ impl Door {
         if self.input.is_empty() {
             self.read(MAX_STARTUP as usize).await?;
         }
+        if self.input.first() != Some(&HANDSHAKE_BYTE) {
+            return Ok(false);
+        }
         match self.acceptor() {
-            Some(acceptor) if self.input.first() == Some(&HANDSHAKE_BYTE) => {
-                self.encrypt(&acceptor, true).await.map(|()| true)
-            }
-            _ => Ok(false),
+            Some(acceptor) => self.encrypt(&acceptor, true).await.map(|()| true),
+            None => Ok(false),
         }
     }
 
@@ -43,7 +44,9 @@ impl Door {
 
     /// Whether what is demanded of the connection is there, before anything is answered.
     pub(super) fn check_tls(&self) -> Result<(), Refused> {
-        let Some(acceptor) = self.acceptor() else { return Ok(()) };
+        let keys = self.context.tls.keys();
+        let is_local = matches!(self.stream, Stream::Unix(_));
+        let Some(acceptor) = keys.demands().filter(|_| !is_local) else { return Ok(()) };
         match self.stream.tls() {
             None if acceptor.is_required() => {
                 let hint = "Set sslmode to require or stronger in the client, or change client_tls_sslmode.";
@@ -59,7 +62,7 @@ impl Door {
     fn acceptor(&self) -> Option<Arc<Acceptor>> {
         match self.stream {
             Stream::Unix(_) => None,
-            _ => self.context.tls.keys().acceptor.clone(),
+            _ => self.context.tls.keys().acceptor(),
         }
     }
 

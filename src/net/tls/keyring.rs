@@ -3,28 +3,56 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pgweir_config::{Config, SYSTEM, ServerTls, SslMode};
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
-use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 
 use super::acceptor::Acceptor;
 use super::connector::{Connector, Wanted};
 use super::files::{self, FileFault, Named};
+use super::made::made_identity;
 
 /// Everything in use at one time.
 #[derive(Debug, Default)]
 pub struct Keys {
     /// Towards clients; none if they cannot have TLS.
-    pub acceptor: Option<Arc<Acceptor>>,
+    offer: Option<Offer>,
     /// Towards servers, by the names of `[databases]`.
     connectors: BTreeMap<String, Arc<Connector>>,
 }
 
+/// TLS for clients.
+#[derive(Debug)]
+enum Offer {
+    /// By the files that are named.
+    Read(Arc<Acceptor>),
+    /// By a certificate that is made when the first client asks: most never do, and the first random number of the library
+    /// that makes it costs 40 ms.
+    Made { cell: OnceLock<Option<Arc<Acceptor>>>, versions: Vec<&'static SupportedProtocolVersion> },
+}
+
 impl Keys {
+    /// Towards a client that asks for TLS; none if there is none to be had.
+    #[must_use]
+    pub fn acceptor(&self) -> Option<Arc<Acceptor>> {
+        match self.offer.as_ref()? {
+            Offer::Read(acceptor) => Some(acceptor.clone()),
+            Offer::Made { cell, versions } => cell.get_or_init(|| make(versions)).clone(),
+        }
+    }
+
+    /// The same, where clients may have to do something about TLS; none if they never have.
+    #[must_use]
+    pub fn demands(&self) -> Option<&Acceptor> {
+        match self.offer.as_ref()? {
+            Offer::Read(acceptor) => Some(acceptor),
+            Offer::Made { .. } => None,
+        }
+    }
+
     /// How connections to the server of a database entry begin; none for an entry that does not exist.
     #[must_use]
     pub fn connector(&self, entry: &str) -> Option<Arc<Connector>> {
@@ -37,8 +65,8 @@ impl Keys {
 pub struct Keyring {
     config: Arc<Config>,
     provider: Arc<CryptoProvider>,
-    /// Shown to clients where no file is named.
-    made: Option<CertifiedKey>,
+    /// Clients are shown a certificate that is made where no file is named.
+    makes: bool,
     current: Mutex<Arc<Keys>>,
 }
 
@@ -49,18 +77,19 @@ impl Keyring {
     ///
     /// Every fault of every file.
     pub fn load(config: Arc<Config>) -> Result<Self, Vec<FileFault>> {
-        Self::load_with(config, None)
+        Self::load_or_make(config, false)
     }
 
-    /// As [`Keyring::load`], and shows clients a [made](super::made_identity) certificate where no file is named.
+    /// As [`Keyring::load`], and if it `makes` certificates, clients that may have TLS are shown one where no file is named;
+    /// none is then demanded of them.
     ///
     /// # Errors
     ///
     /// As [`Keyring::load`].
-    pub fn load_with(config: Arc<Config>, made: Option<CertifiedKey>) -> Result<Self, Vec<FileFault>> {
+    pub fn load_or_make(config: Arc<Config>, makes: bool) -> Result<Self, Vec<FileFault>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let keys = read(&config, made.as_ref(), &provider)?;
-        Ok(Self { config, provider, made, current: Mutex::new(Arc::new(keys)) })
+        let keys = read(&config, makes, &provider)?;
+        Ok(Self { config, provider, makes, current: Mutex::new(Arc::new(keys)) })
     }
 
     /// What is in use.
@@ -75,7 +104,7 @@ impl Keyring {
     ///
     /// Every fault of every file; then the old keys stay in use.
     pub fn reload(&self) -> Result<(), Vec<FileFault>> {
-        let keys = Arc::new(read(&self.config, self.made.as_ref(), &self.provider)?);
+        let keys = Arc::new(read(&self.config, self.makes, &self.provider)?);
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(())
     }
@@ -147,7 +176,13 @@ fn paths(config: &Config) -> Vec<String> {
 
 fn read(config: &Config, made: Option<&CertifiedKey>, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<FileFault>> {
     let mut faults = Vec::new();
-    let acceptor = read_acceptor(config, made, provider, &mut faults);
+    let tls = &config.tls;
+    let named = !tls.client_tls_cert_file.is_empty() || !tls.client_tls_key_file.is_empty();
+    let offer = if makes && !named && tls.client_tls_sslmode != SslMode::Disable {
+        Some(Offer::Made { cell: OnceLock::new(), versions: versions(config.client_tls_versions()) })
+    } else {
+        read_acceptor(config, provider, &mut faults).map(Offer::Read)
+    };
     let mut connectors = BTreeMap::new();
     // Entries that lead to the same server in the same way have one connector, and so its sessions.
     let mut known: BTreeMap<(String, u16, ServerTls), Arc<Connector>> = BTreeMap::new();
@@ -160,12 +195,11 @@ fn read(config: &Config, made: Option<&CertifiedKey>, provider: &Arc<CryptoProvi
             known.insert(key, connector);
         }
     }
-    if faults.is_empty() { Ok(Keys { acceptor, connectors }) } else { Err(faults) }
+    if faults.is_empty() { Ok(Keys { offer, connectors }) } else { Err(faults) }
 }
 
 fn read_acceptor(
     config: &Config,
-    own: Option<&CertifiedKey>,
     provider: &Arc<CryptoProvider>,
     faults: &mut Vec<FileFault>,
 ) -> Option<Arc<Acceptor>> {
@@ -177,10 +211,7 @@ fn read_acceptor(
     let named = |key: &str, path: &String| Named { key: key.to_owned(), path: path.clone() };
     let cert = named("client_tls_cert_file", &tls.client_tls_cert_file);
     let key = named("client_tls_key_file", &tls.client_tls_key_file);
-    let identity = match own.filter(|_| cert.path.is_empty() && key.path.is_empty()) {
-        Some(own) => Some(own.clone()),
-        None => files::identity(&cert, &key, provider).map_err(|found| faults.extend(found)).ok(),
-    };
+    let identity = files::identity(&cert, &key, provider).map_err(|found| faults.extend(found)).ok();
     let mut authorities = None;
     if mode >= SslMode::VerifyCa {
         let found = files::roots(&named("client_tls_ca_file", &tls.client_tls_ca_file));
@@ -195,6 +226,14 @@ fn read_acceptor(
             None
         }
     }
+}
+
+/// An acceptor for whoever asks, by a certificate that nobody vouches for.
+fn make(versions: &[&'static SupportedProtocolVersion]) -> Option<Arc<Acceptor>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let made = made_identity();
+    let made = made.and_then(|made| Ok(Acceptor::new(SslMode::Allow, made, None, versions, &provider)?));
+    made.map(Arc::new).map_err(|error| tracing::error!(%error, "no TLS for clients")).ok()
 }
 
 fn read_connector(

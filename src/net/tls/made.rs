@@ -1,4 +1,4 @@
-//! A certificate made at the start and kept nowhere, for clients that insist on TLS and verify nobody.
+//! A certificate that is made and kept nowhere, for clients that insist on TLS and verify nobody.
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -6,21 +6,21 @@ use rustls::sign::CertifiedKey;
 
 /// A certificate could not be made; the libraries or the system's random numbers are at fault.
 #[derive(Debug, thiserror::Error)]
-pub enum NotMade {
+pub(super) enum NotMade {
     /// The certificate.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// Its key.
-    #[error("cannot use the key that was made: {0}")]
-    Key(#[from] rustls::Error),
+    /// What it is for.
+    #[error("cannot use the certificate that was made: {0}")]
+    Use(#[from] rustls::Error),
 }
 
-/// A self-signed certificate for this machine by any of its names, with a P-256 key. Takes less than a millisecond.
+/// A self-signed certificate for this machine by any of its names, with a P-256 key.
 ///
 /// # Errors
 ///
 /// [`NotMade`].
-pub fn made_identity() -> Result<CertifiedKey, NotMade> {
+pub(super) fn made_identity() -> Result<CertifiedKey, NotMade> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let mut params = CertificateParams::new(names)?;

@@ -131,3 +131,26 @@ fn activerecord_and_django_run_under_it_with_tls_to_a_self_signed_server() {
     }
     primary.hba("host all all 127.0.0.1/32 trust");
 }
+
+#[test]
+fn sigterm_to_the_whole_group_twice_lets_work_be_finished() {
+    for variables in [&[][..], &[("DYNO", "web.1"), ("PGWEIR_SERVER_TLS_SSLMODE", "disable")]] {
+        let (place, _, _) = place();
+        place.psql(&format!("CREATE TABLE work (n int); GRANT ALL ON work TO {}", place.name));
+        let mut wrapping = application(&snake(), "exec_draining.py", &place, &["work"]);
+        for (name, value) in variables {
+            wrapping = wrapping.var(name, value);
+        }
+        let wrapped = wrapping.start();
+        wrapped.await_said("ready");
+        wrapped.signal_group(libc::SIGTERM);
+        wait_until(SOON, || place.psql("SELECT count(*) FROM work") != "0");
+        wrapped.signal_group(libc::SIGTERM);
+        let ended = wrapped.finish();
+        assert_eq!(ended.status.code(), Some(6), "{}", ended.err);
+        // From the platform, and where that is not known to send it to all, from us.
+        assert!(ended.out.contains("asked 2") || variables.is_empty(), "{}", ended.out);
+        assert_eq!(place.psql("SELECT count(*) FROM work"), "5");
+        wait_until(SOON, || place.servers() == 0);
+    }
+}

@@ -211,3 +211,25 @@ fn the_readme_lists_every_default_of_exec_and_every_alias() {
         assert!(name == "PGWEIR_POOLED" || readme.contains(name), "{name}");
     }
 }
+
+#[test]
+fn a_file_may_tune_the_database_of_a_url_and_a_unix_socket_be_there_too() {
+    let (place, url, psql) = place();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgweir.toml");
+    let name = &place.name;
+    let sockets = folder.path().display();
+    std::fs::write(&file, format!("[databases.{name}]\npool_size = 1\n[listen]\nunix_socket_dir = \"{sockets}\"\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let checked = Wrapping::new(&["urls"]).var("DATABASE_URL", &url).var("PGWEIR_CONFIG", file).finish();
+    checked.well();
+    let local = psql.replace("\"$DATABASE_URL\"", "\"$DATABASE_URL&host=$SOCKETS\"");
+    let script = format!("({psql} 'SELECT pg_sleep(0.3)' & {local} 'SELECT pg_sleep(0.3)'; wait); {local} 'SELECT 1'");
+    let watch = place.cap_watch(1);
+    let wrapping = Wrapping::sh(&url, &script).var("PGWEIR_CONFIG", file).var("SOCKETS", &sockets.to_string());
+    let out = wrapping.finish().well();
+    assert_eq!(out.trim(), "1");
+    assert_eq!(watch.finish(), 1);
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| !name.to_string_lossy().ends_with(".lock") && name != "pgweir.toml"), "{left:?}");
+}

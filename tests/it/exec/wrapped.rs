@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -12,14 +13,19 @@ use pgweir_harness::{secrets, wait_until};
 use crate::support::SOON;
 
 /// How to start one.
-pub(super) struct Wrapping {
+pub(crate) struct Wrapping {
     command: Command,
 }
 
 impl Wrapping {
     /// The program under test with these words, without variables that would steer it, in a group of its own.
-    pub(super) fn new(words: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    pub(crate) fn new(words: &[&str]) -> Self {
+        Self::of(Path::new(env!("CARGO_BIN_EXE_pgweir")), words)
+    }
+
+    /// The same of another program.
+    pub(crate) fn of(program: &Path, words: &[&str]) -> Self {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if ["PG", "DYNO", "DATABASE_URL", "HEROKU_"].iter().any(|prefix| name.starts_with(prefix)) {
@@ -32,23 +38,23 @@ impl Wrapping {
     }
 
     /// `pgweir exec -- sh -c SCRIPT` with this URL.
-    pub(super) fn sh(url: &str, script: &str) -> Self {
+    pub(crate) fn sh(url: &str, script: &str) -> Self {
         Self::new(&["exec", "--", "sh", "-c", script]).var("DATABASE_URL", url)
     }
 
-    pub(super) fn var(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn var(mut self, name: &str, value: &str) -> Self {
         secrets::keep_url(value);
         self.command.env(name, value);
         self
     }
 
     /// Changes the command in another way.
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
         change(&mut self.command);
         self
     }
 
-    pub(super) fn start(mut self) -> Wrapped {
+    pub(crate) fn start(mut self) -> Wrapped {
         let started = Instant::now();
         let mut child = self.command.spawn().unwrap();
         let stdin = child.stdin.take();
@@ -58,7 +64,7 @@ impl Wrapping {
     }
 
     /// Runs it to its end.
-    pub(super) fn finish(self) -> Ended {
+    pub(crate) fn finish(self) -> Ended {
         self.start().finish()
     }
 }
@@ -86,7 +92,7 @@ impl Said {
 }
 
 /// One that runs. Dropped, it is killed with its whole group.
-pub(super) struct Wrapped {
+pub(crate) struct Wrapped {
     child: Child,
     stdin: Option<ChildStdin>,
     said: Said,
@@ -97,30 +103,30 @@ pub(super) struct Wrapped {
 
 /// One that has ended.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) status: ExitStatus,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
     /// Standard output: the application's.
-    pub(super) out: String,
+    pub(crate) out: String,
     /// Standard error: the application's and ours.
-    pub(super) err: String,
+    pub(crate) err: String,
 }
 
 impl Ended {
     /// It must have ended with 0.
     #[track_caller]
-    pub(super) fn well(self) -> String {
+    pub(crate) fn well(self) -> String {
         assert_eq!((self.status.code(), self.status.signal()), (Some(0), None), "{}\n{}", self.out, self.err);
         self.out
     }
 }
 
 impl Wrapped {
-    pub(super) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 
     /// Its application's process id, which the log has.
-    pub(super) fn application(&self) -> i32 {
+    pub(crate) fn application(&self) -> i32 {
         let mut found = None;
         self.await_log(|log| {
             let line = log.lines().find(|line| line.contains("application started"));
@@ -131,31 +137,31 @@ impl Wrapped {
     }
 
     #[track_caller]
-    pub(super) fn signal(&self, number: i32) {
+    pub(crate) fn signal(&self, number: i32) {
         kill(self.pid(), number);
     }
 
     /// To every process of the group, as a terminal or a platform does.
     #[track_caller]
-    pub(super) fn signal_group(&self, number: i32) {
+    pub(crate) fn signal_group(&self, number: i32) {
         kill(-self.pid(), number);
     }
 
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.said.all()
     }
 
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.logged.all()
     }
 
     /// Tells the application a line.
-    pub(super) fn tell(&mut self, line: &str) {
+    pub(crate) fn tell(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     #[track_caller]
-    pub(super) fn await_said(&self, part: &str) {
+    pub(crate) fn await_said(&self, part: &str) {
         let start = Instant::now();
         while !self.said().contains(part) {
             assert!(start.elapsed() < SOON, "{part:?} was not said:\n{}\n{}", self.said(), self.log());
@@ -164,17 +170,17 @@ impl Wrapped {
     }
 
     #[track_caller]
-    pub(super) fn await_log(&self, mut look: impl FnMut(&str) -> bool) {
+    pub(crate) fn await_log(&self, mut look: impl FnMut(&str) -> bool) {
         wait_until(SOON, || look(&self.log()));
     }
 
-    pub(super) fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits for its end; what it logged holds no secret.
     #[track_caller]
-    pub(super) fn finish(mut self) -> Ended {
+    pub(crate) fn finish(mut self) -> Ended {
         drop(self.stdin.take());
         let mut status = None;
         let start = Instant::now();
