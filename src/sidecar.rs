@@ -15,18 +15,19 @@
 //! Running ──SIGTERM, first──▶ Running, deadline set ──deadline──▶ Released ──15 s──▶ Running   (nobody killed us: serve on)
 //!    └────────────────────────────CMD ends────────────────────────────┴──────▶ Closing ──planes off──▶ exit as CMD did
 //!
-//! each plane:  Up ──lost──▶ Down{until} ──until──▶ Up        while Running; pauses of 0, 1, 2, .. 30 s
+//! each plane:  Up ──lost──▶ Down{until} ──until──▶ Up        while Running; pauses of 1, 2, 4, .. 30 s
 //!              Up, Down ──ended──▶ Off                       while Released or Closing
 //! ```
 //!
 //! - **Signals** that may be sent to an application are passed on to it: HUP, INT, QUIT, USR1, USR2, TTIN, TTOU, WINCH, TERM. Not
-//!   those that the terminal sent, since the kernel sends them to the whole group; nor SIGTERM on a Heroku dyno, which sends
-//!   it to every process itself (`PGWEIR_FORWARD_TERM`). A signal that was ignored when we were started stays ignored.
+//!   those of the terminal's keys and job control, since the kernel sends them to the whole group (TTIN and TTOU of its
+//!   stop us with it), but its hang-up, which goes to the session's leader alone; nor SIGTERM on a Heroku dyno, which sends it to
+//!   every process itself (`PGWEIR_FORWARD_TERM`). A signal that was ignored when we were started stays ignored.
 //! - **SIGTERM** ends nothing here: an application that finishes its work needs the database, and may even open new connections.
 //!   A second one changes nothing but that it is passed on, too. When `shutdown_timeout` has passed, what is left is cancelled and
 //!   the server connections are closed in order, so that they are gone before the platform kills; the application lives on.
-//! - **Its end** is ours: sessions that are left finish their transactions (what is left of `shutdown_timeout`; SIGTERM, INT or QUIT
-//!   stop them at once), server connections are closed, and we exit with its code, or die by its signal. As process 1, which no
+//! - **Its end** is ours: sessions that are left finish their transactions (what is left of `shutdown_timeout`; another SIGTERM,
+//!   INT or QUIT stop them at once), server connections are closed, and we exit with its code, or die by its signal. As process 1, which no
 //!   signal of its own kills, with 128 + the signal.
 //! - **Process 1** inherits orphans: they are reaped with the application. Children of other threads (`password_command`) are left
 //!   to those.
@@ -68,7 +69,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::select_all;
-use pgweir_config::{Config, Secret, SslMode, Surroundings, socket_path};
+use pgweir_config::{AuthType, Config, Secret, SslMode, Surroundings, socket_path};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net::tls::Keyring;
@@ -188,6 +189,11 @@ fn configure(
     let mut configs = Vec::new();
     for index in 0..plan.groups.len() {
         let config = plan.configure(index, settings, variables).map_err(|faults| Failure::new(faults, USAGE))?;
+        if config.tls.client_tls_sslmode >= SslMode::Require || config.auth.auth_type == AuthType::Cert {
+            let reason = "client_tls_sslmode or auth_type demands TLS of clients, and the rewritten URLs go without. \
+                          Set client_tls_sslmode = allow, and another auth_type";
+            return Err(Failure::new(reason, USAGE));
+        }
         configs.push(config);
     }
     Ok(Some((plan, configs)))
@@ -241,11 +247,14 @@ fn surroundings(variables: &[(String, String)]) -> Surroundings {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     let home = variables.iter().find(|(name, _)| name == "HOME").map(|(_, home)| home.clone());
     let home = home.or_else(|| user.as_ref().map(|user| user.dir.to_string_lossy().into_owned()));
+    let at_home = |file: &str| home.as_ref().map(|home| format!("{home}/{file}")).filter(is_file);
     Surroundings {
         variables: variables.iter().filter(|(name, _)| name.starts_with("PG")).cloned().collect(),
         user: user.map(|user| user.name),
         socket_dir: std::path::Path::new(&socket).exists().then(|| SOCKET_DIR.to_owned()),
-        root_certificates: home.map(|home| format!("{home}/.postgresql/root.crt")).filter(is_file),
+        root_certificates: at_home(".postgresql/root.crt"),
+        certificate: at_home(".postgresql/postgresql.crt"),
+        passwords: at_home(".pgpass"),
     }
 }
 
@@ -420,6 +429,8 @@ impl Keeper {
         loop {
             let due = self.slots.iter().filter_map(|slot| slot.upkeep.due()).chain(self.life.due()).min();
             let event = tokio::select! {
+                // A signal to every process comes before what the application does about it.
+                biased;
                 received = self.signals.next() => Event::Signal(received),
                 _ = self.ends.recv() => match child::reap(self.child) {
                     Some(fate) => Event::Ended(fate),
@@ -451,6 +462,7 @@ impl Keeper {
         match order {
             Order::Nothing => {}
             Order::Forward(number) => child::signal(self.child, number),
+            Order::Suspend => child::suspend(),
             Order::Drain(limit) => {
                 tracing::info!(limit_s = limit.as_secs_f64(), "application ended");
                 self.planes().for_each(|plane| plane.drain(limit));

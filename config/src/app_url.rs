@@ -64,6 +64,19 @@ const UNSUPPORTED: [&str; 18] = [
     "requiressl",
 ];
 
+/// Variables for some of them.
+const VARIABLES: [(&str, &str); 9] = [
+    ("hostaddr", "PGHOSTADDR"),
+    ("service", "PGSERVICE"),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("krbsrvname", "PGKRBSRVNAME"),
+];
+
 /// Keys whose values are shown; another's may be a secret.
 const SHOWN: [&str; 14] = [
     "application_name",
@@ -93,6 +106,10 @@ pub struct Surroundings {
     pub socket_dir: Option<String>,
     /// libpq's file of authorities, `~/.postgresql/root.crt`, if there is one.
     pub root_certificates: Option<String>,
+    /// libpq's file of the client's certificate, `~/.postgresql/postgresql.crt`, if there is one.
+    pub certificate: Option<String>,
+    /// libpq's file of passwords, `~/.pgpass`, if there is one.
+    pub passwords: Option<String>,
 }
 
 impl Surroundings {
@@ -301,10 +318,11 @@ fn complete(
         let found = pairs.iter().rev().find(|(other, value)| *other == key && !value.is_empty());
         found.map(|(_, value)| value.clone())
     };
-    for (key, variable) in [("hostaddr", "PGHOSTADDR"), ("sslcrl", "PGSSLCRL"), ("requirepeer", "PGREQUIREPEER")] {
-        if around.variable(variable).is_some() {
-            return Err(UrlProblem::Unsupported(key));
-        }
+    if let Some((_, variable)) = VARIABLES.iter().find(|(_, variable)| around.variable(variable).is_some()) {
+        return Err(UrlProblem::Unsupported(variable));
+    }
+    if around.certificate.is_some() && pair("sslcert").is_none() && around.variable("PGSSLCERT").is_none() {
+        return Err(UrlProblem::Unsupported("~/.postgresql/postgresql.crt"));
     }
     let gss = pair("gssencmode").or_else(|| around.variable("PGGSSENCMODE"));
     if gss.is_some_and(|mode| mode == "require") {
@@ -314,9 +332,20 @@ fn complete(
     let user = user.ok_or(UrlProblem::Missing("as which user"))?;
     let password = pair("password").map(Secret::new).or(target.password);
     let password = password.or_else(|| around.variable("PGPASSWORD").map(Secret::new));
+    if password.is_none() && (around.passwords.is_some() || around.variable("PGPASSFILE").is_some()) {
+        return Err(UrlProblem::Unsupported("a file of passwords (~/.pgpass, PGPASSFILE)"));
+    }
     let dbname = pair("dbname").or(target.dbname).or_else(|| around.variable("PGDATABASE"));
     let dbname = dbname.unwrap_or_else(|| user.clone());
     let (server, tls_key) = read_server(target.host, target.port, &pair, around)?;
+    if typed.scheme.contains('+') {
+        // Its driver may be libpq all the same, and then no pair of ours stands against the variable.
+        let binds = around.variable("PGCHANNELBINDING").is_some_and(|value| value == "require");
+        let verifies = around.variable("PGSSLMODE").is_some_and(|mode| mode.starts_with("verify"));
+        if binds || verifies && tls_key.is_none() {
+            return Err(UrlProblem::Unsupported("PGSSLMODE or PGCHANNELBINDING with a driver's own scheme"));
+        }
+    }
     let is_own = |pair: &&str| {
         let key = split(pair, '=').0;
         let ours = SERVER.iter().map(|(key, _)| *key).chain(PLACE).chain(DROPPED).chain(["ssl"]);
@@ -396,11 +425,12 @@ fn mode_of(word: &str) -> String {
 fn judge_authorities(server: &mut Database, around: &Surroundings) -> Result<(), UrlProblem> {
     let is_system = server.sslrootcert.as_deref() == Some(SYSTEM);
     let mode = server.sslmode.unwrap_or(if is_system { SslMode::VerifyFull } else { SslMode::Prefer });
-    if mode >= SslMode::VerifyCa && server.sslrootcert.is_none() {
+    if mode != SslMode::Disable && server.sslrootcert.is_none() {
+        // In the weaker modes, too, as in libpq.
         server.sslrootcert.clone_from(&around.root_certificates);
-        if server.sslrootcert.is_none() {
-            return Err(UrlProblem::Missing("who vouches for the server (sslrootcert)"));
-        }
+    }
+    if mode >= SslMode::VerifyCa && server.sslrootcert.is_none() {
+        return Err(UrlProblem::Missing("who vouches for the server (sslrootcert)"));
     }
     if is_system && mode != SslMode::VerifyFull {
         return Err(UrlProblem::Value("sslmode"));
@@ -423,6 +453,10 @@ fn against_variables(around: &Surroundings) -> Vec<&'static str> {
     }
     if is("PGSSLNEGOTIATION", "direct") {
         pairs.push("sslnegotiation=postgres");
+    }
+    if around.variable("PGSSLROOTCERT").is_some() {
+        // Were it `system`, it would forbid sslmode=disable.
+        pairs.push("sslrootcert=");
     }
     if around.variable("PGREQUIREAUTH").is_some() {
         pairs.push("require_auth=scram-sha-256");

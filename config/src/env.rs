@@ -54,7 +54,9 @@ pub(crate) fn read_buildpack(draft: &mut Draft, env: &[(String, String)]) {
     for (name, value) in env {
         let Some((_, key)) = BUILDPACK.iter().find(|(alias, _)| alias == name) else { continue };
         let own = spell(key);
-        if env.iter().any(|(other, _)| *other == own) {
+        // An empty one means the default there.
+        let is_unset = value.is_empty() && *key != "server_reset_query";
+        if is_unset || env.iter().any(|(other, _)| *other == own) {
             continue;
         }
         let origin = Origin::Env { name: name.as_str().into() };

@@ -122,6 +122,11 @@ pub(super) fn signal(child: Pid, number: i32) {
     }
 }
 
+/// Stops us until somebody continues us, as a shell does with its jobs.
+pub(super) fn suspend() {
+    let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+}
+
 /// Reaps what has ended: the application, whose fate is returned, and orphans that process 1 inherits. Only children of the
 /// calling thread, which has to be the main one: those of others are theirs to wait for, and orphans are given to it.
 ///

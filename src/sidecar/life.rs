@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// did not mean to kill it. Heroku kills 5 s after, Kubernetes as well.
 const REVIVED_AFTER: Duration = Duration::from_secs(15);
 
-/// Pause before a data plane is started a second time in a row; doubles.
+/// Pause before a lost data plane is started anew; doubles when that comes to nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest such pause.
@@ -59,6 +59,8 @@ pub(super) enum Order {
     Nothing,
     /// Send the application this signal.
     Forward(i32),
+    /// Stop ourselves, as the application was stopped: the terminal's job control.
+    Suspend,
     /// Let sessions finish, for so long.
     Drain(Duration),
     /// Cancel what is left.
@@ -85,6 +87,8 @@ pub(super) enum Life {
     Closing {
         /// How.
         fate: Fate,
+        /// SIGTERM has come, before or since.
+        terminated: bool,
     },
 }
 
@@ -103,15 +107,19 @@ impl Life {
                 (Self::Running { deadline: deadline.or(set) }, forward(signal, rules))
             }
             (Self::Released { .. }, Event::Signal(signal)) => (self, forward(signal, rules)),
+            // The application may have ended by the same SIGTERM, sent to every process: it cuts nothing.
+            (Self::Closing { fate, terminated: false }, Event::Signal(signal)) if signal.number == libc::SIGTERM => {
+                (Self::Closing { fate, terminated: true }, Order::Nothing)
+            }
             (Self::Closing { .. }, Event::Signal(signal)) => {
                 let ends = matches!(signal.number, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT);
                 (self, if ends { Order::Stop } else { Order::Nothing })
             }
             (Self::Running { deadline }, Event::Ended(fate)) => {
                 let left = deadline.map_or(rules.drain, |deadline| deadline.saturating_duration_since(now));
-                (Self::Closing { fate }, Order::Drain(left))
+                (Self::Closing { fate, terminated: deadline.is_some() }, Order::Drain(left))
             }
-            (Self::Released { .. }, Event::Ended(fate)) => (Self::Closing { fate }, Order::Nothing),
+            (Self::Released { .. }, Event::Ended(fate)) => (Self::Closing { fate, terminated: true }, Order::Nothing),
             (Self::Running { deadline: Some(deadline) }, Event::Tick) if now >= deadline => {
                 (Self::Released { until: now + REVIVED_AFTER }, Order::Stop)
             }
@@ -143,7 +151,7 @@ impl Life {
     /// How it all ended, once it has.
     pub(super) fn over(self, planes_off: bool) -> Option<Fate> {
         match self {
-            Self::Closing { fate } if planes_off => Some(fate),
+            Self::Closing { fate, .. } if planes_off => Some(fate),
             _ => None,
         }
     }
@@ -151,8 +159,14 @@ impl Life {
 
 /// Whether the application gets a signal from us that it has not got already.
 fn forward(signal: Received, rules: &Rules) -> Order {
-    let passes = !signal.from_kernel && (signal.number != libc::SIGTERM || rules.passes_term);
-    if passes { Order::Forward(signal.number) } else { Order::Nothing }
+    match signal.number {
+        // A terminal that hangs up tells the leader of its session alone.
+        libc::SIGHUP => Order::Forward(libc::SIGHUP),
+        libc::SIGTTIN | libc::SIGTTOU if signal.from_kernel => Order::Suspend,
+        _ if signal.from_kernel => Order::Nothing,
+        libc::SIGTERM if !rules.passes_term => Order::Nothing,
+        number => Order::Forward(number),
+    }
 }
 
 /// One data plane.
@@ -193,10 +207,8 @@ impl Upkeep {
             Self::Up { failures, .. } | Self::Down { failures, .. } => failures,
             Self::Off => 0,
         };
-        let pause = match failures {
-            0 => Duration::ZERO,
-            many => PAUSE.saturating_mul(1 << (many - 1).min(8)).min(PAUSE_MAX),
-        };
+        // Never at once: the server notices the loss of the old connections only when it next writes to them.
+        let pause = PAUSE.saturating_mul(1 << failures.min(8)).min(PAUSE_MAX);
         Self::Down { until: now + pause, failures: failures.saturating_add(1) }
     }
 
@@ -245,14 +257,17 @@ mod tests {
         );
         let (released, over) = (Life::Released { until: later }, Life::Released { until: now });
         let (fate, other) = (Fate::Exited(3), Fate::Killed(9));
-        let closing = Life::Closing { fate };
+        let closing = Life::Closing { fate, terminated: true };
+        let (unasked, asked) = (Life::Closing { fate, terminated: false }, Life::Closing { fate, terminated: true });
         let given_up = Life::Released { until: now + REVIVED_AFTER };
         #[rustfmt::skip]
         let table = [
             (running,  sent(libc::SIGTERM), Life::Running { deadline: Some(now + DRAIN) }, Order::Forward(libc::SIGTERM)),
             (running,  sent(libc::SIGINT),  running,  Order::Forward(libc::SIGINT)),
             (running,  sent(libc::SIGHUP),  running,  Order::Forward(libc::SIGHUP)),
-            (running,  Event::Ended(fate),  closing,  Order::Drain(DRAIN)),
+            (running,  Event::Ended(fate),  unasked,  Order::Drain(DRAIN)),
+            (unasked,  sent(libc::SIGTERM), asked,    Order::Nothing),
+            (unasked,  sent(libc::SIGQUIT), unasked,  Order::Stop),
             (running,  Event::Tick,         running,  Order::Nothing),
             (warned,   sent(libc::SIGTERM), warned,   Order::Forward(libc::SIGTERM)),
             (warned,   sent(libc::SIGUSR1), warned,   Order::Forward(libc::SIGUSR1)),
@@ -284,6 +299,13 @@ mod tests {
             (life.is_terminated(), order)
         };
         assert_eq!(forward(libc::SIGINT, true, &RULES), (false, Order::Nothing), "the terminal's");
+        assert_eq!(
+            forward(libc::SIGHUP, true, &RULES),
+            (false, Order::Forward(libc::SIGHUP)),
+            "a hang-up is the leader's"
+        );
+        assert_eq!(forward(libc::SIGTTOU, true, &RULES), (false, Order::Suspend), "job control");
+        assert_eq!(forward(libc::SIGTTIN, false, &RULES), (false, Order::Forward(libc::SIGTTIN)), "somebody's");
         assert_eq!(forward(libc::SIGTERM, false, &quiet), (true, Order::Nothing), "the platform's");
         assert_eq!(forward(libc::SIGUSR2, false, &quiet), (false, Order::Forward(libc::SIGUSR2)));
     }
@@ -291,13 +313,14 @@ mod tests {
     #[test]
     fn the_process_ends_with_the_application_and_after_its_planes() {
         let fate = Fate::Exited(0);
-        assert_eq!(Life::Closing { fate }.over(false), None);
-        assert_eq!(Life::Closing { fate }.over(true), Some(fate));
+        let closing = Life::Closing { fate, terminated: false };
+        assert_eq!(closing.over(false), None);
+        assert_eq!(closing.over(true), Some(fate));
         assert_eq!(Life::default().over(true), None);
     }
 
     #[test]
-    fn a_lost_plane_is_started_at_once_then_ever_more_seldom_and_never_when_it_is_not_wanted() {
+    fn a_lost_plane_is_started_soon_then_ever_more_seldom_and_never_when_it_is_not_wanted() {
         let mut now = Instant::now();
         let mut upkeep = Upkeep::up(now);
         let mut pauses = Vec::new();
@@ -305,15 +328,15 @@ mod tests {
             upkeep = upkeep.ended(now, true);
             let until = upkeep.due().unwrap();
             pauses.push((until - now).as_secs());
-            assert!(until == now || !upkeep.tick(now, true).1);
+            assert!(!upkeep.tick(now, true).1);
             now = until;
             let (next, start) = upkeep.tick(now, true);
             assert!(start);
             upkeep = next;
         }
-        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
         let sound = upkeep.ended(now + SOUND_AFTER, true);
-        assert_eq!(sound.due(), Some(now + SOUND_AFTER), "it had served for long");
+        assert_eq!(sound.due(), Some(now + SOUND_AFTER + PAUSE), "it had served for long");
         assert_eq!(upkeep.ended(now, false), Upkeep::Off);
         assert_eq!(sound.tick(now + SOUND_AFTER, false), (Upkeep::Off, false));
         assert_eq!(Upkeep::Off.tick(now, false), (Upkeep::Off, false));

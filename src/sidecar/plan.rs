@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use pgweir_config::entries::database_keys;
-use pgweir_config::{AppUrl, Config, Database, Faults, Origin, Secret, Surroundings, User, exec_base};
+use pgweir_config::{
+    AppUrl, Config, Database, Faults, Origin, Secret, SslMode, Surroundings, User, exec_base, is_socket_dir,
+};
 
 /// The URL of an application's database, by custom.
 const DATABASE_URL: &str = "DATABASE_URL";
@@ -294,6 +296,12 @@ impl Plan {
         }
         let ours = variables.iter().filter(|(name, _)| !VARIABLES.contains(&name.as_str())).cloned();
         let mut config = Config::load_exec(base, settings, &ours.collect::<Vec<_>>())?;
+        if config.origin("server_tls_sslmode") == Origin::Exec {
+            // What a dyno's servers all have, one on the dyno itself need not have.
+            for database in config.databases.values_mut().filter(|database| is_local(&database.host)) {
+                database.sslmode = database.sslmode.or(Some(SslMode::Prefer));
+            }
+        }
         if config.listen.listen_port != 0 {
             // One port for each group, from the one that was asked for.
             let offset = u16::try_from(index).unwrap_or(u16::MAX);
@@ -359,6 +367,12 @@ fn origin(variable: &str) -> Origin {
 fn address(server: &Database) -> String {
     let host = &server.host;
     if host.contains(':') { format!("[{host}]:{}", server.port) } else { format!("{host}:{}", server.port) }
+}
+
+/// Whether a host is this machine.
+fn is_local(host: &str) -> bool {
+    let is_loopback = host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_loopback || is_socket_dir(host) || host.eq_ignore_ascii_case("localhost")
 }
 
 fn is_postgres(text: &str) -> bool {

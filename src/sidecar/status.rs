@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio::time::timeout;
 
 use super::plan::Pooled;
-use crate::observe::Shared;
+use crate::observe::{Excerpt, Shared};
 use crate::stats::PoolSnapshot;
 
 /// Its name, without the process id.
@@ -29,6 +29,9 @@ const SOCKETS: &str = "/proc/net/unix";
 
 /// Longest time for one exchange, on either side.
 const LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest time for all of them together.
+const ALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest answer that is read; bytes.
 const ANSWER_MAX: u64 = 1 << 20;
@@ -173,7 +176,8 @@ pub(super) fn serve(board: Arc<Board>) -> io::Result<()> {
 #[must_use]
 pub fn run(as_json: bool) -> ExitCode {
     let table = std::fs::read_to_string(SOCKETS).unwrap_or_default();
-    let answers: Vec<Value> = names(&table).iter().filter_map(|name| ask(name).ok()).collect();
+    let until = Instant::now() + ALL_LIMIT;
+    let answers: Vec<Value> = names(&table).iter().filter_map(|name| ask(name, until).ok()).collect();
     if answers.is_empty() {
         let _ = writeln!(io::stderr(), "pgweir status: no pgweir exec of this user runs here");
         return ExitCode::FAILURE;
@@ -199,19 +203,36 @@ fn names(table: &str) -> Vec<String> {
     names
 }
 
-fn ask(name: &str) -> io::Result<Value> {
+/// The name is anybody's to take: only what the same user, or root, says is believed.
+fn ask(name: &str, until: Instant) -> io::Result<Value> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
     socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
-    let stream = StdStream::from(socket);
-    stream.set_read_timeout(Some(LIMIT))?;
-    let mut answer = String::new();
-    stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
-    serde_json::from_str(&answer).map_err(io::Error::other)
+    let own = nix::unistd::geteuid().as_raw();
+    let peer = rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw();
+    if peer != own && peer != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    socket.set_nonblocking(false)?;
+    let mut stream = StdStream::from(socket).take(ANSWER_MAX);
+    let until = until.min(Instant::now() + LIMIT);
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.get_ref().set_read_timeout(Some(left))?;
+        match stream.read(&mut part)? {
+            0 => return serde_json::from_slice(&answer).map_err(io::Error::other),
+            read => answer.extend_from_slice(part.get(..read).unwrap_or_default()),
+        }
+    }
 }
 
 /// An answer as text for people.
 fn describe(answer: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), |text| Excerpt::of(text).to_string());
     let of = |value: &Value, key: &str| value.get(key).map(text).unwrap_or_default();
     let list = |key: &str| answer.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let draining = if answer.get("draining") == Some(&Value::Bool(true)) { ", draining" } else { "" };

@@ -62,6 +62,7 @@ impl AuthFile {
             let asked = tokio::select! {
                 _ = looks.tick() => false,
                 () = again.notified() => true,
+                () = commands.closed() => return,
             };
             // The disk may be slow, and passwords are stretched.
             let look = tokio::task::spawn_blocking(move || {
@@ -109,4 +110,19 @@ impl AuthFile {
 fn stamp(path: &str) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_watch_ends_with_its_worker() {
+        let file = AuthFile::read(Arc::new(Config::default())).unwrap();
+        let (commands, orders) = mpsc::unbounded_channel();
+        let watch = tokio::spawn(file.watch(commands, Arc::default()));
+        drop(orders);
+        tokio::time::timeout(Duration::from_secs(20), watch).await.unwrap().unwrap();
+    }
 }

@@ -372,7 +372,8 @@ async fn the_command_of_exec_starts_soon_and_its_wrapper_stays_small() {
     let mut soonest = f64::INFINITY;
     for _ in 0..20 {
         let begun = Instant::now();
-        let wrapped = Wrapping::of(release(), &["exec", "echo", "started"]).var("DATABASE_URL", "postgres://u:p@h/d").start();
+        let wrapped =
+            Wrapping::of(release(), &["exec", "echo", "started"]).var("DATABASE_URL", "postgres://u:p@h/d").start();
         wrapped.await_said("started");
         soonest = soonest.min(begun.elapsed().as_secs_f64() * 1000.0);
         wrapped.finish().well();

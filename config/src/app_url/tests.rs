@@ -58,7 +58,7 @@ fn a_url_leads_where_libpq_would_go_and_the_application_keeps_what_is_its_own() 
 fn what_a_url_leaves_out_comes_from_libpqs_variables() {
     type Want = (&'static str, &'static str);
     #[rustfmt::skip]
-    let table: [(&str, &str, &[(&str, &str)], Want); 9] = [
+    let table: [(&str, &str, &[(&str, &str)], Want); 10] = [
         ("password",     "postgres://u@h/d",   &[("PGPASSWORD", "s")],          ("u s h:5432/d", "postgres://u@127.0.0.1:6432/d?sslmode=disable")),
         ("everything",   "postgres://",        &[("PGHOST", "h"), ("PGPORT", "7"), ("PGUSER", "u"), ("PGPASSWORD", "s"), ("PGDATABASE", "d")],
                                                                                ("u s h:7/d", "postgres://u:s@127.0.0.1:6432/d?sslmode=disable")),
@@ -70,7 +70,8 @@ fn what_a_url_leaves_out_comes_from_libpqs_variables() {
         ("no binding",   "postgres://u:p@h/d", &[("PGCHANNELBINDING", "disable")], ("u p h:5432/d", "postgres://u:p@127.0.0.1:6432/d?sslmode=disable")),
         ("direct TLS",   "postgres://u:p@h/d?sslmode=require", &[("PGSSLNEGOTIATION", "direct")],
                                                                                ("u p h:5432/d require", "postgres://u:p@127.0.0.1:6432/d?sslmode=disable&sslnegotiation=postgres")),
-        ("a driver's",   "postgresql+x://u:p@h/d", &[("PGCHANNELBINDING", "require")], ("u p h:5432/d", "postgresql+x://u:p@127.0.0.1:6432/d")),
+        ("a driver's",   "postgresql+x://u:p@h/d", &[("PGCHANNELBINDING", "prefer")], ("u p h:5432/d", "postgresql+x://u:p@127.0.0.1:6432/d")),
+        ("authorities",  "postgres://u:p@h/d?sslmode=verify-full", &[("PGSSLROOTCERT", "system")], ("u p h:5432/d verify-full", "postgres://u:p@127.0.0.1:6432/d?sslmode=disable&sslrootcert=")),
     ];
     for (name, url, variables, (leads, through)) in table {
         assert_eq!(both(url, variables), Ok((leads.to_owned(), through.to_owned())), "{name}");
@@ -80,7 +81,7 @@ fn what_a_url_leaves_out_comes_from_libpqs_variables() {
 #[test]
 fn what_cannot_be_honoured_is_refused_and_never_left_out() {
     #[rustfmt::skip]
-    let table: [(&str, &str, &[(&str, &str)], UrlProblem); 22] = [
+    let table: [(&str, &str, &[(&str, &str)], UrlProblem); 26] = [
         ("another scheme",     "mysql://u:p@h/d",                    &[], UrlProblem::Scheme),
         ("no scheme",          "h:5432",                             &[], UrlProblem::Scheme),
         ("a prefix of one",    "postgresx://h",                      &[], UrlProblem::Scheme),
@@ -95,7 +96,11 @@ fn what_cannot_be_honoured_is_refused_and_never_left_out() {
         ("port in the query",  "postgres://u:p@h/d?port=x",          &[], UrlProblem::Port),
         ("a service",          "postgres://u:p@h/d?service=x",       &[], UrlProblem::Unsupported("service")),
         ("an address",         "postgres://u:p@h/d?hostaddr=10.0.0.1", &[], UrlProblem::Unsupported("hostaddr")),
-        ("an address, by variable", "postgres://u:p@h/d",            &[("PGHOSTADDR", "10.0.0.1")], UrlProblem::Unsupported("hostaddr")),
+        ("an address, by variable", "postgres://u:p@h/d",            &[("PGHOSTADDR", "10.0.0.1")], UrlProblem::Unsupported("PGHOSTADDR")),
+        ("a service, by variable", "postgres://u:p@h/d",             &[("PGSERVICE", "x")], UrlProblem::Unsupported("PGSERVICE")),
+        ("a file of passwords", "postgres://u@h/d",                  &[("PGPASSFILE", "x")], UrlProblem::Unsupported("a file of passwords (~/.pgpass, PGPASSFILE)")),
+        ("a driver that verifies", "postgresql+x://u:p@h/d",         &[("PGSSLMODE", "verify-full"), ("PGSSLROOTCERT", "c")], UrlProblem::Unsupported("PGSSLMODE or PGCHANNELBINDING with a driver's own scheme")),
+        ("a driver that binds", "postgresql+x://u:p@h/d",            &[("PGCHANNELBINDING", "require")], UrlProblem::Unsupported("PGSSLMODE or PGCHANNELBINDING with a driver's own scheme")),
         ("a revocation list",  "postgres://u:p@h/d?sslcrl=x",        &[], UrlProblem::Unsupported("sslcrl")),
         ("GSS alone",          "postgres://u:p@h/d?gssencmode=require", &[], UrlProblem::Unsupported("gssencmode")),
         ("an unknown sslmode", "postgres://u:p@h/d?sslmode=yes",     &[], UrlProblem::Value("sslmode")),
@@ -123,6 +128,15 @@ fn tls_towards_the_server_is_as_the_url_says() {
     let home = Surroundings { root_certificates: Some("/home/root.crt".to_owned()), ..around(&[]) };
     let url = AppUrl::parse("postgres://u:p@h/d?sslmode=verify-ca", &home).unwrap();
     assert_eq!(url.server().sslrootcert.as_deref(), Some("/home/root.crt"));
+    let url = AppUrl::parse("postgres://u:p@h/d?sslmode=require", &home).unwrap();
+    assert_eq!(url.server().sslrootcert.as_deref(), Some("/home/root.crt"), "in the weaker modes, too");
+    let shown = Surroundings { certificate: Some("/home/postgresql.crt".to_owned()), ..around(&[]) };
+    assert!(AppUrl::parse("postgres://u:p@h/d", &shown).is_err(), "a certificate that libpq would show");
+    let passwords = Surroundings { passwords: Some("/home/.pgpass".to_owned()), ..around(&[]) };
+    assert!(
+        AppUrl::parse("postgres://u@h/d", &passwords).is_err()
+            && AppUrl::parse("postgres://u:p@h/d", &passwords).is_ok()
+    );
 }
 
 #[test]

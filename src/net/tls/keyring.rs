@@ -174,7 +174,7 @@ fn paths(config: &Config) -> Vec<String> {
     paths
 }
 
-fn read(config: &Config, made: Option<&CertifiedKey>, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<FileFault>> {
+fn read(config: &Config, makes: bool, provider: &Arc<CryptoProvider>) -> Result<Keys, Vec<FileFault>> {
     let mut faults = Vec::new();
     let tls = &config.tls;
     let named = !tls.client_tls_cert_file.is_empty() || !tls.client_tls_key_file.is_empty();

@@ -97,6 +97,7 @@ fn a_groups_configuration_has_its_urls_execs_defaults_and_the_settings_on_top() 
         ("PGBOUNCER_DEFAULT_POOL_SIZE", "7"),
         ("PGBOUNCER_POOL_MODE", "session"),
         ("PGBOUNCER_CONFIG_DIR", "/nowhere"),
+        ("PGBOUNCER_MIN_POOL_SIZE", ""),
         ("PGWEIR_POOL_MODE", "transaction"),
     ];
     let plan = plan(&pairs);
@@ -122,6 +123,26 @@ fn a_groups_configuration_has_its_urls_execs_defaults_and_the_settings_on_top() 
     let broken = [("DATABASE_URL", A), ("PGBOUNCER_POOL_MODE", "transactional")];
     let faults = self::plan(&broken).configure(0, &[], &variables(&broken)).unwrap_err().to_string();
     assert!(faults.contains("PGBOUNCER_POOL_MODE"), "{faults}");
+}
+
+#[test]
+fn a_dynos_servers_must_have_tls_but_not_those_on_the_dyno_itself() {
+    #[rustfmt::skip]
+    let table = [
+        ("elsewhere",       "postgres://u:p@h/d",                          "web.1", None,                   SslMode::Require),
+        ("loopback",        "postgres://u:p@127.0.0.1/d",                  "web.1", None,                   SslMode::Prefer),
+        ("by name",         "postgres://u:p@localhost/d",                  "web.1", None,                   SslMode::Prefer),
+        ("a socket",        "postgres://u:p@%2Frun/d",                     "web.1", None,                   SslMode::Prefer),
+        ("the URL says",    "postgres://u:p@localhost/d?sslmode=require",  "web.1", None,                   SslMode::Require),
+        ("a setting says",  "postgres://u:p@localhost/d",                  "web.1", Some("require"),        SslMode::Require),
+        ("no dyno",         "postgres://u:p@h/d",                          "",      None,                   SslMode::Prefer),
+    ];
+    for (name, url, dyno, mode, want) in table {
+        let pairs = [("DATABASE_URL", url), ("DYNO", dyno), ("PGWEIR_SERVER_TLS_SSLMODE", mode.unwrap_or("prefer"))];
+        let pairs = &pairs[..if mode.is_some() { 3 } else { 2 }];
+        let config = plan(pairs).configure(0, &[], &variables(pairs)).unwrap();
+        assert_eq!(config.server_tls(&config.databases["d"]).sslmode, want, "{name}");
+    }
 }
 
 #[test]

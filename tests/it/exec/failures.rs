@@ -21,7 +21,7 @@ fn whatever_is_wrong_the_command_runs_with_its_urls_as_they_are_and_one_line_say
     let port = taken.local_addr().unwrap().port().to_string();
     let good = "postgres://u:not-so-secret@127.0.0.1/d";
     #[rustfmt::skip]
-    let table: [Case<'_>; 13] = [
+    let table: [Case<'_>; 14] = [
         ("no URL",              &[],                                                              "DATABASE_URL is not set"),
         ("an empty one",        &[("DATABASE_URL", "")],                                          "DATABASE_URL is not set"),
         ("another system",      &[("DATABASE_URL", "mysql://u:not-so-secret@h/d")],               "not a Postgres URL"),
@@ -34,6 +34,7 @@ fn whatever_is_wrong_the_command_runs_with_its_urls_as_they_are_and_one_line_say
         ("a wrong value",       &[("DATABASE_URL", good), ("PGBOUNCER_POOL_MODE", "x")],          "PGBOUNCER_POOL_MODE"),
         ("two wrong values",    &[("DATABASE_URL", good), ("PGWEIR_POOL_MODE", "x"), ("PGWEIR_LOG_LEVEL", "y")], "PGWEIR_LOG_LEVEL"),
         ("a port that is taken", &[("DATABASE_URL", good), ("PGWEIR_LISTEN_PORT", &port)],        "Address already in use"),
+        ("TLS that is demanded", &[("DATABASE_URL", good), ("PGWEIR_AUTH_TYPE", "cert")],         "certificates"),
         ("listed, not there",   &[("DATABASE_URL", good), ("PGWEIR_URLS", "NO_SUCH_URL")],        "NO_SUCH_URL"),
     ];
     for (name, variables, why) in table {

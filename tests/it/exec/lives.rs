@@ -29,7 +29,7 @@ fn a_data_plane_that_fails_is_started_anew_and_the_application_lives() {
     let (place, _, _) = place();
     // The worker panics two seconds after each start.
     let wrapped =
-        application(&snake(), "exec_persistent.py", &place, &["6"]).var("PGWEIR_TEST_PANIC", "worker").start();
+        application(&snake(), "exec_persistent.py", &place, &["12"]).var("PGWEIR_TEST_PANIC", "worker").start();
     let ended = wrapped.finish();
     assert!(ended.err.matches("data plane started anew").count() >= 2, "{}", ended.err);
     let out = ended.well();

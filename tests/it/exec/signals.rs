@@ -73,10 +73,37 @@ fn on_a_dyno_sigterm_is_left_to_the_platform() {
         let wrapped = wrapping.start();
         wrapped.await_said("ready");
         wrapped.signal(libc::SIGTERM);
-        wrapped.signal(libc::SIGUSR1);
-        wrapped.await_said("got USR1");
-        assert_eq!(wrapped.said().matches("got TERM").count(), times, "{variables:?}");
+        if times > 0 {
+            wrapped.await_said("got TERM\n");
+        }
+        // They are passed on in order: what was not passed on before these never will be.
+        for count in 1..=2 {
+            wrapped.signal(libc::SIGUSR1);
+            wait_until(SOON, || wrapped.said().matches("got USR1\n").count() == count);
+        }
+        assert_eq!(wrapped.said().matches("got TERM\n").count(), times, "{variables:?}");
     }
+}
+
+#[test]
+fn a_terminal_that_hangs_up_is_told_to_the_application() {
+    let (_place, url, _) = place();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("said");
+    // The wrapper leads a session with a terminal of its own, as under ssh; then the terminal goes away.
+    let script = format!("exec >{}; {TRAPS}", file.display());
+    let leader = "import os, pty, sys, time\n\
+                  pid, terminal = pty.fork()\n\
+                  if pid == 0: os.execvp(sys.argv[1], sys.argv[1:])\n\
+                  while 'ready' not in (open(sys.argv[-1]).read() if os.path.exists(sys.argv[-1]) else ''): time.sleep(0.02)\n\
+                  os.close(terminal)\n\
+                  while 'got HUP' not in open(sys.argv[-1]).read(): time.sleep(0.02)\n\
+                  os.kill(pid, 9)\n\
+                  print('told')";
+    let words = ["-c", leader, env!("CARGO_BIN_EXE_pgweir"), "exec", "--", "sh", "-c", &script, file.to_str().unwrap()];
+    let python = crate::drivers::python();
+    let wrapped = Wrapping::of(&python, &words).var("DATABASE_URL", &url).start();
+    wrapped.await_said("told");
 }
 
 #[test]

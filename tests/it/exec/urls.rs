@@ -219,7 +219,8 @@ fn a_file_may_tune_the_database_of_a_url_and_a_unix_socket_be_there_too() {
     let file = folder.path().join("pgweir.toml");
     let name = &place.name;
     let sockets = folder.path().display();
-    std::fs::write(&file, format!("[databases.{name}]\npool_size = 1\n[listen]\nunix_socket_dir = \"{sockets}\"\n")).unwrap();
+    std::fs::write(&file, format!("[databases.{name}]\npool_size = 1\n[listen]\nunix_socket_dir = \"{sockets}\"\n"))
+        .unwrap();
     let file = file.to_str().unwrap();
     let checked = Wrapping::new(&["urls"]).var("DATABASE_URL", &url).var("PGWEIR_CONFIG", file).finish();
     checked.well();
