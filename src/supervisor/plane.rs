@@ -118,7 +118,7 @@ enum Order {
 pub enum Ending {
     /// As it was told.
     Done(Summary),
-    /// The worker did not end within [`STOP_LIMIT`].
+    /// The worker did not end within five seconds.
     Stuck,
     /// The worker ended although nobody had told it to.
     Lost,
