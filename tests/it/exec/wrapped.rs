@@ -34,6 +34,7 @@ impl Wrapping {
         }
         command.env("LC_ALL", "C.UTF-8").args(words).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        heed_signals(&mut command);
         Self { command }
     }
 
@@ -66,6 +67,20 @@ impl Wrapping {
     /// Runs it to its end.
     pub(crate) fn finish(self) -> Ended {
         self.start().finish()
+    }
+}
+
+/// Whatever the tests run under (`nohup`, a background job of a shell) ignores: it ignores nothing.
+#[allow(unsafe_code, reason = "the hook makes async-signal-safe calls")]
+fn heed_signals(command: &mut Command) {
+    // SAFETY: signal(2) is async-signal-safe and sets a disposition.
+    unsafe {
+        command.pre_exec(|| {
+            for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(number, libc::SIG_DFL);
+            }
+            Ok(())
+        });
     }
 }
 
