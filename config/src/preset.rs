@@ -30,7 +30,7 @@ pub static EXEC: &[Preset] = &[
     Preset {
         key: "server_tls_sslmode",
         value: "require",
-        reason: "on a Heroku dyno (DYNO is set), where every server has TLS; elsewhere prefer",
+        reason: "on a Heroku dyno (DYNO is set), for servers on other machines; else prefer",
         on_dyno: true,
     },
     preset("query_wait_timeout", "20s", "less than the 30 s after which Heroku's router gives up"),

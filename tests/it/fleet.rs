@@ -232,24 +232,23 @@ async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_kille
     assert!(refusals as u64 <= started as u64 * minutes, "{refusals} refusals of {started} in {minutes} minutes");
 }
 
+/// A second database of the same owner, and a configuration with both.
+fn with_another(cluster: &Cluster, place: &Place<'_>, own: &[(&str, &str)]) -> (String, String) {
+    let other = format!("{}other", place.name);
+    cluster.psql("postgres", &format!("CREATE DATABASE {other} OWNER {}", place.name)).unwrap();
+    let key = |name: &str| format!("databases.{other}.{name}");
+    let [host, port, user, password] = ["host", "port", "user", "password"].map(key);
+    let number = cluster.port().to_string();
+    let further = [(&*host, cluster.host()), (&*port, &*number), (&*user, &*place.name), (&*password, PASSWORD)];
+    let toml = place.toml(&settings(&[own, &further].concat()));
+    (other, toml)
+}
+
 #[tokio::test]
 async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreigners_and_a_deploy() {
     let cluster = cluster();
     let place = Place::on(&cluster);
-    let other = format!("{}other", place.name);
-    cluster.psql("postgres", &format!("CREATE DATABASE {other} OWNER {}", place.name)).unwrap();
-    let (host, port) = (format!("databases.{other}.host"), format!("databases.{other}.port"));
-    let (user, password) = (format!("databases.{other}.user"), format!("databases.{other}.password"));
-    let number = cluster.port().to_string();
-    let further = [
-        ("db_connections", "20"),
-        ("default_pool_size", "5"),
-        (&*host, cluster.host()),
-        (&*port, &*number),
-        (&*user, &*place.name),
-        (&*password, PASSWORD),
-    ];
-    let toml = place.toml(&settings(&further));
+    let (other, toml) = with_another(&cluster, &place, &[("db_connections", "20"), ("default_pool_size", "5")]);
     let stop = Arc::new(AtomicBool::new(false));
     let databases = [&*place.name, &*other];
     let watch = Watch::start(&cluster, &place.name).await;
@@ -375,20 +374,8 @@ async fn who_waits_in_vain_is_told_how_the_fleet_stands() {
 async fn a_pool_that_another_limit_of_this_process_stops_serves_its_clients_with_what_it_has() {
     let cluster = cluster();
     let place = Place::on(&cluster);
-    let other = format!("{}other", place.name);
-    cluster.psql("postgres", &format!("CREATE DATABASE {other} OWNER {}", place.name)).unwrap();
-    let (host, port) = (format!("databases.{other}.host"), format!("databases.{other}.port"));
-    let (user, password) = (format!("databases.{other}.user"), format!("databases.{other}.password"));
-    let number = cluster.port().to_string();
-    let further = [
-        ("fleet_budget", "true"),
-        ("max_user_connections", "2"),
-        (&*host, cluster.host()),
-        (&*port, &*number),
-        (&*user, &*place.name),
-        (&*password, PASSWORD),
-    ];
-    let pgweir = start_pgweir(place.toml(&settings(&further)));
+    let (other, toml) = with_another(&cluster, &place, &[("fleet_budget", "true"), ("max_user_connections", "2")]);
+    let pgweir = start_pgweir(toml);
     let client = async |database: &str| {
         let mut client = Wire::connect(pgweir.addr()).await.unwrap();
         client.login_with(&[("user", &*place.name), ("database", database)], PASSWORD).await.unwrap();

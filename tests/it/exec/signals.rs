@@ -94,7 +94,7 @@ fn a_terminal_that_hangs_up_is_told_to_the_application() {
     let script = format!("exec >{}; {TRAPS}", file.display());
     let leader = "import os, pty, sys, time\n\
                   pid, terminal = pty.fork()\n\
-                  if pid == 0: os.execvp(sys.argv[1], sys.argv[1:])\n\
+                  if pid == 0: os.execvp('setpriv', ['setpriv', '--pdeathsig', 'KILL', *sys.argv[1:]])\n\
                   while 'ready' not in (open(sys.argv[-1]).read() if os.path.exists(sys.argv[-1]) else ''): time.sleep(0.02)\n\
                   os.close(terminal)\n\
                   while 'got HUP' not in open(sys.argv[-1]).read(): time.sleep(0.02)\n\
