@@ -592,8 +592,9 @@ impl Relay {
             // The socket took nothing of it: whatever it is, it never ran.
             active.rerun.keep(batch, true);
         }
-        // A lease that has just begun says so already.
-        if was_settled && used > 0 && self.entry.activity.get() != Activity::Running {
+        // A lease that began in this turn says so already. One whose replay was waited for does not: the query begins now.
+        let noted = || self.entry.activity.get() == Activity::Running && self.entry.since.get() == context.clock.now();
+        if was_settled && used > 0 && !noted() {
             self.note(Activity::Running);
         }
         if let Err(error) = sent {
