@@ -26,8 +26,8 @@ pub struct Orphan {
     pub conn: Box<ServerConn>,
     /// Its pool.
     pub pool: Rc<Pool>,
-    /// What runs is to be cancelled.
-    pub cancel: bool,
+    /// What runs is to be cancelled when it takes this time; none never.
+    pub cancel_after: Option<Duration>,
     /// Session state was left behind.
     pub dirty: bool,
     /// It counts as pinned.
@@ -63,19 +63,30 @@ impl Orphan {
             let settled = clock.limit(SETTLE_LIMIT, self.conn.settle()).await.map_err(drop)?;
             return settled.map(drop).map_err(drop);
         }
-        if !self.cancel {
+        let Some(patience) = self.cancel_after else {
             return self.conn.settle().await.map(drop).map_err(drop);
+        };
+        let mut left = usize::MAX;
+        // Of a pipeline each query has its time.
+        while !patience.is_zero() && self.conn.pipeline.depth() < left {
+            left = self.conn.pipeline.depth();
+            if let Ok(settled) = clock.limit(patience, self.conn.settle()).await {
+                return settled.map(drop).map_err(drop);
+            }
         }
-        let begun = clock.now();
-        while clock.now().saturating_duration_since(begun) < SETTLE_LIMIT {
+        let until = clock.now() + SETTLE_LIMIT;
+        loop {
+            let rest = until.saturating_duration_since(clock.now());
+            if rest.is_zero() {
+                return Err(());
+            }
             let order = self.conn.cancel_order();
             // The connection is ours: nothing can be parked while it is.
-            drop(order.send(self.pool.limits.cancel_wait_timeout).await);
+            drop(order.send(rest.min(self.pool.limits.cancel_wait_timeout)).await);
             if let Ok(settled) = clock.limit(CANCEL_EVERY, self.conn.settle()).await {
                 return settled.map(drop).map_err(drop);
             }
         }
-        Err(())
     }
 
     /// Wipes what the client left: its settings, locks, temporary tables, channels, statements.

@@ -674,6 +674,27 @@ fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
 }
 
 #[test]
+fn what_was_sent_before_a_goodbye_has_no_more_time_than_query_timeout_either() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "1s")]);
+    stage.own_sql("CREATE TABLE mark (by text)");
+    run(SOON, async {
+        let mut client = stage.client().await;
+        let many = build::query("SELECT pg_sleep(0.6)").repeat(3);
+        let last = build::query("INSERT INTO mark VALUES ('all ran')");
+        client.send(&[many, last, build::terminate()].concat()).await.unwrap();
+        drop(client);
+        wait_until_async(SOON, async || stage.sql("SELECT count(*) FROM mark") == "1").await;
+        let mut client = stage.client().await;
+        client.send(&[build::query("SELECT pg_sleep(600)"), build::terminate()].concat()).await.unwrap();
+        drop(client);
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let mut next = stage.client().await;
+        assert_eq!(value(&mut next, "SELECT 'next'").await, "next");
+    });
+    assert!(!stage.is_running("pg_sleep"));
+}
+
+#[test]
 fn cancel_on_disconnect_never_lets_a_vanished_clients_query_run() {
     let stage = Stage::new(&[("default_pool_size", "1"), ("cancel_on_disconnect", "never")]);
     stage.own_sql("CREATE TABLE mark (by text)");

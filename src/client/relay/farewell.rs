@@ -1,5 +1,7 @@
 //! The end of a session, on both sides.
 
+use std::time::Duration;
+
 use pgweir_config::{CancelOnDisconnect, PoolMode};
 
 use super::super::aftermath::{Orphan, say_goodbye};
@@ -38,14 +40,21 @@ impl Relay {
                 self.unpin();
                 self.pool.discard_lent(conn, DiscardReason::Protocol);
             } else {
-                let cancel = match self.context.config.client.cancel_on_disconnect {
+                let client = &self.context.config.client;
+                let at_once = match client.cancel_on_disconnect {
                     CancelOnDisconnect::Lost => end.is_loss(),
                     CancelOnDisconnect::Always => true,
                     CancelOnDisconnect::Never => false,
                 };
+                let cancel_after = match client.query_timeout {
+                    _ if commit => None,
+                    _ if at_once => Some(Duration::ZERO),
+                    // A client that is gone does not make its query's time any longer.
+                    limit => Some(limit).filter(|limit| !limit.is_zero()),
+                };
                 let pinned = std::mem::take(&mut self.pinned);
                 let pool = self.pool.clone();
-                let orphan = Orphan { conn, pool, cancel: cancel && !commit, dirty, pinned, reset };
+                let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, reset };
                 tokio::task::spawn_local(orphan.settle());
             }
         }
