@@ -395,15 +395,23 @@ impl Request<'_> {
     }
 
     /// `currval` or `lastval` at the beginning of a transaction would tell what a stranger's statement left: the server
-    /// is to say that there is nothing yet (55000).
+    /// is to say that there is nothing yet (55000). From the next lease on each of the pool's begins with nothing.
     #[inline]
     fn forget_sequences(&mut self, effects: Effects, plan: &mut Plan<'_>) {
+        if effects.set.intersects(EffectSet::CURRVAL) {
+            self.forget_strangers(plan);
+        }
+    }
+
+    #[cold]
+    fn forget_strangers(&mut self, plan: &mut Plan<'_>) {
+        self.catalog.guard_sequences();
         let pipeline = &self.conn.pipeline;
         let begins = || {
             let ours = pipeline.iter().all(|owed| owed.origin == Origin::Pooler);
             ours && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open()
         };
-        if effects.set.intersects(EffectSet::CURRVAL) && !self.marks.sequences && begins() {
+        if !self.marks.sequences && begins() {
             self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
             self.conn.unnamed = Held::Empty;
             plan.insert(|out| encode::query(out, b"DISCARD SEQUENCES"));

@@ -75,6 +75,8 @@ pub struct Knowledge {
     asking: Cell<bool>,
     not_before: Cell<Option<Instant>>,
     wanted: bool,
+    /// The pool's clients ask for `currval` or `lastval`.
+    sequences: Cell<bool>,
 }
 
 impl Knowledge {
@@ -93,7 +95,22 @@ impl Knowledge {
             asking: Cell::new(false),
             not_before: Cell::new(None),
             wanted,
+            sequences: Cell::new(false),
         }
+    }
+
+    /// Whether every lease has to begin without what strangers' `nextval` gave: its client may ask in a place where
+    /// nothing can be put in front any more.
+    #[must_use]
+    #[inline]
+    pub fn guards_sequences(&self) -> bool {
+        self.sequences.get()
+    }
+
+    /// A client asks for `currval` or `lastval`.
+    #[cold]
+    pub fn guard_sequences(&self) {
+        self.sequences.set(true);
     }
 
     /// The names that lead to more than a text shows.

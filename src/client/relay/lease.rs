@@ -41,28 +41,33 @@ impl Relay {
         // Ordinary tables may be temporary ones under such a path.
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
-        let catalog = self.pool.catalog.key();
+        let (catalog, forgets) = (self.pool.catalog.key(), self.pool.catalog.guards_sequences());
         let active = self.active();
         active.leased = now;
         active.catalog = catalog;
-        active.marks.sequences = false;
+        active.marks.sequences = forgets;
         active.marks.placing.begin();
         active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
-        self.replay(cx)
+        self.replay(forgets, cx)
     }
 
-    /// Makes the settings on the server connection the client's, if they are not.
-    fn replay(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+    /// Makes the settings on the server connection the client's, if they are not; before, if it `forgets`, nothing is to be
+    /// left of what `nextval` gave anyone.
+    fn replay(&mut self, forgets: bool, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if Rc::ptr_eq(&conn.profile, &self.profile) || lacks(Guard::Journal) {
+        if Rc::ptr_eq(&conn.profile, &self.profile) && !forgets || lacks(Guard::Journal) {
             return Ok(());
         }
         let hold = conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
+        if forgets {
+            encode::query(&mut message, b"DISCARD SEQUENCES");
+            conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        }
         settings::replay(&conn.profile, &self.profile, &conn.tag, |text| {
             encode::query(&mut message, text);
             conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
@@ -91,7 +96,7 @@ impl Relay {
             active.hold = false;
             active.resume = true;
             if !active.backlog.input.is_empty() {
-                return self.replay(cx);
+                return self.replay(false, cx);
             }
         }
         if active.aside.audited {
@@ -179,7 +184,7 @@ impl Relay {
         if !active.marks.pins.is_empty() && !lacks(Guard::Pins) {
             self.note(Activity::Idle);
             self.pin()?;
-            return self.replay(cx);
+            return self.replay(false, cx);
         }
         if std::mem::take(&mut active.marks.scrub) {
             return self.scrub(cx);
