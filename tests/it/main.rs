@@ -16,6 +16,8 @@ mod binding;
 mod cancel;
 mod costs;
 mod crowd;
+#[cfg(feature = "demo")]
+mod demo;
 mod drivers;
 mod exec;
 mod figures;
