@@ -12,21 +12,20 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 
+use crate::figures;
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, start_pgweir};
 
-/// How long a fleet is kept busy; `PGWEIR_FLEET_SECONDS` in its place for longer.
-const BUSY: u64 = 20;
+/// How long a fleet is kept busy.
+const BUSY: Duration = Duration::from_secs(20);
+
+/// The same in the long tier.
+const BUSY_LONG: Duration = Duration::from_mins(3);
 
 /// The census of the fleets here: their slice is twice as long.
 const PERIOD: &str = "1s";
 
 /// No client of a fleet waits longer, however busy this machine is.
 const LONGEST_WAIT: Duration = Duration::from_secs(40);
-
-fn busy() -> Duration {
-    let given = std::env::var("PGWEIR_FLEET_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(given.unwrap_or(BUSY))
-}
 
 fn cluster() -> Cluster {
     Cluster::start(ClusterOptions::default().set("max_connections", "100").set("log_connections", "on")).unwrap()
@@ -185,8 +184,8 @@ fn assert_served(all: &[Served]) -> (u32, Duration) {
     (all.iter().map(|served| served.queries).sum(), longest)
 }
 
-#[tokio::test]
-async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_killed_and_replaced() {
+/// A role's limit of 20, and 20 pgweirs that are killed and replaced at random. What there is to tell.
+async fn share_a_role_limit(busy: Duration) -> String {
     const SIDECARS: usize = 20;
     let cluster = cluster();
     let place = Place::on(&cluster);
@@ -200,7 +199,7 @@ async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_kille
     }
     let (mut rng, mut all, mut started) = (SmallRng::seed_from_u64(4), Vec::new(), SIDECARS);
     let begun = Instant::now();
-    while begun.elapsed() < busy() {
+    while begun.elapsed() < busy {
         tokio::time::sleep(Duration::from_millis(rng.random_range(500..2000))).await;
         let one = sidecars.swap_remove(rng.random_range(0..sidecars.len()));
         if rng.random() {
@@ -224,12 +223,32 @@ async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_kille
     let seen = watch.finish().await;
     let (authorized, refusals) = logins(&cluster, &place.name);
     let (queries, longest) = assert_served(&all);
-    println!(
-        "{started} pgweirs, {queries} queries, longest wait {longest:?}, {authorized} logins, {refusals} refusals; {seen:?}"
-    );
     assert!(seen.staying <= 20 && seen.all <= 20 && seen.staying >= 15, "{seen:?}");
     assert!(seen.samples > 100, "{seen:?}");
     assert!(refusals as u64 <= started as u64 * minutes, "{refusals} refusals of {started} in {minutes} minutes");
+    format!("{started} pgweirs, {}", told(queries, longest, authorized, refusals, &seen))
+}
+
+/// A fleet's figures.
+fn told(queries: u32, longest: Duration, logins: usize, refusals: usize, seen: &Seen) -> String {
+    let Seen { staying, all, waiting, .. } = seen;
+    format!(
+        "{queries} queries, longest wait {:.1} s, {logins} logins, {refusals} refusals; at most {staying} connections, \
+         {all} with probes, {waiting} of them waiting",
+        longest.as_secs_f64()
+    )
+}
+
+#[tokio::test]
+async fn twenty_hungry_pgweirs_share_a_role_limit_of_twenty_while_they_are_killed_and_replaced() {
+    println!("{}", share_a_role_limit(BUSY).await);
+}
+
+#[tokio::test]
+#[ignore = "long: three minutes"]
+async fn twenty_hungry_pgweirs_share_a_role_limit_for_three_minutes() {
+    let figures = share_a_role_limit(BUSY_LONG).await;
+    figures::record("fleet", "twenty_hungry_pgweirs_share_a_role_limit_for_three_minutes", &figures);
 }
 
 /// A second database of the same owner, and a configuration with both.
@@ -244,8 +263,9 @@ fn with_another(cluster: &Cluster, place: &Place<'_>, own: &[(&str, &str)]) -> (
     (other, toml)
 }
 
-#[tokio::test]
-async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreigners_and_a_deploy() {
+/// A limit that only the fleet knows, over two databases: so many pgweirs, stopped, killed and replaced at random,
+/// foreigners, and a deploy that doubles the fleet. What there is to tell.
+async fn share_what_only_the_fleet_knows(count: usize, busy: Duration) -> String {
     let cluster = cluster();
     let place = Place::on(&cluster);
     let (other, toml) = with_another(&cluster, &place, &[("db_connections", "20"), ("default_pool_size", "5")]);
@@ -253,19 +273,24 @@ async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreig
     let databases = [&*place.name, &*other];
     let watch = Watch::start(&cluster, &place.name).await;
     let mut sidecars = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..count {
         sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
     }
-    let (mut rng, mut all) = (SmallRng::seed_from_u64(5), Vec::new());
+    let (mut rng, mut all, mut started) = (SmallRng::seed_from_u64(5), Vec::new(), count);
     let begun = Instant::now();
     let (mut foreigners, mut has_deployed) = (Vec::new(), false);
-    while begun.elapsed() < busy() {
+    while begun.elapsed() < busy {
         // Some of them have the lock, or claims.
-        let one = &sidecars[rng.random_range(0..sidecars.len())];
-        one.pgweir.signal(libc::SIGSTOP).unwrap();
+        let one = rng.random_range(0..sidecars.len());
+        sidecars[one].pgweir.signal(libc::SIGSTOP).unwrap();
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..2500))).await;
-        one.pgweir.signal(libc::SIGCONT).unwrap();
-        if begun.elapsed() > busy() / 3 && foreigners.is_empty() {
+        sidecars[one].pgweir.signal(libc::SIGCONT).unwrap();
+        if rng.random() {
+            all.extend(sidecars.swap_remove(one).end().await);
+            sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
+            started += 1;
+        }
+        if begun.elapsed() > busy / 3 && foreigners.is_empty() {
             for _ in 0..5 {
                 let parameters = [("user", &*place.name), ("database", &*other), ("application_name", "foreign")];
                 let mut foreigner = Wire::connect(cluster.addr()).await.unwrap();
@@ -273,12 +298,13 @@ async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreig
                 foreigners.push(foreigner);
             }
         }
-        if begun.elapsed() > busy() * 2 / 3 && !has_deployed {
+        if begun.elapsed() > busy * 2 / 3 && !has_deployed {
             // New ones come before the old ones go.
             has_deployed = true;
             let old: Vec<Sidecar> = std::mem::take(&mut sidecars);
             for _ in 0..old.len() {
                 sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
+                started += 1;
             }
             for one in old {
                 one.pgweir.signal(libc::SIGTERM).unwrap();
@@ -298,9 +324,21 @@ async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreig
     let seen = watch.finish().await;
     let (queries, longest) = assert_served(&all);
     let (authorized, refusals) = logins(&cluster, &place.name);
-    println!("{queries} queries, longest wait {longest:?}, {authorized} logins, {refusals} refusals; {seen:?}");
     assert!(seen.staying <= 20 && seen.staying >= 12, "{seen:?}");
     assert_eq!(refusals, 0);
+    format!("{started} pgweirs of two pools each, {}", told(queries, longest, authorized, refusals, &seen))
+}
+
+#[tokio::test]
+async fn a_limit_that_only_the_fleet_knows_holds_over_two_databases_stops_foreigners_and_a_deploy() {
+    println!("{}", share_what_only_the_fleet_knows(8, BUSY).await);
+}
+
+#[tokio::test]
+#[ignore = "long: three minutes"]
+async fn twenty_hungry_pgweirs_share_what_only_the_fleet_knows_for_three_minutes() {
+    let figures = share_what_only_the_fleet_knows(20, BUSY_LONG).await;
+    figures::record("fleet", "twenty_hungry_pgweirs_share_what_only_the_fleet_knows_for_three_minutes", &figures);
 }
 
 #[tokio::test]
