@@ -1,5 +1,9 @@
 //! A wrapper's longer life: failures of the data plane and of the server, deploys, real applications.
 
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use pgweir_harness::{Cluster, ClusterOptions, wait_until};
@@ -130,6 +134,67 @@ fn activerecord_and_django_run_under_it_with_tls_to_a_self_signed_server() {
         wait_until(SOON, || place.servers() == 0);
     }
     primary.hba("host all all 127.0.0.1/32 trust");
+}
+
+/// What a server of HTTP answers.
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{path}: {answer}");
+    body.to_owned()
+}
+
+#[test]
+fn puma_serves_under_it_and_ends_in_order_when_every_process_gets_sigterm_twice() {
+    let primary = TlsPrimary::take();
+    primary.show(&self_signed(|_| {}));
+    primary.hba("hostssl all all 127.0.0.1/32 scram-sha-256");
+    let place = Place::on(&primary.0);
+    place.psql(&format!(
+        "CREATE TABLE visits (id serial PRIMARY KEY, path text); ALTER TABLE visits OWNER TO {}",
+        place.name
+    ));
+    let watch = place.cap_watch(2);
+    let app = scripts().join("exec_puma.ru");
+    let words = ["exec", "--", "puma", "-b", "tcp://127.0.0.1:0", "-t", "3:3", "-w", "2", app.to_str().unwrap()];
+    let url = format!("{}?sslmode=require", url(&place));
+    let wrapping = Wrapping::new(&words).var("DATABASE_URL", &url).var("PGBOUNCER_DEFAULT_POOL_SIZE", "2");
+    let wrapped = wrapping.start();
+    wait_until(SOON, || wrapped.said().matches("booted").count() == 2);
+    let said = wrapped.said();
+    let port = said.split("http://127.0.0.1:").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let browse = |me: usize| {
+        (0..15).map(move |number| {
+            let path = format!("/{me}/{number}");
+            let body = get(port, &path);
+            let (seen, process) = body.split_once(", process ").unwrap();
+            assert_eq!(seen, path);
+            process.to_owned()
+        })
+    };
+    let processes: BTreeSet<String> = std::thread::scope(|scope| {
+        let all = (0..6).map(|me| scope.spawn(move || browse(me).collect::<Vec<_>>())).collect::<Vec<_>>();
+        all.into_iter().flat_map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(processes.len(), 2, "both of Puma's workers serve");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| get(port, "/slow"));
+        wait_until(SOON, || place.psql("SELECT count(*) FROM visits WHERE path = '/slow'") == "1");
+        wrapped.signal_group(libc::SIGTERM);
+        wrapped.signal_group(libc::SIGTERM);
+        assert!(slow.join().unwrap().starts_with("/slow, "), "a request under way is answered");
+    });
+    let ended = wrapped.finish();
+    assert!(!ended.err.contains("level=error"), "{}", ended.err);
+    assert_eq!(place.psql("SELECT count(*) FROM visits"), "91");
+    wait_until(SOON, || place.servers() == 0);
+    assert!(watch.finish() > 0);
+    primary.hba("host all all 127.0.0.1/32 trust");
+    assert_eq!((ended.status.code(), ended.status.signal()), (None, Some(libc::SIGTERM)), "as Puma without it");
 }
 
 #[test]

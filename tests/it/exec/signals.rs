@@ -92,7 +92,8 @@ fn a_terminal_that_hangs_up_is_told_to_the_application() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("said");
     // The wrapper leads a session with a terminal of its own, as under ssh; then the terminal goes away.
-    let script = format!("exec >{}; {TRAPS}", file.display());
+    // When the wrapper is killed, it gets SIGTERM, and ends.
+    let script = format!("exec >{}; trap 'echo got HUP' HUP; echo ready; while :; do sleep 0.02; done", file.display());
     let leader = "import os, pty, sys, time\n\
                   pid, terminal = pty.fork()\n\
                   if pid == 0: os.execvp('setpriv', ['setpriv', '--pdeathsig', 'KILL', *sys.argv[1:]])\n\
