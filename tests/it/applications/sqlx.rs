@@ -55,7 +55,7 @@ async fn transact(pool: &PgPool) -> Result {
     sqlx::query("DELETE FROM items WHERE id = 1").execute(&mut *outer).await?;
     let mut inner = outer.begin().await?;
     let error = sqlx::query("SELECT 1 / $1::int4").bind(0).execute(&mut *inner).await.unwrap_err();
-    assert_eq!(error.as_database_error().and_then(|error| error.code()).as_deref(), Some("22012"));
+    assert_eq!(error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("22012"));
     inner.rollback().await?;
     outer.commit().await?;
     let mut dropped = pool.begin().await?;
