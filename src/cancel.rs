@@ -264,6 +264,12 @@ impl Registry {
         }
     }
 
+    /// Whether there is a session with this process id.
+    #[must_use]
+    pub fn has(&self, pid: u32) -> bool {
+        self.entries.borrow().contains_key(&pid)
+    }
+
     /// A `CancelRequest`. None if no session has this key; else what resolves when it was dealt with.
     #[must_use]
     pub fn cancel(&self, pid: u32, secret: &[u8]) -> Option<oneshot::Receiver<()>> {

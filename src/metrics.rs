@@ -91,6 +91,7 @@ catalogue! {
     SESSIONS = Counter Count "pgweir_sessions_total" "Sessions begun.";
     SESSIONS_PANICKED = Counter Count "pgweir_sessions_panicked_total" "Sessions that ended in a panic; each is a defect.";
     BROKEN_INVARIANTS = Counter Count "pgweir_broken_invariants_total" "Sessions ended by a broken invariant; each is a defect.";
+    CANCELS_IGNORED = Counter Count "pgweir_cancels_ignored_total" "Cancel requests ignored because too many keys from their address were wrong.";
     CANCELS_UNKNOWN_KEY = Counter Count "pgweir_cancels_unknown_key_total" "Cancel requests whose key no session has.";
     TLS_HANDSHAKES = Counter Count "pgweir_tls_handshakes_total" "TLS handshakes that succeeded, by side: client or server.";
     TLS_RESUMPTIONS = Counter Count "pgweir_tls_resumptions_total" "TLS handshakes that resumed an earlier session, by side.";
@@ -356,7 +357,7 @@ impl Drop for PoolMetrics {
 
 /// The series of the process.
 pub struct ProcessMetrics {
-    plain: [(Read<ProcessStats, u64>, Total); 5],
+    plain: [(Read<ProcessStats, u64>, Total); 6],
     refused: TallyTotals,
     tls: [(Read<ProcessStats, SideCounts>, TallyTotals); 3],
     gauges: [(Read<ProcessGauges, u32>, Gauge); 3],
@@ -378,6 +379,7 @@ impl ProcessMetrics {
                 (|stats| stats.sessions_panicked, total(SESSIONS_PANICKED)),
                 (|stats| stats.broken_invariants, total(BROKEN_INVARIANTS)),
                 (|stats| stats.cancels_unknown_key, total(CANCELS_UNKNOWN_KEY)),
+                (|stats| stats.cancels_ignored, total(CANCELS_IGNORED)),
             ],
             refused: TallyTotals::register::<RefusalReason>(exporter, CLIENTS_REFUSED, &[], "reason"),
             tls: [

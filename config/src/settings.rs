@@ -294,8 +294,9 @@ group! {
         /// Longest query text that is inspected; what is longer is treated as unknown.
         inspect_max: usize = "256KiB", in 0..="1GiB" => live;
         /// Failed logins per second that one address (of IPv6, one /64) may make as one user, and ten times as many
-        /// over all users; beyond them its logins are refused at once. Over a Unix socket there is no such limit.
-        /// 0 sets no limit.
+        /// over all users; beyond them its logins are refused at once. Cancel requests with a wrong key for a session are limited
+        /// likewise, apart from logins; beyond the limit those for that session are ignored, right ones too. Over a Unix socket
+        /// there is no such limit. 0 sets no limit.
         login_failure_rate: u32 = 10, in 0..=100000 => live;
         /// Failed logins that it may make at once before `login_failure_rate` counts.
         login_failure_burst: u32 = 50, in 1..=100000 => live;

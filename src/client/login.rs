@@ -22,6 +22,7 @@ use crate::settings::{self, Entry, setting_name};
 use crate::stats::{Reason as _, RefusalReason};
 
 use admission::Admitted;
+use auth::Guess;
 pub use auth::{Lookups, Secrets, Throttle, Users};
 use doors::{AtDoor, GaveWay};
 pub use doors::{Doors, GRACE, Room};
@@ -213,11 +214,26 @@ impl Door {
         }
     }
 
-    /// A cancel request. Its connection is closed, without a word, when it was dealt with.
+    /// A cancel request. Its connection is closed, without a word, when it was dealt with. A wrong secret counts; one that is
+    /// right does not, and is not looked at where too many were wrong. A session that is not there, or not any more, cannot be
+    /// guessed at.
     async fn cancel(&self, pid: u32, secret: &[u8]) {
-        match self.context.registry.cancel(pid, secret) {
-            Some(done) => drop(done.await),
-            None => self.context.process.borrow_mut().cancels_unknown_key += 1,
+        let (context, guess) = (&self.context, Guess::Session(pid));
+        let source = self.peer.ip().filter(|_| context.registry.has(pid));
+        let now = context.clock.now();
+        if let Some(source) = source.filter(|source| context.throttle.borrow().is_over(*source, guess, now)) {
+            context.process.borrow_mut().cancels_ignored += 1;
+            if context.config.log.log_pooler_errors {
+                tracing::warn!(peer = %self.peer, "cancel request ignored: too many wrong keys from {source}");
+            }
+            return;
+        }
+        if let Some(done) = context.registry.cancel(pid, secret) {
+            return drop(done.await);
+        }
+        context.process.borrow_mut().cancels_unknown_key += 1;
+        if let Some(source) = source {
+            context.throttle.borrow_mut().failed(source, guess, now);
         }
     }
 

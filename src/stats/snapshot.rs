@@ -20,6 +20,8 @@ pub struct ProcessStats {
     pub broken_invariants: u64,
     /// Cancel requests whose key no session has.
     pub cancels_unknown_key: u64,
+    /// Cancel requests that nobody looked at, because too many keys from there were wrong.
+    pub cancels_ignored: u64,
     /// TLS, by side.
     pub tls: TlsStats,
 }

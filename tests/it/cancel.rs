@@ -302,6 +302,114 @@ fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
 }
 
 #[test]
+fn whoever_guesses_at_cancel_keys_is_not_listened_to_for_a_while() {
+    let stage = Stage::new(&[("default_pool_size", "2"), ("login_failure_rate", "1"), ("login_failure_burst", "5")]);
+    run(Duration::from_mins(2), async {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        let guess = async |pid: i32, secret: &[u8]| cancel(stage.addr(), pid, secret).await.unwrap();
+        let mut wrong = client.secret.clone();
+        wrong[0] ^= 1;
+        // A session that is not there cannot be guessed at: one that has ended is asked for by mistake. Nor does it count how
+        // often a right key comes.
+        for _ in 0..20 {
+            guess(client.pid ^ 1, &wrong).await;
+            guess(client.pid, &client.secret).await;
+        }
+        client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        guess(client.pid, &client.secret).await;
+        assert_eq!(client.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
+
+        // What was guessed is forgiven at a rate: on a busy machine the right key may come too late to be ignored.
+        let mut ignored = false;
+        for _ in 0..5 {
+            client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running("pg_sleep(60)")).await;
+            for _ in 0..20 {
+                guess(client.pid, &wrong).await;
+            }
+            guess(client.pid, &client.secret).await;
+            sleep(Duration::from_millis(200)).await;
+            ignored = stage.is_running("pg_sleep(60)");
+            if ignored {
+                break;
+            }
+            assert_eq!(client.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
+        }
+        assert!(ignored, "twenty wrong ones, and the right one is heeded");
+        stage.pgweir.wait_log("too many wrong keys from 127.0.0.1", SOON).unwrap();
+        wait_until_async(SOON, async || stage.metric("pgweir_cancels_ignored_total") > 0.5).await;
+        // Other sessions are cancelled as ever, and this one again a little later.
+        other.send(&build::query("SELECT pg_sleep(61)")).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running("pg_sleep(61)")).await;
+        guess(other.pid, &other.secret).await;
+        assert_eq!(other.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
+        wait_until_async(SOON, async || {
+            guess(client.pid, &client.secret).await;
+            !stage.is_running("pg_sleep(60)")
+        })
+        .await;
+        assert_eq!(client.outcome().await.unwrap().sqlstate(), QUERY_CANCELED);
+    });
+}
+
+#[test]
+fn what_cancels_a_query_waits_for_the_replay_of_settings_in_front_of_it() {
+    // By the client's own request, and by the limit on a query.
+    for limit in ["0", "300ms"] {
+        let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", limit)]);
+        stage.sql("CREATE TEXT SEARCH CONFIGURATION public.mine (COPY = pg_catalog.simple)");
+        run(Duration::from_mins(1), async {
+            let mut plain = stage.client().await;
+            let mut mine = stage.client_with(&[("default_text_search_config", "public.mine")]).await;
+            succeed(&mut plain, "SELECT 1").await;
+            let backends = stage.backends();
+            // The setting is looked up in a table, which is locked.
+            let rename = "ALTER TEXT SEARCH CONFIGURATION public";
+            stage.sql(&format!("{rename}.mine RENAME TO his; {rename}.his RENAME TO mine"));
+            let mut lock =
+                Wire::open(stage.place.cluster.addr(), SUPERUSER, stage.name(), SUPERUSER_PASSWORD).await.unwrap();
+            succeed(&mut lock, "BEGIN; LOCK pg_ts_config IN ACCESS EXCLUSIVE MODE").await;
+            mine.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+            wait_until_async(SOON, async || !stage.pids("wait_event_type = 'Lock'").is_empty()).await;
+            let (addr, pid, secret) = (stage.addr(), mine.pid, mine.secret.clone());
+            let request = spawn_local(async move {
+                if limit == "0" {
+                    cancel(addr, pid, &secret).await.unwrap();
+                }
+            });
+            assert!(mine.recv_within(Duration::from_secs(1)).await.unwrap().is_none(), "it hit the replay ({limit})");
+            succeed(&mut lock, "COMMIT").await;
+            let outcome = mine.outcome().await.unwrap();
+            assert_eq!((outcome.sqlstate(), outcome.status), (QUERY_CANCELED, b'I'), "{limit}: {outcome:?}");
+            request.await.unwrap();
+            assert_eq!(value(&mut mine, "SHOW default_text_search_config").await, "public.mine");
+            assert_eq!(stage.backends(), backends, "the server connection is none the worse ({limit})");
+        });
+    }
+}
+
+#[test]
+fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    // Cancelled, and ends well all the same: as a query that a server had not read when the request came.
+    let deaf = "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END$$";
+    run(SOON, async {
+        let mut client = stage.client().await;
+        for round in 0..3 {
+            client.send(&build::query(deaf)).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running("PERFORM pg_sleep")).await;
+            cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
+            let outcome = client.outcome().await.unwrap();
+            assert_eq!(outcome.sqlstate(), "", "{outcome:?}");
+            // It is sent again while this runs.
+            let text = format!("SELECT 'whole{round}' FROM pg_sleep(0.7)");
+            assert_eq!(value(&mut client, &text).await, format!("whole{round}"));
+        }
+    });
+}
+
+#[test]
 fn process_ids_lie_above_any_real_one() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     run(SOON, async {

@@ -2,8 +2,13 @@
 //! server fails until the client ends it; nothing of it is ever committed on its own.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::{Message, Outcome, Wire, WireError, build};
@@ -12,7 +17,7 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use crate::stage::{Dice, SOON, Stage, fail, read_to_end, run, succeed, value};
-use crate::support::Place;
+use crate::support::{Place, primary};
 
 /// `connection_failure`: the server connection was lost without a word.
 const LOST: &str = "08006";
@@ -798,5 +803,81 @@ fn what_is_lost_a_second_time_is_told() {
         assert_eq!((outcome.sqlstate(), outcome.status), (LOST, b'I'), "{outcome:?}");
         proxy.heal();
         assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
+    });
+}
+
+/// A Unix-domain socket in front of a server. Connections through it can be made to take nothing any more: whoever writes is
+/// told so, and nobody else.
+struct Mouth {
+    directory: tempfile::TempDir,
+    taken: Arc<Mutex<Vec<(UnixStream, TcpStream)>>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Mouth {
+    fn open(server: SocketAddr) -> Self {
+        let directory = tempfile::Builder::new().prefix("pgweir-m").tempdir_in("/tmp").unwrap();
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
+        let taken: Arc<Mutex<Vec<(UnixStream, TcpStream)>>> = Arc::default();
+        let over = Arc::new(AtomicBool::new(false));
+        let (all, ends) = (taken.clone(), over.clone());
+        thread::spawn(move || {
+            while let Ok((ours, _)) = listener.accept() {
+                if ends.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(theirs) = TcpStream::connect(server) else { return };
+                let clones = || (ours.try_clone().unwrap(), theirs.try_clone().unwrap());
+                let ((mut up_from, mut up_to), (mut down_to, mut down_from)) = (clones(), clones());
+                all.lock().unwrap().push((ours, theirs));
+                thread::spawn(move || io::copy(&mut up_from, &mut up_to));
+                thread::spawn(move || io::copy(&mut down_from, &mut down_to));
+            }
+        });
+        Self { directory, taken, over }
+    }
+
+    fn shut(&self) {
+        for (ours, _) in &*self.taken.lock().unwrap() {
+            ours.shutdown(std::net::Shutdown::Read).unwrap();
+        }
+    }
+}
+
+impl Drop for Mouth {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = UnixStream::connect(self.directory.path().join(".s.PGSQL.5432"));
+        for (ours, theirs) in &*self.taken.lock().unwrap() {
+            let _ = (ours.shutdown(std::net::Shutdown::Both), theirs.shutdown(std::net::Shutdown::Both));
+        }
+    }
+}
+
+#[test]
+fn a_client_is_answered_by_a_second_server_connection_when_the_first_would_not_take_its_settings() {
+    let place = Place::on(primary());
+    let mouth = Mouth::open(place.cluster.addr());
+    let directory = mouth.directory.path().to_str().unwrap();
+    let host = [("databases.PLACE.host", directory), ("databases.PLACE.port", "5432"), ("default_pool_size", "2")];
+    let stage = Stage::at(place, &host, &[]);
+    run(Duration::from_mins(1), async {
+        let zone = [("user", stage.name()), ("database", stage.name()), ("TimeZone", "Europe/Berlin")];
+        let mut plain = stage.client().await;
+        // The server has accepted these settings before: the next login with them needs none.
+        let _known = stage.client_with(&zone[2..]).await;
+        succeed(&mut plain, "SELECT 1").await;
+        mouth.shut();
+        // All in one piece; and nobody but the server will wake the session, for want of a Sync.
+        let ask =
+            [build::parse("", "SHOW timezone", &[]), build::bind("", "", &[]), build::execute("", 0), build::flush()];
+        let mut wire = Wire::connect(stage.addr()).await.unwrap();
+        wire.send(&[build::startup(&zone), ask.concat()].concat()).await.unwrap();
+        let messages = wire.recv_until(b'C').await.unwrap();
+        let row = messages.iter().find(|message| message.tag == b'D').unwrap();
+        assert_eq!(row.text_columns().unwrap(), [Some("Europe/Berlin".to_owned())]);
+        assert_eq!(mouth.taken.lock().unwrap().len(), 2, "the first was tried, and a second made");
+        wire.send(&build::sync()).await.unwrap();
+        wire.recv_until_ready().await.unwrap();
     });
 }

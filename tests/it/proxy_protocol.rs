@@ -158,6 +158,33 @@ async fn failed_logins_are_limited_by_the_address_that_the_header_names() {
 }
 
 #[tokio::test]
+async fn guesses_at_cancel_keys_are_limited_by_the_address_that_the_header_names() {
+    let site = Site::start(&[&ON[..], &[("login_failure_burst", "3"), ("login_failure_rate", "1")]].concat());
+    let connect = async |address: &str| {
+        let mut wire = Wire::connect(site.pgweir.addr()).await.unwrap();
+        wire.send(format!("PROXY TCP4 {address} 10.0.0.1 4711 6432\r\n").as_bytes()).await.unwrap();
+        wire
+    };
+    let mut client = connect("203.0.113.9").await;
+    client.login_with(&[("user", site.name()), ("database", site.name())], PASSWORD).await.unwrap();
+    client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+    let (pid, secret) = (client.pid, client.secret.clone());
+    let cancel = async |address: &str, secret: &[u8]| {
+        let mut wire = connect(address).await;
+        wire.send(&build::cancel_request(pid, secret)).await.unwrap();
+        assert!(wire.eof().await);
+    };
+    let wrong: Vec<u8> = secret.iter().map(|byte| !byte).collect();
+    for _ in 0..30 {
+        cancel("203.0.113.7", &wrong).await;
+    }
+    site.pgweir.wait_log("too many wrong keys from 203.0.113.7", SOON).unwrap();
+    cancel("203.0.113.8", &secret).await;
+    assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014", "another client behind the same proxy");
+    assert!(!site.pgweir.log().contains("too many wrong keys from 203.0.113.8"));
+}
+
+#[tokio::test]
 async fn a_socket_beside_such_a_listener_needs_no_header() {
     let directory = tempfile::Builder::new().prefix("pgweir-p").tempdir_in("/tmp").unwrap();
     let site = Site::start(&[ON[0], ON[1], ("unix_socket_dir", directory.path().to_str().unwrap())]);

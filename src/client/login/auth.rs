@@ -22,7 +22,7 @@ use crate::client::Context;
 use crate::stats::RefusalReason;
 
 pub use lookup::Lookups;
-pub use throttle::Throttle;
+pub use throttle::{Guess, Throttle};
 pub use users::{Secrets, Users};
 
 use lookup::Unanswered;
@@ -47,12 +47,12 @@ impl Door {
             AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256 => {}
         }
         let source = self.peer.ip();
-        self.check_throttle(source, &wish.user)?;
+        self.check_throttle(source, Guess::User(&wish.user))?;
         let known = context.secrets.user(&wish.user).is_some();
         let outcome = self.identify(wish, out).await;
         // Others from there may have failed meanwhile. Right or wrong, nothing has been told of the proof yet: so many
         // that guess side by side learn no more than one that guesses alone.
-        self.check_throttle(source, &wish.user)?;
+        self.check_throttle(source, Guess::User(&wish.user))?;
         // Whoever has a server asked and then goes away, or for a database that it does not have, may have come for that
         // alone.
         let failed = |refused: &Refused| match refused.reason {
@@ -64,17 +64,17 @@ impl Door {
             let now = context.clock.now();
             context.lookups.doubt(&wish.database, &wish.user, now);
             if let Some(source) = source {
-                context.throttle.borrow_mut().failed(source, &wish.user, now);
+                context.throttle.borrow_mut().failed(source, Guess::User(&wish.user), now);
             }
         }
         outcome
     }
 
     /// Whether `source` has failed too often by now.
-    fn check_throttle(&self, source: Option<IpAddr>, user: &str) -> Result<(), Refused> {
+    fn check_throttle(&self, source: Option<IpAddr>, guess: Guess<'_>) -> Result<(), Refused> {
         let now = self.context.clock.now();
         match source {
-            Some(source) if self.context.throttle.borrow().is_over(source, user, now) => Err(throttled(source)),
+            Some(source) if self.context.throttle.borrow().is_over(source, guess, now) => Err(throttled(source)),
             _ => Ok(()),
         }
     }

@@ -17,6 +17,11 @@ use super::{OVERHEAD_MAX, Opened, PLAINTEXT_MAX, RECORDS_PER_WRITE, broken, too_
 /// The longest encrypted record, without its header; bytes.
 const CIPHERTEXT_MAX: usize = PLAINTEXT_MAX + 256;
 
+/// What of a `KeyUpdate` is the same in all of them: its type and its length. One byte follows.
+///
+/// Source: RFC 8446, section 4.6.3.
+const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
+
 /// Records in a row that hold no data, at most: a peer could keep us busy with them.
 const IDLE_MAX: u8 = 32;
 
@@ -32,6 +37,9 @@ pub(super) struct Records {
     most: u64,
     /// Records since the last that held data.
     idle: u8,
+    /// How much of a [`KEY_UPDATE`] the last records held that was not all of it: more of it has to come in the next, and
+    /// nothing else. There is no other message to be kept a part of.
+    begun: u8,
     /// The peer wants us to change our key. However often it says so until we write: once.
     update_due: bool,
     stage: Stage,
@@ -99,6 +107,7 @@ impl Records {
             most: suite.common.confidentiality_limit,
             kernel,
             idle: 0,
+            begun: 0,
             update_due: false,
             stage: Stage::Open,
         })
@@ -154,7 +163,10 @@ impl Records {
         let (kind, length) = self.opener.open(record)?;
         let held = record.get(..length).unwrap_or_default();
         if kind == ContentType::ApplicationData && !held.is_empty() {
-            self.idle = 0;
+            if self.idle > 0 {
+                self.not_interleaved()?;
+                self.idle = 0;
+            }
             let to = room.get_mut(..length).ok_or_else(|| Fault(None, too_long()))?;
             to.copy_from_slice(held);
             return Ok(Held::Data(length));
@@ -163,6 +175,9 @@ impl Records {
         if self.idle > IDLE_MAX {
             return Err(Fault::new(AlertDescription::UnexpectedMessage, "TLS: too many records without data"));
         }
+        if kind != ContentType::Handshake {
+            self.not_interleaved()?;
+        }
         match (kind, held) {
             (ContentType::ApplicationData, _) => Ok(Held::Nothing),
             (ContentType::Alert, &[level, alert]) => judge(level, AlertDescription::from(alert)),
@@ -170,23 +185,49 @@ impl Records {
             (ContentType::Alert, &[_, ..]) => {
                 Err(Fault::new(AlertDescription::DecodeError, "TLS: an alert that is not two bytes"))
             }
-            // It ends its record: what follows has the next key. One that is cut into several records would be legal, and is
-            // nobody's.
-            (ContentType::Handshake, &[kind, 0, 0, 1, wanted]) if kind == u8::from(HandshakeType::KeyUpdate) => {
-                self.update_due |= match wanted {
-                    0 => false,
-                    1 => true,
-                    _ => {
-                        let problem = "TLS: a key update that asks for neither nor";
-                        return Err(Fault::new(AlertDescription::IllegalParameter, problem));
-                    }
-                };
-                let (next, secrets) = self.kernel.update_rx_secret()?;
-                self.opener = TrafficKey::new(secrets, next)?;
-                Ok(Held::Nothing)
-            }
-            _ => Err(Fault::new(AlertDescription::UnexpectedMessage, "TLS: a message that has no place here")),
+            (ContentType::Handshake, &[_, ..]) => self.take_key_update(held),
+            _ => Err(out_of_place()),
         }
+    }
+
+    /// A message of the handshake may be cut into several records, with none of another type between them.
+    ///
+    /// Source: RFC 8446, section 5.1.
+    fn not_interleaved(&self) -> Result<(), Fault> {
+        if self.begun == 0 { Ok(()) } else { Err(out_of_place()) }
+    }
+
+    /// Takes a `KeyUpdate`, or the next part of one. It ends its record: what follows has the next key.
+    ///
+    /// Source: RFC 8446, sections 4.6.3 and 5.1.
+    #[cold]
+    fn take_key_update(&mut self, held: &[u8]) -> Result<Held, Fault> {
+        let want = KEY_UPDATE.get(usize::from(self.begun)..).unwrap_or_default();
+        let (front, rest) = held.split_at_checked(want.len()).unwrap_or((held, &[]));
+        if !want.starts_with(front) {
+            return Err(out_of_place());
+        }
+        let wanted = match *rest {
+            [] => {
+                // At most the four.
+                self.begun += u8::try_from(front.len()).unwrap_or_default();
+                return Ok(Held::Nothing);
+            }
+            [wanted] => wanted,
+            _ => return Err(out_of_place()),
+        };
+        self.begun = 0;
+        self.update_due |= match wanted {
+            0 => false,
+            1 => true,
+            _ => {
+                let problem = "TLS: a key update that asks for neither nor";
+                return Err(Fault::new(AlertDescription::IllegalParameter, problem));
+            }
+        };
+        let (next, secrets) = self.kernel.update_rx_secret()?;
+        self.opener = TrafficKey::new(secrets, next)?;
+        Ok(Held::Nothing)
     }
 
     /// Encrypts as much of `parts` as [`RECORDS_PER_WRITE`] records hold. Returns the bytes taken and those made.
@@ -245,6 +286,10 @@ impl Records {
     }
 }
 
+fn out_of_place() -> Fault {
+    Fault::new(AlertDescription::UnexpectedMessage, "TLS: a message that has no place here")
+}
+
 fn over() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "TLS: the connection is over")
 }
@@ -289,7 +334,12 @@ mod tests {
 
     /// A client whose TLS is rustls', and ours at the other end, after the handshake.
     fn pair(suite: CipherSuite) -> (ClientConnection, Records) {
-        let (client, records, ahead) = pair_with(suite, usize::MAX, |_| {});
+        pair_logged(suite, Arc::default())
+    }
+
+    /// The same, and the client's secrets are told.
+    fn pair_logged(suite: CipherSuite, told: Arc<Told>) -> (ClientConnection, Records) {
+        let (client, records, ahead) = pair_with(suite, usize::MAX, told, |_| {});
         assert!(ahead.is_empty());
         (client, records)
     }
@@ -299,12 +349,14 @@ mod tests {
     fn pair_with(
         suite: CipherSuite,
         piece: usize,
+        told: Arc<Told>,
         eager: impl Fn(&mut ClientConnection),
     ) -> (ClientConnection, Records, Vec<u8>) {
         let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         provider.cipher_suites.retain(|known| known.suite() == suite);
         let provider = Arc::new(provider);
-        let mut client = ClientConnection::new(client_config(&provider), "localhost".try_into().unwrap()).unwrap();
+        let mut client =
+            ClientConnection::new(client_config(&provider, told), "localhost".try_into().unwrap()).unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -343,12 +395,13 @@ mod tests {
         }
     }
 
-    fn client_config(provider: &Arc<CryptoProvider>) -> Arc<ClientConfig> {
+    fn client_config(provider: &Arc<CryptoProvider>, told: Arc<Told>) -> Arc<ClientConfig> {
         let judge = OfServers { roots: None, host: None, algorithms: provider.signature_verification_algorithms };
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]).unwrap();
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(judge));
         let mut config = builder.with_no_client_auth();
         config.enable_secret_extraction = true;
+        config.key_log = told;
         Arc::new(config)
     }
 
@@ -479,7 +532,7 @@ mod tests {
         use AlertDescription::{DecodeError, IllegalParameter, UnexpectedMessage};
         use ContentType::{Alert, ApplicationData, ChangeCipherSpec, Handshake};
         #[rustfmt::skip]
-        let table: [(&str, ContentType, &[u8], usize, Result<bool, Option<AlertDescription>>); 24] = [
+        let table: [(&str, ContentType, &[u8], usize, Result<bool, Option<AlertDescription>>); 25] = [
             // How often; whether that is the end of the stream, or an error, and what the peer is told.
             ("the end",                  Alert,            &[1, 0],                         1,  Ok(true)),
             ("the end, fatally",         Alert,            &[2, 0],                         1,  Ok(true)),
@@ -497,7 +550,8 @@ mod tests {
             ("no handshake message",     Handshake,        &[],                             1,  Err(Some(UnexpectedMessage))),
             ("a key update and more",    Handshake,        &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0], 1, Err(Some(UnexpectedMessage))),
             ("a key update of no kind",  Handshake,        &[24, 0, 0, 1, 2],               1,  Err(Some(IllegalParameter))),
-            ("half a key update",        Handshake,        &[24, 0, 0],                     1,  Err(Some(UnexpectedMessage))),
+            ("half a key update",        Handshake,        &[24, 0, 0],                     1,  Ok(false)),
+            ("the same half again",      Handshake,        &[24, 0, 0],                     2,  Err(Some(UnexpectedMessage))),
             ("an empty key update",      Handshake,        &[24, 0, 0, 0],                  1,  Err(Some(UnexpectedMessage))),
             ("a hello",                  Handshake,        &[1, 0, 0, 0],                   1,  Err(Some(UnexpectedMessage))),
             ("a ticket",                 Handshake,        &[4, 0, 0, 1, 0],                1,  Err(Some(UnexpectedMessage))),
@@ -513,6 +567,95 @@ mod tests {
             let (opened, _, out) = open(&mut records, &bytes);
             let got = opened.map(|opened| opened.closed).map_err(|_| liar.hear(&out));
             assert_eq!(got, want, "{case}");
+        }
+    }
+
+    /// The secrets that a client's key log tells.
+    #[derive(Debug, Default)]
+    struct Told(std::sync::Mutex<Vec<(String, Vec<u8>)>>);
+
+    impl rustls::KeyLog for Told {
+        fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+            self.0.lock().unwrap().push((label.to_owned(), secret.to_vec()));
+        }
+    }
+
+    /// A second hand on what a client writes: its first key of this direction, behind `next` records.
+    fn hand(told: &Told, next: u64) -> TrafficKey {
+        use aws_lc_rs::hmac;
+        use rustls::crypto::cipher::Iv;
+
+        let told = told.0.lock().unwrap();
+        let (_, secret) = told.iter().find(|(label, _)| label == "CLIENT_TRAFFIC_SECRET_0").unwrap();
+        // RFC 8446, section 7.1: HKDF-Expand-Label, of no more than one block.
+        let expand = |label: &str, length: u8| {
+            let label = format!("tls13 {label}");
+            let info = [&[0, length, u8::try_from(label.len()).unwrap()], label.as_bytes(), &[0, 1]].concat();
+            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), &info)
+        };
+        let (key, iv) = (expand("key", 16), expand("iv", 12));
+        let iv: [u8; 12] = iv.as_ref()[..12].try_into().unwrap();
+        TrafficKey::of_aes_128(&key.as_ref()[..16], Iv::from(iv), next)
+    }
+
+    #[test]
+    fn a_key_update_may_be_cut_into_several_records_with_nothing_between_them() {
+        use AlertDescription::{IllegalParameter, UnexpectedMessage};
+        use ContentType::{Alert, ApplicationData, Handshake};
+        const WHOLE: [u8; 5] = [24, 0, 0, 1, 1];
+        // Every way to cut it: a bit for each place between two bytes.
+        for cuts in 0..16_usize {
+            let told = Arc::new(Told::default());
+            let (mut client, mut records) = pair_logged(SUITES[0], told.clone());
+            let first = say(&mut client, b"first");
+            let mut hand = hand(&told, 1);
+            client.refresh_traffic_keys().unwrap();
+            // Its own is not sent; what follows it has the next key.
+            let own = say(&mut client, b"second");
+            let length = HEADER + usize::from(u16::from_be_bytes([own[3], own[4]]));
+            let mut bytes = first;
+            let mut fragment = Vec::new();
+            for (at, byte) in WHOLE.into_iter().enumerate() {
+                fragment.push(byte);
+                if at == 4 || cuts & 1 << at != 0 {
+                    let mut record = [0; 64];
+                    let made = hand.seal(Handshake, &fragment, &mut record).unwrap();
+                    bytes.extend_from_slice(&record[..made]);
+                    fragment.clear();
+                }
+            }
+            bytes.extend_from_slice(&own[length..]);
+            // At once, and byte by byte.
+            let (mut kept, mut heard) = (Vec::new(), Vec::new());
+            for piece in bytes.chunks(if cuts % 2 == 0 { bytes.len() } else { 1 }) {
+                kept.extend_from_slice(piece);
+                let (opened, plain, out) = open(&mut records, &kept);
+                kept.drain(..opened.unwrap().rest - PLAINTEXT_MAX);
+                assert!(out.is_empty());
+                heard.extend(plain);
+            }
+            assert_eq!((heard, records.begun), (b"firstsecond".to_vec(), 0), "{cuts:04b}");
+            assert!(records.update_due);
+            assert_eq!(hear(&mut client, &seal(&mut records, b"answer")).unwrap(), b"answer", "{cuts:04b}");
+        }
+        #[rustfmt::skip]
+        let table: [(&str, &[(ContentType, &[u8])], AlertDescription); 8] = [
+            ("data between",        &[(Handshake, &[24, 0]), (ApplicationData, b"x")],                  UnexpectedMessage),
+            ("no data between",     &[(Handshake, &[24, 0]), (ApplicationData, b"")],                   UnexpectedMessage),
+            ("an alert between",    &[(Handshake, &[24, 0, 0, 1]), (Alert, &[1, 90])],                  UnexpectedMessage),
+            ("the end between",     &[(Handshake, &[24]), (Alert, &[1, 0])],                            UnexpectedMessage),
+            ("an empty part",       &[(Handshake, &[24]), (Handshake, b"")],                            UnexpectedMessage),
+            ("another message",     &[(Handshake, &[24, 0]), (Handshake, &[1, 1, 0])],                  UnexpectedMessage),
+            ("more behind it",      &[(Handshake, &[24, 0, 0]), (Handshake, &[1, 0, 24])],              UnexpectedMessage),
+            ("of no kind",          &[(Handshake, &[24, 0, 0, 1]), (Handshake, &[7])],                  IllegalParameter),
+        ];
+        for (case, parts, want) in table {
+            let (client, mut records) = pair(SUITES[1]);
+            let mut liar = Liar::take_over(client);
+            let bytes: Vec<u8> = parts.iter().flat_map(|(kind, payload)| liar.say(*kind, payload)).collect();
+            let (opened, heard, out) = open(&mut records, &bytes);
+            assert!(opened.is_err() && heard.is_empty(), "{case}");
+            assert_eq!(liar.hear(&out), Some(want), "{case}");
         }
     }
 
@@ -570,7 +713,7 @@ mod tests {
     #[test]
     fn what_comes_right_behind_the_handshake_is_neither_lost_nor_answered_by_a_machine_that_is_gone() {
         for (suite, piece) in SUITES.into_iter().flat_map(|suite| [usize::MAX, 1, 7, 100].map(|piece| (suite, piece))) {
-            let (mut client, mut records, ahead) = pair_with(suite, piece, |client| {
+            let (mut client, mut records, ahead) = pair_with(suite, piece, Arc::default(), |client| {
                 client.writer().write_all(b"first").unwrap();
                 client.refresh_traffic_keys().unwrap();
                 client.writer().write_all(b"second").unwrap();

@@ -103,6 +103,17 @@ impl TrafficKey {
 }
 
 #[cfg(test)]
+impl TrafficKey {
+    /// A key of AES-128, for tests that write records of their own.
+    pub(super) fn of_aes_128(key: &[u8], iv: Iv, next: u64) -> Self {
+        let key = UnboundKey::new(&aead::AES_128_GCM, key).map(LessSafeKey::new);
+        #[allow(clippy::unwrap_used, reason = "a test's")]
+        let key = key.unwrap();
+        Self { key, iv, next }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use rustls::crypto::cipher::AeadKey;
 

@@ -153,6 +153,23 @@ impl TlsClient {
         self.0.conn.refresh_traffic_keys().unwrap();
     }
 
+    /// Takes a new key, and sends `update` in place of the record that says so.
+    pub(crate) fn renew_keys_by(&mut self, update: &[u8]) {
+        self.renew_keys();
+        let mut own = Vec::new();
+        while self.0.conn.wants_write() {
+            self.0.conn.write_tls(&mut own).unwrap();
+        }
+        // A header, a message of five bytes, its type, what authenticates it.
+        assert_eq!(own.len(), 5 + 5 + 1 + 16);
+        self.send_raw(update);
+    }
+
+    /// Sends bytes past TLS.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.0.sock.write_all(bytes).unwrap();
+    }
+
     /// Whether the session was resumed.
     pub(crate) fn is_resumed(&self) -> bool {
         self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)

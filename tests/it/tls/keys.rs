@@ -5,8 +5,10 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use aws_lc_rs::{aead, hmac};
 use pgweir_harness::wait_until;
 use pgweir_harness::wire::build;
+use rustls::KeyLog;
 use rustls::version::TLS13;
 
 use super::client::{TlsClient, config, granted};
@@ -46,6 +48,88 @@ fn a_client_may_renew_its_keys_and_ours_as_often_as_it_likes() {
     }
     assert_eq!(rows, 1000);
     assert_eq!(client.value("SELECT 7"), "7");
+}
+
+/// The traffic secret that a client's key log tells.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<u8>>);
+
+impl KeyLog for Told {
+    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+        if label == "CLIENT_TRAFFIC_SECRET_0" {
+            *self.0.lock().unwrap() = secret.to_vec();
+        }
+    }
+}
+
+/// Writes a client's records in its place: what no library would write.
+struct Hand {
+    /// With AES-256-GCM and SHA-384.
+    secret: Vec<u8>,
+    /// The number of the next record.
+    next: u64,
+}
+
+impl Hand {
+    /// RFC 8446, section 7.1: HKDF-Expand-Label, of no more than one block.
+    fn expand(&self, label: &str, length: u8) -> Vec<u8> {
+        let label = format!("tls13 {label}");
+        let info = [&[0, length, u8::try_from(label.len()).unwrap()], label.as_bytes(), &[0, 1]].concat();
+        let key = hmac::Key::new(hmac::HMAC_SHA384, &self.secret);
+        hmac::sign(&key, &info).as_ref()[..usize::from(length)].to_vec()
+    }
+
+    fn record(&mut self, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let key = aead::UnboundKey::new(&aead::AES_256_GCM, &self.expand("key", 32)).unwrap();
+        let mut nonce: [u8; 12] = self.expand("iv", 12).try_into().unwrap();
+        for (byte, number) in nonce[4..].iter_mut().zip(self.next.to_be_bytes()) {
+            *byte ^= number;
+        }
+        self.next += 1;
+        let mut sealed = [payload, &[kind]].concat();
+        let length = u16::try_from(sealed.len() + 16).unwrap().to_be_bytes();
+        let header = [23, 3, 3, length[0], length[1]];
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        aead::LessSafeKey::new(key).seal_in_place_append_tag(nonce, aead::Aad::from(header), &mut sealed).unwrap();
+        [&header[..], &sealed].concat()
+    }
+
+    /// The next key.
+    fn renew(&mut self) {
+        (self.secret, self.next) = (self.expand("traffic upd", 48), 0);
+    }
+}
+
+#[test]
+fn a_key_update_that_is_cut_into_several_records_is_one_and_nothing_may_stand_between_them() {
+    const HANDSHAKE: u8 = 22;
+    const DATA: u8 = 23;
+    let front = Front::start("require", &[]);
+    let told = Arc::new(Told::default());
+    let mut config = (*config(&[], &[&TLS13])).clone();
+    config.key_log = told.clone();
+    let mut client = TlsClient::on(granted(front.pgweir.addr()), &Arc::new(config)).unwrap();
+    client.log_in(&front.place.name);
+    let secret = told.0.lock().unwrap().clone();
+    assert_eq!(secret.len(), 48, "the first choice of both is AES-256");
+    // The start-up message was a record.
+    let mut hand = Hand { secret, next: 1 };
+    let update = [24, 0, 0, 1, 1];
+    for lengths in [&[5][..], &[1, 1, 1, 1, 1], &[4, 1], &[1, 4], &[2, 3]] {
+        let mut rest = &update[..];
+        let parts = lengths.iter().map(|length| rest.split_off(..*length).unwrap());
+        let bytes: Vec<u8> = parts.flat_map(|part| hand.record(HANDSHAKE, part)).collect();
+        client.renew_keys_by(&bytes);
+        hand.renew();
+        assert_eq!(client.value("SELECT 7"), "7", "{lengths:?}");
+        hand.next += 1;
+    }
+    let query = build::query("SELECT 8");
+    client.send_raw(&[hand.record(DATA, &query), hand.record(HANDSHAKE, &update[..2])].concat());
+    assert_eq!(client.until(b'Z').len(), 4);
+    client.send_raw(&hand.record(DATA, &query));
+    assert!(client.message().is_none(), "something stands between the parts");
+    assert!(front.pgweir.is_running());
 }
 
 /// `openssl s_client`, which renews keys when it reads a line with `k`, and asks for ours with `K`.
