@@ -34,6 +34,7 @@ mod protocol;
 mod proxy_protocol;
 mod scripts;
 mod server_auth;
+mod shipped;
 mod sockets;
 mod stage;
 mod stop;
