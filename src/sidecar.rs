@@ -60,6 +60,7 @@ mod life;
 mod plan;
 mod signals;
 mod status;
+mod trim;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -82,6 +83,7 @@ use life::{Event, Fate, Life, Order, Rules, Upkeep};
 use plan::{OnFailure, Plan, Wishes};
 use signals::Signals;
 use status::{Board, Listening};
+use trim::Trim;
 
 pub use plan::VARIABLES;
 pub use status::run as status;
@@ -391,6 +393,7 @@ struct Keeper {
     ends: Signal,
     child: nix::unistd::Pid,
     board: Arc<Board>,
+    trim: Trim,
 }
 
 impl Keeper {
@@ -421,13 +424,14 @@ impl Keeper {
             tracing::warn!(%error, "pgweir status will not find this process");
         }
         let rules = Rules { passes_term: wishes.passes_term(std::process::id() == 1), drain };
-        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board })
+        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board, trim: Trim::new(Instant::now()) })
     }
 
     /// Until the application has ended and everything of ours with it.
     async fn keep(mut self) -> Fate {
         loop {
-            let due = self.slots.iter().filter_map(|slot| slot.upkeep.due()).chain(self.life.due()).min();
+            let upkeep = self.slots.iter().filter_map(|slot| slot.upkeep.due());
+            let due = upkeep.chain(self.life.due()).chain([self.trim.due()]).min();
             let event = tokio::select! {
                 // A signal to every process comes before what the application does about it.
                 biased;
@@ -443,6 +447,7 @@ impl Keeper {
                 () = sleep_until(due) => Event::Tick,
             };
             self.react(event);
+            self.trim();
             if let Some(fate) = self.life.over(self.slots.iter().all(|slot| slot.upkeep.is_off())) {
                 return fate;
             }
@@ -492,6 +497,19 @@ impl Keeper {
             self.board.count_restart();
             let shared = self.slots.iter().filter_map(|slot| slot.plane.as_ref());
             self.board.show(shared.map(|plane| Arc::clone(plane.shared())));
+        }
+    }
+
+    /// Looks whether pages of the program can be given back.
+    fn trim(&mut self) {
+        let now = Instant::now();
+        if now < self.trim.due() {
+            return;
+        }
+        let (next, now_is_it) = self.trim.tick(now, trim::used());
+        self.trim = next;
+        if now_is_it {
+            trim::give_back();
         }
     }
 

@@ -16,6 +16,7 @@ mod binding;
 mod cancel;
 mod costs;
 mod crowd;
+mod drains;
 mod drivers;
 mod exec;
 mod figures;
