@@ -308,7 +308,7 @@ async fn a_receiver_is_told_by_tls_and_in_protobuf_and_must_be_vouched_for() {
     let folder = Folder::new();
     let authority = Authority::root("receivers");
     let (cert, key) = folder.identity("receiver", &authority.issue(|params| params.subject_alt_names.push(address("127.0.0.1"))));
-    let root = folder.write("root.crt", &authority.pem());
+    let root = folder.write("root.crt", &authority.pem);
     let chain = CertificateDer::pem_file_iter(cert).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -331,7 +331,7 @@ async fn a_receiver_is_told_by_tls_and_in_protobuf_and_must_be_vouched_for() {
     }
     // Whom nobody vouches for gets nothing.
     let before = receiver.all().len();
-    let other = folder.write("other.crt", &Authority::root("others").pem());
+    let other = folder.write("other.crt", &Authority::root("others").pem);
     drop(site);
     let wary = telling(Place::on(primary()), &url, &[("OTEL_EXPORTER_OTLP_CERTIFICATE", other.to_str().unwrap())]);
     wary.pgweir.wait_log("otlp: metrics not sent", SOON).unwrap();
