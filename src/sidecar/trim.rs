@@ -89,13 +89,18 @@ pub(super) fn give_back() {
 /// The segments of this program that nobody may write: whole pages, address and length.
 #[allow(unsafe_code, reason = "the program's headers are read where the loader has them")]
 fn read_only_parts() -> Vec<(usize, usize)> {
-    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: libc::size_t, found: *mut libc::c_void) -> libc::c_int {
+    unsafe extern "C" fn first(
+        info: *mut libc::dl_phdr_info,
+        _: libc::size_t,
+        found: *mut libc::c_void,
+    ) -> libc::c_int {
         // SAFETY: the loader hands over a live dl_phdr_info, and `found` is what dl_iterate_phdr was given below.
         let (info, found) = unsafe { (&*info, &mut *found.cast::<Vec<(usize, usize)>>()) };
         // SAFETY: dlpi_phdr points to dlpi_phnum program headers, which stay as long as the object is loaded.
         let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         let page = rustix::param::page_size();
-        for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
+        for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
+        {
             let (Ok(base), Ok(address), Ok(len)) =
                 (usize::try_from(info.dlpi_addr), usize::try_from(header.p_vaddr), usize::try_from(header.p_memsz))
             else {
@@ -151,7 +156,8 @@ mod tests {
         assert!(parts.iter().any(|(start, len)| (*start..start + len).contains(&here)), "its code is among them");
         let before = used();
         // While another thread runs.
-        let other = std::thread::spawn(|| (0..200_000).fold(0_u64, |sum, n| sum.wrapping_add(format!("{n}").len() as u64)));
+        let other =
+            std::thread::spawn(|| (0..200_000).fold(0_u64, |sum, n| sum.wrapping_add(format!("{n}").len() as u64)));
         for _ in 0..50 {
             give_back();
         }

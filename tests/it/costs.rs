@@ -387,12 +387,13 @@ async fn the_command_of_exec_starts_soon_and_its_wrapper_stays_small() {
     primary.show(&self_signed(|_| {}));
     let place = Place::on(&primary.0);
     let psql = place.cluster.programs().program("psql");
-    let script = format!("{} -XAtqc 'SELECT 1' \"$DATABASE_URL\"; echo \"at $DATABASE_URL\"; read line; true", psql.display());
+    let script =
+        format!("{} -XAtqc 'SELECT 1' \"$DATABASE_URL\"; echo \"at $DATABASE_URL\"; read line; true", psql.display());
     let url = format!("postgres://{0}:{PASSWORD}@{1}/{0}?sslmode=require", place.name, place.cluster.addr());
     let wrapped = Wrapping::of(release(), &["exec", "sh", "-c", &script]).var("DATABASE_URL", &url).start();
     wrapped.await_said("at postgres://");
     let said = wrapped.said();
-    let pooled = said.split_once("@").unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let pooled: std::net::SocketAddr = said.split_once("@").unwrap().1.split('/').next().unwrap().parse().unwrap();
     let (mut clients, mut faults) = (Vec::new(), Vec::new());
     for (wanted, bar, own_bar) in EXEC_RSS_MIB_BARS {
         while clients.len() < wanted {
@@ -415,7 +416,9 @@ async fn the_command_of_exec_starts_soon_and_its_wrapper_stays_small() {
             (all, own) = resident(wrapped.pid());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        eprintln!("exec_rss_mib with {wanted} clients = {all:.2} (bar {bar}), its own {own:.2}; {busy:.2} at the end of their work");
+        eprintln!(
+            "exec_rss_mib with {wanted} clients = {all:.2} (bar {bar}), its own {own:.2}; {busy:.2} at the end of their work"
+        );
         if all > bar || own > own_bar {
             faults.push(format!("{all} MiB resident with {wanted} clients, {own} its own"));
         }

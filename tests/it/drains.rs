@@ -78,7 +78,8 @@ async fn a_slow_statement_is_told_without_its_literals_and_its_wait_apart_from_i
     assert_eq!(statement(&told[0]), "selectpg_sleep(?numeric),?stringwhere?int4in(?int4,…)");
     assert_eq!((&*told[0]["application_name"], &*told[0]["pool"]), ("nightly \"job\"", site.name()));
     assert_eq!((&*told[0]["user"], &*told[0]["statements"], &*told[0]["left_out"]), (site.name(), "1", "0"));
-    let times = |line: &BTreeMap<String, String>| (ms(&line["measure#statement.wait"]), ms(&line["measure#statement.run"]));
+    let times =
+        |line: &BTreeMap<String, String>| (ms(&line["measure#statement.wait"]), ms(&line["measure#statement.run"]));
     assert!(times(&told[0]).1 >= 600.0 && times(&told[0]).0 < 600.0, "{told:?}");
     assert_eq!(statement(&told[1]), "select?string");
     assert!(times(&told[1]).0 >= 200.0 && times(&told[1]).1 < 200.0, "{told:?}");
@@ -244,19 +245,24 @@ fn metrics(body: &[u8]) -> BTreeMap<String, Value> {
 #[tokio::test]
 async fn a_receiver_of_opentelemetry_is_told_what_metrics_tells() {
     let receiver = Receiver::start(None);
-    let site = telling(Place::on(primary()), &format!("http://{}", receiver.address), &[
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=Bearer%20key-of-the-receiver"),
-        ("OTEL_SERVICE_NAME", "shop"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
-    ]);
+    let site = telling(
+        Place::on(primary()),
+        &format!("http://{}", receiver.address),
+        &[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=Bearer%20key-of-the-receiver"),
+            ("OTEL_SERVICE_NAME", "shop"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
+        ],
+    );
     let mut client = site.client().await;
     for _ in 0..3 {
         assert_value(&client.query("SELECT 1").await.unwrap(), "1");
     }
     let queries = |body: &[u8]| metrics(body).get("pgweir.queries")?["sum"]["dataPoints"][0]["asDouble"].as_f64();
-    let has = |want: f64| receiver.all().iter().any(|(_, body)| queries(body).is_some_and(|got| (got - want).abs() < 1e-9));
+    let has =
+        |want: f64| receiver.all().iter().any(|(_, body)| queries(body).is_some_and(|got| (got - want).abs() < 1e-9));
     wait_until(SOON, || has(3.0));
     let (head, body) = receiver.all().pop().unwrap();
     assert!(head.starts_with("POST /v1/metrics HTTP/1.1\r\n"), "{head}");
@@ -271,14 +277,16 @@ async fn a_receiver_of_opentelemetry_is_told_what_metrics_tells() {
     let (_, text) = site.pgweir.http_get("/metrics").unwrap();
     let listed = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     for (name, kind) in listed {
-        let bare = ["_total", "_seconds", "_bytes"].iter().fold(name, |name, end| name.strip_suffix(end).unwrap_or(name));
+        let bare =
+            ["_total", "_seconds", "_bytes"].iter().fold(name, |name, end| name.strip_suffix(end).unwrap_or(name));
         let metric = told.get(&bare.replacen('_', ".", 1)).unwrap_or_else(|| panic!("{name} is not told"));
         let kind = if kind == "counter" { "sum" } else { kind };
         assert!(metric[kind]["dataPoints"].as_array().is_some_and(|points| !points.is_empty()), "{metric}");
     }
     let query = &told["pgweir.query"]["histogram"]["dataPoints"][0];
     assert_eq!(query["count"], "3");
-    let counts: Vec<u64> = query["bucketCounts"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().parse().unwrap()).collect();
+    let counts: Vec<u64> =
+        query["bucketCounts"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().parse().unwrap()).collect();
     assert_eq!((counts.iter().sum::<u64>(), counts.len()), (3, query["explicitBounds"].as_array().unwrap().len() + 1));
     assert!(query["attributes"].to_string().contains(site.name()));
 
@@ -307,7 +315,8 @@ async fn a_receiver_of_opentelemetry_is_told_what_metrics_tells() {
 async fn a_receiver_is_told_by_tls_and_in_protobuf_and_must_be_vouched_for() {
     let folder = Folder::new();
     let authority = Authority::root("receivers");
-    let (cert, key) = folder.identity("receiver", &authority.issue(|params| params.subject_alt_names.push(address("127.0.0.1"))));
+    let (cert, key) =
+        folder.identity("receiver", &authority.issue(|params| params.subject_alt_names.push(address("127.0.0.1"))));
     let root = folder.write("root.crt", &authority.pem);
     let chain = CertificateDer::pem_file_iter(cert).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(key).unwrap();

@@ -42,10 +42,8 @@ pub(super) fn request(text: &str, resource: &[(String, String)], began: SystemTi
     let times = Times { began: nanos(began), now: nanos(now) };
     let metrics = families(text).into_iter().map(|family| family.metric(times)).collect();
     let attributes = resource.iter().map(|(name, value)| attribute(name, value)).collect();
-    let scope = vec![
-        (1, "name", Value::Text("pgweir".into())),
-        (2, "version", Value::Text(env!("CARGO_PKG_VERSION").into())),
-    ];
+    let scope =
+        vec![(1, "name", Value::Text("pgweir".into())), (2, "version", Value::Text(env!("CARGO_PKG_VERSION").into()))];
     let scoped = vec![(1, "scope", Value::Message(scope)), (2, "metrics", Value::Messages(metrics))];
     let of_resource = vec![
         (1, "resource", Value::Message(vec![(1, "attributes", Value::Messages(attributes))])),
@@ -263,19 +261,25 @@ fn write_json(fields: &[Field], text: &mut String) {
         let _ = write!(text, "\"{name}\":");
         match value {
             Value::Text(value) => text.push_str(&serde_json::Value::from(value.as_str()).to_string()),
-            Value::Whole(value) => drop(write!(text, "\"{value}\"")),
-            Value::Number(value) => text.push_str(&serde_json::Value::from(*value).to_string()),
-            Value::Flag(value) => drop(write!(text, "{value}")),
-            Value::Choice(value) => drop(write!(text, "{value}")),
+            Value::Whole(value) => write_whole(value, text),
+            Value::Number(value) => write_number(value, text),
+            Value::Flag(value) => text.push_str(if *value { "true" } else { "false" }),
+            Value::Choice(value) => text.push_str(&value.to_string()),
             Value::Message(fields) => write_json(fields, text),
             Value::Messages(all) => list(text, all, |fields, text| write_json(fields, text)),
-            Value::Wholes(all) => list(text, all, |value, text| drop(write!(text, "\"{value}\""))),
-            Value::Numbers(all) => {
-                list(text, all, |value, text| text.push_str(&serde_json::Value::from(*value).to_string()));
-            }
+            Value::Wholes(all) => list(text, all, write_whole),
+            Value::Numbers(all) => list(text, all, write_number),
         }
     }
     text.push('}');
+}
+
+fn write_whole(value: &u64, text: &mut String) {
+    let _ = write!(text, "\"{value}\"");
+}
+
+fn write_number(value: &f64, text: &mut String) {
+    text.push_str(&serde_json::Value::from(*value).to_string());
 }
 
 fn list<T>(text: &mut String, all: &[T], mut write: impl FnMut(&T, &mut String)) {
@@ -368,7 +372,10 @@ mod tests {
         let got: serde_json::Value = serde_json::from_str(&json(&made())).unwrap();
         let scope = &got["resourceMetrics"][0]["scopeMetrics"][0];
         let own = |key: &str, value: &str| serde_json::json!({ "key": key, "value": { "stringValue": value } });
-        assert_eq!(got["resourceMetrics"][0]["resource"]["attributes"], serde_json::json!([own("service.name", "app")]));
+        assert_eq!(
+            got["resourceMetrics"][0]["resource"]["attributes"],
+            serde_json::json!([own("service.name", "app")])
+        );
         assert_eq!(scope["scope"]["name"], "pgweir");
         let want = serde_json::json!([
             { "name": "pgweir.from_clients", "description": "Bytes.", "unit": "By", "sum": {

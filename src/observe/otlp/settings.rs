@@ -67,10 +67,8 @@ impl Target {
         let off = get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
             || get("OTEL_METRICS_EXPORTER").is_some_and(|list| !list.split(',').any(|one| one.trim() == "otlp"));
         let Some((name, endpoint)) = either(METRICS_ENDPOINT, ENDPOINT).filter(|_| !off) else { return Ok(None) };
-        let (tls, host, port, path) = url(endpoint).ok_or(Fault {
-            name,
-            problem: "no URL of the form http://host:port/path or https://..",
-        })?;
+        let (tls, host, port, path) =
+            url(endpoint).ok_or(Fault { name, problem: "no URL of the form http://host:port/path or https://.." })?;
         let path = if name == METRICS_ENDPOINT { path } else { of_metrics(&path) };
         let protocol = match either("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") {
             None | Some((_, "http/protobuf")) => Protocol::Protobuf,
@@ -88,7 +86,9 @@ impl Target {
         let timeout = either("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT");
         let headers = match either("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS") {
             None => Vec::new(),
-            Some((name, list)) => headers(list).ok_or(Fault { name, problem: "not of the form name=value,name=value" })?,
+            Some((name, list)) => {
+                headers(list).ok_or(Fault { name, problem: "not of the form name=value,name=value" })?
+            }
         };
         let listed = get("OTEL_RESOURCE_ATTRIBUTES").map_or(Some(Vec::new()), pairs);
         let mut attributes = listed
@@ -270,7 +270,8 @@ mod tests {
         assert!(head.contains("\r\nx-key: a,bearer of-a-token\r\nother: 2\r\n\r\n"), "{head}");
         assert!(head.contains("\r\nContent-Type: application/json\r\nContent-Length: 3\r\n"), "{head}");
         let resource = target.resource("web.1");
-        let want = [("deployment.environment.name", "a=b"), ("service.name", "named"), ("service.instance.id", "web.1")];
+        let want =
+            [("deployment.environment.name", "a=b"), ("service.name", "named"), ("service.instance.id", "web.1")];
         assert_eq!(resource, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(target.period, PERIODS.0, "no shorter one is taken");
         assert!(!format!("{target:?}{}", target.shown()).contains("of-a-token"));

@@ -214,7 +214,10 @@ fn an_app_is_compiled_again_and_again_with_one_download_and_its_dyno_runs_the_pr
 fn a_program_comes_from_the_app_or_its_source_and_without_any_the_build_says_what_to_do() {
     let app = App::with(&[WEB]);
     for output in [app.compile(), app.build()] {
-        refused(&output, "Commit it as vendor/pgweir/pgweir, or set BP_PGWEIR_URL and BP_PGWEIR_SHA256, or BP_PGWEIR_SOURCE");
+        refused(
+            &output,
+            "Commit it as vendor/pgweir/pgweir, or set BP_PGWEIR_URL and BP_PGWEIR_SHA256, or BP_PGWEIR_SOURCE",
+        );
     }
     // Committed.
     let program = String::from_utf8(program()).unwrap();
@@ -230,7 +233,7 @@ fn a_program_comes_from_the_app_or_its_source_and_without_any_the_build_says_wha
     // By a cargo that notes what it is asked for.
     let app = App::with(&[WEB, ("third_party/pgweir/Cargo.toml", "")]);
     app.set("BP_PGWEIR_SOURCE", "third_party/pgweir");
-    let cargo = "#!/bin/sh\necho \"$PWD $*\" >>\"$CARGO_TARGET_DIR/../asked\"\nmkdir -p \"$CARGO_TARGET_DIR/release\"\n\
+    let cargo = "#!/bin/sh\nmkdir -p \"$CARGO_TARGET_DIR/release\"\necho \"$PWD $*\" >>\"$CARGO_TARGET_DIR/../asked\"\n\
                  cp \"$CARGO_TARGET_DIR/../program\" \"$CARGO_TARGET_DIR/release/pgweir\"\n";
     app.write("tools/cargo", cargo);
     fs::set_permissions(app.path("tools/cargo"), fs::Permissions::from_mode(0o755)).unwrap();

@@ -73,7 +73,8 @@ fn the_compose_file_starts_a_pgweir_that_its_application_reaches() {
     assert_eq!(of("app", "PGPORT"), config.listen.listen_port.to_string());
     assert_eq!((config.listen.listen_addr.as_str(), &*of("app", "PGHOST")), ("0.0.0.0", "pgweir"));
     let build = &compose["pgweir"]["build"];
-    let dockerfile = shipped("platforms").join(build["context"].as_str().unwrap()).join(build["dockerfile"].as_str().unwrap());
+    let dockerfile =
+        shipped("platforms").join(build["context"].as_str().unwrap()).join(build["dockerfile"].as_str().unwrap());
     assert_eq!(dockerfile.canonicalize().unwrap(), shipped("platforms/Dockerfile").canonicalize().unwrap());
     let grace: u64 = compose["pgweir"]["stop_grace_period"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
     assert!(grace > config.process.shutdown_timeout.as_secs());
@@ -86,9 +87,7 @@ fn the_manifest_is_a_native_sidecar_and_its_time_is_long_enough() {
     let pod = &manifest["spec"]["template"]["spec"];
     let sidecar = &pod["initContainers"][0];
     assert_eq!(sidecar["restartPolicy"], "Always");
-    for (probe, path) in
-        [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
-    {
+    for (probe, path) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
         assert_eq!(sidecar[probe]["exec"]["command"], serde_json::json!(["pgweir-probe", path]), "{probe}");
     }
     let secret = |name: &str| match name {
@@ -167,7 +166,8 @@ async fn the_probe_tells_by_its_exit_code() {
     let site = Site::start(&[]);
     let port = site.pgweir.http_port().unwrap();
     let probe = |path: &str, at: &str| {
-        let status = clean(shipped("platforms/pgweir-probe")).arg(path).env("PGWEIR_HTTP_LISTEN", at).output().unwrap().status;
+        let status =
+            clean(shipped("platforms/pgweir-probe")).arg(path).env("PGWEIR_HTTP_LISTEN", at).output().unwrap().status;
         status.code().unwrap()
     };
     let here = format!("127.0.0.1:{port}");
@@ -222,8 +222,10 @@ async fn every_metric_and_label_of_the_dashboard_and_the_alerts_is_in_a_real_ans
     let series: Vec<&str> = answer.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
     let labels_of = |metric: &str| -> BTreeSet<String> {
         let own = series.iter().filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'));
-        own.flat_map(|rest| rest.split('}').next().unwrap().split("\",").map(|pair| pair.split('=').next().unwrap().to_owned()))
-            .collect()
+        own.flat_map(|rest| {
+            rest.split('}').next().unwrap().split("\",").map(|pair| pair.split('=').next().unwrap().to_owned())
+        })
+        .collect()
     };
     // From the scrape.
     let given = ["instance".to_owned()];
