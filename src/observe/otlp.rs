@@ -63,7 +63,7 @@ impl Sender {
         Ok(Self { open, thread })
     }
 
-    /// Sends the last message, and waits for its end, within [`FAREWELL`].
+    /// Sends the last message, and waits for its end, two seconds at most.
     pub fn finish(self) {
         drop(self.open);
         // Looking up a name has no limit of its own.

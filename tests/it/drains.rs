@@ -333,7 +333,7 @@ async fn a_receiver_is_told_by_tls_and_in_protobuf_and_must_be_vouched_for() {
     // One field, resource_metrics, which is all there is (its tag, and its length by three bytes of a varint).
     assert_eq!(body[0], 0x0a);
     let length = body[1..].iter().take_while(|byte| **byte & 0x80 != 0).count() + 1;
-    let told = body[1..=length].iter().rev().fold(0_usize, |sum, byte| sum << 7 | usize::from(byte & 0x7f));
+    let told = body[1..=length].iter().rev().fold(0_usize, |sum, byte| (sum << 7) | usize::from(byte & 0x7f));
     assert_eq!(told, body.len() - 1 - length);
     for name in ["pgweir.queries", "pgweir.wait", "pgweir.clients"] {
         assert!(memchr::memmem::find(&body, name.as_bytes()).is_some(), "{name}");

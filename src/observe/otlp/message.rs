@@ -261,25 +261,25 @@ fn write_json(fields: &[Field], text: &mut String) {
         let _ = write!(text, "\"{name}\":");
         match value {
             Value::Text(value) => text.push_str(&serde_json::Value::from(value.as_str()).to_string()),
-            Value::Whole(value) => write_whole(value, text),
-            Value::Number(value) => write_number(value, text),
+            Value::Whole(value) => write_whole(*value, text),
+            Value::Number(value) => write_number(*value, text),
             Value::Flag(value) => text.push_str(if *value { "true" } else { "false" }),
             Value::Choice(value) => text.push_str(&value.to_string()),
             Value::Message(fields) => write_json(fields, text),
             Value::Messages(all) => list(text, all, |fields, text| write_json(fields, text)),
-            Value::Wholes(all) => list(text, all, write_whole),
-            Value::Numbers(all) => list(text, all, write_number),
+            Value::Wholes(all) => list(text, all, |value, text| write_whole(*value, text)),
+            Value::Numbers(all) => list(text, all, |value, text| write_number(*value, text)),
         }
     }
     text.push('}');
 }
 
-fn write_whole(value: &u64, text: &mut String) {
+fn write_whole(value: u64, text: &mut String) {
     let _ = write!(text, "\"{value}\"");
 }
 
-fn write_number(value: &f64, text: &mut String) {
-    text.push_str(&serde_json::Value::from(*value).to_string());
+fn write_number(value: f64, text: &mut String) {
+    text.push_str(&serde_json::Value::from(value).to_string());
 }
 
 fn list<T>(text: &mut String, all: &[T], mut write: impl FnMut(&T, &mut String)) {
@@ -302,7 +302,7 @@ pub(super) fn protobuf(fields: &[Field]) -> Vec<u8> {
     const LENGTH: u32 = 2;
     let mut out = Vec::new();
     for (number, _, value) in fields {
-        let tag = |kind: u32, out: &mut Vec<u8>| varint(u64::from(number << 3 | kind), out);
+        let tag = |kind: u32, out: &mut Vec<u8>| varint(u64::from((number << 3) | kind), out);
         let block = |bytes: &[u8], out: &mut Vec<u8>| {
             tag(LENGTH, out);
             varint(bytes.len() as u64, out);
@@ -339,12 +339,16 @@ pub(super) fn protobuf(fields: &[Field]) -> Vec<u8> {
     out
 }
 
+/// Seven bits a byte, the lowest first; the highest bit says that more follow.
 fn varint(mut value: u64, out: &mut Vec<u8>) {
-    while let (low, true) = ((value & 0x7f).to_le_bytes()[0], value >= 0x80) {
-        out.push(low | 0x80);
+    loop {
+        let [low, ..] = (value & 0x7f).to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            return out.push(low);
+        }
+        out.push(low | 0x80);
     }
-    out.push(value.to_le_bytes()[0]);
 }
 
 #[cfg(test)]
