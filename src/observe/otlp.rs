@@ -50,11 +50,9 @@ impl Sender {
             tracing::info!(endpoint = %Excerpt::of(&target.shown()), period_s = target.period.as_secs_f64(), "otlp: sending metrics");
             let mut teller = Teller::new(target, shared, instance, began);
             let mut next = Instant::now() + teller.target.period;
-            loop {
-                match closed.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                    Err(RecvTimeoutError::Timeout) => teller.tell(teller.target.timeout),
-                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-                }
+            let until = |next: Instant| next.saturating_duration_since(Instant::now());
+            while let Err(RecvTimeoutError::Timeout) = closed.recv_timeout(until(next)) {
+                teller.tell(teller.target.timeout);
                 // A receiver that takes long is told less often.
                 next = (next + teller.target.period).max(Instant::now());
             }

@@ -6,7 +6,7 @@
 //! the unit and `_total`, with a dot behind `pgweir`.
 //!
 //! Source: opentelemetry-proto 1.x, `metrics/v1/metrics.proto`, `common/v1/common.proto`, `resource/v1/resource.proto`; the
-//! specification's "OTLP/HTTP", "JSON Protobuf Encoding"; "Prometheus and OpenMetrics Compatibility".
+//! specification's "OTLP/HTTP", "JSON Protobuf Encoding"; "Prometheus and `OpenMetrics` Compatibility".
 
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
