@@ -50,7 +50,7 @@ fn both(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// YAML by Ruby, which the tests of ActiveRecord need, too: its documents.
+/// YAML by Ruby, which the tests of `ActiveRecord` need, too: its documents.
 fn yaml(text: &str) -> Vec<serde_json::Value> {
     let script = "puts JSON.generate(YAML.load_stream(ENV['TEXT']))";
     let json = well(clean("ruby").args(["-ryaml", "-rjson", "-e", script]).env("TEXT", text));
