@@ -75,7 +75,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net::tls::Keyring;
 use crate::net::{self, Listener};
-use crate::observe::{self, Stage};
+use crate::observe::{self, Stage, otlp};
 use crate::supervisor::{self, Plane, StartError};
 
 use child::Limits;
@@ -394,6 +394,8 @@ struct Keeper {
     child: nix::unistd::Pid,
     board: Arc<Board>,
     trim: Trim,
+    /// Last words on their way.
+    farewells: Vec<otlp::Farewell>,
 }
 
 impl Keeper {
@@ -424,7 +426,7 @@ impl Keeper {
             tracing::warn!(%error, "pgweir status will not find this process");
         }
         let rules = Rules { passes_term: wishes.passes_term(std::process::id() == 1), drain };
-        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board, trim: Trim::new(Instant::now()) })
+        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board, trim: Trim::new(Instant::now()), farewells: Vec::new() })
     }
 
     /// Until the application has ended and everything of ours with it.
@@ -518,11 +520,12 @@ impl Keeper {
         let wanted = self.life.wants_planes();
         let Some(slot) = self.slots.get_mut(index) else { return };
         if let Some(plane) = slot.plane.take() {
-            let ending = plane.close(ending).await;
+            let (ending, farewell) = plane.close(ending).await;
             if wanted {
                 tracing::error!(?ending, "data plane lost; it is started anew, and the application lives on");
             } else {
                 let _ = ending.report();
+                self.farewells.extend(farewell);
             }
         }
         slot.upkeep = slot.upkeep.ended(Instant::now(), wanted);

@@ -320,7 +320,8 @@ impl Relay {
             *outcome = Err(End::Broken("an answer without a lease"));
             return 0;
         };
-        let before = self.context.slow.as_ref().map(|_| (active.aside.query_begun, self.pool.stats.borrow().queries));
+        let begun = active.aside.query_begun;
+        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
@@ -336,8 +337,8 @@ impl Relay {
         if !(first.is_empty() && second.is_empty()) {
             active.rerun.settle();
         }
-        if let Some((begun, queries)) = before {
-            self.tell_slow(begun, queries, rules.now);
+        if let Some(before) = before {
+            self.tell_slow(before, rules.now);
         }
         *outcome = self.write_client(cx, first, second);
         if outcome.is_ok() && !matches!(heard, Heard::Short) {

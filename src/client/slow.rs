@@ -27,10 +27,10 @@ const AWAITED_MAX: usize = 256;
 /// Bytes of texts that a session keeps, at most; further ones have none.
 const TEXTS_MAX: usize = 2 * OUTLINE_TEXT_MAX;
 
-/// Characters that are shown of a text.
-const SHOWN_MAX: usize = 512;
+/// What is shown of a text, about; bytes.
+const SHOWN_MAX: usize = 384;
 
-/// Characters that are shown of a name.
+/// What is shown of a name, about; bytes.
 const NAME_MAX: usize = 63;
 
 const SECOND_US: u64 = 1_000_000;
@@ -52,6 +52,8 @@ pub struct Watched {
     untold: u64,
     /// Bytes of texts that are kept.
     bytes: usize,
+    /// The server refused something of what is awaited.
+    refused: bool,
 }
 
 /// What one `ReadyForQuery` is for.
@@ -77,6 +79,16 @@ enum Text {
 }
 
 impl Text {
+    /// Whether it does no more than begin: drivers put a `BEGIN` in front of a transaction's first statement.
+    fn only_begins(&self) -> bool {
+        let begins = |text: &[u8]| {
+            let text = text.trim_ascii();
+            let is = |word: &[u8]| text.get(..word.len()).is_some_and(|front| front.eq_ignore_ascii_case(word));
+            (is(b"begin") || is(b"start transaction")) && !text.contains(&b';')
+        };
+        self.bytes().is_some_and(begins)
+    }
+
     fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Own(text) => Some(text),
@@ -140,7 +152,8 @@ impl Watched {
             Ok(Tag::Parse) => self.text(body.and_then(|body| Parse::parse(body).ok()).map(|parse| parse.query)),
             Ok(Tag::Bind) => {
                 self.open.statements += 1;
-                if matches!(self.open.text, Text::None) {
+                // Behind its own Parse, a BEGIN's Bind is no other statement.
+                if matches!(self.open.text, Text::None) || self.open.statements > 1 && self.open.text.only_begins() {
                     let bind = body.and_then(|body| Bind::parse(body).ok());
                     self.open.text = bind.map_or(Text::Unknown, |bind| known(bind.statement, statements, changes));
                 }
@@ -157,9 +170,10 @@ impl Watched {
 
     /// A text came with the batch; the first is kept.
     fn text(&mut self, text: Option<&[u8]>) {
-        if !matches!(self.open.text, Text::None) {
+        if !(matches!(self.open.text, Text::None) || self.open.text.only_begins()) {
             return;
         }
+        self.bytes = self.bytes.saturating_sub(self.open.own());
         let fits = |text: &&[u8]| text.len() <= OUTLINE_TEXT_MAX && self.bytes + text.len() <= TEXTS_MAX;
         self.open.text = text.filter(fits).map_or(Text::Unknown, |text| Text::Own(text.into()));
         self.bytes += self.open.own();
@@ -176,13 +190,22 @@ impl Watched {
         }
     }
 
+    /// The server refused something: what it would not read may have literals that only look like something else. No text
+    /// is told before all of it is answered.
+    pub fn refused(&mut self) {
+        self.refused = true;
+    }
+
     /// The oldest batch was answered.
     pub fn answered(&mut self) -> Done {
-        let batch = self.awaited.pop_front().unwrap_or_else(|| {
+        let mut batch = self.awaited.pop_front().unwrap_or_else(|| {
             self.untold = self.untold.saturating_sub(1);
             Batch { text: Text::Unknown, statements: 0 }
         });
         self.bytes = self.bytes.saturating_sub(batch.own());
+        if self.refused {
+            batch.text = Text::Unknown;
+        }
         Done { batch, waited: std::mem::take(&mut self.waited) }
     }
 
@@ -190,6 +213,7 @@ impl Watched {
     pub fn settle(&mut self) {
         self.awaited.clear();
         self.untold = 0;
+        self.refused = false;
         self.bytes = self.open.own();
         if self.awaited.capacity() > AWAITED_MAX / 8 {
             self.awaited = VecDeque::new();
@@ -293,17 +317,21 @@ impl Rate {
     }
 }
 
-/// Text that a client chose, cut, with whatever is neither a letter nor a visible sign as a question mark.
+/// Text that a client chose, cut behind so many bytes, with whatever is neither a letter nor a visible sign as a question
+/// mark.
 struct Shown<'a>(&'a [u8], usize);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = String::from_utf8_lossy(self.0);
         let plain = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ' || c == '…';
-        for c in text.chars().take(self.1) {
+        for (at, c) in text.char_indices() {
+            if at >= self.1 {
+                return f.write_str("…");
+            }
             write!(f, "{}", if plain(c) { c } else { '?' })?;
         }
-        if text.chars().nth(self.1).is_some() { f.write_str("…") } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -357,6 +385,24 @@ mod tests {
         let waits: Vec<u64> = all.iter().map(|done| done.waited).collect();
         assert_eq!(waits, [30, 0, 0, 0, 0], "the first has waited");
         assert_eq!(watched.bytes, 0);
+    }
+
+    #[test]
+    fn a_begin_gives_way_to_what_it_begins_and_nothing_is_told_of_what_the_server_refused() {
+        let mut watched = Watched::default();
+        let (begin, slow) = (message(b'P', b"\0BEGIN\0\0\0"), message(b'P', b"\0SELECT slow\0\0\0"));
+        let (bind, sync) = (message(b'B', b"\0\0\0\0\0\0\0\0"), message(b'S', b""));
+        sent(&mut watched, &[begin.clone(), bind.clone(), slow, bind.clone(), sync.clone()].concat());
+        sent(&mut watched, &[begin, bind, sync].concat());
+        let (both, alone) = (watched.answered(), watched.answered());
+        assert_eq!((text(&both), both.batch.statements, text(&alone)), ("SELECT slow", 2, "BEGIN"));
+        assert_eq!(watched.bytes, 0);
+        sent(&mut watched, &[query("one"), query("two")].concat());
+        watched.refused();
+        assert_eq!((text(&watched.answered()), text(&watched.answered())), ("?", "?"));
+        watched.settle();
+        sent(&mut watched, &query("three"));
+        assert_eq!(text(&watched.answered()), "three");
     }
 
     #[test]
@@ -420,9 +466,10 @@ mod tests {
 
     #[test]
     fn a_name_forges_no_line_and_is_cut() {
-        let shown = |text: &str| Shown(text.as_bytes(), 5).to_string();
+        let shown = |text: &str| Shown(text.as_bytes(), 7).to_string();
         assert_eq!(shown("a\nb\u{202e}é"), "a?b?é");
-        assert_eq!(shown("123456"), "12345…");
+        assert_eq!(shown("1234567"), "1234567");
+        assert_eq!(shown("12345678"), "1234567…");
         assert_eq!(Ms(1_234).to_string(), "1.234ms");
     }
 }

@@ -13,8 +13,9 @@ mod settings;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::oneshot;
 
 use super::log::Excerpt;
 use super::shared::Shared;
@@ -34,7 +35,21 @@ const FAILURES_PER_LINE: u64 = 60;
 pub struct Sender {
     /// Closed, the last message is sent.
     open: SyncSender<()>,
-    thread: JoinHandle<()>,
+    /// Told when that was done.
+    done: oneshot::Receiver<()>,
+}
+
+/// The last message of a pooler, on its way.
+#[derive(Debug)]
+pub struct Farewell(oneshot::Receiver<()>);
+
+impl Farewell {
+    /// Waits until all of them are sent, two seconds at most for all together.
+    pub async fn all(farewells: Vec<Self>) {
+        let all = futures_util::future::join_all(farewells.into_iter().map(|farewell| farewell.0));
+        // Late or lost: nothing is left to be done about it.
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
 }
 
 impl Sender {
@@ -45,8 +60,9 @@ impl Sender {
     /// The system has no thread.
     pub fn start(target: Target, shared: Arc<Shared>, instance: String) -> io::Result<Self> {
         let (open, closed) = sync_channel(1);
+        let (finished, done) = oneshot::channel();
         let began = SystemTime::now();
-        let thread = std::thread::Builder::new().name("otlp".into()).spawn(move || {
+        std::thread::Builder::new().name("otlp".into()).spawn(move || {
             tracing::info!(endpoint = %Excerpt::of(&target.shown()), period_s = target.period.as_secs_f64(), "otlp: sending metrics");
             let mut teller = Teller::new(target, shared, instance, began);
             let mut next = Instant::now() + teller.target.period;
@@ -57,18 +73,16 @@ impl Sender {
                 next = (next + teller.target.period).max(Instant::now());
             }
             teller.tell(teller.target.timeout.min(FAREWELL));
+            let _ = finished.send(());
         })?;
-        Ok(Self { open, thread })
+        Ok(Self { open, done })
     }
 
-    /// Sends the last message, and waits for its end, two seconds at most.
-    pub fn finish(self) {
+    /// Has the last message sent.
+    #[must_use]
+    pub fn finish(self) -> Farewell {
         drop(self.open);
-        // Looking up a name has no limit of its own.
-        let deadline = Instant::now() + FAREWELL;
-        while !self.thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        Farewell(self.done)
     }
 }
 
@@ -109,6 +123,8 @@ impl Teller {
                     tracing::warn!(lost_total, error = %Excerpt::of(&error.to_string()), "otlp: metrics not sent");
                 }
                 self.failed += 1;
+                // The file of authorities may be another by now.
+                self.post = None;
             }
         }
     }

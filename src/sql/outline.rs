@@ -10,7 +10,8 @@ const SETTERS: [&str; 3] = ["set", "alter", "create"];
 
 /// What is left of `text` without its literals and comments, as an operator reads it: `select * from t where id=?int4`.
 ///
-/// None if it is not certain what of it is a literal: it cannot be read to its end, or its quotes depend on
+/// That is so of a text that the server has read: one that it refuses may have a word where its author meant a literal. None if
+/// it is not certain what of it is a literal: it cannot be read to its end, or its quotes depend on
 /// `standard_conforming_strings`. Nothing is shown behind the `SET` of a setting, whose value need not be a literal, nor of
 /// a list of literals behind the first.
 #[must_use]

@@ -213,7 +213,7 @@ impl Plane {
         let worker = worker::start(Arc::clone(config), users, listeners, Arc::clone(keyring), Arc::clone(&shared));
         let WorkerHandle { commands, finished, thread } = worker.map_err(doing("starting the worker's thread"))?;
         shared.enter(Stage::Listening);
-        let otlp = start_otlp(&shared, name)?;
+        let otlp = start_otlp(&shared, name);
         let reload = Arc::new(Notify::new());
         tokio::spawn(auth_file.watch(commands.clone(), reload.clone()));
         let period = config.process.stats_period;
@@ -279,8 +279,8 @@ impl Plane {
         let _ = self.on(Event::Hangup, Duration::ZERO);
     }
 
-    /// Ends what is left once it has come to its end; what that was.
-    pub async fn close(self, ending: Ending) -> Ending {
+    /// Ends what is left once it has come to its end; what that was, and the last word by OTLP if one is on its way.
+    pub async fn close(self, ending: Ending) -> (Ending, Option<otlp::Farewell>) {
         if let Some(HttpServer { stop, task }) = self.http {
             // It may have ended by itself. Its own limits bound its farewell.
             let _ = stop.send(());
@@ -290,11 +290,8 @@ impl Plane {
             Ending::Done(_) if !join(self.thread) => Ending::Lost,
             ending => ending,
         };
-        if let Some(otlp) = self.otlp {
-            // With the counts of the very end.
-            otlp.finish();
-        }
-        ending
+        // With the counts of the very end.
+        (ending, self.otlp.map(otlp::Sender::finish))
     }
 
     /// Only the worker's own events are its end.
@@ -322,21 +319,24 @@ fn start_http(listener: TcpListener, shared: &Arc<Shared>, exporter: &Exporter) 
     Ok(HttpServer { stop, task })
 }
 
-/// Sends metrics by OTLP, if the environment names a receiver. Faulty variables are no reason not to serve.
-fn start_otlp(shared: &Arc<Shared>, instance: String) -> Result<Option<otlp::Sender>, StartError> {
+/// Sends metrics by OTLP, if the environment names a receiver. Whatever is wrong with that is no reason not to serve.
+fn start_otlp(shared: &Arc<Shared>, instance: String) -> Option<otlp::Sender> {
     let target = otlp::Target::of(&pgweir_config::environment()).unwrap_or_else(|fault| {
         tracing::warn!("{fault}");
         None
-    });
-    let start = |target| otlp::Sender::start(target, Arc::clone(shared), instance);
-    target.map(start).transpose().map_err(doing("starting the thread for OTLP"))
+    })?;
+    match otlp::Sender::start(target, Arc::clone(shared), instance) {
+        Ok(sender) => Some(sender),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for OTLP: no metrics are sent by it");
+            None
+        }
+    }
 }
 
-/// What this pooler is called among those of a fleet: the dyno or host, and its first port.
+/// What this pooler is called among those of a fleet: its name there, and its first port.
 fn instance(config: &Config, listeners: &[Listener]) -> String {
-    let named = Some(&config.fleet.fleet_name).filter(|name| !name.is_empty()).cloned();
-    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = named.or_else(|| std::env::var("DYNO").ok()).unwrap_or_else(host);
+    let name = crate::pool::fleet_name(&config.fleet);
     let port = listeners.iter().find_map(|listener| match listener {
         Listener::Tcp(socket) => socket.local_addr().ok(),
         Listener::Unix { .. } => None,

@@ -122,9 +122,27 @@ async fn nothing_that_a_client_puts_into_its_statements_is_told() {
     client.recv_until_ready().await.unwrap();
     let told = slow_lines(&site.pgweir, messages.len() + 1);
     let unknown = told.iter().filter(|line| line["statement"] == "?").count();
-    assert!(unknown <= 3, "the long one, and those whose quotes depend on a setting: {told:?}");
+    assert!(unknown <= 4, "the long one, the one that failed, and those whose quotes depend on a setting: {told:?}");
+    // What the server will not read takes long if it has to wait; in a batch behind one that takes long, too.
+    let (mut one, mut two) = (site.client().await, site.client().await);
+    for holder in [&mut one, &mut two] {
+        assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
+    }
+    let wrong = ["SELECT 'O'marker's'", "SELECT \"marker\"", "SELECT 12marker34", "BEGIN; SELECT pg_sleep(0.02); SELECT \"marker\""];
+    client.send(&wrong.map(query).concat()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for holder in [&mut one, &mut two] {
+        assert_eq!(holder.query("COMMIT").await.unwrap().status, b'I');
+    }
+    for _ in wrong {
+        client.recv_until_ready().await.unwrap();
+    }
+    assert_eq!(client.query("ROLLBACK").await.unwrap().error, None);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(!site.pgweir.log().contains("marker"), "{}", site.pgweir.log());
     // A crowd of them is told at a bounded rate, and how many were not.
+    let left_out = |pgweir: &Pgweir| slow(pgweir).iter().map(|line| line["left_out"].parse::<u64>().unwrap()).sum::<u64>();
+    let before = u64::try_from(slow(&site.pgweir).len()).unwrap() + left_out(&site.pgweir);
     for _ in 0..30 {
         client.send(&query("SELECT pg_sleep(0.002)")).await.unwrap();
         client.recv_until_ready().await.unwrap();
@@ -132,9 +150,9 @@ async fn nothing_that_a_client_puts_into_its_statements_is_told() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(client.query("SELECT 3 FROM pg_sleep(0.002)").await.unwrap().error, None);
     wait_until(SOON, || slow(&site.pgweir).iter().any(|line| line["statement"].contains("from pg_sleep")));
-    let left_out: u64 = slow(&site.pgweir).iter().map(|line| line["left_out"].parse::<u64>().unwrap()).sum();
-    let told = u64::try_from(slow(&site.pgweir).len()).unwrap();
-    assert!(left_out > 0 && left_out + told == 41, "{left_out} left out and {told} told");
+    let told = u64::try_from(slow(&site.pgweir).len()).unwrap() + left_out(&site.pgweir) - before;
+    assert!(left_out(&site.pgweir) > 0 && told >= 31, "{told} told or counted: {:?}", slow(&site.pgweir));
+    assert!(!site.pgweir.log().contains("marker"), "{}", site.pgweir.log());
 }
 
 #[tokio::test]

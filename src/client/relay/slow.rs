@@ -8,6 +8,23 @@ use super::{Lease, Relay};
 use crate::clock::Moment;
 use crate::pool::micros;
 use crate::settings;
+use crate::stats::PoolStats;
+
+/// How things stood before the server's messages were looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Before {
+    queries: u64,
+    errors: u64,
+    begun: Option<Moment>,
+}
+
+impl Before {
+    /// What the pool has counted, and when the query began that is answered next.
+    #[cold]
+    pub(super) fn of(stats: &PoolStats, begun: Option<Moment>) -> Self {
+        Self { queries: stats.queries, errors: stats.errors.total(), begun }
+    }
+}
 
 /// The client's messages in `sent` are on their way to the server.
 #[cold]
@@ -31,15 +48,18 @@ impl Relay {
         self.active().watched.get_or_insert_default().of(lease).waited(micros(waited));
     }
 
-    /// The server may have answered queries: before, there had been so many answers, and the next had begun then.
+    /// The server may have answered queries: before, there had been so many answers and errors, and the next had begun then.
     #[cold]
-    pub(super) fn tell_slow(&mut self, begun: Option<Moment>, queries: u64, now: Moment) {
+    pub(super) fn tell_slow(&mut self, before: Before, now: Moment) {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return };
         let (Some(slow), Some(watched)) = (&self.context.slow, &mut active.watched) else { return };
-        let answered = self.pool.stats.borrow().queries.saturating_sub(queries);
-        for nth in 0..answered {
+        let after = Before::of(&self.pool.stats.borrow(), None);
+        if after.errors != before.errors {
+            watched.refused();
+        }
+        for nth in 0..after.queries.saturating_sub(before.queries) {
             // What came with it was sent with it, or before.
-            let run = begun.filter(|_| nth == 0).map_or(0, |begun| now.since(begun));
+            let run = before.begun.filter(|_| nth == 0).map_or(0, |begun| now.since(begun));
             let done = watched.answered();
             let told = Told {
                 client: self.entry.pid,

@@ -118,13 +118,21 @@ impl Target {
         format!("{}://{}:{}", if self.tls { "https" } else { "http" }, self.host, self.port)
     }
 
-    /// Who it is that tells: what the environment says of the service, and which of its poolers.
+    /// Who it is that tells: what the environment says of the service, and which of its poolers, by its name and port.
+    ///
+    /// An instance that the environment names is the application's: the port tells its poolers from it, and from each other.
     pub(super) fn resource(&self, instance: &str) -> Vec<(String, String)> {
         let mut all = self.attributes.clone();
-        for (name, value) in [("service.name", "pgweir"), ("service.instance.id", instance)] {
-            if !all.iter().any(|(known, _)| known == name) {
-                all.push((name.to_owned(), value.to_owned()));
+        if !all.iter().any(|(known, _)| known == "service.name") {
+            all.push(("service.name".to_owned(), "pgweir".to_owned()));
+        }
+        match (all.iter_mut().find(|(known, _)| known == "service.instance.id"), instance.rsplit_once(':')) {
+            (Some((_, given)), Some((_, port))) => {
+                given.push(':');
+                given.push_str(port);
             }
+            (Some(_), None) => {}
+            (None, _) => all.push(("service.instance.id".to_owned(), instance.to_owned())),
         }
         all
     }
