@@ -76,6 +76,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::net::tls::Keyring;
 use crate::net::{self, Listener};
 use crate::observe::{self, Stage, otlp};
+use crate::stats::PoolSnapshot;
 use crate::supervisor::{self, Plane, StartError};
 
 use child::Limits;
@@ -426,7 +427,17 @@ impl Keeper {
             tracing::warn!(%error, "pgweir status will not find this process");
         }
         let rules = Rules { passes_term: wishes.passes_term(std::process::id() == 1), drain };
-        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board, trim: Trim::new(Instant::now()), farewells: Vec::new() })
+        Ok(Self {
+            life: Life::default(),
+            rules,
+            slots,
+            signals,
+            ends,
+            child,
+            board,
+            trim: Trim::new(Instant::now()),
+            farewells: Vec::new(),
+        })
     }
 
     /// Until the application has ended and everything of ours with it.
@@ -508,7 +519,11 @@ impl Keeper {
         if now < self.trim.due() {
             return;
         }
-        let (next, now_is_it) = self.trim.tick(now, trim::used());
+        let snapshots = self.planes().filter_map(|plane| plane.shared().snapshot());
+        let of_pool =
+            |pool: &PoolSnapshot| pool.stats.queries + pool.stats.client_logins + pool.stats.bytes_from_clients;
+        let asked = snapshots.map(|snapshot| snapshot.pools.iter().map(of_pool).sum::<u64>()).sum();
+        let (next, now_is_it) = self.trim.tick(now, trim::Done { asked, faults: trim::faults() });
         self.trim = next;
         if now_is_it {
             trim::give_back();

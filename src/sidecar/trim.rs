@@ -1,44 +1,52 @@
 //! Gives back the pages of the program's file that only its start, or an hour of work, needed.
 //!
-//! What is read of the program's code and constants stays in the process' resident set for good, since the kernel
-//! has no reason to take it: some 5 MiB of a program that idles in half a MiB, which counts against a dyno's memory like
-//! any other. They are pages of a file that is never written: taken out of the address space they cost nothing, and come back,
-//! sixteen at a time and without a disk, when something needs them.
+//! What is read of the program's code and constants stays in the process' resident set, since nobody has a reason to take
+//! it out: some 5 MiB of a program that idles in one or two of its own. They are pages of a file that is never written: taken
+//! out of the address space they come back, sixteen at a time, when something needs them. What falls by it is the resident
+//! set (`VmRSS`). The file stays in the page cache, and charged to the cgroup that read it, until the kernel wants its memory:
+//! for a quota that counts the cache nothing is won.
 //!
-//! Done when the process has been quiet for a second, and only if there is something to gain: neither a busy pooler nor one
-//! that is asleep does anything here.
+//! Done when no client has asked anything for some seconds, once in a minute at most, and only if there is something to gain:
+//! neither a busy pooler nor one that is asleep does anything here.
 
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether the process is quiet.
+/// How often it is looked whether the process is at rest.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// CPU time within [`LOOK`] of a process that is quiet; 3 %, where its ticks cost 0.2 %.
-const QUIET: Duration = Duration::from_millis(30);
+/// Looks in a row that find it so.
+const LOOKS: u32 = 3;
+
+/// From one time to the next, at least.
+const PAUSE: Duration = Duration::from_mins(1);
 
 /// Page faults that make it worth while; each is up to sixteen pages.
-const FAULTS: u64 = 32;
+const FAULTS: u64 = 96;
 
-/// What a process has used so far.
+/// What a process has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Used {
-    cpu: Duration,
-    faults: u64,
+pub(super) struct Done {
+    /// Whatever clients asked.
+    pub(super) asked: u64,
+    /// Page faults.
+    pub(super) faults: u64,
 }
 
-/// When to do it. Pure: the time and what was used are arguments.
+/// When to do it. Pure: the time and what was done are arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Trim {
     due: Instant,
-    used: Used,
-    /// Page faults when it was done last.
-    faults: u64,
+    asked: u64,
+    /// Looks in a row at a process at rest.
+    rested: u32,
+    /// When it was done last, and the page faults then.
+    last: Option<(Instant, u64)>,
 }
 
 impl Trim {
     /// Of a process that starts at `now`.
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: now + LOOK, used: Used::default(), faults: 0 }
+        Self { due: now + LOOK, asked: 0, rested: 0, last: None }
     }
 
     /// When it is looked next.
@@ -47,31 +55,30 @@ impl Trim {
     }
 
     /// A look: what is next, and whether to do it now.
-    pub(super) fn tick(self, now: Instant, used: Used) -> (Self, bool) {
+    pub(super) fn tick(self, now: Instant, done: Done) -> (Self, bool) {
         if now < self.due {
             return (self, false);
         }
-        let quiet = used.cpu.saturating_sub(self.used.cpu) <= QUIET;
-        let now_is_it = quiet && used.faults.saturating_sub(self.faults) >= FAULTS;
-        let faults = if now_is_it { used.faults } else { self.faults };
-        (Self { due: now + LOOK, used, faults }, now_is_it)
+        let rested = if done.asked == self.asked { self.rested + 1 } else { 0 };
+        let pays = self.last.is_none_or(|(at, faults)| {
+            now.saturating_duration_since(at) >= PAUSE && done.faults.saturating_sub(faults) >= FAULTS
+        });
+        let now_is_it = rested >= LOOKS && pays;
+        let last = if now_is_it { Some((now, done.faults)) } else { self.last };
+        (Self { due: now + LOOK, asked: done.asked, rested, last }, now_is_it)
     }
 }
 
-/// What this process has used; nothing where the system does not tell.
+/// Page faults of this process so far; none where the system does not tell.
 #[allow(unsafe_code, reason = "resource usage has no safe form in std; the call carries its proof")]
-pub(super) fn used() -> Used {
+pub(super) fn faults() -> u64 {
     // SAFETY: rusage is plain numbers, of which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: getrusage writes one rusage to the address it gets, which is that of a live local.
     if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
-        return Used::default();
+        return 0;
     }
-    let time = |time: libc::timeval| {
-        let whole = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
-        whole + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
-    };
-    Used { cpu: time(usage.ru_utime) + time(usage.ru_stime), faults: u64::try_from(usage.ru_minflt).unwrap_or(0) }
+    u64::try_from(usage.ru_minflt).unwrap_or(0)
 }
 
 /// Takes the program's own pages that are never written out of the address space.
@@ -125,27 +132,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_trimmed_when_it_is_quiet_and_there_is_something_to_gain() {
+    fn a_process_at_rest_is_trimmed_if_there_is_something_to_gain() {
         let start = Instant::now();
-        let used = |cpu_ms, faults| Used { cpu: Duration::from_millis(cpu_ms), faults };
         let mut trim = Trim::new(start);
         #[rustfmt::skip]
-        let table = [
-            ("not yet",                       500,  used(900, 400), false),
-            ("busy",                          1000, used(900, 400), false),
-            ("quiet",                         2000, used(905, 410), true),
-            ("nothing came back",             3000, used(910, 415), false),
-            ("little by little",              4000, used(915, 441), false),
-            ("enough to gain",                5000, used(920, 442), true),
-            ("busy again",                    6000, used(999, 900), false),
-            ("quiet again, after a pause",    9000, used(1020, 900), true),
+        let table: [(&str, u64, u64, u64, bool); 10] = [
+            ("not yet",                    0,   0,  400, false),
+            ("asked something",            1,   5,  500, false),
+            ("at rest",                    2,   5,  500, false),
+            ("still",                      3,   5,  500, false),
+            ("long enough",                4,   5,  500, true),
+            ("what it needs came back",    5,   5,  900, false),
+            ("not twice in a minute",     30,   5,  900, false),
+            ("after it",                  64,   5,  900, true),
+            ("nothing to gain",          180,   5,  995, false),
+            ("something to gain",        181,   5,  996, true),
         ];
-        for (name, at_ms, used, want) in table {
-            let (next, now_is_it) = trim.tick(start + Duration::from_millis(at_ms), used);
+        for (name, at_s, asked, faults, want) in table {
+            let (next, now_is_it) = trim.tick(start + Duration::from_secs(at_s), Done { asked, faults });
             assert_eq!(now_is_it, want, "{name}");
             trim = next;
         }
-        assert!(trim.due() > start + Duration::from_secs(9));
+        // Fifty questions a second, and whatever else faults: never.
+        for second in 182..1000 {
+            let done = Done { asked: second * 50, faults: second * 1000 };
+            let (next, now_is_it) = trim.tick(start + Duration::from_secs(second), done);
+            assert!(!now_is_it);
+            trim = next;
+        }
+        assert!(trim.due() > start + Duration::from_secs(999));
     }
 
     #[test]
@@ -154,7 +169,7 @@ mod tests {
         assert!(!parts.is_empty());
         let here = the_programs_pages_are_given_back_and_it_goes_on as fn() as usize;
         assert!(parts.iter().any(|(start, len)| (*start..start + len).contains(&here)), "its code is among them");
-        let before = used();
+        let before = faults();
         // While another thread runs.
         let other =
             std::thread::spawn(|| (0..200_000).fold(0_u64, |sum, n| sum.wrapping_add(format!("{n}").len() as u64)));
@@ -162,6 +177,6 @@ mod tests {
             give_back();
         }
         assert_eq!(other.join().unwrap(), 1_088_890);
-        assert!(used().faults > before.faults, "what is needed comes back");
+        assert!(faults() > before, "what is needed comes back");
     }
 }

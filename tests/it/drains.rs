@@ -128,7 +128,12 @@ async fn nothing_that_a_client_puts_into_its_statements_is_told() {
     for holder in [&mut one, &mut two] {
         assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
     }
-    let wrong = ["SELECT 'O'marker's'", "SELECT \"marker\"", "SELECT 12marker34", "BEGIN; SELECT pg_sleep(0.02); SELECT \"marker\""];
+    let wrong = [
+        "SELECT 'O'marker's'",
+        "SELECT \"marker\"",
+        "SELECT 12marker34",
+        "BEGIN; SELECT pg_sleep(0.02); SELECT \"marker\"",
+    ];
     client.send(&wrong.map(query).concat()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     for holder in [&mut one, &mut two] {
@@ -141,7 +146,8 @@ async fn nothing_that_a_client_puts_into_its_statements_is_told() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(!site.pgweir.log().contains("marker"), "{}", site.pgweir.log());
     // A crowd of them is told at a bounded rate, and how many were not.
-    let left_out = |pgweir: &Pgweir| slow(pgweir).iter().map(|line| line["left_out"].parse::<u64>().unwrap()).sum::<u64>();
+    let left_out =
+        |pgweir: &Pgweir| slow(pgweir).iter().map(|line| line["left_out"].parse::<u64>().unwrap()).sum::<u64>();
     let before = u64::try_from(slow(&site.pgweir).len()).unwrap() + left_out(&site.pgweir);
     for _ in 0..30 {
         client.send(&query("SELECT pg_sleep(0.002)")).await.unwrap();

@@ -277,9 +277,13 @@ mod tests {
         assert!(head.starts_with("POST /v1/metrics HTTP/1.1\r\nHost: otel:443\r\n"), "{head}");
         assert!(head.contains("\r\nx-key: a,bearer of-a-token\r\nother: 2\r\n\r\n"), "{head}");
         assert!(head.contains("\r\nContent-Type: application/json\r\nContent-Length: 3\r\n"), "{head}");
-        let resource = target.resource("web.1");
+        let resource = target.resource("web.1:6432");
         let want =
-            [("deployment.environment.name", "a=b"), ("service.name", "named"), ("service.instance.id", "web.1")];
+            [("deployment.environment.name", "a=b"), ("service.name", "named"), ("service.instance.id", "web.1:6432")];
+        assert_eq!(resource, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let given = of(&[(ENDPOINT, "http://otel"), ("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod")]);
+        let resource = given.unwrap().unwrap().resource("web.1:6432");
+        let want = [("service.instance.id", "pod:6432"), ("service.name", "pgweir")];
         assert_eq!(resource, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(target.period, PERIODS.0, "no shorter one is taken");
         assert!(!format!("{target:?}{}", target.shown()).contains("of-a-token"));

@@ -149,10 +149,11 @@ const WEB: (&str, &str) = ("Procfile", "web: pgweir exec -- sh -c 'echo served'\
 #[test]
 fn the_buildpack_is_for_apps_that_ask_for_it() {
     #[rustfmt::skip]
-    let table: [(&str, &[(&str, &str)], bool); 7] = [
+    let table: [(&str, &[(&str, &str)], bool); 8] = [
         ("nothing",                  &[],                                                     false),
         ("another app",              &[("Procfile", "web: puma\nworker: mypgweir exec\n")],   false),
         ("a mention",                &[("README.md", "pgweir exec")],                         false),
+        ("in a shell's words",       &[("Procfile", "web: sh -c \"pgweir exec puma\"\n")],  true),
         ("a Procfile",               &[WEB],                                                  true),
         ("one for PgBouncer",        &[("Procfile", "web: bin/start-pgbouncer puma\n")],      true),
         ("the program",              &[("vendor/pgweir/pgweir", "")],                         true),
@@ -255,7 +256,7 @@ fn a_program_comes_from_the_app_or_its_source_and_without_any_the_build_says_wha
 #[test]
 fn a_cloud_native_build_makes_a_layer_and_keeps_its_download() {
     let release = Release::publish(program());
-    let app = App::with(&[WEB]);
+    let app = App::with(&[("Procfile", "web: bin/start-pgbouncer sh -c 'true'\n")]);
     app.set("BP_PGWEIR_URL", &release.url);
     app.set("BP_PGWEIR_SHA256", &sum(&program()));
     for _ in 0..2 {
@@ -268,6 +269,8 @@ fn a_cloud_native_build_makes_a_layer_and_keeps_its_download() {
         // The lifecycle puts the folder bin of a layer on the PATH.
         let said = well(clean(app.path("layers/pgweir/bin/pgweir")).arg("--version"));
         assert!(said.starts_with("pgweir "), "{said}");
+        let wrapped = well(clean(app.path("build/bin/start-pgbouncer")).args(["echo", "wrapped"]));
+        assert_eq!(wrapped, "wrapped\n");
         // Of the layers, one that is only kept comes back for the next build.
         fs::remove_dir_all(app.path("layers/pgweir")).unwrap();
         fs::remove_file(app.path("layers/pgweir.toml")).unwrap();
