@@ -462,6 +462,7 @@ impl Keeper {
             self.react(event);
             self.trim();
             if let Some(fate) = self.life.over(self.slots.iter().all(|slot| slot.upkeep.is_off())) {
+                otlp::Farewell::all(std::mem::take(&mut self.farewells)).await;
                 return fate;
             }
         }

@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 
+use crate::exec::wrapped::Wrapping;
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, options, primary};
 use crate::tls::pki::{Authority, Folder, address};
 use crate::transcript::{named, unnamed};
@@ -375,6 +376,28 @@ async fn a_receiver_is_told_by_tls_and_in_protobuf_and_must_be_vouched_for() {
     odd.pgweir.wait_log("OTEL_EXPORTER_OTLP_PROTOCOL: neither", SOON).unwrap();
     let mut wire = Wire::open(odd.pgweir.addr(), odd.name(), odd.name(), PASSWORD).await.unwrap();
     assert_value(&wire.query("SELECT 1").await.unwrap(), "1");
+}
+
+#[test]
+fn a_receiver_that_says_nothing_keeps_three_poolers_of_one_exec_no_longer_than_one() {
+    let receiver = Receiver::start(None);
+    receiver.silent.store(true, Ordering::SeqCst);
+    let mut wrapping = Wrapping::new(&["exec", "sh", "-c", "echo ended; exit 3"])
+        .var("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{}", receiver.address))
+        .var("PGWEIR_URLS", "ONE_URL TWO_URL THREE_URL");
+    for name in ["ONE", "TWO", "THREE"] {
+        // The same names on three servers: three listeners, three pools.
+        wrapping = wrapping.var(&format!("{name}_URL"), &format!("postgres://u:of-no-use@{name}.invalid/d"));
+    }
+    let begun = Instant::now();
+    let ended = wrapping.finish();
+    assert_eq!((ended.status.code(), &*ended.out), (Some(3), "ended\n"), "{}", ended.err);
+    assert_eq!(ended.err.matches("otlp: sending metrics").count(), 3, "{}", ended.err);
+    let took = begun.elapsed();
+    assert!(
+        (2.0..5.5).contains(&took.as_secs_f64()),
+        "one farewell is 2 s at most, and not each after the other: {took:?}"
+    );
 }
 
 #[test]
