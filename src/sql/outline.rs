@@ -101,7 +101,7 @@ mod tests {
             ("ALTER ROLE r PASSWORD 'secret'",                   Some("alter role r password?string")),
             ("COMMIT;ALTER TABLE t ADD c int DEFAULT 1",         Some("commit;alter table t add c int default?int4")),
             ("select set_config('a.b', 'secret', true)",         Some("select set_config(?string,…,?bool)")),
-            ("select 1 as \"a;set\"",                            Some("select?int4 as\"a;set\"")),
+            ("select 1 as \"a;set\"",                            Some("select?int4 as\"a;set …")),
             ("select 'a\\' || 'secret",                          None),
             ("select 'a\\' , 'secret\\'",                        None),
             ("select 'unfinished",                               None),
