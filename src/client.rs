@@ -10,6 +10,7 @@ mod login;
 mod plan;
 mod relay;
 mod request;
+mod slow;
 mod statements;
 
 use std::cell::{Cell, RefCell};
@@ -34,6 +35,7 @@ use crate::stats::ProcessStats;
 use login::log_in;
 pub use login::{Doors, GRACE, Lookups, Room, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
+use slow::Slow;
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
 const READ_SIZE: usize = 64 * 1024;
@@ -83,6 +85,8 @@ pub struct Context {
     pub stretching: Semaphore,
     /// What TLS needs.
     pub tls: Rc<Gear>,
+    /// Statements that take long, if they are logged.
+    slow: Option<Slow>,
     scratch: ScratchPad,
     actives: Actives,
 }
@@ -111,6 +115,7 @@ impl Context {
             throttle: RefCell::new(Throttle::new(config.client.login_failure_rate, config.client.login_failure_burst)),
             stretching: Semaphore::new(STRETCHED_MAX),
             tls,
+            slow: Slow::new(config.log.log_slow_statements),
             scratch: ScratchPad::default(),
             actives: Actives::default(),
             config,

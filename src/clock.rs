@@ -37,6 +37,13 @@ impl Pauses {
 pub struct Moment(u64);
 
 impl Moment {
+    /// So many microseconds after the clock was made.
+    #[cfg(test)]
+    #[must_use]
+    pub const fn at(us: u64) -> Self {
+        Self(us)
+    }
+
     /// Microseconds since `earlier`.
     #[must_use]
     #[inline]

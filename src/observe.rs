@@ -9,9 +9,11 @@
 //! - [`http`]: the endpoints and their limits.
 //! - [`log`]: where events go and what must never be in them.
 //! - [`pool_log`]: one line per pool and period, for log drains.
+//! - [`otlp`]: the metrics, sent to a receiver of OpenTelemetry.
 
 pub mod http;
 pub mod log;
+pub mod otlp;
 pub mod pool_log;
 pub mod shared;
 

@@ -23,7 +23,7 @@ use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, R
 
 use dial::Backoff;
 use fleet::Fleet;
-pub use fleet::FleetPolicy;
+pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
 

@@ -60,6 +60,7 @@ mod life;
 mod plan;
 mod signals;
 mod status;
+mod trim;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -74,7 +75,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net::tls::Keyring;
 use crate::net::{self, Listener};
-use crate::observe::{self, Stage};
+use crate::observe::{self, Stage, otlp};
+use crate::stats::PoolSnapshot;
 use crate::supervisor::{self, Plane, StartError};
 
 use child::Limits;
@@ -82,6 +84,7 @@ use life::{Event, Fate, Life, Order, Rules, Upkeep};
 use plan::{OnFailure, Plan, Wishes};
 use signals::Signals;
 use status::{Board, Listening};
+use trim::Trim;
 
 pub use plan::VARIABLES;
 pub use status::run as status;
@@ -391,6 +394,9 @@ struct Keeper {
     ends: Signal,
     child: nix::unistd::Pid,
     board: Arc<Board>,
+    trim: Trim,
+    /// Last words on their way.
+    farewells: Vec<otlp::Farewell>,
 }
 
 impl Keeper {
@@ -421,13 +427,24 @@ impl Keeper {
             tracing::warn!(%error, "pgweir status will not find this process");
         }
         let rules = Rules { passes_term: wishes.passes_term(std::process::id() == 1), drain };
-        Ok(Self { life: Life::default(), rules, slots, signals, ends, child, board })
+        Ok(Self {
+            life: Life::default(),
+            rules,
+            slots,
+            signals,
+            ends,
+            child,
+            board,
+            trim: Trim::new(Instant::now()),
+            farewells: Vec::new(),
+        })
     }
 
     /// Until the application has ended and everything of ours with it.
     async fn keep(mut self) -> Fate {
         loop {
-            let due = self.slots.iter().filter_map(|slot| slot.upkeep.due()).chain(self.life.due()).min();
+            let upkeep = self.slots.iter().filter_map(|slot| slot.upkeep.due());
+            let due = upkeep.chain(self.life.due()).chain([self.trim.due()]).min();
             let event = tokio::select! {
                 // A signal to every process comes before what the application does about it.
                 biased;
@@ -443,7 +460,9 @@ impl Keeper {
                 () = sleep_until(due) => Event::Tick,
             };
             self.react(event);
+            self.trim();
             if let Some(fate) = self.life.over(self.slots.iter().all(|slot| slot.upkeep.is_off())) {
+                otlp::Farewell::all(std::mem::take(&mut self.farewells)).await;
                 return fate;
             }
         }
@@ -495,16 +514,34 @@ impl Keeper {
         }
     }
 
+    /// Looks whether pages of the program can be given back.
+    fn trim(&mut self) {
+        let now = Instant::now();
+        if now < self.trim.due() {
+            return;
+        }
+        let snapshots = self.planes().filter_map(|plane| plane.shared().snapshot());
+        let of_pool =
+            |pool: &PoolSnapshot| pool.stats.queries + pool.stats.client_logins + pool.stats.bytes_from_clients;
+        let asked = snapshots.map(|snapshot| snapshot.pools.iter().map(of_pool).sum::<u64>()).sum();
+        let (next, now_is_it) = self.trim.tick(now, trim::Done { asked, faults: trim::faults() });
+        self.trim = next;
+        if now_is_it {
+            trim::give_back();
+        }
+    }
+
     /// A plane has come to its end, wanted or not.
     async fn close(&mut self, index: usize, ending: supervisor::Ending) {
         let wanted = self.life.wants_planes();
         let Some(slot) = self.slots.get_mut(index) else { return };
         if let Some(plane) = slot.plane.take() {
-            let ending = plane.close(ending).await;
+            let (ending, farewell) = plane.close(ending).await;
             if wanted {
                 tracing::error!(?ending, "data plane lost; it is started anew, and the application lives on");
             } else {
                 let _ = ending.report();
+                self.farewells.extend(farewell);
             }
         }
         slot.upkeep = slot.upkeep.ended(Instant::now(), wanted);

@@ -30,6 +30,7 @@ mod harmless;
 mod head;
 mod lexer;
 mod library;
+mod outline;
 mod prefilter;
 mod statement;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use facts::{Call, Facts, Relation, Source, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
 pub use head::FirstWord;
 pub use library::{Library, Reading};
+pub use outline::{OUTLINE_TEXT_MAX, outline};
 
 use lexer::{Backslash, Doubt, Lexer, Token};
 

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net;
 use crate::net::tls::Keyring;
-use crate::observe;
+use crate::observe::{self, otlp};
 
 use plane::doing;
 pub use plane::{Ending, Plane, StartError};
@@ -105,7 +105,9 @@ async fn serve(mut plane: Plane, mut signals: Signals) -> Ending {
             Told::Hangup => plane.reload(),
         }
     };
-    plane.close(ending).await
+    let (ending, farewell) = plane.close(ending).await;
+    otlp::Farewell::all(farewell.into_iter().collect()).await;
+    ending
 }
 
 /// What signals tell.

@@ -325,6 +325,10 @@ group! {
         log_disconnections: bool = true => live;
         /// Whether errors that we sent to clients are logged.
         log_pooler_errors: bool = true => live;
+        /// Statements that take this long, the wait for a server connection included, are logged: the text without its
+        /// literals and comments (none of one that failed), the time waited and the time run, client, user and database; at
+        /// most 10 a second. 0 logs none, and then nothing is kept of any text for it.
+        log_slow_statements: Duration = "0s", in 0..="1h" => live;
     }
 }
 

@@ -12,6 +12,7 @@ mod farewell;
 mod lease;
 mod loss;
 mod rerun;
+mod slow;
 mod write;
 
 use std::io;
@@ -319,6 +320,8 @@ impl Relay {
             *outcome = Err(End::Broken("an answer without a lease"));
             return 0;
         };
+        let begun = active.aside.query_begun;
+        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
@@ -333,6 +336,9 @@ impl Relay {
         let (first, second) = plan.slices();
         if !(first.is_empty() && second.is_empty()) {
             active.rerun.settle();
+        }
+        if let Some(before) = before {
+            self.tell_slow(before, rules.now);
         }
         *outcome = self.write_client(cx, first, second);
         if outcome.is_ok() && !matches!(heard, Heard::Short) {
@@ -396,7 +402,12 @@ impl Relay {
         self.lease = Lease::None;
         self.active().resume = true;
         match granted {
-            Ok(conn) => self.begin(conn, cx).map(|()| true),
+            Ok(conn) => {
+                if self.context.slow.is_some() {
+                    self.note_wait();
+                }
+                self.begin(conn, cx).map(|()| true)
+            }
             Err(refusal) => self.refuse(refusal).map(|()| true),
         }
     }
@@ -530,6 +541,7 @@ impl Relay {
         let first = rerun::is_first(conn, was_settled);
         active.marks.harmless = first;
         active.marks.placing.named = false;
+        let scanner = context.slow.as_ref().map(|_| self.scanner);
         let mut plan = Plan::new(input, made);
         let stop = Request {
             scanner: &mut self.scanner,
@@ -558,6 +570,11 @@ impl Relay {
             plan.insert(|out| out.extend_from_slice(&encode::FLUSH));
         }
         let used = plan.at();
+        if let Some(scanner) = scanner {
+            let lease = (self.entry.pid, active.leased);
+            let sent = input.get(..used).unwrap_or_default();
+            slow::note(&mut active.watched, lease, scanner, sent, &self.statements, &active.marks.changes);
+        }
         if used > 0 {
             // What pins a connection may be gone after any statement.
             active.marks.tainted |= active.marks.pins.may_end();

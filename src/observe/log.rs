@@ -4,7 +4,8 @@
 //! written by another: a log drain that stalls must not stall the worker, so what does not fit into
 //! the queue is lost, counted, and reported once there is room.
 //!
-//! Never secrets, never SQL. Three guards, besides everybody's care:
+//! Never secrets, never SQL (of a slow statement what is left without literals and comments, if the setting
+//! `log_slow_statements` asks for it). Three guards, besides everybody's care:
 //!
 //! - An event with a field named in [`WITHHELD`] is not logged at all, whoever wrote it.
 //! - Of other crates only warnings and errors are logged, and the `log` crate is not bridged:

@@ -45,9 +45,15 @@ impl FleetPolicy {
     pub fn new(settings: &pgweir_config::Fleet) -> Option<Self> {
         let limit = (settings.db_connections > 0).then_some(settings.db_connections);
         let policy = Policy { period: settings.fleet_census_period, is_broken: false };
-        let name = if settings.fleet_name.is_empty() { own_name() } else { settings.fleet_name.clone() };
+        let name = fleet_name(settings);
         (settings.fleet_budget || limit.is_some()).then_some(Self { name, limit, policy })
     }
+}
+
+/// What this process is called: `fleet_name`, the Heroku dyno's name, or the host's.
+#[must_use]
+pub fn fleet_name(settings: &pgweir_config::Fleet) -> String {
+    if settings.fleet_name.is_empty() { own_name() } else { settings.fleet_name.clone() }
 }
 
 /// The Heroku dyno's name, else the host's.

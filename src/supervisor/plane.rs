@@ -21,7 +21,7 @@ use crate::metrics::{Exporter, Publisher};
 use crate::net::tls::{Keyring, Watch};
 use crate::net::{self, Listener};
 use crate::observe::shared::STALLED_AFTER;
-use crate::observe::{self, PoolLog, Shared, Stage};
+use crate::observe::{self, PoolLog, Shared, Stage, otlp};
 use crate::stats::Snapshot;
 use crate::worker::{self, Command, Summary, WorkerHandle};
 
@@ -175,6 +175,7 @@ pub struct Plane {
     finished: oneshot::Receiver<Summary>,
     thread: std::thread::JoinHandle<()>,
     http: Option<HttpServer>,
+    otlp: Option<otlp::Sender>,
     ticks: Interval,
     periods: Interval,
     looks: Interval,
@@ -208,9 +209,11 @@ impl Plane {
         let http = http.zip(exporter.as_ref()).map(|(listener, exporter)| start_http(listener, &shared, exporter));
         let http = http.transpose()?;
         let users = auth_file.users();
+        let name = instance(config, &listeners);
         let worker = worker::start(Arc::clone(config), users, listeners, Arc::clone(keyring), Arc::clone(&shared));
         let WorkerHandle { commands, finished, thread } = worker.map_err(doing("starting the worker's thread"))?;
         shared.enter(Stage::Listening);
+        let otlp = start_otlp(&shared, name);
         let reload = Arc::new(Notify::new());
         tokio::spawn(auth_file.watch(commands.clone(), reload.clone()));
         let period = config.process.stats_period;
@@ -223,7 +226,7 @@ impl Plane {
         }
         let desk = Desk::new(Arc::clone(keyring), commands, shared, exporter.map(Publisher::new), reload);
         let shutdown_timeout = config.process.shutdown_timeout;
-        Ok(Self { phase: Phase::Running, shutdown_timeout, desk, finished, thread, http, ticks, periods, looks })
+        Ok(Self { phase: Phase::Running, shutdown_timeout, desk, finished, thread, http, otlp, ticks, periods, looks })
     }
 
     /// What the worker tells of itself.
@@ -276,17 +279,19 @@ impl Plane {
         let _ = self.on(Event::Hangup, Duration::ZERO);
     }
 
-    /// Ends what is left once it has come to its end; what that was.
-    pub async fn close(self, ending: Ending) -> Ending {
+    /// Ends what is left once it has come to its end; what that was, and the last word by OTLP if one is on its way.
+    pub async fn close(self, ending: Ending) -> (Ending, Option<otlp::Farewell>) {
         if let Some(HttpServer { stop, task }) = self.http {
             // It may have ended by itself. Its own limits bound its farewell.
             let _ = stop.send(());
             let _ = task.await;
         }
-        match ending {
+        let ending = match ending {
             Ending::Done(_) if !join(self.thread) => Ending::Lost,
             ending => ending,
-        }
+        };
+        // With the counts of the very end.
+        (ending, self.otlp.map(otlp::Sender::finish))
     }
 
     /// Only the worker's own events are its end.
@@ -312,6 +317,31 @@ fn start_http(listener: TcpListener, shared: &Arc<Shared>, exporter: &Exporter) 
         }
     });
     Ok(HttpServer { stop, task })
+}
+
+/// Sends metrics by OTLP, if the environment names a receiver. Whatever is wrong with that is no reason not to serve.
+fn start_otlp(shared: &Arc<Shared>, instance: String) -> Option<otlp::Sender> {
+    let target = otlp::Target::of(&pgweir_config::environment()).unwrap_or_else(|fault| {
+        tracing::warn!("{fault}");
+        None
+    })?;
+    match otlp::Sender::start(target, Arc::clone(shared), instance) {
+        Ok(sender) => Some(sender),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for OTLP: no metrics are sent by it");
+            None
+        }
+    }
+}
+
+/// What this pooler is called among those of a fleet: its name there, and its first port.
+fn instance(config: &Config, listeners: &[Listener]) -> String {
+    let name = crate::pool::fleet_name(&config.fleet);
+    let port = listeners.iter().find_map(|listener| match listener {
+        Listener::Tcp(socket) => socket.local_addr().ok(),
+        Listener::Unix { .. } => None,
+    });
+    port.map_or_else(|| name.clone(), |address| format!("{name}:{}", address.port()))
 }
 
 fn log_listener(role: &'static str, addr: io::Result<impl Display>) -> Result<(), StartError> {

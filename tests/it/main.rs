@@ -18,6 +18,7 @@ mod costs;
 mod crowd;
 #[cfg(feature = "demo")]
 mod demo;
+mod drains;
 mod drivers;
 mod exec;
 mod figures;
@@ -36,6 +37,7 @@ mod protocol;
 mod proxy_protocol;
 mod scripts;
 mod server_auth;
+mod shipped;
 mod sockets;
 mod stage;
 mod stop;

@@ -3,6 +3,7 @@
 use super::super::answer::Aside;
 use super::super::local::Local;
 use super::super::request::Marks;
+use super::super::slow::Watched;
 use super::rerun::Rerun;
 use crate::clock::Moment;
 
@@ -56,6 +57,8 @@ pub struct Active {
     pub(super) proof: Proof,
     /// When the lease began.
     pub(super) leased: Moment,
+    /// What is under way, if slow statements are logged.
+    pub(super) watched: Option<Box<Watched>>,
 }
 
 impl Active {
@@ -74,6 +77,7 @@ impl Active {
             catalog: 0,
             proof: Proof::Open,
             leased: now,
+            watched: None,
         }
     }
 

@@ -172,7 +172,7 @@ fn status_tells_how_things_stand() {
 fn the_shim_of_the_buildpack_does_the_same() {
     let (_place, url, psql) = place();
     let folder = tempfile::tempdir().unwrap();
-    let shim = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/bin/start-pgbouncer");
+    let shim = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/buildpack/start-pgbouncer");
     let beside = folder.path().join("start-pgbouncer");
     std::fs::copy(shim, &beside).unwrap();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pgweir"), folder.path().join("pgweir")).unwrap();
