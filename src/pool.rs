@@ -5,6 +5,7 @@ mod dial;
 mod fleet;
 mod knowledge;
 mod limits;
+mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use pgweir_config::PoolMode;
 use slab::Slab;
 
-use crate::backend::{Count, Credential, Parameters, ServerConn, Target};
+use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Target};
 use crate::clock::Clock;
 use crate::mutant::{Guard, lacks};
 use crate::settings::{Profile, Profiles};
@@ -26,6 +27,7 @@ use fleet::Fleet;
 pub use fleet::FleetPolicy;
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
+use watch::Watch;
 
 /// What the first server connection of a pool told, and every client is told.
 #[derive(Debug, Default)]
@@ -84,6 +86,17 @@ enum Slot {
     Refused(Refusal),
 }
 
+/// What a pool needs to know how its server's limits stand.
+#[derive(Debug)]
+pub struct Census<'a> {
+    /// None if the pool does not share them.
+    pub fleet: Option<&'a FleetPolicy>,
+    /// The time between two looks for whoever asks, at least.
+    pub period: Duration,
+    /// The process's own connections to the pool's server.
+    pub roster: Rc<Roster>,
+}
+
 #[derive(Debug, Default)]
 #[expect(clippy::vec_box, reason = "lending moves a pointer")]
 struct Inner {
@@ -117,6 +130,8 @@ pub struct Pool {
     pub catalog: Knowledge,
     /// Its part in the fleet's budget, if there is one.
     fleet: Option<Fleet>,
+    /// How its server's limits stand, for whoever asks.
+    watch: Watch,
     check_ins: Cell<u32>,
     target: Rc<Target>,
     clock: Rc<Clock>,
@@ -141,11 +156,14 @@ impl Pool {
         target: Target,
         clock: Rc<Clock>,
         shared: [Rc<SharedLimit>; 2],
-        fleet: Option<&FleetPolicy>,
+        census: Census<'_>,
     ) -> Rc<Self> {
         let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
+        let fleet = census.fleet.map(|policy| Fleet::new(policy, clock.now()));
+        let tag = fleet.as_ref().map(Fleet::member_name).unwrap_or_default();
+        let watch = Watch::new(&target, &tag, census.period, census.roster);
         let pool = Rc::new(Self {
             id,
             name,
@@ -155,7 +173,8 @@ impl Pool {
             clients: Cell::new(0),
             pinned: Cell::new(0),
             catalog,
-            fleet: fleet.map(|policy| Fleet::new(policy, clock.now())),
+            fleet,
+            watch,
             check_ins: Cell::new(0),
             target: Rc::new(target),
             clock,
@@ -314,7 +333,7 @@ impl Pool {
             return self.dial_if_wanted();
         }
         if self.catalog.is_due(self.clock.now()) {
-            return self.look_into_catalog(conn);
+            return self.run_errand(conn);
         }
         let Some(mut conn) = self.pass_fleet(conn) else { return };
         let first = self.inner.borrow_mut().queue.pop_front();
@@ -356,7 +375,8 @@ impl Pool {
     /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
     fn coming(&self) -> u32 {
         let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
-        self.logging_in.get() + u32::from(self.catalog.is_asking()) + errands
+        let asking = u32::from(self.catalog.is_asking()) + u32::from(self.watch.is_asking());
+        self.logging_in.get() + asking + errands
     }
 
     /// Why there are no more server connections, as far as that is known.
