@@ -66,6 +66,6 @@ pub mod tag;
 pub use account::{Account, headroom};
 pub use census::{Census, Limits, Process, Row, Scope};
 pub use member::{Binding, Demand, Errand, Member, Policy, Probe, Verdict};
-pub use queries::{ANSWER_MAX, ASK, Answers, LOOK};
+pub use queries::{ANSWER_MAX, ASK, Answers, GLANCE, LOOK};
 pub use roll::Roll;
 pub use tag::Mark;

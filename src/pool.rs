@@ -333,7 +333,7 @@ impl Pool {
             return self.dial_if_wanted();
         }
         if self.catalog.is_due(self.clock.now()) {
-            return self.run_errand(conn);
+            return self.look_into_catalog(conn);
         }
         let Some(mut conn) = self.pass_fleet(conn) else { return };
         let first = self.inner.borrow_mut().queue.pop_front();
@@ -375,8 +375,7 @@ impl Pool {
     /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
     fn coming(&self) -> u32 {
         let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
-        let asking = u32::from(self.catalog.is_asking()) + u32::from(self.watch.is_asking());
-        self.logging_in.get() + asking + errands
+        self.logging_in.get() + u32::from(self.catalog.is_asking()) + errands
     }
 
     /// Why there are no more server connections, as far as that is known.
@@ -496,7 +495,9 @@ impl Pool {
         let (waiters, oldest) = self.waiters();
         let inner = self.inner.borrow();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (idle, lent, waiting) = (count(inner.idle.len()), count(inner.lent.len()), count(waiters));
+        // One that is asked for the limits is as good as idle.
+        let idle = count(inner.idle.len()) + u32::from(self.watch.is_asking());
+        let (lent, waiting) = (count(inner.lent.len()), count(waiters));
         let logging_in = self.coming();
         PoolGauges {
             clients_idle: self.clients.get().saturating_sub(lent + waiting),

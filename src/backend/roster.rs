@@ -1,6 +1,6 @@
 //! Which connections to a server are this process's own: by the server's process ids, and by tags.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use hashbrown::HashSet;
@@ -10,6 +10,8 @@ use hashbrown::HashSet;
 pub struct Roster {
     pids: RefCell<HashSet<u32, foldhash::fast::RandomState>>,
     tags: RefCell<HashSet<Box<[u8]>, foldhash::fast::RandomState>>,
+    /// One of the pools looks at the server's limits.
+    is_looking: Cell<bool>,
 }
 
 impl Roster {
@@ -21,6 +23,17 @@ impl Roster {
     /// The pool of this tag is gone.
     pub fn leave_tag(&self, tag: &str) {
         self.tags.borrow_mut().remove(tag.as_bytes());
+    }
+
+    /// A pool is about to look at the server's limits. False if another one does.
+    #[must_use]
+    pub fn begin(&self) -> bool {
+        !self.is_looking.replace(true)
+    }
+
+    /// It has looked.
+    pub fn end(&self) {
+        self.is_looking.set(false);
     }
 
     /// Whether a connection of this process id, or with this tag, is an own one.

@@ -29,7 +29,8 @@ pub struct Roll {
     lines: Vec<Line>,
     /// Tags of pgweirs (true), and what other programs call themselves.
     names: Vec<(bool, Box<[u8]>)>,
-    numbers: HashMap<(bool, Box<[u8]>), usize, foldhash::fast::RandomState>,
+    tags: HashMap<Box<[u8]>, usize, foldhash::fast::RandomState>,
+    others: HashMap<Box<[u8]>, usize, foldhash::fast::RandomState>,
 }
 
 /// Whose a connection is.
@@ -44,13 +45,15 @@ impl Roll {
     /// Takes in a row that counts, of the server process `pid`.
     pub fn row(&mut self, row: &Row<'_>, pid: Option<u32>) {
         let tag = tag::split(row.name).map(|(_, tag)| tag);
-        let key = (tag.is_some(), Box::from(tag.map_or(row.name, |tag| tag.member)));
-        let name = if let Some(number) = self.numbers.get(&key) {
+        let (is_tag, name) = (tag.is_some(), tag.map_or(row.name, |tag| tag.member));
+        let numbers = if is_tag { &mut self.tags } else { &mut self.others };
+        let name = if let Some(number) = numbers.get(name) {
             *number
         } else {
-            self.names.push(key.clone());
-            self.numbers.insert(key, self.names.len() - 1);
-            self.names.len() - 1
+            let number = self.names.len();
+            self.names.push((is_tag, name.into()));
+            numbers.insert(name.into(), number);
+            number
         };
         let mark = tag.map_or(Mark::Plain, |tag| tag.mark);
         self.lines.push(Line { pid, here: row.here, same_role: row.same_role, mark, name });

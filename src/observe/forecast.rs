@@ -1,7 +1,7 @@
 //! How the use of a limit develops, and when nothing would be left.
 //!
 //! Pure: samples and times in, a trend out. A trend is the median of the slopes between all pairs of points (Theil and Sen):
-//! what a deploy doubles for some minutes does not tilt it. It counts only if what it amounts to over the time looked at
+//! what a deploy doubles for some minutes does not tilt it. It is looked for in the last 80 minutes and in the last ten. It counts only if what it amounts to over the time looked at
 //! stands out of what is noise around it; else the trend is 0.
 
 use std::collections::VecDeque;
@@ -43,17 +43,42 @@ impl Point {
     }
 }
 
-/// The samples of one limit's use, bounded.
+/// The samples of one limit's use: of the last 80 minutes, and of the last ten, where a leak shows first.
 #[derive(Clone, Debug)]
-pub struct Samples {
-    width: Duration,
-    points: VecDeque<Point>,
+pub struct Series {
+    long: Samples,
+    recent: Samples,
 }
 
-impl Default for Samples {
+impl Default for Series {
     fn default() -> Self {
-        Self { width: WIDTH_MIN, points: VecDeque::new() }
+        Self { long: Samples::new(WIDTH_MAX), recent: Samples::new(WIDTH_MIN) }
     }
+}
+
+impl Series {
+    /// See [`Samples::add`].
+    pub fn add(&mut self, at: Duration, used: u32) {
+        self.long.add(at, used);
+        self.recent.add(at, used);
+    }
+
+    /// The steeper of the two trends; the recent one only if it goes on: a step is none. None with too few samples.
+    #[must_use]
+    pub fn trend(&self) -> Option<Trend> {
+        let (long, recent) = (self.long.trend()?, self.recent.trend());
+        let goes_on = |trend: &Trend| trend.per_hour > long.per_hour && self.recent.goes_on(trend);
+        Some(recent.filter(goes_on).unwrap_or(long))
+    }
+}
+
+/// Samples, bounded.
+#[derive(Clone, Debug)]
+struct Samples {
+    width: Duration,
+    /// The time of one point, at most.
+    widest: Duration,
+    points: VecDeque<Point>,
 }
 
 /// How a limit's use develops.
@@ -70,9 +95,13 @@ pub struct Trend {
 }
 
 impl Samples {
+    fn new(widest: Duration) -> Self {
+        Self { width: WIDTH_MIN, widest, points: VecDeque::new() }
+    }
+
     /// Takes in how many connections were used at a time since some beginning. Times do not go back: an older sample counts
     /// to the latest span.
-    pub fn add(&mut self, at: Duration, used: u32) {
+    fn add(&mut self, at: Duration, used: u32) {
         let mut slot = self.slot(at);
         if let Some(last) = self.points.back_mut()
             && last.slot >= slot
@@ -81,7 +110,7 @@ impl Samples {
             last.samples = last.samples.saturating_add(1);
             return;
         }
-        if self.points.len() >= POINTS_MAX && self.width < WIDTH_MAX {
+        if self.points.len() >= POINTS_MAX && self.width < self.widest {
             self.widen();
             slot = self.slot(at);
         }
@@ -121,19 +150,30 @@ impl Samples {
         self.points = wider;
     }
 
+    /// The points as seconds since the first, and connections.
+    #[expect(clippy::cast_precision_loss, reason = "spans since the process began")]
+    fn plane(&self) -> Vec<(f64, f64)> {
+        let first = self.points.front().map_or(0, |point| point.slot);
+        let width = self.width.as_secs_f64();
+        self.points.iter().map(|point| ((point.slot - first) as f64 * width, point.mean())).collect()
+    }
+
+    /// Whether the last third of the time grows as well, by half as much at least.
+    fn goes_on(&self, trend: &Trend) -> bool {
+        let points = self.plane();
+        let last = points.get(points.len() / 3 * 2..).unwrap_or_default();
+        slope(last) * 3600.0 >= trend.per_hour / 2.0
+    }
+
     /// The trend; none with too few samples to tell.
-    #[must_use]
-    pub fn trend(&self) -> Option<Trend> {
+    fn trend(&self) -> Option<Trend> {
         let (first, last) = (self.points.front()?, self.points.back()?);
         if self.points.len() < POINTS_MIN {
             return None;
         }
         let width = self.width.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "spans since the process began")]
-        let xy = |point: &Point| ((point.slot - first.slot) as f64 * width, point.mean());
-        let points: Vec<(f64, f64)> = self.points.iter().map(xy).collect();
-        let pairs = points.iter().enumerate().flat_map(|(n, a)| points.iter().skip(n + 1).map(move |b| (a, b)));
-        let slope = median(pairs.map(|(a, b)| (b.1 - a.1) / (b.0 - a.0)).collect());
+        let points = self.plane();
+        let slope = slope(&points);
         let base = median(points.iter().map(|(x, y)| y - slope * x).collect());
         let noise = MAD_TO_SIGMA * median(points.iter().map(|(x, y)| (y - slope * x - base).abs()).collect());
         #[expect(clippy::cast_precision_loss, reason = "at most POINTS_MAX spans")]
@@ -164,6 +204,12 @@ impl Trend {
     }
 }
 
+/// The median of the slopes between all pairs of points.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let pairs = points.iter().enumerate().flat_map(|(n, a)| points.iter().skip(n + 1).map(move |b| (a, b)));
+    median(pairs.map(|(a, b)| (b.1 - a.1) / (b.0 - a.0)).collect())
+}
+
 /// The middle one, or the mean of the two in the middle; 0 of none.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
@@ -177,8 +223,8 @@ mod tests {
     use super::*;
 
     /// A sample every 5 s for so many minutes.
-    fn recorded(minutes: u64, used: impl Fn(f64) -> f64) -> Samples {
-        let mut samples = Samples::default();
+    fn recorded(minutes: u64, used: impl Fn(f64) -> f64) -> Series {
+        let mut samples = Series::default();
         for second in (0..minutes * 60).step_by(5) {
             #[expect(
                 clippy::cast_precision_loss,
@@ -203,7 +249,7 @@ mod tests {
         let leak = |minute: f64| 10.0 + minute % 15.0;
         // Minutes, the series; connections per hour, and minutes until 60 are used, both give or take a tenth.
         #[rustfmt::skip]
-        let table: [(&str, u64, &dyn Fn(f64) -> f64, Option<(f64, Option<f64>)>); 12] = [
+        let table: [(&str, u64, &dyn Fn(f64) -> f64, Option<(f64, Option<f64>)>); 15] = [
             ("nothing yet",             0, &|_| 0.0,                              None),
             ("too few",                 1, &|_| 10.0,                             None),
             ("flat",                   60, &|_| 10.0,                             Some((0.0, None))),
@@ -213,6 +259,9 @@ mod tests {
             ("grows fast, 2 minutes",   2, &|m| 10.0 + 6.0 * m,                   Some((360.0, Some(6.3)))),
             ("shrinks",                60, &|m| 40.0 - m / 5.0,                   Some((-12.0, None))),
             ("deploys double it",      80, &deploys,                              Some((0.0, None))),
+            ("flat, then leaks for 10", 90, &|m| 10.0 + 2.0 * (m - 80.0).max(0.0),  Some((120.0, Some(15.0)))),
+            ("flat, then leaks for 20", 100, &|m| 10.0 + 2.0 * (m - 80.0).max(0.0), Some((120.0, Some(5.0)))),
+            ("a step, 6 minutes ago", 86, &|m| if m < 80.0 { 10.0 } else { 20.0 },  Some((0.0, None))),
             ("leaks, and starts anew", 80, &leak,                                 Some((0.0, None))),
             ("noise",                  80, &|m| 20.0 + 5.0 * noise(m),            Some((0.0, None))),
             ("grows in noise",         80, &|m| 10.0 + m / 5.0 + 3.0 * noise(m),  Some((12.0, Some(170.0)))),
@@ -243,11 +292,13 @@ mod tests {
 
     #[test]
     fn a_day_and_gaps_take_no_more_room_than_there_is() {
-        let mut samples = recorded(24 * 60, |_| 10.0);
-        assert!(samples.points.len() <= POINTS_MAX && samples.width == WIDTH_MAX, "{}", samples.points.len());
-        samples.add(Duration::from_hours(48), 30);
-        assert_eq!((samples.points.len(), samples.trend()), (1, None), "what was before the gap is gone");
-        samples.add(Duration::from_hours(47), 32);
-        assert_eq!(samples.points.len(), 1, "a time that goes back opens nothing");
+        let mut series = recorded(24 * 60, |_| 10.0);
+        for (samples, width) in [(&series.long, WIDTH_MAX), (&series.recent, WIDTH_MIN)] {
+            assert!(samples.points.len() <= POINTS_MAX && samples.width == width, "{}", samples.points.len());
+        }
+        series.add(Duration::from_hours(48), 30);
+        assert_eq!((series.long.points.len(), series.trend()), (1, None), "what was before the gap is gone");
+        series.add(Duration::from_hours(47), 32);
+        assert_eq!(series.long.points.len(), 1, "a time that goes back opens nothing");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::forecast::{Samples, Trend};
+use super::forecast::{Series, Trend};
 use crate::stats::{Histogram, PoolLimits, ScopeStanding, Snapshot};
 
 /// Between two moments of the series.
@@ -15,6 +15,9 @@ pub const MOMENTS_MAX: usize = 450;
 
 /// Limits whose use is kept, at most; of further ones nothing is foretold.
 const LIMITS_MAX: usize = 256;
+
+/// What nobody has counted for so long makes room for others.
+const SILENT: Duration = Duration::from_mins(80);
 
 /// How the process stood at a moment, and what it did since the one before. Times are microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -105,7 +108,7 @@ pub fn subject(limits: &PoolLimits, scope: &str) -> Arc<str> {
 struct Use {
     /// Of the last census that was taken in.
     seen: Option<Instant>,
-    samples: Samples,
+    samples: Series,
     trend: Option<Trend>,
 }
 
@@ -150,9 +153,15 @@ impl History {
             for scope in standing.scopes.iter().filter(|scope| scope.limit.is_some()) {
                 let key = LimitKey::new(&pool.limits, scope.scope);
                 if self.limits.len() >= LIMITS_MAX && !self.limits.contains_key(&key) {
-                    // Pools come and go by names that clients choose: what has been silent for longest makes room.
-                    let oldest = self.limits.iter().min_by_key(|(_, kept)| kept.seen).map(|(key, _)| key.clone());
-                    oldest.and_then(|key| self.limits.remove(&key));
+                    // Pools come and go by names that clients choose: only what has been silent for long makes room.
+                    let silent = |kept: &Use| {
+                        kept.seen.is_none_or(|seen| snapshot.taken.saturating_duration_since(seen) >= SILENT)
+                    };
+                    let Some(key) = self.limits.iter().find(|(_, kept)| silent(kept)).map(|(key, _)| key.clone())
+                    else {
+                        continue;
+                    };
+                    self.limits.remove(&key);
                 }
                 let kept = self.limits.entry(key).or_default();
                 if kept.seen.is_none_or(|seen| seen < standing.taken) {
@@ -170,10 +179,13 @@ impl History {
         self.limits.get(key)?.trend
     }
 
-    /// When there will be no room under a limit; none if that is not foreseen.
+    /// When there will be no room under a limit; none if that is not foreseen. `age`: of what is known of it.
     #[must_use]
-    pub fn exhausted_in(&self, key: &LimitKey, scope: &ScopeStanding) -> Option<Duration> {
-        self.trend(key)?.exhausted_in(scope.usable)
+    pub fn exhausted_in(&self, key: &LimitKey, scope: &ScopeStanding, age: Duration) -> Option<Duration> {
+        if scope.room()? == 0 {
+            return Some(Duration::ZERO);
+        }
+        Some(self.trend(key)?.exhausted_in(scope.usable)?.saturating_sub(age))
     }
 
     /// The series, the oldest moment first.

@@ -236,7 +236,7 @@ async fn dashboard(headers: HeaderMap) -> Response {
         return ([kind, policy, referrer, vary], include_str!("dashboard/index.html")).into_response();
     }
     let lines = ENDPOINTS.map(|(path, what)| format!("{path:<15} {what}\n")).concat();
-    ([vary], format!("pgweir {}\n\n{lines}", env!("CARGO_PKG_VERSION"))).into_response()
+    ([vary], format!("pgweir\n\n{lines}")).into_response()
 }
 
 async fn tell_limits(State(observed): State<Observed>) -> Response {
@@ -343,7 +343,8 @@ async fn render_metrics(State(observed): State<Observed>) -> impl IntoResponse {
     let history = observed.shared.history();
     let text = metrics::render(&observed.prometheus, snapshot.as_deref(), Instant::now(), |limits, scope| {
         let key = LimitKey::new(limits, scope.scope);
-        let exhausted_in = history.exhausted_in(&key, scope);
+        let age = limits.standing.as_ref().map_or(Duration::ZERO, |known| known.taken.elapsed());
+        let exhausted_in = history.exhausted_in(&key, scope, age);
         Outlook { per_hour: history.trend(&key).map(|trend| trend.per_hour), exhausted_in }
     });
     drop(history);

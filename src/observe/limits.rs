@@ -34,6 +34,12 @@ struct Server<'a> {
     limits: BTreeMap<(usize, Arc<str>), Seen<'a>>,
 }
 
+/// Limits of one server that are told, at most.
+const LIMITS_MAX: usize = 100;
+
+/// Pools of one server that are told, at most.
+const POOLS_MAX: usize = 500;
+
 /// The kinds of limits in the order in which they are told.
 const RANKS: [&str; 4] = ["role", "database", "server", "fleet"];
 
@@ -85,6 +91,12 @@ impl<'a> Server<'a> {
         let refusal = self.pools.iter().filter_map(|pool| pool.limits.refusal).max_by_key(|refusal| refusal.at);
         let census = self.limits.values().map(|seen| seen.taken).max();
         let fits: Vec<Fit> = self.limits.values().filter_map(|seen| fit(seen)).collect();
+        let mut limits: Vec<&Seen<'_>> = self.limits.values().collect();
+        if limits.len() > LIMITS_MAX {
+            // Those with most room are left out.
+            limits.sort_by_key(|seen| seen.scope.room().unwrap_or(u32::MAX));
+            limits.truncate(LIMITS_MAX);
+        }
         json!({
             "server": name,
             "sharing": self.sharing().as_str(),
@@ -100,8 +112,10 @@ impl<'a> Server<'a> {
                 "sqlstate": "53300", "seconds_ago": ago(at), "scope": scope,
             })),
             "sidecars": Fit::least(&fits).map(Fit::report),
-            "limits": self.limits.values().map(|seen| limit(seen, history, now)).collect::<Vec<_>>(),
-            "pools": self.pools.iter().map(|pool| json!({
+            "limits": limits.iter().map(|seen| limit(seen, history, now)).collect::<Vec<_>>(),
+            "unlisted_limits": self.limits.len() - limits.len(),
+            "unlisted_pools": self.pools.len().saturating_sub(POOLS_MAX),
+            "pools": self.pools.iter().take(POOLS_MAX).map(|pool| json!({
                 "database": &*pool.name.database,
                 "user": &*pool.name.user,
                 "role": pool.name.role.as_str(),
@@ -127,8 +141,10 @@ impl<'a> Server<'a> {
             "another pooler stands in front of the server: nobody can tell whose connections are whose"
         } else if self.pools.iter().all(|pool| open(pool) == 0) {
             "no server connection has been opened yet, and none is opened for this"
+        } else if self.pools.iter().any(|pool| pool.limits.is_untold) {
+            "the server would not tell when it was asked; it is asked again later"
         } else {
-            "no server connection has been free yet to ask on; it is asked for now"
+            "no server connection has been idle since somebody asked: none is taken from the clients for this"
         }
     }
 }
@@ -143,6 +159,7 @@ fn limit(seen: &Seen<'_>, history: &History, now: Instant) -> Value {
     let Seen { limits, scope, taken, .. } = seen;
     let key = LimitKey::new(limits, scope.scope);
     let trend = history.trend(&key);
+    let exhausted_in = history.exhausted_in(&key, scope, now.saturating_duration_since(*taken));
     json!({
         "scope": scope.scope,
         "of": &*subject(limits, scope.scope),
@@ -164,7 +181,7 @@ fn limit(seen: &Seen<'_>, history: &History, now: Instant) -> Value {
             "looked_at_seconds": trend.span.as_secs(),
             "points": trend.points,
         })),
-        "exhausted_in_seconds": history.exhausted_in(&key, scope).filter(|_| scope.limit.is_some()).map(|time| time.as_secs()),
+        "exhausted_in_seconds": exhausted_in.map(|time| time.as_secs()),
         "sidecars": fit(seen).as_ref().map(Fit::report),
     })
 }
@@ -210,7 +227,9 @@ struct Step {
 fn fit(seen: &Seen<'_>) -> Option<Fit> {
     let scope = seen.scope;
     scope.limit?;
-    let pools = u32::try_from(seen.pools.len()).unwrap_or(u32::MAX).max(1);
+    // As the others see them: a pool without a connection is none.
+    let pools = seen.pools.iter().filter(|pool| open(pool) > 0).count();
+    let pools = u32::try_from(pools).unwrap_or(u32::MAX).max(1);
     let own = scope.own.connections + scope.own.claims;
     let free = scope.usable.saturating_sub(scope.foreigners.used);
     let (now, each) = match scope.members {
@@ -348,8 +367,16 @@ mod tests {
         for (name, limit, used, members, pools, want) in table {
             let now = Instant::now();
             let scope = scope("server", limit, used, members);
-            let pool = pool("web", None, Vec::new());
-            let seen = Seen { limits: &pool.limits, scope: &scope, taken: now, pools: vec![&pool; pools] };
+            let mut pool = pool("web", None, Vec::new());
+            pool.gauges.servers_idle = 1;
+            let mut closed = pool.clone();
+            closed.gauges.servers_idle = 0;
+            let seen = Seen {
+                limits: &pool.limits,
+                scope: &scope,
+                taken: now,
+                pools: [vec![&pool; pools], vec![&closed]].concat(),
+            };
             let fit = fit(&seen).unwrap();
             let fits: Vec<bool> = fit.steps.iter().map(|step| step.fits).collect();
             assert_eq!((fit.now, fit.more, fit.more_at_present_use, &*fits), want, "{name}: {fit:?}");

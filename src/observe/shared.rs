@@ -2,7 +2,7 @@
 
 use super::history::History;
 use crate::cancel::Blame;
-use crate::stats::{PoolHealth, PoolName, Sharing, Snapshot};
+use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -161,8 +161,10 @@ impl Shared {
     pub fn is_census_coming(&self) -> bool {
         let snapshot = self.snapshot();
         let pools = snapshot.iter().flat_map(|snapshot| &snapshot.pools);
-        let mut unknown = pools.filter(|pool| pool.limits.standing.is_none() && pool.limits.sharing != Sharing::Blind);
-        unknown.any(|pool| pool.gauges.servers_idle > 0)
+        let is_known =
+            |limits: &PoolLimits| limits.standing.is_some() || limits.is_untold || limits.sharing == Sharing::Blind;
+        let mut unknown = pools.filter(|pool| !is_known(&pool.limits));
+        self.stage() != Stage::Draining && unknown.any(|pool| pool.gauges.servers_idle > 0)
     }
 
     /// Asks who holds the server connections. The answer is the next change of what is returned.
@@ -231,7 +233,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{PoolGauges, PoolLimits, PoolSnapshot, PoolStats, Sqlstate};
+    use crate::stats::{PoolGauges, PoolSnapshot, PoolStats, Sqlstate};
 
     fn snapshot(health: &[PoolHealth]) -> Arc<Snapshot> {
         let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {

@@ -216,16 +216,13 @@ impl Pool {
     /// Idle pools look, too.
     pub(super) fn keep_catalog_fresh(self: &Rc<Self>) {
         let now = self.clock.now();
-        let is_overdue = self.catalog.due.get().is_some_and(|at| at <= now);
-        self.catalog.overdue.set(is_overdue);
+        self.catalog.overdue.set(self.catalog.due.get().is_some_and(|at| at <= now));
         if self.catalog.is_due(now) && !self.draining.get() {
             let conn = self.inner.borrow_mut().idle.pop();
             if let Some(conn) = conn {
                 self.look_into_catalog(conn);
             }
         }
-        // The next connection that is free is looked at anyway: it takes the census, too, if somebody asked for it.
-        self.catalog.overdue.set(is_overdue || self.wants_census());
     }
 
     /// False if the server would not tell, or there is too much to tell.

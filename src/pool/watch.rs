@@ -1,8 +1,8 @@
 //! How the limits of a pool's server stand, for whoever asks: `/limits`, `pgweir status`.
 //!
 //! A pool in the fleet's budget takes the census anyway. Any other one takes it when somebody asks, once per
-//! `fleet_census_period` at most, on a connection that nobody has or that is on its way to the next client: never on one of
-//! its own.
+//! `fleet_census_period` at most, on the connection that has been idle for longest: never on one of its own, nor on one that
+//! a client waits for. Who comes meanwhile has another opened, if there may be one more.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,11 +11,17 @@ use std::time::{Duration, Instant};
 
 use super::Pool;
 use crate::backend::{Roster, ServerConn, SettleError, Target, row_columns};
-use crate::budget::{ANSWER_MAX, Account, Answers, LOOK, Scope};
+use crate::budget::{ANSWER_MAX, Account, Answers, GLANCE, Scope};
 use crate::stats::{DiscardReason, LastRefusal, PoolLimits, Sharing, Standing};
 
 /// The longest wait for an answer.
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
+
+/// Of more pools of one server each looks more seldom.
+const POOLS_PER_PERIOD: u32 = 32;
+
+/// The pause after a census that was not given doubles so many times.
+const FAILURES_MAX: u32 = 6;
 
 /// What a pool keeps of the last census.
 #[derive(Debug)]
@@ -26,9 +32,9 @@ pub(super) struct Watch {
     roster: Rc<Roster>,
     standing: RefCell<Option<Arc<Standing>>>,
     refusal: Cell<Option<LastRefusal>>,
-    /// Somebody wants to know, and no connection was free.
-    wanted: Cell<bool>,
     asking: Cell<bool>,
+    /// Censuses in a row that the server would not give.
+    failures: Cell<u32>,
     not_before: Cell<Option<Instant>>,
     /// Another pooler stands in between: what it would tell is of its own connections.
     is_blind: Cell<bool>,
@@ -56,6 +62,7 @@ impl Watch {
             sharing: if tag.is_empty() { Sharing::Alone } else { Sharing::Shared },
             standing: None,
             refusal: None,
+            is_untold: false,
         };
         Self {
             place,
@@ -63,8 +70,8 @@ impl Watch {
             roster,
             standing: RefCell::default(),
             refusal: Cell::new(None),
-            wanted: Cell::new(false),
             asking: Cell::new(false),
+            failures: Cell::new(0),
             not_before: Cell::new(None),
             is_blind: Cell::new(false),
             taken: Cell::new(0),
@@ -96,12 +103,15 @@ impl Watch {
 
     /// The server had no room for a login (53300); `routine` is the one of its own that said so.
     ///
-    /// Source: `PostgreSQL`'s sources, `miscinit.c`, `postinit.c` and `proc.c`; the message is in the server's language.
+    /// Source: `PostgreSQL`'s sources, `miscinit.c`, `postinit.c`, `proc.c` and `backend_startup.c`; the message is in the server's language.
     pub(super) fn refused(&self, at: Instant, routine: &[u8]) {
         let scope = match routine {
             b"InitializeSessionUserId" => Some(Scope::Role.as_str()),
             b"CheckMyDatabase" => Some(Scope::Database.as_str()),
-            b"InitPostgres" | b"InitProcess" => Some(Scope::Server.as_str()),
+            // The last two count those that are still logging in.
+            b"InitPostgres" | b"InitProcess" | b"ProcessStartupPacket" | b"BackendInitialize" => {
+                Some(Scope::Server.as_str())
+            }
             _ => None,
         };
         self.refusal.set(Some(LastRefusal { at, scope }));
@@ -115,7 +125,8 @@ impl Pool {
         let watch = &self.watch;
         let (standing, refusal) = (watch.standing.borrow().clone(), watch.refusal.get());
         let sharing = if watch.is_blind.get() { Sharing::Blind } else { watch.place.sharing };
-        PoolLimits { sharing, standing, refusal, ..watch.place.clone() }
+        let is_untold = watch.failures.get() > 0;
+        PoolLimits { sharing, standing, refusal, is_untold, ..watch.place.clone() }
     }
 
     /// Censuses taken so far.
@@ -131,39 +142,28 @@ impl Pool {
         if self.is_budgeted() || watch.is_blind.get() || self.draining.get() || !is_due {
             return;
         }
-        let conn = self.inner.borrow_mut().idle.pop();
-        match conn {
-            Some(conn) => self.look_at_limits(conn),
-            // The next one that is free.
-            None => watch.wanted.set(true),
+        // Of a server with many pools one looks at a time, and each the more seldom.
+        if self.inner.borrow().idle.is_empty() || !watch.roster.begin() {
+            return;
         }
-    }
-
-    /// Whether the next free connection is to be asked.
-    pub(super) fn wants_census(&self) -> bool {
-        self.watch.wanted.get()
-    }
-
-    /// A question of the pool's own runs on a connection that nobody has, and it is offered then.
-    #[cold]
-    pub(super) fn run_errand(self: &Rc<Self>, conn: Box<ServerConn>) {
-        if self.watch.wanted.get() && !self.watch.asking.get() {
-            self.look_at_limits(conn);
-        } else {
-            self.look_into_catalog(conn);
-        }
+        let conn = self.inner.borrow_mut().idle.remove(0);
+        self.look_at_limits(conn);
     }
 
     fn look_at_limits(self: &Rc<Self>, mut conn: Box<ServerConn>) {
         let watch = &self.watch;
-        watch.wanted.set(false);
         watch.asking.set(true);
-        watch.not_before.set(self.clock.now().checked_add(watch.period));
+        let many = u32::try_from(Rc::strong_count(&watch.roster)).unwrap_or(u32::MAX) / POOLS_PER_PERIOD;
+        let pause = watch.period.saturating_mul((1 + many).saturating_mul(1 << watch.failures.get().min(FAILURES_MAX)));
+        watch.not_before.set(self.clock.now().checked_add(pause));
         let pool = self.clone();
         tokio::task::spawn_local(async move {
             let mut answers = Answers::new(None);
-            let told = pool.take_census(&mut conn, LOOK, &mut answers).await;
+            let told = pool.take_census(&mut conn, GLANCE, &mut answers).await;
             pool.watch.asking.set(false);
+            pool.watch.roster.end();
+            let failures = pool.watch.failures.get();
+            pool.watch.failures.set(if matches!(told, Ok(true)) { 0 } else { failures.saturating_add(1) });
             let told = told.and_then(|told| if conn.pipeline.is_free() { Ok(told) } else { Err(SettleError) });
             match told {
                 Ok(true) if answers.pid != Some(conn.pid) && conn.pid != 0 => pool.watch.blind(),

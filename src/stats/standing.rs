@@ -133,4 +133,6 @@ pub struct PoolLimits {
     pub standing: Option<Arc<Standing>>,
     /// The last refusal; none yet.
     pub refusal: Option<LastRefusal>,
+    /// The server would not tell when it was asked last.
+    pub is_untold: bool,
 }

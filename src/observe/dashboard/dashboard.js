@@ -110,6 +110,8 @@ function show() {
   const problem = failed.limits || failed.series || failed.blame;
   const wantsToken = problem === "token";
   $("login").hidden = !wantsToken;
+  // A link sends no token.
+  document.querySelector("nav").hidden = wantsToken || token !== "";
   if (wantsToken) {
     $("main").hidden = true;
     return state(token ? "wrong token" : "token", "warn", token ? "That token is not the right one." : "");
@@ -300,6 +302,7 @@ function showChart(box, title, unit, lines) {
   const rows = series.rows;
   const newest = rows.length ? rows[rows.length - 1][0] : 0;
   const of = lines.map(([column]) => series.columns.indexOf(column));
+  const span = shownSpan();
   const most = ceiling(Math.max(0, ...rows.flatMap((row) => of.map((at) => row[at] || 0))));
   const there = rows.some((row) => of.some((at) => row[at] !== null));
   const words = [];
@@ -308,7 +311,7 @@ function showChart(box, title, unit, lines) {
     for (const row of rows) {
       const value = row[of[n]];
       if (value === null) { pen = false; continue; }
-      const x = 900 - (newest - row[0]) / SHOWN_SECONDS * 900;
+      const x = 900 - (newest - row[0]) / span * 900;
       // Where nothing was told for a while there is a gap.
       path += (pen && row[0] - before < 10 ? "L" : "M") + x.toFixed(1) + " " + (149 - value / most * 146).toFixed(1);
       if (!pen) path += "h.01";
@@ -325,12 +328,20 @@ function showChart(box, title, unit, lines) {
   box.querySelector(".top").textContent = there ? unit(most) : "";
   box.querySelector(".middle").textContent = there ? unit(most / 2) : "";
   box.querySelector(".none").hidden = there;
+  box.querySelector(".ends").firstChild.textContent = span / 60 + " min ago";
 }
 
-// The next of 1, 2, 4, 6, 8, 10 and their tenfold, so that the scale moves seldom and its half is a plain number.
+// A pgweir that is young has not much to show: what there is fills the width.
+function shownSpan() {
+  const rows = series.rows;
+  const there = rows.length ? rows[rows.length - 1][0] - rows[0][0] : 0;
+  return [60, 180, 300].find((span) => there <= span) || SHOWN_SECONDS;
+}
+
+// The next of 2, 4, 6, 8, 10 and their tenfold, so that the scale moves seldom and its half is a plain number.
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 2)));
-  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value) || 10 * power;
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value && step >= 2) || 10 * power;
 }
 
 // ---- holders ----
