@@ -4,6 +4,7 @@ mod ask;
 mod credentials;
 mod farewell;
 mod login;
+mod roster;
 mod settle;
 
 use std::cell::{Cell, RefCell};
@@ -30,7 +31,10 @@ pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
 pub use login::{DialError, LoggedIn, columns as row_columns, dial};
+pub use roster::Roster;
 pub use settle::{SettleError, Settled};
+
+use roster::Enrolled;
 
 /// Where a pool's server connections go, and as whom.
 #[derive(Debug)]
@@ -138,6 +142,8 @@ impl Count {
 #[derive(Debug)]
 pub struct Permit {
     counts: [Rc<Count>; 3],
+    /// Until the server has ended it, the connection is known as an own one.
+    enrolled: Option<Enrolled>,
 }
 
 impl Permit {
@@ -150,7 +156,7 @@ impl Permit {
         for count in counts {
             count.used.set(count.used.get() + 1);
         }
-        Some(Self { counts: counts.map(Clone::clone) })
+        Some(Self { counts: counts.map(Clone::clone), enrolled: None })
     }
 }
 
@@ -296,6 +302,14 @@ impl ServerConn {
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.stream.poll_read(cx, buf)
+    }
+
+    /// Has the connection known as one of this process's own, until the server has ended it.
+    pub fn enroll(&mut self, roster: &Rc<Roster>) {
+        let pid = self.pid;
+        if let Some(permit) = self.permit.as_mut().filter(|_| pid != 0) {
+            permit.enrolled = Some(Enrolled::new(roster.clone(), pid));
+        }
     }
 
     /// What TLS says of the server; none without TLS.

@@ -58,6 +58,7 @@ mod account;
 mod census;
 mod member;
 mod queries;
+mod roll;
 #[cfg(test)]
 mod simulation;
 pub mod tag;
@@ -65,5 +66,6 @@ pub mod tag;
 pub use account::{Account, headroom};
 pub use census::{Census, Limits, Process, Row, Scope};
 pub use member::{Binding, Demand, Errand, Member, Policy, Probe, Verdict};
-pub use queries::{ANSWER_MAX, ASK, Answers, LOOK};
+pub use queries::{ANSWER_MAX, ASK, Answers, GLANCE, LOOK};
+pub use roll::Roll;
 pub use tag::Mark;

@@ -1,7 +1,8 @@
 //! Cancel keys: a made-up process id and a secret for every session, and how the rest of the worker
-//! reaches a session by them. A client that speaks protocol 3.2 has a long secret, any other four bytes.
+//! reaches a session by them, asks it what it holds, or tells it what to do. A client that speaks protocol 3.2 has a long secret, any other four bytes.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use crate::clock::Moment;
+use crate::stats::{PinReason, PoolName};
 
 /// The smallest made-up process id: above Linux' largest real one, so that it never names a backend.
 pub const FIRST_PID: u32 = 4_194_305;
@@ -93,6 +95,10 @@ pub struct Entry {
     pub called: Cell<bool>,
     /// Its client is to be listened to.
     pub listen: Cell<bool>,
+    /// It keeps its server connection between transactions.
+    pub keeps: Cell<bool>,
+    /// It is to tell of the server connection that it holds.
+    asked: Cell<bool>,
     /// The beginning of the query that is to be cancelled once more, if it still runs.
     pub again: Cell<Option<Moment>>,
     attention: Cell<Attention>,
@@ -147,6 +153,44 @@ impl Entry {
     }
 }
 
+/// A session and the server connection that it holds.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// The pool.
+    pub pool: PoolName,
+    /// The server's process id.
+    pub server_pid: u32,
+    /// The process id that the client was told.
+    pub client_pid: u32,
+    /// Where the client is; none over a Unix-domain socket.
+    pub client: Option<SocketAddr>,
+    /// What the client calls itself.
+    pub application_name: Box<str>,
+    /// What it does.
+    pub activity: Activity,
+    /// Since when; microseconds.
+    pub activity_us: u64,
+    /// How long it has held the server connection, or been in its transaction; microseconds.
+    pub held_us: u64,
+    /// A transaction is open.
+    pub in_transaction: bool,
+    /// It keeps the server connection until it leaves: session mode.
+    pub session_mode: bool,
+    /// Why it keeps it beyond the transaction, otherwise.
+    pub pins: Vec<PinReason>,
+    /// Something of the pooler's own runs for it: settings, an audit.
+    pub own_work: bool,
+}
+
+/// Who holds the server connections.
+#[derive(Clone, Debug, Default)]
+pub struct Blame {
+    /// Those that told, in no order.
+    pub holdings: Vec<Holding>,
+    /// Holders beyond the limit, which were not asked.
+    pub unasked: usize,
+}
+
 /// Cancel requests that may wait for one session; further ones are dealt with by these.
 const CANCELS_MAX: usize = 16;
 
@@ -162,6 +206,9 @@ pub struct Registry {
     deaf: RefCell<Slab<Rc<Entry>>>,
     /// Sessions that do not read; each is in it once.
     away: RefCell<Vec<Rc<Entry>>>,
+    inquiry: RefCell<Blame>,
+    /// Whom a proxy told of: the addresses of its clients, by process id.
+    origins: RefCell<HashMap<u32, SocketAddr, foldhash::fast::RandomState>>,
 }
 
 impl Default for Registry {
@@ -173,6 +220,8 @@ impl Default for Registry {
             long: Cell::new(0),
             deaf: RefCell::default(),
             away: RefCell::default(),
+            inquiry: RefCell::default(),
+            origins: RefCell::default(),
         }
     }
 }
@@ -203,6 +252,8 @@ impl Registry {
             order: Cell::new(Order::None),
             called: Cell::new(false),
             listen: Cell::new(false),
+            keeps: Cell::new(false),
+            asked: Cell::new(false),
             again: Cell::new(None),
             attention: Cell::default(),
             waker: RefCell::default(),
@@ -227,6 +278,58 @@ impl Registry {
     pub fn leave(&self, entry: &Entry) {
         debug_assert!(!self.deaf.borrow().iter().any(|(_, deaf)| deaf.pid == entry.pid));
         self.entries.borrow_mut().remove(&entry.pid);
+        let mut origins = self.origins.borrow_mut();
+        if !origins.is_empty() {
+            origins.remove(&entry.pid);
+        }
+    }
+
+    // ---- who holds what ----
+
+    /// A proxy says that the session's client is at this address.
+    pub fn note_origin(&self, entry: &Entry, address: SocketAddr) {
+        self.origins.borrow_mut().insert(entry.pid, address);
+    }
+
+    /// What a proxy said of the session's client.
+    #[must_use]
+    pub fn origin(&self, entry: &Entry) -> Option<SocketAddr> {
+        self.origins.borrow().get(&entry.pid).copied()
+    }
+
+    /// Has every session that holds a server connection tell of it, of more than `most` those that have had theirs for
+    /// longest. They have told when each has been polled once.
+    pub fn inquire(&self, most: usize) {
+        let holds = |entry: &&Rc<Entry>| {
+            entry.keeps.get() || matches!(entry.activity.get(), Activity::Running | Activity::InTransaction)
+        };
+        let mut holders: Vec<Rc<Entry>> = self.entries.borrow().values().filter(holds).cloned().collect();
+        holders.sort_by_key(|entry| entry.begun.get());
+        let unasked = holders.len().saturating_sub(most);
+        holders.truncate(most);
+        *self.inquiry.borrow_mut() = Blame { holdings: Vec::with_capacity(holders.len()), unasked };
+        for entry in holders {
+            entry.asked.set(true);
+            entry.called.set(true);
+            entry.wake();
+        }
+    }
+
+    /// Whether the session was asked and has not told yet.
+    #[must_use]
+    pub fn is_asked(&self, entry: &Entry) -> bool {
+        entry.asked.take()
+    }
+
+    /// A session tells.
+    pub fn tell(&self, holding: Holding) {
+        self.inquiry.borrow_mut().holdings.push(holding);
+    }
+
+    /// What was told since [`Self::inquire`].
+    #[must_use]
+    pub fn told(&self) -> Blame {
+        std::mem::take(&mut self.inquiry.borrow_mut())
     }
 
     /// The secret that the session's client is told.
@@ -332,6 +435,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const LONG_SECRET: usize = 32;
@@ -379,6 +484,31 @@ mod tests {
             registry.leave(&two);
             assert!(registry.is_empty());
         }
+    }
+
+    #[test]
+    fn who_holds_a_server_connection_is_asked_and_the_longest_first() {
+        let registry = Registry::default();
+        let begun = Instant::now();
+        let enter = |activity, keeps, age: u64| {
+            let entry = registry.enter(None, false, begun);
+            entry.activity.set(activity);
+            entry.keeps.set(keeps);
+            entry.begun.set(begun + Duration::from_secs(10 - age));
+            entry
+        };
+        let idle = enter(Activity::Idle, false, 9);
+        let waiting = enter(Activity::Waiting, false, 9);
+        let (pinned, open, running) = (
+            enter(Activity::Idle, true, 3),
+            enter(Activity::InTransaction, false, 2),
+            enter(Activity::Running, false, 1),
+        );
+        registry.inquire(2);
+        let asked = [&idle, &waiting, &pinned, &open, &running].map(|entry| registry.is_asked(entry));
+        assert_eq!(asked, [false, false, true, true, false]);
+        assert!(pinned.called.get() && !running.called.get() && !registry.is_asked(&pinned), "once");
+        assert_eq!(registry.told().unasked, 1);
     }
 
     #[test]

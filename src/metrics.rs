@@ -4,21 +4,26 @@
 //! not: that crate's histograms take one sample per event, over a lock-free queue that somebody has
 //! to drain, and cut it into buckets a second time. The worker has exact buckets already
 //! ([`crate::stats::Histogram`]), so [`render`] writes them, from the same snapshot the counters were published
-//! from, as histogram families behind the exporter's text. The names of the two halves never meet:
+//! from, as histogram families behind the exporter's text, and behind them what is known of the servers' limits. The names of the two halves never meet:
 //! one table declares them all, with their kind.
 //!
 //! Nothing is global: an [`Exporter`] is made, handed to the worker and asked by the HTTP server.
 
 use crate::stats::{
-    Blame, CancelOutcome, DiscardReason, Histogram, PinReason, PoolGauges, PoolName, PoolSnapshot, PoolStats,
-    ProcessGauges, ProcessStats, Reason, RefusalReason, Side, SideCounts, Snapshot, Sqlstate, SqlstateCounts, Tally,
+    Blame, CancelOutcome, DiscardReason, Histogram, PinReason, PoolGauges, PoolLimits, PoolName, PoolSnapshot,
+    PoolStats, ProcessGauges, ProcessStats, Reason, RefusalReason, ScopeStanding, Side, SideCounts, Snapshot, Sqlstate,
+    SqlstateCounts, Tally,
 };
 use ::metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+mod limits;
+
+pub use limits::Outlook;
 
 /// What a metric's numbers do over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +91,18 @@ catalogue! {
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
     QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
+    LIMIT = Gauge Count "pgweir_limit_connections" "Connections that a limit of the server allows, by scope (role, database, server, fleet).";
+    LIMIT_HEADROOM = Gauge Count "pgweir_limit_headroom" "Connections of it that pgweirs leave alone.";
+    LIMIT_USED = Gauge Count "pgweir_limit_used" "Connections of it that are used or claimed, by whom (own, peers, foreign).";
+    LIMIT_ROOM = Gauge Count "pgweir_limit_room" "Connections of it that pgweirs may still take.";
+    LIMIT_CLAIMS = Gauge Count "pgweir_limit_claims" "Logins under way, of all pgweirs.";
+    LIMIT_PROBES = Gauge Count "pgweir_limit_probes" "Connections that are to find out whether they may stay, of all pgweirs.";
+    LIMIT_POOLS = Gauge Count "pgweir_limit_pools" "Pools of the fleet that share the limit.";
+    LIMIT_SHARE = Gauge Count "pgweir_limit_share" "Connections that each of them is entitled to.";
+    LIMIT_TREND = Gauge Count "pgweir_limit_used_per_hour" "How the use develops, connections per hour; 0 if nothing stands out of the noise.";
+    LIMIT_EXHAUSTION = Gauge Seconds "pgweir_limit_exhaustion_seconds" "When there will be no room if it goes on like this; absent if that is not foreseen.";
+    CENSUS_AGE = Gauge Seconds "pgweir_census_age_seconds" "How long ago the pool last looked at its server's limits.";
+    LAST_REFUSAL_AGE = Gauge Seconds "pgweir_last_refusal_age_seconds" "How long ago the server last had no room for a login (53300), by scope.";
     CLIENTS_ACCEPTED = Counter Count "pgweir_clients_accepted_total" "Client connections accepted.";
     CLIENTS_REFUSED = Counter Count "pgweir_clients_refused_total" "Client connections turned away, by reason.";
     SESSIONS = Counter Count "pgweir_sessions_total" "Sessions begun.";
@@ -325,7 +342,7 @@ impl PoolMetrics {
     /// Publishes worker-local totals; called once per tick, never per query. The histograms are not
     /// part of it: [`render`] takes them from the snapshot.
     pub fn publish(&mut self, pool: &PoolSnapshot) {
-        let PoolSnapshot { name: _, health, stats, gauges } = pool;
+        let PoolSnapshot { name: _, health, stats, gauges, limits: _ } = pool;
         for (read, total) in &mut self.plain {
             total.publish(read(stats));
         }
@@ -414,13 +431,19 @@ impl ProcessMetrics {
 ///
 /// Source: Prometheus docs, "Exposition formats", text format 0.0.4.
 #[must_use]
-pub fn render(handle: &PrometheusHandle, snapshot: Option<&Snapshot>) -> String {
+pub fn render(
+    handle: &PrometheusHandle,
+    snapshot: Option<&Snapshot>,
+    now: Instant,
+    outlook: impl Fn(&PoolLimits, &ScopeStanding) -> Outlook,
+) -> String {
     let mut text = handle.render();
     let Some(snapshot) = snapshot else { return text };
     let pools = &snapshot.pools;
     write_family(&mut text, WAIT, pools.iter().map(|pool| (&pool.name, &pool.stats.wait)));
     write_family(&mut text, TRANSACTION, pools.iter().map(|pool| (&pool.name, &pool.stats.transaction)));
     write_family(&mut text, QUERY, pools.iter().map(|pool| (&pool.name, &pool.stats.query)));
+    limits::write(&mut text, pools, now, outlook);
     text
 }
 
@@ -490,7 +513,6 @@ mod tests {
     use super::*;
     use crate::stats::{PoolHealth, Role};
     use std::collections::{BTreeMap, BTreeSet};
-    use std::time::Instant;
 
     type Labels<'a> = &'a [(&'a str, &'a str)];
 
@@ -572,6 +594,7 @@ mod tests {
             health: PoolHealth::Usable,
             stats: PoolStats::default(),
             gauges: PoolGauges::default(),
+            limits: PoolLimits::default(),
         }
     }
 
@@ -586,7 +609,11 @@ mod tests {
         for snapshot in snapshots {
             publisher.publish(snapshot);
         }
-        parse(&render(&exporter.handle(), snapshots.last()))
+        let outlook = |_: &PoolLimits, _: &ScopeStanding| Outlook {
+            per_hour: Some(1.5),
+            exhausted_in: Some(Duration::from_secs(90)),
+        };
+        parse(&render(&exporter.handle(), snapshots.last(), Instant::now(), outlook))
     }
 
     #[test]
@@ -610,6 +637,7 @@ mod tests {
     fn every_metric_of_the_table_is_exported_and_no_other() {
         let mut one = pool("app", "web");
         one.stats.errors.add(Blame::Client, b"42601");
+        one.limits = limits::tests::known(Instant::now());
         let text_names: BTreeSet<String> = published(&[snapshot_of(vec![one])])
             .into_iter()
             .map(|(name, ..)| {

@@ -7,7 +7,7 @@ mod socket_file;
 pub mod tls;
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -153,6 +153,12 @@ impl Stream {
             Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),
             Self::Tcp(_) | Self::Tls(_) | Self::Closed => None,
         }
+    }
+
+    /// The address at the other end. None over a Unix-domain socket.
+    #[must_use]
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.tcp().and_then(|stream| stream.peer_addr().ok())
     }
 
     const fn tcp(&self) -> Option<&TcpStream> {

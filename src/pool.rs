@@ -5,6 +5,7 @@ mod dial;
 mod fleet;
 mod knowledge;
 mod limits;
+mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use pgweir_config::PoolMode;
 use slab::Slab;
 
-use crate::backend::{Count, Credential, Parameters, ServerConn, Target};
+use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Target};
 use crate::clock::Clock;
 use crate::mutant::{Guard, lacks};
 use crate::settings::{Profile, Profiles};
@@ -26,6 +27,7 @@ use fleet::Fleet;
 pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
+use watch::Watch;
 
 /// What the first server connection of a pool told, and every client is told.
 #[derive(Debug, Default)]
@@ -84,6 +86,17 @@ enum Slot {
     Refused(Refusal),
 }
 
+/// What a pool needs to know how its server's limits stand.
+#[derive(Debug)]
+pub struct Census<'a> {
+    /// None if the pool does not share them.
+    pub fleet: Option<&'a FleetPolicy>,
+    /// The time between two looks for whoever asks, at least.
+    pub period: Duration,
+    /// The process's own connections to the pool's server.
+    pub roster: Rc<Roster>,
+}
+
 #[derive(Debug, Default)]
 #[expect(clippy::vec_box, reason = "lending moves a pointer")]
 struct Inner {
@@ -117,6 +130,8 @@ pub struct Pool {
     pub catalog: Knowledge,
     /// Its part in the fleet's budget, if there is one.
     fleet: Option<Fleet>,
+    /// How its server's limits stand, for whoever asks.
+    watch: Watch,
     check_ins: Cell<u32>,
     target: Rc<Target>,
     clock: Rc<Clock>,
@@ -141,11 +156,14 @@ impl Pool {
         target: Target,
         clock: Rc<Clock>,
         shared: [Rc<SharedLimit>; 2],
-        fleet: Option<&FleetPolicy>,
+        census: Census<'_>,
     ) -> Rc<Self> {
         let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
+        let fleet = census.fleet.map(|policy| Fleet::new(policy, clock.now()));
+        let tag = fleet.as_ref().map(Fleet::member_name).unwrap_or_default();
+        let watch = Watch::new(&target, &tag, census.period, census.roster);
         let pool = Rc::new(Self {
             id,
             name,
@@ -155,7 +173,8 @@ impl Pool {
             clients: Cell::new(0),
             pinned: Cell::new(0),
             catalog,
-            fleet: fleet.map(|policy| Fleet::new(policy, clock.now())),
+            fleet,
+            watch,
             check_ins: Cell::new(0),
             target: Rc::new(target),
             clock,
@@ -476,7 +495,9 @@ impl Pool {
         let (waiters, oldest) = self.waiters();
         let inner = self.inner.borrow();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (idle, lent, waiting) = (count(inner.idle.len()), count(inner.lent.len()), count(waiters));
+        // One that is asked for the limits is as good as idle.
+        let idle = count(inner.idle.len()) + u32::from(self.watch.is_asking());
+        let (lent, waiting) = (count(inner.lent.len()), count(waiters));
         let logging_in = self.coming();
         PoolGauges {
             clients_idle: self.clients.get().saturating_sub(lent + waiting),

@@ -9,11 +9,13 @@ use pgweir_config::{Config, ProtocolVersion, Secret};
 use pgweir_proto::md5;
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
-use crate::backend::{Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Source, Target};
+use crate::backend::{
+    Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Roster, Source, Target,
+};
 use crate::clock::Clock;
 use crate::net::TcpOptions;
 use crate::net::tls::Gear;
-use crate::pool::{FleetPolicy, Limits, Pool, SharedLimit};
+use crate::pool::{Census, FleetPolicy, Limits, Pool, SharedLimit};
 use crate::prepared::Budget;
 use crate::stats::PoolName;
 
@@ -48,6 +50,8 @@ pub struct Router {
     /// By database and login role: pools that differ in neither share a password, and the keys derived from it.
     credentials: RefCell<HashMap<(Box<str>, Box<str>), Rc<Credentials>>>,
     derivations: Derivations,
+    /// The own connections to each server, by host and port.
+    rosters: RefCell<HashMap<(String, u16), Rc<Roster>>>,
     next_id: Cell<u32>,
 }
 
@@ -69,6 +73,7 @@ impl Router {
             users: RefCell::default(),
             credentials: RefCell::default(),
             derivations: Derivations::default(),
+            rosters: RefCell::default(),
             next_id: Cell::new(1),
         }
     }
@@ -133,6 +138,7 @@ impl Router {
             pools.retain(|_, pool| !many || !unused(pool));
         }
         self.credentials.borrow_mut().retain(|_, credentials| Rc::strong_count(credentials) > 1);
+        self.rosters.borrow_mut().retain(|_, roster| Rc::strong_count(roster) > 1);
         for limits in [&self.databases, &self.users] {
             limits.borrow_mut().retain(|_, limit| Rc::strong_count(limit) > 1 || limit.count.used() > 0);
         }
@@ -179,7 +185,10 @@ impl Router {
         let of_database = database.max_db_connections.unwrap_or(pool.max_db_connections);
         let of_user = own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections);
         let shared = [shared(&self.databases, name, of_database), shared(&self.users, user, of_user)];
-        Pool::new(id, shown, limits, target, self.clock.clone(), shared, self.fleet.as_ref())
+        let server = (target.host.clone(), target.port);
+        let roster = self.rosters.borrow_mut().entry(server).or_default().clone();
+        let census = Census { fleet: self.fleet.as_ref(), period: self.config.fleet.fleet_census_period, roster };
+        Pool::new(id, shown, limits, target, self.clock.clone(), shared, census)
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {

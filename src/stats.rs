@@ -13,6 +13,7 @@
 //! | `sqlstate` | SQLSTATEs, and errors counted by them |
 //! | `histogram` | durations in fixed buckets |
 //! | `pool` | what a pool counts, and how it stands |
+//! | `standing` | how a pool's limits stand on its server |
 //! | `snapshot` | what belongs to no pool, and the copy of everything |
 
 mod histogram;
@@ -20,6 +21,7 @@ mod pool;
 mod reason;
 mod snapshot;
 mod sqlstate;
+mod standing;
 
 pub use histogram::Histogram;
 pub use pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
@@ -29,3 +31,4 @@ pub use reason::{
 };
 pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TlsStats};
 pub use sqlstate::{ErrorCounts, SQLSTATES_MAX, Sqlstate, SqlstateCounts};
+pub use standing::{Holder, Holders, LastRefusal, PoolLimits, ScopeStanding, Sharing, Standing};

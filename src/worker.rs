@@ -14,7 +14,8 @@ use crate::client::{Context, GRACE, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Listener};
-use crate::observe::Shared;
+use crate::observe::blame::HOLDERS_MAX;
+use crate::observe::{Shared, Told};
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
 
 /// Ticks between two publications of the statistics.
@@ -82,7 +83,14 @@ pub fn start(
             Err(error) => return drop(made.send(Err(error))),
         };
         let _ = made.send(Ok(()));
-        let worker = Worker { context: context(Clock::new(pauses)), shared, ticks: 0, stage: Stage::Serving };
+        let worker = Worker {
+            context: context(Clock::new(pauses)),
+            shared,
+            ticks: 0,
+            stage: Stage::Serving,
+            inquiring: false,
+            censuses: 0,
+        };
         let summary = runtime.block_on(worker.run(listeners, orders));
         let summary = summary.unwrap_or_else(|error| {
             tracing::error!(%error, "the worker's event loop failed");
@@ -116,6 +124,10 @@ struct Worker {
     shared: Arc<Shared>,
     ticks: u32,
     stage: Stage,
+    /// At the last tick the sessions were asked what they hold.
+    inquiring: bool,
+    /// Censuses whose outcome was published.
+    censuses: u64,
 }
 
 impl Worker {
@@ -157,9 +169,14 @@ impl Worker {
         self.context.registry.tick();
         self.context.interner.tick();
         self.watch();
+        let limits_asked = self.shared.are_limits_asked(self.context.clock.now());
         for pool in self.context.router.pools() {
+            if limits_asked {
+                pool.ask_limits();
+            }
             pool.tick();
         }
+        self.tell_who_holds_what();
         self.ticks = self.ticks.wrapping_add(1);
         #[cfg(debug_assertions)]
         panic_if_told(self.ticks);
@@ -167,6 +184,24 @@ impl Worker {
             self.context.registry.wake_away();
             self.context.router.sweep();
             self.publish();
+        } else if limits_asked && self.censuses() != self.censuses {
+            // Whoever asked need not wait for the next publication.
+            self.publish();
+        }
+    }
+
+    fn censuses(&self) -> u64 {
+        self.context.router.pools().iter().map(|pool| pool.censuses()).sum()
+    }
+
+    /// If somebody asked, has the sessions tell what they hold, and passes it on at the next tick.
+    fn tell_who_holds_what(&mut self) {
+        if std::mem::take(&mut self.inquiring) {
+            let blame = self.context.registry.told();
+            self.shared.tell_blame(Told { at: self.context.clock.now(), blame });
+        } else if self.shared.is_blame_asked() {
+            self.context.registry.inquire(HOLDERS_MAX);
+            self.inquiring = true;
         }
     }
 
@@ -230,6 +265,7 @@ impl Worker {
 
     fn publish(&mut self) {
         let now = self.context.clock.refresh();
+        self.censuses = self.censuses();
         let mut snapshot = Snapshot::empty(now);
         snapshot.process = self.context.process.borrow().clone();
         snapshot.process.tls = self.context.tls.stats.borrow().clone();
@@ -239,6 +275,7 @@ impl Worker {
                 health: pool.health(),
                 stats: pool.stats.borrow().clone(),
                 gauges: pool.gauges(),
+                limits: pool.server_limits(),
             });
         }
         let open = |pool: &PoolSnapshot| {

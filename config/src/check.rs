@@ -1,6 +1,7 @@
 //! What no single raw value can tell: the shape of addresses and secrets, and values that contradict each other.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::choices::{AuthType, SslMode};
@@ -12,6 +13,9 @@ use crate::secret::Secret;
 use crate::socket::{SOCKET_PATH_MAX, is_socket_dir, listed, socket_path};
 use crate::tls;
 use crate::url::{is_host, is_ipv6};
+
+/// Characters of `http_token`, at least.
+const TOKEN_MIN: usize = 16;
 
 /// `listen_addr`: nothing, `*` alone, or hosts separated by commas, each once.
 pub(crate) fn listen_addresses(text: &str) -> Result<(), Problem> {
@@ -46,6 +50,22 @@ pub(crate) fn http_address(text: &str) -> Result<(), Problem> {
     }
 }
 
+/// `http_token`: what fits into a header and is not guessed.
+#[expect(clippy::ref_option, reason = "a setting's value, as of every other check")]
+pub(crate) fn http_token(token: &Option<Secret>) -> Result<(), Problem> {
+    let fits =
+        |token: &Secret| token.expose().len() >= TOKEN_MIN && token.expose().bytes().all(|b| b.is_ascii_graphic());
+    if token.as_ref().is_none_or(fits) { Ok(()) } else { Err(Problem::Token { least: TOKEN_MIN }) }
+}
+
+/// Whether only this machine can reach `http_listen`, by what it says: a loopback address, or `localhost`.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// `host` of a database entry: empty, one host, or the directory of a socket.
 pub(crate) fn server_host(text: &str) -> Result<(), Problem> {
     if text.is_empty() || is_host(text) || is_socket_dir(text) {
@@ -74,6 +94,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
         faults.push(missing("databases", None, Problem::NoDatabase));
     }
     check_listen(config, &mut faults);
+    check_http(config, suspects, &mut faults);
     check_sizes(config, &mut faults);
     check_passwords(config, &mut faults);
     check_auth_databases(config, &mut faults);
@@ -135,6 +156,20 @@ fn check_listen(config: &Config, faults: &mut Vec<Fault>) {
         if let Some(problem) = problem {
             faults.push(fault(&format!("databases.{name}.host"), &database.host, problem));
         }
+    }
+}
+
+/// What is told there is not for everybody who can reach it.
+fn check_http(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fault>) {
+    let address = &config.http.http_listen;
+    let is_open = config.http.http_token.is_none() && !suspects.contains("http_token");
+    if !address.is_empty() && is_open && !is_loopback(address) {
+        faults.push(Fault {
+            key: "http_listen".to_owned(),
+            value: Some(address.clone()),
+            origin: Some(config.origin("http_listen")),
+            problem: Problem::OpenHttp,
+        });
     }
 }
 

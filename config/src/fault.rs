@@ -117,6 +117,15 @@ pub enum Problem {
         /// What would be right, with its article.
         wanted: &'static str,
     },
+    /// `http_token` is too short, or does not fit into a header.
+    #[error("not a token of {least} or more printable ASCII characters without blanks")]
+    Token {
+        /// Characters, at least.
+        least: usize,
+    },
+    /// `http_listen` is open to other machines, and nobody has to prove anything.
+    #[error("not a loopback address, and http_token is empty, so that everybody who reaches it could look")]
+    OpenHttp,
     /// Permissions that are not three or four octal digits.
     #[error("no permissions in octal")]
     NotAMode,
@@ -333,6 +342,8 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::Fraction => r#"Round it, such as "30s"."#,
         Problem::Nul => "Remove the NUL.",
         Problem::NotAnAddress { .. } => "Mend the address.",
+        Problem::Token { .. } => "Take a random one, such as the output of openssl rand -hex 24.",
+        Problem::OpenHttp => "Set http_token, or listen on 127.0.0.1.",
         Problem::NotAMode => r#"Write three or four octal digits such as "0770"."#,
         Problem::SocketPath { .. } => "Use a directory with a shorter name.",
         Problem::NoListener => "Set listen_addr, unix_socket_dir or both.",

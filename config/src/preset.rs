@@ -36,7 +36,11 @@ pub static EXEC: &[Preset] = &[
     preset("query_wait_timeout", "20s", "less than the 30 s after which Heroku's router gives up"),
     preset("server_idle_timeout", "60s", "dynos are many, and the server's connections few"),
     preset("server_connect_timeout", "5s", "so that a second try fits into query_wait_timeout"),
-    preset("http_listen", "", "give one to have /metrics, /healthz and /readyz; pgweir status needs none"),
+    preset(
+        "http_listen",
+        "",
+        "give one to have the dashboard, /limits, /metrics and the like; pgweir status needs none",
+    ),
     preset("log_connections", "false", "an application without a pool of its own logs in all the time"),
     preset("log_disconnections", "false", "the same"),
 ];

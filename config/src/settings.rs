@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use crate::check::{http_address, listen_addresses, tls_protocols, whole_seconds};
+use crate::check::{http_address, http_token, listen_addresses, tls_protocols, whole_seconds};
 use crate::choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode, StatementMode,
 };
 use crate::config::Config;
 use crate::login::RequireAuth;
 use crate::network::Networks;
+use crate::secret::Secret;
 use crate::setting::{Setting, group};
 use crate::socket::{FileMode, socket_dirs};
 
@@ -309,6 +310,9 @@ group! {
         /// Address and port of the HTTP endpoint, such as `127.0.0.1:9127` or `[::1]:9127`; port 0 takes any free
         /// one; empty switches it off.
         http_listen: String = "127.0.0.1:9127", check http_address => restart;
+        /// What whoever asks has to send as `Authorization: Bearer TOKEN`: at least 16 printable ASCII characters. Without it
+        /// `http_listen` has to be a loopback address. `/healthz` and `/readyz` answer yes or no to everybody. Empty: none.
+        http_token: Option<Secret>, check http_token => restart;
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Fields<'a> {
     pub code: &'a [u8],
     /// `M`: the primary message.
     pub message: &'a [u8],
+    /// `R`: the routine that reported it; unlike the message it is in no human language.
+    pub routine: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
@@ -60,6 +62,7 @@ impl<'a> Fields<'a> {
                 b'S' if fields.severity.is_empty() => fields.severity = value,
                 b'C' => fields.code = value,
                 b'M' => fields.message = value,
+                b'R' => fields.routine = value,
                 _ => {}
             }
             body = rest;

@@ -8,8 +8,8 @@ use super::tag::Mark;
 /// Per cent of the connections that members with more than their share leave alone when others want them.
 const WATERMARK: u32 = 85;
 
-/// Claims at once, at most, where the limit is large.
-const CLAIMS_MAX: u32 = 8;
+/// Claims at once, at most, where the limit is large. Nobody is believed to have more.
+pub(super) const CLAIMS_MAX: u32 = 8;
 
 /// Connections of a limit for each claim of a transaction.
 const CONNECTIONS_PER_CLAIM: u32 = 16;

@@ -109,10 +109,10 @@ impl Census {
         Self { limits, fleet, ..Self::default() }
     }
 
-    /// Takes in a row. What is not certain counts.
-    pub fn row(&mut self, row: &Row<'_>) {
+    /// Takes in a row. What is not certain counts. False if it does not.
+    pub fn row(&mut self, row: &Row<'_>) -> bool {
         if row.process == Process::Other {
-            return;
+            return false;
         }
         let tag = tag::split(row.name).map(|(_, tag)| tag);
         // A parallel worker inherits the name, and of another role's rows nothing says which they are. Tags have numbers: of
@@ -121,7 +121,7 @@ impl Census {
             && tag.is_some()
             && !self.hidden.insert((row.database, row.role, row.name.into()))
         {
-            return;
+            return false;
         }
         let member = tag.map(|tag| self.number(tag.member));
         self.seats.push(Seat {
@@ -132,6 +132,7 @@ impl Census {
             same_role: row.same_role,
             age: row.age,
         });
+        true
     }
 
     fn number(&mut self, member: &[u8]) -> u32 {
@@ -148,14 +149,19 @@ impl Census {
     /// there is no limit.
     #[must_use]
     pub fn account(&self, scope: Scope, member: &str, stale: Duration) -> Option<Account> {
-        let limit = match scope {
+        let me = self.numbers.get(member.as_bytes()).copied();
+        Some(Account::new(self, scope, self.limit(scope)?, me, stale))
+    }
+
+    /// The limit of a scope; none if there is none.
+    #[must_use]
+    pub fn limit(&self, scope: Scope) -> Option<u32> {
+        match scope {
             Scope::Role => self.limits.role,
             Scope::Database => self.limits.database,
             Scope::Server => self.limits.server,
             Scope::Fleet => self.fleet,
-        };
-        let me = self.numbers.get(member.as_bytes()).copied();
-        Some(Account::new(self, scope, limit?, me, stale))
+        }
     }
 
     /// How `member` stands in each scope that has a limit.

@@ -202,6 +202,12 @@ impl Member {
         self.binding
     }
 
+    /// How the member stands in a scope; none where there is no limit.
+    #[must_use]
+    pub fn account(&self, scope: Scope, census: &Census) -> Option<Account> {
+        census.account(scope, &self.name, self.policy.stale())
+    }
+
     /// Whether there was no more room for the member at the last look.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::census::{Census, Limits, Process, Row};
+use super::roll::Roll;
 
 macro_rules! rows {
     () => {
@@ -17,7 +18,7 @@ macro_rules! rows {
         FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_database d ON d.oid = a.datid \
         WHERE a.pid = pg_backend_pid(); \
         SELECT 'r', coalesce(b.datid, 0)::text, b.datid = a.datid, coalesce(b.usesysid, 0)::text, b.usesysid = a.usesysid, b.application_name, b.backend_type, \
-        floor(extract(epoch FROM clock_timestamp() - b.backend_start) * 1000)::bigint::text \
+        floor(extract(epoch FROM clock_timestamp() - b.backend_start) * 1000)::bigint::text, b.pid::text \
         FROM pg_stat_activity b, (SELECT datid, usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid()) a \
         WHERE b.datid IS NOT NULL AND b.usesysid IS NOT NULL OR b.state = 'starting'"
     };
@@ -26,6 +27,10 @@ macro_rules! rows {
 /// The census as things stand.
 pub const LOOK: &str =
     concat!("SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; ", rows!());
+
+/// The same for whoever merely wants to know: it takes no longer than half a second.
+pub const GLANCE: &str =
+    concat!("SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 500; ", rows!());
 
 /// The census for who is alone with it, if nobody else is; the transaction stays open, for 2 s at most.
 pub const ASK: &str = concat!(
@@ -43,6 +48,8 @@ pub const ANSWER_MAX: usize = 4 << 20;
 pub struct Answers {
     /// The rows of the census.
     pub census: Census,
+    /// Whose they are, for whoever wants to know.
+    pub roll: Roll,
     /// Nobody else has the lock.
     pub locked: bool,
     /// The process id of the server that answered.
@@ -78,7 +85,10 @@ impl Answers {
                     Some(_) => Process::Other,
                 };
                 let age = text(next()).and_then(|text| text.parse().ok()).map(Duration::from_millis);
-                self.census.row(&Row { name, database, here, role, same_role, process, age });
+                let row = Row { name, database, here, role, same_role, process, age };
+                if self.census.row(&row) {
+                    self.roll.row(&row, text(next()).and_then(|text| text.parse().ok()));
+                }
             }
             _ => {}
         }

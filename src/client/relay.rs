@@ -9,6 +9,7 @@ mod active;
 mod away;
 mod ear;
 mod farewell;
+mod holding;
 mod lease;
 mod loss;
 mod rerun;
@@ -118,6 +119,7 @@ impl Relay {
             at_work: false,
             ended: false,
         };
+        relay.entry.keeps.set(relay.pool.limits.mode == PoolMode::Session);
         if let Some(conn) = conn {
             relay.active().marks.listening = true;
             relay.lease = Lease::Held(conn);
@@ -194,6 +196,9 @@ impl Relay {
 
     #[cold]
     fn heed_call(&mut self) -> Result<(), End> {
+        if self.context.registry.is_asked(&self.entry) {
+            self.tell_holding();
+        }
         if self.entry.is_cancelled() {
             self.cancel()?;
         }

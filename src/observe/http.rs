@@ -5,16 +5,21 @@
 //! request, so that one deadline covers it from accept to close and none can sit idle on a place that
 //! a scraper needs.
 
-use super::shared::{NotReady, Shared};
-use crate::metrics;
+use super::gate::{Gate, Verdict};
+use super::history::{EVERY, LimitKey, Moment};
+use super::shared::{NotReady, Shared, Stage};
+use super::{blame, limits};
+use crate::metrics::{self, Outlook};
 use crate::stats::PoolHealth;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
+use pgweir_config::Config;
 use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
@@ -50,6 +55,35 @@ impl Limits {
     };
 }
 
+/// Longest wait of whoever asks for the limits first: until the worker has asked a server.
+const CENSUS_WAIT: Duration = Duration::from_millis(1500);
+
+/// How often it is looked for meanwhile.
+const CENSUS_LOOK: Duration = Duration::from_millis(50);
+
+/// Longest wait for the sessions to tell what they hold: two ticks, if the worker is well.
+const BLAME_WAIT: Duration = Duration::from_secs(2);
+
+/// What the settings say of the endpoints.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Who may ask.
+    pub gate: Gate,
+    /// The kind of process that this is, as `HireFire` names it: `web` of `web.1`.
+    pub process: String,
+}
+
+impl Rules {
+    /// Of a configuration; on Heroku, of the dyno's name.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let given = Some(config.fleet.fleet_name.clone()).filter(|name| !name.is_empty());
+        let name = given.or_else(|| std::env::var("DYNO").ok()).unwrap_or_default();
+        let process = name.split('.').next().filter(|kind| !kind.is_empty()).unwrap_or("pgweir").to_owned();
+        Self { gate: Gate::new(config.http.http_token.clone()), process }
+    }
+}
+
 /// The HTTP address cannot be listened on; the configuration or the host is at fault.
 #[derive(Debug, thiserror::Error)]
 #[error("http_listen = {address}: cannot listen: {source}")]
@@ -75,11 +109,12 @@ pub fn bind(address: &str) -> Result<std::net::TcpListener, BindFailed> {
 /// connection that cannot be accepted is tried again.
 pub async fn serve(
     listener: std::net::TcpListener,
+    rules: Rules,
     shared: Arc<Shared>,
     prometheus: PrometheusHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let router = router(shared, prometheus);
+    let router = router(rules, shared, prometheus);
     serve_router(listener, router, Limits::DEFAULT, shutdown).await
 }
 
@@ -114,15 +149,27 @@ pub async fn serve_router(
 }
 
 /// The endpoints; further ones can be merged into it.
-pub fn router(shared: Arc<Shared>, prometheus: PrometheusHandle) -> Router {
+pub fn router(rules: Rules, shared: Arc<Shared>, prometheus: PrometheusHandle) -> Router {
+    let gate = rules.gate.clone();
     Router::new()
-        .route("/", get(index))
+        .route("/", get(dashboard))
+        .route("/dashboard.css", get(async || file("text/css; charset=utf-8", include_str!("dashboard/dashboard.css"))))
+        .route(
+            "/dashboard.js",
+            get(async || file("text/javascript; charset=utf-8", include_str!("dashboard/dashboard.js"))),
+        )
+        .route("/limits", get(tell_limits))
+        .route("/limits/schema", get(async || file("application/schema+json", limits::SCHEMA)))
+        .route("/blame", get(tell_blame))
+        .route("/series", get(series))
+        .route("/hirefire", get(hirefire))
         .route("/metrics", get(render_metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Observed { shared, prometheus })
+        .with_state(Observed { shared, prometheus, process: rules.process.into() })
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(gate, guard))
         .layer(axum::middleware::map_response(finish))
 }
 
@@ -131,24 +178,176 @@ pub fn router(shared: Arc<Shared>, prometheus: PrometheusHandle) -> Router {
 struct Observed {
     shared: Arc<Shared>,
     prometheus: PrometheusHandle,
+    /// See [`Rules::process`].
+    process: Arc<str>,
 }
 
 /// The endpoints and what they are for; one table for the index and the 404.
-const ENDPOINTS: [(&str, &str); 4] = [
-    ("/", "this index"),
+const ENDPOINTS: [(&str, &str); 9] = [
+    ("/", "in a browser the dashboard, else this index"),
+    ("/limits", "how close everybody is to the servers' connection limits, JSON"),
+    ("/limits/schema", "the form of /limits, JSON schema"),
+    ("/blame", "who holds each server connection, since when, and why, JSON"),
+    ("/series", "the last 15 minutes, JSON"),
+    ("/hirefire", "clients that have or want a server connection, for HireFire, JSON"),
     ("/metrics", "counters, gauges and histograms, Prometheus text format 0.0.4"),
     ("/healthz", "200 while the worker runs, else 503"),
     ("/readyz", "200 while clients can be served, else 503 with the reasons"),
 ];
 
-async fn index() -> String {
-    let lines = ENDPOINTS.map(|(path, what)| format!("{path:<10} {what}\n")).concat();
-    format!("pgweir {}\n\n{lines}", env!("CARGO_PKG_VERSION"))
+/// What the page may load and do: its own script and style, and questions to its own origin. Nothing else, from nowhere.
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+                              base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Asked by whom, it is answered to whom.
+async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    match gate.judge(request.uri(), request.headers()) {
+        Verdict::Whole => next.run(request).await,
+        Verdict::YesOrNo => {
+            let status = next.run(request).await.status();
+            (status, Json(json!({ "ok": status.is_success() }))).into_response()
+        }
+        Verdict::NoToken => {
+            let body =
+                json!({ "error": "unauthorized", "hint": "send Authorization: Bearer and the value of http_token" });
+            let wanted = [(header::WWW_AUTHENTICATE, "Bearer realm=\"pgweir\"")];
+            (StatusCode::UNAUTHORIZED, wanted, Json(body)).into_response()
+        }
+        Verdict::OtherHost => {
+            let hint = "ask for localhost or 127.0.0.1, or set http_token and send it: without a token no other name is \
+                        answered to";
+            (StatusCode::MISDIRECTED_REQUEST, Json(json!({ "error": "misdirected", "hint": hint }))).into_response()
+        }
+    }
+}
+
+fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, kind)], text)
+}
+
+/// Browsers get the page, everybody else the index.
+async fn dashboard(headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let vary = (header::VARY, "accept");
+    if accepts.contains("text/html") {
+        let policy = (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY);
+        let kind = (header::CONTENT_TYPE, "text/html; charset=utf-8");
+        let referrer = (header::REFERRER_POLICY, "no-referrer");
+        return ([kind, policy, referrer, vary], include_str!("dashboard/index.html")).into_response();
+    }
+    let lines = ENDPOINTS.map(|(path, what)| format!("{path:<15} {what}\n")).concat();
+    ([vary], format!("pgweir\n\n{lines}")).into_response()
+}
+
+async fn tell_limits(State(observed): State<Observed>) -> Response {
+    let shared = &observed.shared;
+    let begun = Instant::now();
+    shared.ask_limits(begun);
+    // Only who asks first has to wait: later there is something to tell, however old.
+    while shared.is_census_coming() && begun.elapsed() < CENSUS_WAIT {
+        tokio::time::sleep(CENSUS_LOOK).await;
+    }
+    let Some(snapshot) = shared.snapshot() else { return silent() };
+    let now = Instant::now();
+    let draining = shared.stage() == Stage::Draining;
+    let report = limits::report(&snapshot, &shared.history(), now, shared.since_tick(now), draining);
+    Json(report).into_response()
+}
+
+async fn tell_blame(State(observed): State<Observed>) -> Response {
+    let mut answer = observed.shared.ask_blame();
+    if !matches!(tokio::time::timeout(BLAME_WAIT, answer.changed()).await, Ok(Ok(()))) {
+        return silent();
+    }
+    let Some(told) = answer.borrow_and_update().clone() else { return silent() };
+    let snapshot = observed.shared.snapshot();
+    Json(blame::report(&told, snapshot.as_deref(), Instant::now())).into_response()
+}
+
+/// The worker does not answer.
+fn silent() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "worker_silent" }))).into_response()
+}
+
+/// What a moment of `/series` has, in this order; times in milliseconds.
+const COLUMNS: [&str; 19] = [
+    "time",
+    "clients_active",
+    "clients_waiting",
+    "clients_idle",
+    "servers_active",
+    "servers_idle",
+    "oldest_wait_ms",
+    "transactions_per_second",
+    "queries_per_second",
+    "errors_per_second",
+    "wait_p50_ms",
+    "wait_p95_ms",
+    "wait_p99_ms",
+    "query_p50_ms",
+    "query_p95_ms",
+    "query_p99_ms",
+    "transaction_p50_ms",
+    "transaction_p95_ms",
+    "transaction_p99_ms",
+];
+
+/// With `?since=TIME` only what came later.
+async fn series(State(observed): State<Observed>, uri: Uri) -> Json<Value> {
+    let since = uri.query().and_then(|query| query.strip_prefix("since=")?.parse().ok()).unwrap_or(f64::MIN);
+    let history = observed.shared.history();
+    // Times are told in whole milliseconds.
+    let rows: Vec<Value> = history.moments().filter(|moment| moment.time > since + 0.001).map(row).collect();
+    Json(json!({ "every_seconds": EVERY.as_secs_f64(), "columns": COLUMNS, "rows": rows }))
+}
+
+fn row(moment: &Moment) -> Value {
+    let round = |value: f64| (value * 10.0).round() / 10.0;
+    let ms = |us: Option<u64>| us.map(|us| blame::seconds(us) * 1000.0);
+    let [wait_50, wait_95, wait_99] = moment.wait.map(ms);
+    let [query_50, query_95, query_99] = moment.query.map(ms);
+    let [transaction_50, transaction_95, transaction_99] = moment.transaction.map(ms);
+    json!([
+        (moment.time * 1000.0).round() / 1000.0,
+        moment.clients_active,
+        moment.clients_waiting,
+        moment.clients_idle,
+        moment.servers_active,
+        moment.servers_idle,
+        ms(Some(moment.oldest_wait)),
+        round(moment.transactions),
+        round(moment.queries),
+        round(moment.errors),
+        wait_50,
+        wait_95,
+        wait_99,
+        query_50,
+        query_95,
+        query_99,
+        transaction_50,
+        transaction_95,
+        transaction_99,
+    ])
+}
+
+/// `HireFire` reads `value`, its older versions `quantity`.
+async fn hirefire(State(observed): State<Observed>) -> Json<Value> {
+    let snapshot = observed.shared.snapshot();
+    let gauges = snapshot.iter().flat_map(|snapshot| &snapshot.pools).map(|pool| &pool.gauges);
+    let demand: u32 = gauges.map(|gauges| gauges.clients_active + gauges.clients_waiting).sum();
+    Json(json!([{ "name": &*observed.process, "value": demand, "quantity": demand }]))
 }
 
 async fn render_metrics(State(observed): State<Observed>) -> impl IntoResponse {
     let snapshot = observed.shared.snapshot();
-    let text = metrics::render(&observed.prometheus, snapshot.as_deref());
+    let history = observed.shared.history();
+    let text = metrics::render(&observed.prometheus, snapshot.as_deref(), Instant::now(), |limits, scope| {
+        let key = LimitKey::new(limits, scope.scope);
+        let age = limits.standing.as_ref().map_or(Duration::ZERO, |known| known.taken.elapsed());
+        let exhausted_in = history.exhausted_in(&key, scope, age);
+        Outlook { per_hour: history.trend(&key).map(|trend| trend.per_hour), exhausted_in }
+    });
+    drop(history);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
@@ -326,7 +525,8 @@ mod tests {
     use super::*;
     use crate::metrics::{Exporter, Publisher};
     use crate::observe::Stage;
-    use crate::stats::{PoolGauges, PoolName, PoolSnapshot, PoolStats, Snapshot, Sqlstate};
+    use crate::stats::{PoolGauges, PoolLimits, PoolName, PoolSnapshot, PoolStats, Snapshot, Sqlstate};
+    use pgweir_config::Secret;
     use std::io::{Read, Write};
     use std::net::TcpStream as Peer;
     use std::thread::JoinHandle;
@@ -343,11 +543,15 @@ mod tests {
 
     impl Server {
         fn start(limits: Limits) -> Self {
+            Self::start_with(limits, Rules::default())
+        }
+
+        fn start_with(limits: Limits, rules: Rules) -> Self {
             let listener = bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
             let shared = Arc::new(Shared::new(Instant::now()));
             let exporter = Arc::new(Exporter::new());
-            let router = router(Arc::clone(&shared), exporter.handle());
+            let router = router(rules, Arc::clone(&shared), exporter.handle());
             let (stop, stopped) = oneshot::channel();
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -402,7 +606,8 @@ mod tests {
     fn pool(health: PoolHealth) -> PoolSnapshot {
         let mut stats = PoolStats { leases: 42, ..PoolStats::default() };
         stats.wait.record(1000);
-        PoolSnapshot { name: PoolName::primary("app", "web"), health, stats, gauges: PoolGauges::default() }
+        let limits = PoolLimits::default();
+        PoolSnapshot { name: PoolName::primary("app", "web"), health, stats, gauges: PoolGauges::default(), limits }
     }
 
     #[test]
@@ -473,13 +678,72 @@ mod tests {
     }
 
     #[test]
+    fn browsers_get_the_page_with_a_policy_that_lets_nothing_else_in() {
+        let server = Server::start(Limits::DEFAULT);
+        let (status, head, body) =
+            server.ask("GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html,*/*;q=0.8\r\n\r\n");
+        assert_eq!(status, 200);
+        assert!(body.starts_with("<!doctype html>"), "{body}");
+        for part in [
+            "content-security-policy: default-src 'none'; script-src 'self'",
+            "content-type: text/html",
+            "vary: accept",
+        ] {
+            assert!(head.contains(part), "{part} is not in {head}");
+        }
+        for (path, kind) in [("/dashboard.css", "text/css"), ("/dashboard.js", "text/javascript")] {
+            let (status, head, body) = server.get(path);
+            assert!(status == 200 && head.contains(kind) && !body.is_empty(), "{path}: {head}");
+            // Which the name of SVG's elements does not.
+            let body = body.replace("http://www.w3.org/2000/svg", "");
+            assert!(!body.contains("://"), "{path} asks elsewhere");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_without_a_token_or_under_another_name_is_not_told() {
+        let server = Server::start(Limits::DEFAULT);
+        let (status, _, body) = server.ask("GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+        assert!(status == 421 && body.contains("misdirected") && !body.contains("pgweir_"), "{body}");
+
+        let rules = Rules { gate: Gate::new(Some(Secret::new("a-token-of-a-test"))), process: "web".into() };
+        let server = Server::start_with(Limits::DEFAULT, rules);
+        server.publish(vec![pool(PoolHealth::Unreachable)]);
+        server.shared.enter(Stage::Listening);
+        let ask = |path: &str, line: &str| server.ask(&format!("GET {path} HTTP/1.1\r\nHost: pod\r\n{line}\r\n"));
+        let (status, head, body) = ask("/metrics", "");
+        assert!(
+            status == 401 && head.contains("www-authenticate: bearer") && !body.contains("pgweir_"),
+            "{head}{body}"
+        );
+        assert_eq!(ask("/nowhere", "").0, 401);
+        assert_eq!(ask("/metrics", "Authorization: Bearer a-token-of-a-test\r\n").0, 200);
+        // Nobody learns the names of pools, but a balancer learns what it has to.
+        assert_eq!((ask("/readyz", "").0, ask("/readyz", "").2), (503, "{\"ok\":false}".to_owned()));
+        assert_eq!((ask("/healthz", "").0, ask("/healthz", "").2), (200, "{\"ok\":true}".to_owned()));
+        assert!(ask("/readyz", "Authorization: Bearer a-token-of-a-test\r\n").2.contains("server_unreachable"));
+    }
+
+    #[test]
+    fn the_limits_and_the_holders_are_not_waited_for_when_the_worker_is_silent() {
+        let server = Server::start(Limits::DEFAULT);
+        assert_eq!(server.get("/limits").0, 503);
+        server.publish(vec![pool(PoolHealth::Usable)]);
+        assert_eq!(server.get("/limits").0, 200);
+        assert_eq!(server.get("/blame").0, 503);
+        assert!(server.shared.is_blame_asked());
+        let (_, _, body) = server.get("/hirefire");
+        assert_eq!(body, r#"[{"name":"","quantity":0,"value":0}]"#);
+    }
+
+    #[test]
     fn unknown_paths_methods_and_garbage_get_an_answer_of_their_own() {
         let server = Server::start(Limits::DEFAULT);
         #[rustfmt::skip]
         let table = [
-            ("unknown path",  "GET /nope HTTP/1.1\r\nHost: x\r\n\r\n",                              404, "not_found"),
-            ("wrong method",  "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",     405, "method_not_allowed"),
-            ("head",          "HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n",                          503, ""),
+            ("unknown path",  "GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n",                              404, "not_found"),
+            ("wrong method",  "POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",     405, "method_not_allowed"),
+            ("head",          "HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",                          503, ""),
             ("garbage",       "\0\0\0\x08\x04\x05\x16\x2f\r\n\r\n",                                 400, ""),
             ("http 1.0",      "GET / HTTP/1.0\r\n\r\n",                                             200, "pgweir"),
         ];

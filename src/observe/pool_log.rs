@@ -158,12 +158,13 @@ fn per_second(count: u64, length: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::observe::log::tests::logged;
-    use crate::stats::{Blame, PinReason, PoolHealth};
+    use crate::stats::{Blame, PinReason, PoolHealth, PoolLimits};
     use pgweir_config::{LogFormat, LogLevel};
     use std::collections::BTreeMap;
 
     fn snapshot(taken: Instant, name: PoolName, stats: PoolStats, gauges: PoolGauges) -> Arc<Snapshot> {
-        let pool = PoolSnapshot { name, health: PoolHealth::Usable, stats, gauges };
+        let limits = PoolLimits::default();
+        let pool = PoolSnapshot { name, health: PoolHealth::Usable, stats, gauges, limits };
         Arc::new(Snapshot { pools: vec![pool], ..Snapshot::empty(taken) })
     }
 

@@ -1,12 +1,27 @@
 //! What the worker and its observers share.
 
-use crate::stats::{PoolHealth, PoolName, Snapshot};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use super::history::History;
+use crate::cancel::Blame;
+use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
 
 /// A worker that published nothing for this long is stalled; it ticks every second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// Who asked for the limits is taken to want to know them for so long.
+const ASKED_FOR: Duration = Duration::from_millis(1500);
+
+/// Who holds the server connections, as it was told.
+#[derive(Debug)]
+pub struct Told {
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub blame: Blame,
+}
 
 /// How far the process has come.
 ///
@@ -55,6 +70,11 @@ pub struct Shared {
     /// Milliseconds from `start` to the last tick, plus one; 0 before the first.
     last_tick: AtomicU64,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// Milliseconds from `start` to when the limits were asked for last, plus one; 0 before the first time.
+    limits_asked: AtomicU64,
+    blame_asked: AtomicBool,
+    told: watch::Sender<Option<Arc<Told>>>,
+    history: Mutex<History>,
 }
 
 impl Shared {
@@ -66,6 +86,10 @@ impl Shared {
             stage: AtomicU8::new(Stage::Starting as u8),
             last_tick: AtomicU64::new(0),
             snapshot: Mutex::new(None),
+            limits_asked: AtomicU64::new(0),
+            blame_asked: AtomicBool::new(false),
+            told: watch::Sender::new(None),
+            history: Mutex::new(History::new(now)),
         }
     }
 
@@ -89,10 +113,8 @@ impl Shared {
     /// demand.
     pub fn publish(&self, snapshot: Arc<Snapshot>, now: Instant) {
         let old = self.lock().replace(snapshot);
-        let since_start = now.saturating_duration_since(self.start).as_millis();
-        let stamp = u64::try_from(since_start).unwrap_or(u64::MAX).saturating_add(1);
         // The larger wins: a tick that is late to write must not turn time back.
-        self.last_tick.fetch_max(stamp, Ordering::AcqRel);
+        self.last_tick.fetch_max(self.stamp(now), Ordering::AcqRel);
         // May be the last copy; freed here, with the lock open.
         drop(old);
     }
@@ -106,9 +128,73 @@ impl Shared {
     /// How long ago the worker last published; `None` if it never did.
     #[must_use]
     pub fn since_tick(&self, now: Instant) -> Option<Duration> {
-        let stamp = self.last_tick.load(Ordering::Acquire).checked_sub(1)?;
+        self.since(&self.last_tick, now)
+    }
+
+    /// Milliseconds from the start, plus one.
+    fn stamp(&self, now: Instant) -> u64 {
+        let since_start = now.saturating_duration_since(self.start).as_millis();
+        u64::try_from(since_start).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn since(&self, stamp: &AtomicU64, now: Instant) -> Option<Duration> {
+        let stamp = stamp.load(Ordering::Acquire).checked_sub(1)?;
         let now = now.saturating_duration_since(self.start);
         Some(now.saturating_sub(Duration::from_millis(stamp)))
+    }
+
+    // ---- what is only found out when somebody asks ----
+
+    /// Somebody wants to know how the limits stand.
+    pub fn ask_limits(&self, now: Instant) {
+        self.limits_asked.fetch_max(self.stamp(now), Ordering::AcqRel);
+    }
+
+    /// Whether somebody does.
+    #[must_use]
+    pub fn are_limits_asked(&self, now: Instant) -> bool {
+        self.since(&self.limits_asked, now).is_some_and(|since| since < ASKED_FOR)
+    }
+
+    /// Whether the worker is about to find out, for the first time, how the limits of some server stand.
+    #[must_use]
+    pub fn is_census_coming(&self) -> bool {
+        let snapshot = self.snapshot();
+        let pools = snapshot.iter().flat_map(|snapshot| &snapshot.pools);
+        let is_known =
+            |limits: &PoolLimits| limits.standing.is_some() || limits.is_untold || limits.sharing == Sharing::Blind;
+        let mut unknown = pools.filter(|pool| !is_known(&pool.limits));
+        self.stage() != Stage::Draining && unknown.any(|pool| pool.gauges.servers_idle > 0)
+    }
+
+    /// Asks who holds the server connections. The answer is the next change of what is returned.
+    #[must_use]
+    pub fn ask_blame(&self) -> watch::Receiver<Option<Arc<Told>>> {
+        let receiver = self.told.subscribe();
+        self.blame_asked.store(true, Ordering::Release);
+        receiver
+    }
+
+    /// Whether somebody asked since the last call.
+    #[must_use]
+    pub fn is_blame_asked(&self) -> bool {
+        // Written only if it is set: this is asked ten times a second.
+        self.blame_asked.load(Ordering::Acquire) && self.blame_asked.swap(false, Ordering::AcqRel)
+    }
+
+    /// Answers all who asked.
+    pub fn tell_blame(&self, told: Told) {
+        self.told.send_replace(Some(Arc::new(told)));
+    }
+
+    /// Adds a snapshot to what was. `time` is that of the day.
+    pub fn record(&self, snapshot: &Snapshot, time: SystemTime) {
+        self.history().record(snapshot, time);
+    }
+
+    /// What was, as far as it was recorded.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the worker ticks: it published less than [`STALLED_AFTER`] ago.
@@ -151,6 +237,7 @@ mod tests {
 
     fn snapshot(health: &[PoolHealth]) -> Arc<Snapshot> {
         let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {
+            limits: PoolLimits::default(),
             name: PoolName::primary("app", &format!("user{number}")),
             health,
             stats: PoolStats::default(),
@@ -184,6 +271,24 @@ mod tests {
         let shared = Shared::new(start);
         shared.publish(snapshot(&[]), start);
         assert_eq!(shared.since_tick(start), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn questions_are_heard_once_and_for_a_while() {
+        let start = Instant::now();
+        let shared = Shared::new(start);
+        assert!(!shared.is_blame_asked() && !shared.are_limits_asked(start));
+        let (mut one, mut two) = (shared.ask_blame(), shared.ask_blame());
+        assert!(shared.is_blame_asked() && !shared.is_blame_asked(), "one answer is for both");
+        shared.tell_blame(Told { at: start, blame: Blame { unasked: 3, ..Blame::default() } });
+        for receiver in [&mut one, &mut two] {
+            assert!(receiver.has_changed().unwrap());
+            assert_eq!(receiver.borrow_and_update().as_ref().map(|told| told.blame.unasked), Some(3));
+        }
+        assert!(!shared.ask_blame().has_changed().unwrap(), "what was told before is no answer");
+        shared.ask_limits(start + Duration::from_secs(10));
+        assert!(shared.are_limits_asked(start + Duration::from_secs(11)));
+        assert!(!shared.are_limits_asked(start + Duration::from_secs(12)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use pgweir_proto::error::Fields;
 use rand::RngExt;
 
 use super::{Learned, Pool, Refusal, micros};
@@ -99,6 +100,7 @@ impl Pool {
         *self.backoff.borrow_mut() = Backoff::default();
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
+        conn.enroll(self.watch.roster());
         if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }
@@ -130,7 +132,9 @@ impl Pool {
                 Sqlstate::new(b"28000").map_or(PoolHealth::Unreachable, PoolHealth::WrongCredentials)
             }
             // The server is there, and full.
-            DialError::Refused { code, .. } if code == "53300" => {
+            DialError::Refused { code, body, .. } if code == "53300" => {
+                let routine = Fields::parse(body).unwrap_or_default().routine;
+                self.watch.refused(self.clock.now(), routine);
                 self.note_refusal();
                 self.health.get()
             }

@@ -13,13 +13,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use rand::RngExt;
 
 use super::Pool;
-use crate::backend::{DialError, Permit, ServerConn, SettleError, row_columns};
-use crate::budget::{ANSWER_MAX, ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, tag};
+use super::watch::LIMIT;
+use crate::backend::{DialError, Permit, ServerConn, SettleError};
+use crate::budget::{ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, tag};
 use crate::clock::TICK;
 use crate::stats::DiscardReason;
-
-/// The longest wait for an answer.
-const LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a connection is kept from clients for the claims that it carries. What logs in later proves itself, as a
 /// probe does.
@@ -114,6 +112,10 @@ impl Fleet {
             is_static: Cell::new(false),
             mishap: Cell::new(""),
         }
+    }
+
+    pub(super) fn member_name(&self) -> String {
+        self.member.borrow().name().to_owned()
     }
 
     pub(super) fn errands(&self) -> u32 {
@@ -271,15 +273,7 @@ impl Pool {
     async fn count(&self, conn: &mut ServerConn, text: &str) -> Result<Option<Answers>, SettleError> {
         let Some(fleet) = &self.fleet else { return Ok(None) };
         let mut answers = Answers::new(fleet.limit);
-        let outcome = self.clock.limit(LIMIT, async {
-            conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
-            let told = conn.gather_in_transaction(text, ANSWER_MAX, |row| answers.row(row_columns(row))).await?;
-            if !told {
-                conn.settle().await?;
-            }
-            Ok(told)
-        });
-        let outcome = outcome.await.unwrap_or(Err(SettleError));
+        let outcome = self.take_census(conn, text, &mut answers).await;
         if outcome.is_err() {
             fleet.mishap.set(NO_CENSUS);
         }
@@ -296,6 +290,7 @@ impl Pool {
         if answers.pid != Some(conn.pid) && conn.pid != 0 {
             conn.settle().await?;
             fleet.is_static.set(true);
+            self.watch.blind();
             tracing::error!(
                 pool = %self.name.database, user = %self.name.user, pool_size = self.limits.pool_size,
                 "another pooler stands in front of the server, whose connections nobody can tell apart: this pool takes no \
@@ -303,6 +298,9 @@ impl Pool {
             );
             return Ok(None);
         }
+        let member = fleet.member.borrow();
+        self.watch.note(&answers, self.clock.now(), |scope| member.account(scope, &answers.census));
+        drop(member);
         Ok(Some(answers))
     }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::plan::Pooled;
 use crate::observe::{Excerpt, Shared};
-use crate::stats::PoolSnapshot;
+use crate::stats::{PoolSnapshot, Standing};
 
 /// Its name, without the process id.
 const NAME: &str = "pgweir/exec/";
@@ -109,6 +109,10 @@ impl Board {
             })
         });
         let planes = self.planes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for shared in &planes {
+            // Where no fleet keeps them known they are found out for who asks next.
+            shared.ask_limits(Instant::now());
+        }
         let snapshots = planes.iter().filter_map(|shared| shared.snapshot());
         let pools: Vec<Value> =
             snapshots.flat_map(|snapshot| snapshot.pools.iter().map(pool).collect::<Vec<_>>()).collect();
@@ -141,6 +145,30 @@ fn pool(pool: &PoolSnapshot) -> Value {
         "servers_logging_in": gauges.servers_logging_in,
         "servers_limit": gauges.servers_limit,
         "transactions": pool.stats.transactions,
+        "budget": pool.limits.standing.as_ref().map(|standing| budget(pool, standing)),
+    })
+}
+
+/// How the limits stand on which the pool depends; that which binds by itself.
+fn budget(pool: &PoolSnapshot, standing: &Standing) -> Value {
+    let scopes = standing.scopes.iter().filter(|scope| scope.limit.is_some()).map(|scope| {
+        json!({
+            "scope": scope.scope,
+            "limit": scope.limit,
+            "headroom": scope.headroom,
+            "used": scope.used,
+            "own": scope.own.connections + scope.own.claims,
+            "peers": scope.peers.used,
+            "others": scope.foreigners.used,
+            "room": scope.room(),
+            "share": scope.share,
+        })
+    });
+    json!({
+        "sharing": pool.limits.sharing.as_str(),
+        "seconds_ago": standing.taken.elapsed().as_secs(),
+        "binds": standing.binding().map(|scope| scope.scope),
+        "limits": scopes.collect::<Vec<_>>(),
     })
 }
 
@@ -261,6 +289,23 @@ fn describe(answer: &Value) -> String {
             of("clients_active"), of("clients_waiting"), of("oldest_wait_ms"), of("clients_idle"),
             of("servers_active"), of("servers_pinned"), of("servers_idle"), of("servers_logging_in"), of("servers_limit"),
         ));
+        let budget = pool.get("budget").filter(|budget| budget.is_object());
+        let limits = budget.and_then(|budget| budget.get("limits")?.as_array());
+        for limit in limits.into_iter().flatten() {
+            let of = |key: &str| limit.get(key).map(text).unwrap_or_default();
+            let binds = budget.and_then(|budget| budget.get("binds")) == limit.get("scope");
+            lines.push(format!(
+                "    limit of the {}: {} of {} used: {} here, {} by peers, {} by others; room {}{}",
+                of("scope"),
+                of("used"),
+                of("limit"),
+                of("own"),
+                of("peers"),
+                of("others"),
+                of("room"),
+                if binds { " (it binds)" } else { "" },
+            ));
+        }
     }
     lines.join("\n") + "\n"
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
 use super::reason::{RefusalCounts, Side, SideCounts};
+use super::standing::PoolLimits;
 
 /// What the process counted that belongs to no pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub struct PoolSnapshot {
     pub stats: PoolStats,
     /// How it stands.
     pub gauges: PoolGauges,
+    /// How its server's limits stand.
+    pub limits: PoolLimits,
 }
 
 /// A copy of everything a worker counts, taken at once.

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgweir_config::Config;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -20,6 +20,7 @@ use crate::clock::TICK;
 use crate::metrics::{Exporter, Publisher};
 use crate::net::tls::{Keyring, Watch};
 use crate::net::{self, Listener};
+use crate::observe::http::Rules;
 use crate::observe::shared::STALLED_AFTER;
 use crate::observe::{self, PoolLog, Shared, Stage, otlp};
 use crate::stats::Snapshot;
@@ -206,7 +207,8 @@ impl Plane {
         for listener in &listeners {
             log_listener("postgres", listener.address())?;
         }
-        let http = http.zip(exporter.as_ref()).map(|(listener, exporter)| start_http(listener, &shared, exporter));
+        let http =
+            http.zip(exporter.as_ref()).map(|(listener, exporter)| start_http(listener, config, &shared, exporter));
         let http = http.transpose()?;
         let users = auth_file.users();
         let name = instance(config, &listeners);
@@ -303,14 +305,19 @@ impl Plane {
     }
 }
 
-fn start_http(listener: TcpListener, shared: &Arc<Shared>, exporter: &Exporter) -> Result<HttpServer, StartError> {
+fn start_http(
+    listener: TcpListener,
+    config: &Config,
+    shared: &Arc<Shared>,
+    exporter: &Exporter,
+) -> Result<HttpServer, StartError> {
     log_listener("http", listener.local_addr())?;
     let (stop, stopped) = oneshot::channel();
     let stopped = async {
         // A plane that is gone stops it, too.
         let _ = stopped.await;
     };
-    let served = observe::serve(listener, Arc::clone(shared), exporter.handle(), stopped);
+    let served = observe::serve(listener, Rules::new(config), Arc::clone(shared), exporter.handle(), stopped);
     let task = tokio::spawn(async {
         if let Err(error) = served.await {
             tracing::error!(%error, "http endpoints not served");
@@ -467,6 +474,7 @@ impl Desk {
         {
             if let Some(publisher) = &mut self.publisher {
                 publisher.publish(&latest);
+                self.shared.record(&latest, SystemTime::now());
             }
             self.published = Some(latest);
         }

@@ -16,6 +16,7 @@ mod binding;
 mod cancel;
 mod costs;
 mod crowd;
+mod dashboard;
 #[cfg(feature = "demo")]
 mod demo;
 mod drains;
@@ -27,6 +28,7 @@ mod floors;
 mod hidden;
 mod hostile_servers;
 mod isolation;
+mod limits;
 mod login;
 mod loss;
 mod observe;

@@ -14,6 +14,7 @@ use crate::cancel;
 use crate::client::Context;
 use crate::client::end::refused;
 use crate::client::relay::Relay;
+use crate::net::Peer;
 use crate::pool::{Learned, Pool, Refusal};
 use crate::settings::{Entry, Profile};
 use crate::stats::{DiscardReason, RefusalReason};
@@ -90,6 +91,11 @@ impl Admitted {
                 tls = door.stream.tls().map(tracing::field::display),
                 "client logged in"
             );
+        }
+        if let Peer::Tcp(address) = door.peer
+            && door.context.config.listen.proxy_protocol
+        {
+            door.context.registry.note_origin(&entry, address);
         }
         let conn = self.conn.take();
         let (pool, profile) = (self.pool.clone(), self.profile.clone());

@@ -347,6 +347,7 @@ impl Relay {
                 return Err(End::PinLimit { limit });
             }
             self.pinned = true;
+            self.entry.keeps.set(true);
             self.pool.pinned.set(self.pool.pinned.get() + 1);
         }
         Ok(())
@@ -354,6 +355,7 @@ impl Relay {
 
     pub(super) fn unpin(&mut self) {
         if std::mem::take(&mut self.pinned) {
+            self.entry.keeps.set(self.pool.limits.mode == PoolMode::Session);
             self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
         }
     }

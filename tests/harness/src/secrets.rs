@@ -119,7 +119,7 @@ fn keep_table(table: &toml::Table) {
     for (key, value) in table {
         match (key.as_str(), value) {
             (_, toml::Value::Table(table)) => keep_table(table),
-            ("password", toml::Value::String(password)) => keep(password),
+            ("password" | "http_token", toml::Value::String(secret)) => keep(secret),
             ("password_file" | "sslkey", toml::Value::String(path)) => keep_file(path),
             ("auth_file", toml::Value::String(path)) => keep_user_file(path),
             (key, toml::Value::String(path)) if key.ends_with("_key_file") => keep_file(path),

@@ -162,7 +162,13 @@ fn status_tells_how_things_stand() {
     assert_eq!(told["urls"][0]["variable"], "DATABASE_URL");
     assert_eq!(told["urls"][0]["database"], place.name);
     assert_eq!((&told["pools"][0]["user"], &told["pools"][0]["servers_idle"]), (&place.name.clone().into(), &1.into()));
+    // The limits are found out for who asks.
+    wait_until(SOON, || ask()["pools"][0]["budget"]["limits"][0]["limit"].is_number());
+    let budget = &ask()["pools"][0]["budget"];
+    assert_eq!((&budget["sharing"], &budget["binds"]), (&"alone".into(), &"server".into()));
+    assert_eq!(budget["limits"][0]["own"], 1, "{budget}");
     let text = Wrapping::new(&["status"]).finish().well();
+    assert!(text.contains("limit of the server: ") && text.contains(" (it binds)"), "{text}");
     assert!(text.contains(&format!("process {}, application {}", wrapped.pid(), wrapped.application())), "{text}");
     wrapped.tell("end");
     wrapped.finish().well();

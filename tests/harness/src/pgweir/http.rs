@@ -8,15 +8,26 @@ use crate::error::{Doing, HarnessError};
 
 /// Gets `path`; returns the status code and the body, with bytes that are not UTF-8 replaced. Waits for each step so long.
 pub(super) fn get(address: SocketAddr, path: &str, patience: Duration) -> Result<(u16, String), HarnessError> {
-    let answer = exchange(address, path, patience).doing("getting", format!("http://{address}{path}"))?;
+    get_with(address, path, &[&format!("Host: {address}")], patience)
+}
+
+/// [`get`] with these header lines, and no `Host` but theirs.
+pub(super) fn get_with(
+    address: SocketAddr,
+    path: &str,
+    lines: &[&str],
+    patience: Duration,
+) -> Result<(u16, String), HarnessError> {
+    let answer = exchange(address, path, lines, patience).doing("getting", format!("http://{address}{path}"))?;
     parse(&answer)
         .ok_or_else(|| HarnessError::NotHttp { start: answer.escape_ascii().take(200).map(char::from).collect() })
 }
 
-fn exchange(address: SocketAddr, path: &str, patience: Duration) -> std::io::Result<Vec<u8>> {
+fn exchange(address: SocketAddr, path: &str, lines: &[&str], patience: Duration) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let lines = lines.join("\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\n{lines}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -237,6 +237,16 @@ impl Pgweir {
         http::get(self.http.ok_or_else(off)?, path, HTTP_PATIENCE)
     }
 
+    /// [`Pgweir::http_get`] with these header lines, and no `Host` but theirs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pgweir::http_get`].
+    pub fn http_get_with(&self, path: &str, lines: &[&str]) -> Result<(u16, String), HarnessError> {
+        let off = || self.late("an HTTP listener".to_owned(), Duration::ZERO);
+        http::get_with(self.http.ok_or_else(off)?, path, lines, HTTP_PATIENCE)
+    }
+
     /// Anonymous resident memory in KiB (`RssAnon` of `proc_pid_status(5)`).
     ///
     /// # Errors
