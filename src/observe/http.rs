@@ -6,10 +6,9 @@
 //! a scraper needs.
 
 use super::gate::{Gate, Verdict};
-use super::history::{EVERY, LimitKey, Moment};
+use super::history::{EVERY, Moment};
 use super::shared::{NotReady, Shared, Stage};
 use super::{blame, limits};
-use crate::metrics::{self, Outlook};
 use crate::stats::PoolHealth;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
@@ -339,15 +338,7 @@ async fn hirefire(State(observed): State<Observed>) -> Json<Value> {
 }
 
 async fn render_metrics(State(observed): State<Observed>) -> impl IntoResponse {
-    let snapshot = observed.shared.snapshot();
-    let history = observed.shared.history();
-    let text = metrics::render(&observed.prometheus, snapshot.as_deref(), Instant::now(), |limits, scope| {
-        let key = LimitKey::new(limits, scope.scope);
-        let age = limits.standing.as_ref().map_or(Duration::ZERO, |known| known.taken.elapsed());
-        let exhausted_in = history.exhausted_in(&key, scope, age);
-        Outlook { per_hour: history.trend(&key).map(|trend| trend.per_hour), exhausted_in }
-    });
-    drop(history);
+    let text = observed.shared.metrics(&observed.prometheus, observed.shared.snapshot().as_deref());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -131,7 +131,7 @@ impl Teller {
 
     fn body(&mut self, snapshot: &Snapshot) -> Vec<u8> {
         self.publisher.publish(snapshot);
-        let text = metrics::render(&self.exporter.handle(), Some(snapshot));
+        let text = self.shared.metrics(&self.exporter.handle(), Some(snapshot));
         let now = SystemTime::now().checked_sub(snapshot.taken.elapsed()).unwrap_or(self.began);
         let request = message::request(&text, &self.target.resource(&self.instance), self.began, now);
         match self.target.protocol {

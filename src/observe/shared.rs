@@ -1,8 +1,10 @@
 //! What the worker and its observers share.
 
-use super::history::History;
+use super::history::{History, LimitKey};
 use crate::cancel::Blame;
+use crate::metrics::{self, Outlook};
 use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
+use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -195,6 +197,18 @@ impl Shared {
     /// What was, as far as it was recorded.
     pub fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The whole of `/metrics`: what was published, and `snapshot`.
+    #[must_use]
+    pub fn metrics(&self, published: &PrometheusHandle, snapshot: Option<&Snapshot>) -> String {
+        let history = self.history();
+        metrics::render(published, snapshot, Instant::now(), |limits, scope| {
+            let key = LimitKey::new(limits, scope.scope);
+            let age = limits.standing.as_ref().map_or(Duration::ZERO, |known| known.taken.elapsed());
+            let exhausted_in = history.exhausted_in(&key, scope, age);
+            Outlook { per_hour: history.trend(&key).map(|trend| trend.per_hour), exhausted_in }
+        })
     }
 
     /// Whether the worker ticks: it published less than [`STALLED_AFTER`] ago.
