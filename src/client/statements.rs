@@ -183,6 +183,9 @@ struct Names {
     by_name: HashMap<Rc<[u8]>, Name, foldhash::fast::RandomState>,
     /// The name of a statement of ours, by its number: no client has one under two names.
     by_id: HashMap<u64, Rc<[u8]>, foldhash::fast::RandomState>,
+    /// The number that was replaced last by another one of the same text: an error of an execution under way may still be
+    /// about it.
+    former: Option<(u64, Rc<[u8]>)>,
 }
 
 impl Names {
@@ -355,6 +358,7 @@ impl Statements {
         }
         if let Some(names) = &mut self.named {
             names.by_id.clear();
+            names.former = None;
             names.by_name.retain(|_, known| {
                 known.named = None;
                 known.pending > 0
@@ -380,8 +384,9 @@ impl Statements {
         if let Some(Name { named: Some(Named::Shared(old, told)), .. }) = names.by_name.get(name)
             && !Rc::ptr_eq(old, statement)
         {
-            let renamed = Named::Shared(statement.clone(), *told);
+            let (former, renamed) = (old.id, Named::Shared(statement.clone(), *told));
             names.set(name, Some(renamed));
+            names.former = Some((former, name.into()));
         }
     }
 
@@ -411,6 +416,7 @@ impl Statements {
         if let Some(names) = &mut self.named {
             names.set(name, None);
             names.by_name.remove(name);
+            names.former = None;
         }
     }
 
@@ -418,12 +424,14 @@ impl Statements {
     #[must_use]
     pub fn name_of<'a>(&'a self, id: u64, changes: &'a Changes) -> Option<&'a [u8]> {
         let names = self.named.as_ref()?;
-        names.by_id.get(&id).map(|name| &**name).or_else(|| {
+        let closed = || {
             changes.queue.iter().find_map(|change| match change {
                 Change::Closed(name, Some(Named::Shared(statement, _))) if statement.id == id => Some(&**name),
                 _ => None,
             })
-        })
+        };
+        let former = || names.former.as_ref().filter(|(former, _)| *former == id).map(|(_, name)| &**name);
+        names.by_id.get(&id).map(|name| &**name).or_else(closed).or_else(former)
     }
 }
 
@@ -524,7 +532,9 @@ mod tests {
         assert!(told(&statements, &changes, b"a"));
         // Another statement of ours, with the same text: what the client was told still holds.
         statements.rename(b"a", &two);
-        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, Some(b"a".to_vec())));
+        // An execution of the first one may still be under way.
+        let both = (Some(b"a".to_vec()), Some(b"a".to_vec()));
+        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), both);
         assert!(told(&statements, &changes, b"a"));
         // While its Close is not confirmed, errors of before bear its name.
         statements.closed(b"a", &mut changes);
@@ -532,9 +542,9 @@ mod tests {
         statements.parsed(b"a", shared(&one), &mut changes);
         assert_eq!(name(&statements, &changes, &one), Some(b"a".to_vec()));
         statements.undo(2, false, &mut changes, &mut held);
-        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, Some(b"a".to_vec())));
+        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), both);
         statements.forget(b"a");
-        assert_eq!(name(&statements, &changes, &two), None);
+        assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, None));
         statements.parsed(b"b", shared(&two), &mut changes);
         statements.clear(&mut changes);
         statements.confirm(&mut changes);
