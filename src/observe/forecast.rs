@@ -57,7 +57,7 @@ impl Default for Series {
 }
 
 impl Series {
-    /// See [`Samples::add`].
+    /// Takes in that so much was used at this time.
     pub fn add(&mut self, at: Duration, used: u32) {
         self.long.add(at, used);
         self.recent.add(at, used);
