@@ -1,6 +1,7 @@
 //! Signals, exit codes, deaths, orphans.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wait_until;
@@ -213,21 +214,14 @@ fn orphans_are_reaped_as_process_1_does_and_the_command_is_not_taken_for_one() {
 #[test]
 fn as_process_1_it_reaps_and_passes_sigterm_on_and_ends_with_128_and_the_signal() {
     let (_place, url, _) = place();
-    let words = ["-p", "-f", "--mount-proc", env!("CARGO_BIN_EXE_pgweir"), "exec", "--", "sh", "-c"];
     let script = "sh -c 'sleep 0.1 &'; echo \"I am $$, child of $PPID\"; sleep 0.3; ps -eo stat,comm | grep -c '^Z' ; \
                   echo ready; while :; do sleep 0.02; done";
-    let in_namespace = |command: &mut std::process::Command| {
-        let mut unshare = std::process::Command::new("unshare");
-        // Without root, one needs a user namespace.
-        if !nix::unistd::geteuid().is_root() {
-            unshare.arg("-r");
-        }
-        unshare.args(words).arg(script).env("DATABASE_URL", &url).process_group(0);
-        unshare.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-        unshare.stderr(std::process::Stdio::piped());
-        *command = unshare;
-    };
-    let wrapped = Wrapping::new(&[]).with(in_namespace).start();
+    let mut words = vec!["-p", "-f", "--mount-proc", env!("CARGO_BIN_EXE_pgweir"), "exec", "--", "sh", "-c", script];
+    // Without root, one needs a user namespace.
+    if !nix::unistd::geteuid().is_root() {
+        words.insert(0, "-r");
+    }
+    let wrapped = Wrapping::of(Path::new("unshare"), &words).var("DATABASE_URL", &url).start();
     wrapped.await_said("ready");
     assert!(wrapped.said().contains("child of 1\n0\n"), "{}", wrapped.said());
     // unshare's only child is process 1 in there.
