@@ -261,7 +261,10 @@ impl Pool {
             let outcome = pool.clock.limit(LIMIT, conn.retag()).await;
             drop(errand);
             match outcome {
-                Ok(Ok(())) => pool.offer(conn),
+                Ok(Ok(())) => {
+                    pool.heed_news(&mut conn);
+                    pool.offer(conn);
+                }
                 Ok(Err(SettleError)) | Err(_) => pool.discard(conn, DiscardReason::Lost),
             }
             pool.dial_if_wanted();
@@ -320,6 +323,7 @@ impl Pool {
             }
             drop(on);
             if outcome.is_ok() {
+                pool.heed_news(&mut conn);
                 pool.offer(conn);
             } else {
                 pool.note_silence();
@@ -486,6 +490,7 @@ impl Pool {
             let outcome = pool.prove(&mut conn, probe).await;
             pool.end_probe();
             drop(on);
+            pool.heed_news(&mut conn);
             match outcome {
                 Ok(true) => pool.offer(conn),
                 Ok(false) => pool.discard(conn, DiscardReason::Shrink),
