@@ -59,8 +59,8 @@ fn a_data_plane_that_hangs_is_replaced_and_the_cap_holds_until_its_connections_h
     let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
     wait_until(SOON, || place.psql(asleep) == "1");
     std::fs::write(&file, "").unwrap();
-    wait_until(3 * SOON, || wrapped.said().contains("cut"));
-    wait_until(2 * SOON, || wrapped.said().contains("served"));
+    wait_until(5 * SOON, || wrapped.said().contains("cut"));
+    wait_until(3 * SOON, || wrapped.said().contains("served"));
     // The thread wakes up and finds that another serves in its place.
     std::fs::write(folder.path().join("hang.over"), "").unwrap();
     wrapped.tell("go on");
