@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{self, Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
-use crate::settings::{Entry, News, Profile, Profiles};
+use crate::settings::{Entry, Profile};
 use crate::stats::{DiscardReason, PoolName};
 
 pub use ask::Answer;
@@ -94,19 +94,7 @@ impl Target {
     }
 }
 
-/// Whom the report of a setting concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// The session.
-    OfSession,
-    /// All clients: no session can set it.
-    OfAll {
-        /// Whether the base of the connection does not have it yet.
-        is_new: bool,
-    },
-}
-
-/// One server's life: changes with every restart or change of address.
+/// One server's life: changes with every restart, promotion or change of address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Incarnation {
     /// `pg_control_system().system_identifier`; empty if the server would not tell.
@@ -261,8 +249,6 @@ pub struct ServerConn {
     pub carry: Vec<u8>,
     /// The settings applied.
     pub profile: Rc<Profile>,
-    /// What it has reported of what no session can set, and their base has not.
-    pub news: News,
     /// Its named statements: those that the server has, or will have when what was sent has run.
     pub shelf: Shelf,
     /// Its unnamed statement.
@@ -436,23 +422,6 @@ impl ServerConn {
         true
     }
 
-    /// A setting was reported.
-    pub fn note_report(&mut self, body: &[u8]) -> Report {
-        let Ok((name, value)) = pgweir_proto::backend::parameter_status(body) else { return Report::OfSession };
-        if self.news.is_empty() && self.profile.base().says(name, value) {
-            return Report::OfAll { is_new: false };
-        }
-        if self.news.note(name, value) { Report::OfAll { is_new: true } } else { Report::OfSession }
-    }
-
-    /// What it has reported since the last time, if anything, is its base from now on.
-    pub fn heed_news(&mut self, profiles: &Profiles) {
-        if !self.news.is_empty() {
-            let base = profiles.relearn(self.profile.base(), std::mem::take(&mut self.news));
-            self.profile = profiles.rebased(&self.profile, &base);
-        }
-    }
-
     /// Whether the server still has what it had is not certain any more: it is parsed anew before it is used.
     pub fn doubt_all(&mut self) {
         self.shelf.doubt_all();
@@ -512,7 +481,6 @@ impl ServerConn {
             unsent: Vec::new(),
             carry: Vec::new(),
             profile,
-            news: News::default(),
             shelf: Shelf::default(),
             unnamed: Unnamed::Empty,
             pid: 1,

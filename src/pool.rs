@@ -5,7 +5,6 @@ mod dial;
 mod fleet;
 mod knowledge;
 mod limits;
-mod promotion;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -28,7 +27,6 @@ use fleet::Fleet;
 pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
-use promotion::Promotion;
 use watch::Watch;
 
 /// What the first server connection of a pool told, and every client is told.
@@ -134,7 +132,6 @@ pub struct Pool {
     fleet: Option<Fleet>,
     /// How its server's limits stand, for whoever asks.
     watch: Watch,
-    promotion: Promotion,
     check_ins: Cell<u32>,
     target: Rc<Target>,
     clock: Rc<Clock>,
@@ -172,7 +169,6 @@ impl Pool {
             name,
             limits,
             profiles: Profiles::default(),
-            promotion: Promotion::default(),
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
@@ -329,7 +325,6 @@ impl Pool {
 
     /// Gives a free server connection to the first waiter, or to the idle stack.
     fn offer(self: &Rc<Self>, conn: Box<ServerConn>) {
-        debug_assert!(conn.news.is_empty(), "what it reported has not become its base");
         if self.draining.get() && self.inner.borrow().queue.is_empty() {
             return self.discard(conn, DiscardReason::Shutdown);
         }

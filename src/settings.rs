@@ -29,83 +29,9 @@ const FROZEN: [&str; 13] = [
     "xmloption",
 ];
 
-/// What a server reports and no session can set: it is so for whoever has a connection to it. The follower that is promoted
-/// tells `in_hot_standby`; the others change with the server.
-///
-/// Source: `PostgreSQL` 18 docs, §54.2.7 "Asynchronous Operations".
-const FIXED: [&str; 4] = [IN_HOT_STANDBY, "integer_datetimes", "server_encoding", "server_version"];
-
-/// The longest value of these that is heeded; bytes. Postgres' are shorter.
-const FIXED_VALUE_MAX: usize = 256;
-
-/// The one that tells a follower (`on`) from a primary. A server reports once that it became a primary, in the next answer of each
-/// connection.
-pub const IN_HOT_STANDBY: &str = "in_hot_standby";
-
-/// Whether no session can set this.
-#[must_use]
-pub fn is_fixed(name: &str) -> bool {
-    FIXED.contains(&name)
-}
-
-/// What a server connection has reported of what no session can set, at its login and since.
-///
-/// Connections of one pool may differ in it for a while: Postgres tells of a promotion in its next answer, each of them in its
-/// own. A client is told what is different before it gets an answer of another one.
-#[derive(Debug)]
-pub struct Base {
-    id: u32,
-    /// At most one for each name there is.
-    values: Vec<Entry>,
-}
-
-impl Base {
-    /// The value of one of them.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.values.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
-    }
-
-    /// Whether it has this already.
-    #[must_use]
-    pub fn says(&self, name: &[u8], value: &[u8]) -> bool {
-        self.values.iter().any(|(known, told)| known.as_bytes() == name && **told == *value)
-    }
-
-    /// What a client has to be told that was told of `other`.
-    pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Entry> {
-        self.values.iter().filter(|(name, value)| other.get(name) != Some(value))
-    }
-}
-
-/// What a server connection has reported, and is not in its base yet.
-#[derive(Debug, Default)]
-pub struct News(Vec<Entry>);
-
-impl News {
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// A setting was reported. True if that concerns all clients, whatever it was the answer to.
-    pub fn note(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let Some(name) = FIXED.into_iter().find(|fixed| fixed.as_bytes() == name) else { return false };
-        if value.len() > FIXED_VALUE_MAX {
-            return false;
-        }
-        self.0.retain(|(known, _)| **known != *name);
-        self.0.push((name.into(), value.into()));
-        true
-    }
-}
-
 /// A set of session settings that differ from what a fresh server connection of the pool has.
 #[derive(Debug)]
 pub struct Profile {
-    /// What it is set on top of.
-    base: Rc<Base>,
     entries: Vec<Entry>,
     /// Equal for profiles that agree in every frozen setting.
     parse_key: u32,
@@ -115,17 +41,6 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// What holds where it sets nothing.
-    #[must_use]
-    #[inline]
-    pub const fn base(&self) -> &Rc<Base> {
-        &self.base
-    }
-
-    fn plain(base: Rc<Base>) -> Self {
-        Self { base, entries: Vec::new(), parse_key: 0, reported: RefCell::new(Some(Rc::from([]))) }
-    }
-
     /// The settings, sorted by name.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
@@ -177,12 +92,8 @@ impl Profile {
 /// The profiles of one pool.
 #[derive(Debug)]
 pub struct Profiles {
-    /// The plain one on the base that was learnt last.
-    plain: RefCell<Rc<Profile>>,
-    bases: RefCell<Vec<Weak<Base>>>,
-    next_base: Cell<u32>,
-    /// By the base and the settings.
-    known: RefCell<HashMap<(u32, Vec<Entry>), Weak<Profile>, foldhash::fast::RandomState>>,
+    plain: Rc<Profile>,
+    known: RefCell<HashMap<Vec<Entry>, Weak<Profile>, foldhash::fast::RandomState>>,
     parse_keys: RefCell<HashMap<Vec<Entry>, u32, foldhash::fast::RandomState>>,
     next_key: Cell<u32>,
 }
@@ -192,14 +103,10 @@ const SWEEP_AT: usize = 1024;
 
 impl Default for Profiles {
     fn default() -> Self {
-        // Nothing is known of any server yet.
-        let base = Rc::new(Base { id: 0, values: Vec::new() });
-        let plain = Rc::new(Profile::plain(base));
+        let plain = Profile { entries: Vec::new(), parse_key: 0, reported: RefCell::new(Some(Rc::from([]))) };
         Self {
-            known: RefCell::new(std::iter::once(((0, Vec::new()), Rc::downgrade(&plain))).collect()),
-            plain: RefCell::new(plain),
-            bases: RefCell::default(),
-            next_base: Cell::new(1),
+            plain: Rc::new(plain),
+            known: RefCell::default(),
             parse_keys: RefCell::default(),
             next_key: Cell::new(1),
         }
@@ -207,66 +114,14 @@ impl Default for Profiles {
 }
 
 impl Profiles {
-    /// The profile of a client that set nothing, on the newest base.
+    /// The profile of a client that set nothing.
     #[must_use]
     pub fn plain(&self) -> Rc<Profile> {
-        self.plain.borrow().clone()
+        self.plain.clone()
     }
 
-    /// The one profile with these entries on the newest base; of equal names the last wins.
+    /// The one profile with these entries; of equal names the last wins.
     pub fn intern(&self, entries: impl IntoIterator<Item = Entry>) -> Rc<Profile> {
-        let base = self.plain.borrow().base.clone();
-        self.intern_on(&base, entries)
-    }
-
-    /// What a fresh server connection has reported, as its base, which is the newest from now on.
-    pub fn learn(&self, parameters: &[Entry]) -> Rc<Base> {
-        let is_kept = |(name, value): &&Entry| is_fixed(name) && value.len() <= FIXED_VALUE_MAX;
-        self.intern_base(parameters.iter().filter(is_kept).cloned().collect())
-    }
-
-    /// What `base` has become by what its connection has reported; it is the newest from now on.
-    pub fn relearn(&self, base: &Base, News(news): News) -> Rc<Base> {
-        let mut values = base.values.clone();
-        for (name, value) in news {
-            values.retain(|(known, _)| *known != name);
-            values.push((name, value));
-        }
-        self.intern_base(values)
-    }
-
-    fn intern_base(&self, mut values: Vec<Entry>) -> Rc<Base> {
-        values.sort_unstable();
-        let newest = self.plain.borrow().base.clone();
-        if newest.values == values {
-            return newest;
-        }
-        let mut bases = self.bases.borrow_mut();
-        bases.retain(|base| base.strong_count() > 0);
-        let known = bases.iter().filter_map(Weak::upgrade).find(|base| base.values == values);
-        let base = known.unwrap_or_else(|| {
-            let id = self.next_base.replace(self.next_base.get().wrapping_add(1));
-            let base = Rc::new(Base { id, values });
-            bases.push(Rc::downgrade(&base));
-            base
-        });
-        drop(bases);
-        *self.plain.borrow_mut() = self.intern_on(&base, []);
-        base
-    }
-
-    /// The same settings on another base.
-    pub fn rebased(&self, profile: &Profile, base: &Rc<Base>) -> Rc<Profile> {
-        let rebased = self.intern_on(base, profile.entries.iter().cloned());
-        if let (None, Some(reported)) = (rebased.reported(), profile.reported()) {
-            // How the server spells them has nothing to do with the base.
-            *rebased.reported.borrow_mut() = Some(reported);
-        }
-        rebased
-    }
-
-    /// The one profile with these entries on this base; of equal names the last wins.
-    pub fn intern_on(&self, base: &Rc<Base>, entries: impl IntoIterator<Item = Entry>) -> Rc<Profile> {
         let mut sorted: Vec<Entry> = Vec::new();
         for entry in entries {
             match sorted.binary_search_by(|(name, _)| name.cmp(&entry.0)) {
@@ -278,22 +133,19 @@ impl Profiles {
                 Err(at) => sorted.insert(at, entry),
             }
         }
-        let key = (base.id, sorted);
-        if let Some(known) = self.known.borrow().get(&key).and_then(Weak::upgrade) {
+        if sorted.is_empty() {
+            return self.plain();
+        }
+        if let Some(known) = self.known.borrow().get(&sorted).and_then(Weak::upgrade) {
             return known;
         }
-        let entries = key.1.clone();
-        let profile = if entries.is_empty() {
-            Rc::new(Profile::plain(base.clone()))
-        } else {
-            let parse_key = self.parse_key(&entries);
-            Rc::new(Profile { base: base.clone(), entries, parse_key, reported: RefCell::default() })
-        };
+        let parse_key = self.parse_key(&sorted);
+        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported: RefCell::default() });
         let mut known = self.known.borrow_mut();
         if known.len() >= SWEEP_AT {
             known.retain(|_, weak| weak.strong_count() > 0);
         }
-        known.insert(key, Rc::downgrade(&profile));
+        known.insert(sorted, Rc::downgrade(&profile));
         profile
     }
 
@@ -671,38 +523,6 @@ mod tests {
         assert!(Rc::ptr_eq(&profiles.intern([]), &profiles.plain()));
         assert_eq!(one.parse_key(), 0);
         assert_ne!(profiles.intern(entries(&[("timezone", "UTC")])).parse_key(), 0);
-    }
-
-    #[test]
-    fn what_no_session_can_set_makes_profiles_differ_and_nothing_else_does() {
-        let profiles = Profiles::default();
-        let told = |standby: &str, zone: &str| entries(&[("TimeZone", zone), ("in_hot_standby", standby)]);
-        let on = profiles.learn(&told("on", "UTC"));
-        assert!(Rc::ptr_eq(&on, &profiles.learn(&told("on", "CET"))));
-        let old = (profiles.plain(), profiles.intern(entries(&[("a", "1")])));
-        old.1.prove(entries(&[("a", "one")]));
-        // Reports of what clients can set are nobody's news, nor is what no server would say.
-        let mut news = News::default();
-        assert!(!news.note(b"TimeZone", b"CET") && !news.note(b"in_hot_standby", &[b'x'; FIXED_VALUE_MAX + 1]));
-        assert!(news.is_empty());
-        for value in ["off", "on", "off"] {
-            assert!(news.note(b"in_hot_standby", value.as_bytes()));
-        }
-        let off = profiles.relearn(&on, news);
-        assert!(!Rc::ptr_eq(&on, &off) && Rc::ptr_eq(&off, profiles.plain().base()));
-        assert!(
-            !Rc::ptr_eq(&profiles.plain(), &old.0) && !Rc::ptr_eq(&profiles.intern(entries(&[("a", "1")])), &old.1)
-        );
-        assert_eq!(off.differing(&on).cloned().collect::<Vec<_>>(), entries(&[("in_hot_standby", "off")]));
-        assert_eq!(off.differing(&off).count(), 0);
-        // What is known of a profile goes along.
-        let moved = profiles.rebased(&old.1, &off);
-        assert!(Rc::ptr_eq(&moved, &profiles.intern(entries(&[("a", "1")]))));
-        assert_eq!(moved.reported().unwrap().to_vec(), entries(&[("a", "one")]));
-        assert_eq!(moved.parse_key(), old.1.parse_key());
-        assert!(Rc::ptr_eq(&profiles.rebased(&old.0, &off), &profiles.plain()));
-        // A connection that has not heard of it yet, say.
-        assert!(Rc::ptr_eq(&profiles.learn(&told("on", "UTC")), &on) && Rc::ptr_eq(&profiles.plain(), &old.0));
     }
 
     #[test]

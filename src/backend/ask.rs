@@ -9,7 +9,6 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::settle::note_report;
 use super::{ServerConn, SettleError, Unnamed, describe_error, row_columns};
 
 /// The most that an answer may be; bytes. More, and the connection is given up.
@@ -114,7 +113,6 @@ impl ServerConn {
                 let (mut status, mut fatal) = (None, false);
                 match tag {
                     Tag::DataRow => row(body),
-                    Tag::ParameterStatus => note_report(&mut self.news, body),
                     Tag::ErrorResponse => {
                         fatal = Fields::parse(body).map_or(true, |fields| fields.is_fatal());
                         well = false;
@@ -163,7 +161,6 @@ impl ServerConn {
                     fatal = Fields::parse(body).map_or(true, |fields| fields.is_fatal());
                     answer.error.get_or_insert_with(|| describe_error(body));
                 }
-                Tag::ParameterStatus => note_report(&mut self.news, body),
                 Tag::ReadyForQuery => status = TxStatus::parse(body).ok(),
                 _ => {}
             }

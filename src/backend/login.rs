@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::net::Stream;
 use crate::net::tls::{ConnectError, Try};
 use crate::prepared::Shelf;
-use crate::settings::{APPLICATION_NAME, News, Profile, is_fixed};
+use crate::settings::{APPLICATION_NAME, Profile};
 use crate::stats::DiscardReason;
 
 /// The longest message accepted before a login is complete; bytes.
@@ -461,12 +461,6 @@ impl Login {
         Ok(())
     }
 
-    /// Of what the server reports later: it became a primary meanwhile, say. It does not say so again.
-    fn keep_fixed(&mut self, body: &[u8]) -> Result<(), DialError> {
-        let (name, _) = backend::parameter_status(body)?;
-        if std::str::from_utf8(name).is_ok_and(is_fixed) { self.keep_parameter(body) } else { Ok(()) }
-    }
-
     async fn recv_any(&mut self) -> Result<(Tag, Vec<u8>), DialError> {
         loop {
             if let Scanned::Whole { tag, body } = self.scanner.next(&self.input)? {
@@ -522,7 +516,6 @@ impl Login {
                 }
                 (Tag::ErrorResponse, body) if Fields::parse(&body)?.is_fatal() => return Err(refused(&body)),
                 (Tag::ReadyForQuery, body) => return idle(&body, "the login"),
-                (Tag::ParameterStatus, body) => self.keep_fixed(&body)?,
                 (tag, _) if belongs_to_an_answer(tag) => {}
                 (tag, _) => return Err(DialError::OutOfPlace { tag: tag as u8 }),
             }
@@ -541,7 +534,6 @@ impl Login {
                 (Tag::ParameterStatus, body) => {
                     let (name, _) = backend::parameter_status(&body)?;
                     self.is_renamed |= name == APPLICATION_NAME.as_bytes();
-                    self.keep_fixed(&body)?;
                 }
                 (Tag::ReadyForQuery, body) => return failure.map_or_else(|| idle(&body, "connect_query"), Err),
                 (tag, _) if tag == Tag::DataRow || belongs_to_an_answer(tag) => {}
@@ -615,7 +607,6 @@ impl Login {
             unsent: Vec::new(),
             carry: Vec::new(),
             profile: plain,
-            news: News::default(),
             shelf: Shelf::default(),
             unnamed: Unnamed::Empty,
             pid,

@@ -2,6 +2,7 @@
 //! middle of something, and between two clients.
 
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::Poll;
 
 use pgweir_proto::backend::{self, Tag, TxStatus};
@@ -13,7 +14,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 use super::{ServerConn, Unnamed, longest};
 use crate::budget::tag;
 use crate::prepared::statement_id;
-use crate::settings::{self, APPLICATION_NAME, Entry, News, Profile, Profiles};
+use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
 
 /// What settling a connection had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,17 +92,13 @@ impl ServerConn {
         if self.until_settled().await? { Ok(()) } else { Err(SettleError) }
     }
 
-    /// Makes the settings of an idle connection those of `to`, on its own base. Returns what the server reported of them, or
-    /// the body of its error; then its settings are not known any more. What it reported besides is among its news.
+    /// Makes the settings of an idle connection those of `to`. Returns what the server reported meanwhile, or the
+    /// body of its error; then its settings are not known any more.
     ///
     /// # Errors
     ///
     /// [`SettleError`].
-    pub async fn apply(
-        &mut self,
-        profiles: &Profiles,
-        to: &Profile,
-    ) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
+    pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
         let mut queries = Vec::new();
         settings::replay(&self.profile, to, &self.tag, |text| {
             let mut query = Vec::new();
@@ -118,13 +115,11 @@ impl ServerConn {
                 return Ok(Err(body));
             }
         }
-        self.profile = profiles.rebased(to, self.profile.base());
-        let mut reported = heard.parameters;
-        reported.retain(|(name, value)| !self.news.note(name.as_bytes(), value));
-        for (name, value) in reported.iter_mut().filter(|(name, _)| **name == *APPLICATION_NAME) {
+        self.profile = to.clone();
+        for (name, value) in heard.parameters.iter_mut().filter(|(name, _)| **name == *APPLICATION_NAME) {
             *value = self.shown(value, to.get(name)).into();
         }
-        Ok(Ok(reported))
+        Ok(Ok(heard.parameters))
     }
 
     /// An `application_name` that the server told, without the tag: `own`, if it is what was made of that.
@@ -156,9 +151,6 @@ impl ServerConn {
     async fn until_settled(&mut self) -> Result<bool, SettleError> {
         let mut heard = Heard::default();
         self.until_settled_hearing(&mut heard).await?;
-        for (name, value) in &heard.parameters {
-            self.news.note(name.as_bytes(), value);
-        }
         Ok(heard.error.is_none())
     }
 
@@ -268,13 +260,6 @@ impl ServerConn {
         }
         while self.pipeline.next_local().is_some() {}
         Ok(())
-    }
-}
-
-/// A setting was reported in the answer to a question of ours.
-pub(super) fn note_report(news: &mut News, body: &[u8]) {
-    if let Ok((name, value)) = backend::parameter_status(body) {
-        news.note(name, value);
     }
 }
 

@@ -50,7 +50,6 @@ impl Orphan {
         if self.pinned {
             self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
         }
-        self.pool.heed_news(&mut self.conn);
         match reason {
             None => self.pool.release(self.conn),
             Some(reason) => self.pool.discard_lent(self.conn, reason),
@@ -94,7 +93,7 @@ impl Orphan {
     async fn clean(&mut self) -> Result<(), ()> {
         let clock = self.pool.clock().clone();
         clock.limit(SETTLE_LIMIT, self.conn.reset(&self.reset)).await.map_err(drop)?.map_err(drop)?;
-        self.conn.profile = self.pool.profiles.intern_on(self.conn.profile.base(), []);
+        self.conn.profile = self.pool.profiles.plain();
         Ok(())
     }
 }

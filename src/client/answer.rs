@@ -15,7 +15,7 @@ use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
-use crate::backend::{Lost, Report, ServerConn, Unnamed as Held, longest};
+use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{
     AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
@@ -157,17 +157,17 @@ impl Answer<'_> {
                 return Ok(());
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
-            Tag::ParameterStatus | Tag::NotificationResponse => {
-                self.unasked(tag, body, len, plan);
-                return Ok(());
+            Tag::ParameterStatus => {
+                let origin = self.parameter();
+                if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
+                    Origin::Pooler
+                } else {
+                    origin
+                }
             }
-            // Of the failure that nobody hears of, or nobody's.
-            Tag::NoticeResponse if self.aside.healing => {
-                let before = plan.planned();
-                plan.forward(len);
-                plan.set_aside(before);
-                return Ok(());
-            }
+            Tag::NotificationResponse if self.marks.listening => Origin::Client,
+            // Not this client's: it never listened.
+            Tag::NotificationResponse => Origin::Pooler,
             tag => {
                 let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
                 if let Some(done) = reply.done {
@@ -300,36 +300,15 @@ impl Answer<'_> {
         }
     }
 
-    /// What a server says of its own accord: a notification; or that a setting changed, by a replay of the client's own, which it
-    /// knows; by its statement, at the end of its transaction; or from outside.
-    ///
-    /// What no statement has done is no word of an answer, and the batch that is answered can still run again.
-    #[inline(never)]
-    fn unasked(&mut self, tag: Tag, body: &[u8], len: usize, plan: &mut Plan<'_>) {
-        let before = plan.planned();
-        let is_setting = tag == Tag::ParameterStatus;
-        let (is_told, is_word) = match is_setting.then(|| self.conn.note_report(body)) {
-            // One that never listened hears nothing.
-            None => (self.marks.listening, false),
-            // It is told whatever this is the answer to, and looked after when the lease ends.
-            Some(Report::OfAll { is_new }) => (is_new, false),
-            Some(Report::OfSession) if self.conn.pipeline.front().is_some_and(|owed| owed.note == REPLAY) => {
-                (false, false)
-            }
-            Some(Report::OfSession) => {
-                self.marks.tainted = true;
-                self.marks.unsettled = true;
-                (true, !self.aside.healing)
-            }
-        };
-        if is_told && !(is_setting && !self.conn.tag.is_empty() && self.untagged(body, plan)) {
-            plan.forward(len);
-        } else {
-            plan.skip(len);
+    /// A setting changed: by a replay of the client's own, which it knows; or by its statement, at the end of its
+    /// transaction, or from outside.
+    fn parameter(&mut self) -> Origin {
+        if self.conn.pipeline.front().is_some_and(|owed| owed.note == REPLAY) {
+            return Origin::Pooler;
         }
-        if !is_word {
-            plan.set_aside(before);
-        }
+        self.marks.tainted = true;
+        self.marks.unsettled = true;
+        Origin::Client
     }
 
     /// A name is told without the tag. True if that was it.

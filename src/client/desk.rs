@@ -34,10 +34,6 @@ pub struct Desk {
     pub budget: Budget,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
-    /// A batch that is answered can run again.
-    pub heals: bool,
-    /// What the server said last was no word of an answer.
-    pub is_silent: bool,
     statements: Statements,
     scans: sql::Cache,
     library: sql::Library,
@@ -68,8 +64,6 @@ impl Desk {
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
             to_client: Vec::new(),
-            heals: false,
-            is_silent: false,
             statements: Statements::default(),
             scans: sql::Cache::default(),
             library: sql::Library::default(),
@@ -167,7 +161,7 @@ impl Desk {
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
-                heals: self.heals,
+                heals: false,
             },
         };
         let heard = if input.is_some() {
@@ -176,7 +170,6 @@ impl Desk {
             answer.answer_locally(&mut plan);
             Heard::Short
         };
-        self.is_silent = plan.is_silent();
         self.to_client.extend(both(&plan));
         (plan.at(), heard)
     }

@@ -12,15 +12,13 @@ pub struct Plan<'a> {
     input: &'a [u8],
     made: &'a mut Vec<u8>,
     run: Range<usize>,
-    /// So many bytes of what is to be written are no word of an answer.
-    asides: usize,
 }
 
 impl<'a> Plan<'a> {
     /// Nothing decided yet. `made` is emptied.
     pub fn new(input: &'a [u8], made: &'a mut Vec<u8>) -> Self {
         made.clear();
-        Self { input, made, run: 0..0, asides: 0 }
+        Self { input, made, run: 0..0 }
     }
 
     /// Where in the input the next decision begins.
@@ -50,23 +48,10 @@ impl<'a> Plan<'a> {
         self.run = at..at;
     }
 
-    /// Bytes to be written so far.
+    /// Whether nothing is to be written so far.
     #[must_use]
-    #[inline]
-    pub fn planned(&self) -> usize {
-        self.made.len() + self.run.len()
-    }
-
-    /// What was planned since there were so many bytes is no word of an answer: nobody asked for it.
-    pub fn set_aside(&mut self, since: usize) {
-        self.asides += self.planned().saturating_sub(since);
-    }
-
-    /// Whether no word of an answer is to be written so far.
-    #[must_use]
-    #[inline]
     pub fn is_silent(&self) -> bool {
-        self.planned() == self.asides
+        self.made.is_empty() && self.run.is_empty()
     }
 
     /// Bytes that were not in the input.
@@ -103,24 +88,6 @@ mod tests {
         plan.forward(2);
         assert_eq!(plan.slices(), (&b"abcX"[..], &b"ef"[..]));
         assert_eq!((plan.at(), plan.rest()), (6, &b""[..]));
-    }
-
-    #[test]
-    fn what_nobody_asked_for_is_no_word_of_an_answer() {
-        let mut made = Vec::new();
-        let mut plan = Plan::new(b"abcdef", &mut made);
-        assert!(plan.is_silent());
-        plan.skip(1);
-        plan.forward(1);
-        plan.set_aside(0);
-        let before = plan.planned();
-        plan.insert(|out| out.push(b'X'));
-        plan.skip(1);
-        plan.set_aside(before);
-        assert!(plan.is_silent());
-        plan.forward(1);
-        assert!(!plan.is_silent());
-        assert_eq!(plan.slices(), (&b"bX"[..], &b"d"[..]));
     }
 
     #[test]

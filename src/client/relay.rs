@@ -338,10 +338,10 @@ impl Relay {
         }
         .inspect(&mut plan);
         let used = plan.at();
-        if !plan.is_silent() {
+        let (first, second) = plan.slices();
+        if !(first.is_empty() && second.is_empty()) {
             active.rerun.settle();
         }
-        let (first, second) = plan.slices();
         if let Some(before) = before {
             self.tell_slow(before, rules.now);
         }

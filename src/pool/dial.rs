@@ -102,9 +102,6 @@ impl Pool {
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
         conn.enroll(self.watch.roster(), &self.name);
-        let base = self.profiles.learn(&parameters);
-        conn.profile = self.profiles.intern_on(&base, []);
-        self.note_primary(&conn);
         if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }

@@ -263,10 +263,7 @@ impl Pool {
             let outcome = pool.clock.limit(LIMIT, conn.retag()).await;
             drop(errand);
             match outcome {
-                Ok(Ok(())) => {
-                    pool.heed_news(&mut conn);
-                    pool.offer(conn);
-                }
+                Ok(Ok(())) => pool.offer(conn),
                 Ok(Err(SettleError)) | Err(_) => pool.discard(conn, DiscardReason::Lost),
             }
             pool.dial_if_wanted();
@@ -325,7 +322,6 @@ impl Pool {
             }
             drop(on);
             if outcome.is_ok() {
-                pool.heed_news(&mut conn);
                 pool.offer(conn);
             } else {
                 pool.note_silence();
@@ -506,7 +502,6 @@ impl Pool {
             let outcome = pool.prove(&mut conn, probe).await;
             pool.end_probe();
             drop(on);
-            pool.heed_news(&mut conn);
             match outcome {
                 Ok(true) => pool.offer(conn),
                 Ok(false) => pool.discard(conn, DiscardReason::Shrink),

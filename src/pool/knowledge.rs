@@ -214,7 +214,6 @@ impl Pool {
                 pool.catalog.known.set(NOTHING);
                 pool.catalog.turn();
             }
-            pool.heed_news(&mut conn);
             match outcome {
                 Ok(Ok(_)) => pool.offer(conn),
                 Ok(Err(SettleError)) | Err(_) => pool.discard(conn, DiscardReason::Lost),
@@ -248,7 +247,7 @@ impl Pool {
         let catalog = &self.catalog;
         // What is defined meanwhile may be missing in the answers.
         let made = catalog.shared.definitions.made.get();
-        conn.apply(&self.profiles, &self.profiles.plain()).await?.map_err(|_| SettleError)?;
+        conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
         let mut fingerprint: Box<[u8]> = Box::default();
         let told = conn.gather(FINGERPRINT, ANSWER_MAX, |row| {
             fingerprint = row_columns(row).flatten().next().unwrap_or_default().into();

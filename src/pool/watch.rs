@@ -174,7 +174,6 @@ impl Pool {
                     return pool.dial_if_wanted();
                 }
             }
-            pool.heed_news(&mut conn);
             pool.offer(conn);
             pool.dial_if_wanted();
         });
@@ -188,7 +187,7 @@ impl Pool {
         answers: &mut Answers,
     ) -> Result<bool, SettleError> {
         let outcome = self.clock.limit(LIMIT, async {
-            conn.apply(&self.profiles, &self.profiles.plain()).await?.map_err(|_| SettleError)?;
+            conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
             let told = conn.gather_in_transaction(text, ANSWER_MAX, |row| answers.row(row_columns(row))).await?;
             if !told {
                 conn.settle().await?;

@@ -228,47 +228,6 @@ async fn told_as_wanted(table: &[(&'static str, Vec<Step>, Want)], settings: &[(
     }
 }
 
-/// A server becomes a primary while somebody logs in to it, and says so once: behind the question who it is, or behind
-/// `connect_query`.
-#[tokio::test]
-async fn what_a_server_becomes_during_a_login_is_told_to_the_clients() {
-    let greeting = [say::auth(0, b""), say::parameter("in_hot_standby", "on"), say::greeting()].concat();
-    let promoted = |answer: Vec<u8>| {
-        let (answer, ready) = answer.split_at(answer.len() - say::ready().len());
-        [answer, &say::parameter("in_hot_standby", "off"), &say::parameter("TimeZone", "Mars"), ready].concat()
-    };
-    let script = |who: Vec<u8>, query: Vec<u8>| {
-        vec![
-            Step::Startup,
-            Step::Send(greeting.clone()),
-            Step::Receive,
-            Step::Send(who),
-            Step::Receive,
-            Step::Send(query),
-            Step::Serve,
-        ]
-    };
-    let (who, done) = (say::answer("x"), say::nothing());
-    let scripts = [script(promoted(who.clone()), done.clone()), script(who, promoted(done))];
-    let servers = scripts.map(|script| MockServer::start(move |_| script.clone()).unwrap());
-    let connect_query = ["databases.db0.connect_query", "databases.db1.connect_query"].map(|key| (key, "SELECT 1"));
-    let pgweir = pgweir_before(&servers, &connect_query);
-    for number in 0..servers.len() {
-        for _ in 0..2 {
-            let mut wire = login_to(&pgweir, number).await;
-            assert_eq!(wire.parameters["in_hot_standby"], "off", "db{number}");
-            // What a session can set is told as it was at the first.
-            assert!(!wire.parameters.contains_key("TimeZone"), "db{number}");
-            assert_value(&wire.query("SELECT 1").await.unwrap(), "mock");
-            assert_eq!(wire.parameters["in_hot_standby"], "off", "db{number}");
-        }
-    }
-}
-
-async fn login_to(pgweir: &Pgweir, number: usize) -> Wire {
-    login(pgweir, number).await.unwrap_or_else(|error| panic!("db{number}: {error}"))
-}
-
 #[tokio::test]
 async fn a_server_that_is_starting_up_is_waited_for() {
     let server = MockServer::start(|number| {

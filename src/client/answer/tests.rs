@@ -10,7 +10,6 @@ use proptest::prelude::*;
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::Heard;
 use crate::prepared::{AUDIT, REPLAY};
-use crate::settings::Profiles;
 use crate::state::Findings;
 
 fn show(bytes: &[u8]) -> String {
@@ -133,49 +132,6 @@ fn our_own_conversation_is_not_the_clients() {
     let (got, _) = desk.server(&[zone.clone(), reply::done("SELECT 1"), reply::ready(b'I')].concat());
     assert_eq!(show(&got), show(&[zone, reply::done("SELECT 1"), reply::ready(b'I')].concat()));
     assert!(desk.marks.tainted);
-
-    // What no session can set concerns it, whatever it is in the answer to; and none of its statements has done it.
-    let mut desk = Desk::new();
-    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
-    desk.client(&query("SELECT 1"));
-    let promoted = reply::parameter("in_hot_standby", "off");
-    let (got, _) = desk.server(&[reply::done("SELECT 1"), promoted.clone(), reply::ready(b'I')].concat());
-    assert_eq!((show(&got), desk.marks.tainted, desk.marks.defines), (show(&promoted), false, false));
-    assert!(!desk.conn.news.is_empty());
-    // What its base has already, the client knows.
-    let profiles = Profiles::default();
-    desk.conn.heed_news(&profiles);
-    let (got, _) = desk.server(&[promoted, reply::done("SELECT 1"), reply::ready(b'I')].concat());
-    assert_eq!(show(&got), show(&[reply::done("SELECT 1"), reply::ready(b'I')].concat()));
-    assert!(desk.conn.news.is_empty());
-}
-
-/// What a server says of its own accord is told, and yet nothing of an answer: a failure that nobody hears of heals, whatever
-/// stands in front of it and behind it.
-#[test]
-fn what_nobody_asked_for_is_no_word_of_an_answer() {
-    let stale = reply::error("ERROR", "0A000", "cached plan must not change result type RevalidateCachedQuery");
-    let idle = reply::ready(b'I');
-    let (promoted, zone) = (reply::parameter("in_hot_standby", "off"), reply::parameter("TimeZone", "UTC"));
-    let notification = message(b'A', b"\0\0\0\x07channel\0text\0");
-    let notice = message(b'N', b"SNOTICE\0C00000\0Mby the way\0\0");
-    let behind = [stale.clone(), notification.clone(), notice.clone(), zone.clone(), promoted.clone()];
-    #[rustfmt::skip]
-    let table: [(&str, bool, Vec<u8>, Vec<u8>); 4] = [
-        ("nothing else",     true,  stale.clone(),                                  Vec::new()),
-        ("behind it",        true,  behind.concat(),                                behind[1..].concat()),
-        ("in front of it",   true,  [&promoted[..], &notification, &stale].concat(), [&promoted[..], &notification].concat()),
-        ("a notice in front", false, [&notice[..], &stale].concat(),                 [&notice[..], &stale, &idle].concat()),
-    ];
-    for (name, heals, answer, want) in table {
-        let mut desk = Desk::new();
-        desk.client(&[parse("s", "SELECT 1", &[]), sync()].concat());
-        desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
-        (desk.heals, desk.marks.listening) = (true, true);
-        desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
-        let (got, heard) = desk.server(&[answer, idle.clone()].concat());
-        assert_eq!((show(&got), matches!(heard, Heard::Again), desk.is_silent), (show(&want), heals, heals), "{name}");
-    }
 }
 
 #[test]

@@ -35,8 +35,7 @@ impl Loan {
     }
 
     pub(super) fn release(mut self) {
-        if let Some(mut conn) = self.conn.take() {
-            self.pool.heed_news(&mut conn);
+        if let Some(conn) = self.conn.take() {
             self.pool.release(conn);
         }
     }
@@ -124,19 +123,15 @@ impl Door {
             None => (self.learn(&pool).await?, true),
         };
         let wanted = wish.settings.into_iter().filter(|entry| !is_default(&learned, entry));
-        let mut profile = pool.profiles.intern(wanted);
+        let profile = pool.profiles.intern(wanted);
         if profile.reported().is_none() {
             self.prove(&pool, &profile).await?;
         }
+        parameters(&learned, &profile, &mut out);
         let conn = match pool.limits.mode {
             PoolMode::Session => Some(self.keep(&pool, &profile).await?),
             PoolMode::Transaction | PoolMode::Statement => None,
         };
-        if let Some(conn) = &conn {
-            // On the base of the one that it keeps.
-            profile = conn.profile.clone();
-        }
-        parameters(&learned, &profile, &mut out);
         let real_pid = conn.as_ref().map(|conn| conn.pid);
         let entry = self.context.registry.enter(real_pid, wish.long_key, self.context.clock.now());
         encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
@@ -173,14 +168,9 @@ impl Door {
     async fn keep(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<Box<ServerConn>, Refused> {
         let mut loan = self.lease(pool).await?;
         let limit = self.context.config.pool.server_connect_timeout;
-        let outcome = self.context.clock.limit(limit, async { loan.conn()?.apply(&pool.profiles, profile).await });
+        let outcome = self.context.clock.limit(limit, async { loan.conn()?.apply(profile).await });
         match outcome.await {
-            Ok(Ok(Ok(_))) => {
-                let mut conn = loan.take().ok_or_else(lost)?;
-                pool.heed_news(&mut conn);
-                pool.catch_up(&mut conn);
-                Ok(conn)
-            }
+            Ok(Ok(Ok(_))) => loan.take().ok_or_else(lost),
             Ok(Ok(Err(body))) => {
                 // Half of them may be applied.
                 loan.discard(DiscardReason::Dirty);
@@ -198,8 +188,8 @@ impl Door {
         let plain = pool.profiles.plain();
         let outcome = self.context.clock.limit(limit, async {
             let conn = loan.conn()?;
-            conn.apply(&pool.profiles, &plain).await?.map_err(|_| SettleError)?;
-            conn.apply(&pool.profiles, profile).await
+            conn.apply(&plain).await?.map_err(|_| SettleError)?;
+            conn.apply(profile).await
         });
         match outcome.await {
             Ok(Ok(Ok(reported))) => {
@@ -234,8 +224,7 @@ fn parameters(learned: &Learned, profile: &Profile, out: &mut Vec<u8>) {
     let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
     for (name, value) in &learned.parameters {
         let own = reported.iter().find(|(own, _)| same(own, name));
-        let own = profile.base().get(name).or_else(|| own.map(|(_, value)| &**value));
-        encode::parameter_status(out, name.as_bytes(), own.unwrap_or(value));
+        encode::parameter_status(out, name.as_bytes(), own.map_or(value, |(_, value)| value));
     }
 }
 

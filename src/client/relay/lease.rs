@@ -62,9 +62,6 @@ impl Relay {
         if Rc::ptr_eq(&conn.profile, &self.profile) && !forgets || lacks(Guard::Journal) {
             return Ok(());
         }
-        if !Rc::ptr_eq(conn.profile.base(), self.profile.base()) {
-            return self.rebase(forgets, cx);
-        }
         let hold = conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
         if forgets {
@@ -86,21 +83,6 @@ impl Relay {
             Ok(()) => Ok(()),
             Err(error) => self.lose(Lost::Io(error.kind()), cx),
         }
-    }
-
-    /// The server connection has another base than what the client was told last: it is told before it gets an answer.
-    #[cold]
-    fn rebase(&mut self, forgets: bool, cx: &mut Task<'_>) -> Result<(), End> {
-        let Lease::Held(conn) = &mut self.lease else { return Ok(()) };
-        self.pool.catch_up(conn);
-        let base = conn.profile.base().clone();
-        let mut out = Vec::new();
-        for (name, value) in base.differing(self.profile.base()) {
-            encode::parameter_status(&mut out, name.as_bytes(), value);
-        }
-        self.profile = self.pool.profiles.rebased(&self.profile, &base);
-        self.write_client(cx, &out, &[])?;
-        self.replay(forgets, cx)
     }
 
     /// After answers: is the server connection at rest, and what then?
@@ -175,11 +157,6 @@ impl Relay {
         };
         if std::mem::take(&mut active.marks.defines) {
             self.pool.catalog.ends(&mut conn.defines);
-        }
-        if !conn.news.is_empty() {
-            // The client was told as the server told it.
-            self.pool.heed_news(conn);
-            self.profile = self.pool.profiles.rebased(&self.profile, conn.profile.base());
         }
         if self.pool.limits.mode == PoolMode::Session {
             self.note(Activity::Idle);
@@ -281,7 +258,7 @@ impl Relay {
         encode::query(&mut message, b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL");
         conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         conn.unnamed = Unnamed::Empty;
-        conn.profile = self.pool.profiles.intern_on(conn.profile.base(), []);
+        conn.profile = self.pool.profiles.plain();
         match conn.write(cx, &message, &[]) {
             Ok(()) => Ok(()),
             Err(error) => self.lose(Lost::Io(error.kind()), cx),
@@ -313,7 +290,7 @@ impl Relay {
         }
         let mut back_at_startup = Vec::new();
         if !failed {
-            conn.profile = self.pool.profiles.intern_on(conn.profile.base(), findings.settings.iter().cloned());
+            conn.profile = self.pool.profiles.intern(findings.settings.iter().cloned());
             let mut settings = findings.settings;
             // What was set and is not any more was RESET, and so is as at the client's start-up; unless the client has
             // changed it again since.
@@ -326,7 +303,7 @@ impl Relay {
                     }
                 }
             }
-            self.profile = self.pool.profiles.intern_on(self.profile.base(), settings);
+            self.profile = self.pool.profiles.intern(settings);
         }
         let mut pins = marks.pins.lasting();
         for reason in findings.pins.iter() {

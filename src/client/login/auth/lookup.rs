@@ -274,7 +274,7 @@ async fn ask_on(context: &Rc<Context>, pool: &Rc<Pool>, query: &str, name: &str)
     let limit = context.config.pool.server_connect_timeout;
     let asked = context.clock.limit(limit, async {
         let conn = loan.conn()?;
-        conn.apply(&pool.profiles, &pinned).await?.map_err(|_| SettleError)?;
+        conn.apply(&pinned).await?.map_err(|_| SettleError)?;
         conn.ask(query, name.as_bytes(), 2).await
     });
     let Ok(Ok(answer)) = asked.await else {
