@@ -385,8 +385,7 @@ impl Slot {
         }
         let clones: io::Result<Vec<Listener>> = self.listeners.iter().map(Listener::try_clone).collect();
         let clones = clones.map_err(|source| StartError::Io { doing: "keeping the listeners", source })?;
-        self.plane =
-            Some(Plane::start(&self.config, &self.keyring, clones, self.url.clone(), std::mem::take(&mut self.left))?);
+        self.plane = Some(Plane::start(&self.config, &self.keyring, clones, self.url.clone(), &mut self.left)?);
         Ok(())
     }
 }

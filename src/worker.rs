@@ -66,14 +66,14 @@ pub struct WorkerHandle {
 ///
 /// # Errors
 ///
-/// The thread or its event loop cannot be made, or there are no random bytes.
+/// The thread or its event loop cannot be made, or there are no random bytes. What is `left` stays with the caller then.
 pub fn start(
     config: Arc<Config>,
     users: Arc<Users>,
     listeners: Vec<Listener>,
     keyring: Arc<Keyring>,
     shared: Arc<Shared>,
-    left: Vec<Left>,
+    left: &mut Vec<Left>,
 ) -> io::Result<WorkerHandle> {
     let sockets = Sockets::default();
     let own = sockets.clone();
@@ -82,6 +82,7 @@ pub fn start(
     let (done, finished) = oneshot::channel();
     // Made by the thread that it is for.
     let (made, outcome) = std::sync::mpsc::sync_channel(1);
+    let (hand_over, handed) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
         let list = own.clone();
         let context = move |clock| Context::new(config, secrets, keyring, clock, list);
@@ -91,6 +92,7 @@ pub fn start(
             Err(error) => return drop(made.send(Err(error))),
         };
         let _ = made.send(Ok(nix::unistd::gettid().as_raw()));
+        let Ok(left) = handed.recv() else { return };
         let worker = Worker {
             context: context(Clock::new(pauses)),
             shared,
@@ -108,6 +110,7 @@ pub fn start(
         let _ = done.send(summary);
     })?;
     let thread_id = outcome.recv().map_err(|_| io::Error::other("the worker's thread ended at once"))??;
+    let _ = hand_over.send(std::mem::take(left));
     Ok(WorkerHandle { commands, finished, thread, thread_id, sockets })
 }
 
@@ -405,7 +408,7 @@ mod tests {
         let launch = |listeners| {
             let (config, keyring) = (Arc::clone(&config), Arc::clone(&keyring));
             let shared = Arc::new(Shared::new(Instant::now()));
-            (start(config, Arc::default(), listeners, keyring, Arc::clone(&shared), Vec::new()).unwrap(), shared)
+            (start(config, Arc::default(), listeners, keyring, Arc::clone(&shared), &mut Vec::new()).unwrap(), shared)
         };
         // Clients that have been accepted and have not said who they are.
         let connect = |worker: &WorkerHandle, shared: &Shared| {

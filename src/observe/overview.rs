@@ -101,8 +101,11 @@ impl Overview {
         }
         let taken = snapshots.iter().map(|(_, snapshot)| snapshot.taken).max()?;
         let mut whole = Snapshot::empty(taken);
-        for (plane, snapshot) in snapshots {
+        // What was counted before stays counted while a new worker has not said anything yet.
+        for plane in &planes {
             whole.process.merge(&plane.before);
+        }
+        for (plane, snapshot) in snapshots {
             whole.process.merge(&snapshot.process);
             if !plane.is_up {
                 // Its counts were counted. Nothing of it stands any more.

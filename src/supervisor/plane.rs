@@ -224,7 +224,7 @@ impl Plane {
         keyring: &Arc<Keyring>,
         listeners: Vec<Listener>,
         url: Option<Arc<str>>,
-        left: Vec<Left>,
+        left: &mut Vec<Left>,
     ) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(Instant::now()));
         let auth_file = AuthFile::read(Arc::clone(config))?;
@@ -346,13 +346,22 @@ impl Plane {
                 hung = Some(self.thread);
                 ending
             }
+            // Nor can this one. Whoever serves next must not serve beside what it has.
+            Ending::Stuck => {
+                left.extend(self.sockets.cut().unwrap_or_default());
+                hung = Some(self.thread);
+                ending
+            }
             Ending::Lost => {
                 let _ = join(self.thread);
                 left.extend(self.sockets.cut().unwrap_or_default());
                 ending
             }
-            Ending::Done(_) if !join(self.thread) => Ending::Lost,
-            ending => ending,
+            Ending::Done(_) if !join(self.thread) => {
+                left.extend(self.sockets.cut().unwrap_or_default());
+                Ending::Lost
+            }
+            Ending::Done(_) => ending,
         };
         Closed { ending, left, hung }
     }

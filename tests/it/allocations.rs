@@ -173,7 +173,7 @@ impl Worker {
         let before = worker_threads();
         // It tries a runtime out, which must not happen inside of another: the test's.
         let start = thread::spawn(move || {
-            worker::start(config, Arc::default(), listeners, keyring, shared, Vec::new()).unwrap()
+            worker::start(config, Arc::default(), listeners, keyring, shared, &mut Vec::new()).unwrap()
         });
         let handle = start.join().unwrap();
         let begun = Instant::now();
