@@ -474,18 +474,7 @@ impl World {
             let (database, role) =
                 (self.rng.random_range(0..self.plan.databases), self.rng.random_range(0..self.plan.roles));
             if self.has_room(database, role) {
-                self.sessions.insert(Session {
-                    process: None,
-                    database,
-                    role,
-                    name: "psql".to_owned(),
-                    born: self.now,
-                    transaction: None,
-                    stays: false,
-                    claims: 0,
-                    claims_until: 0,
-                    waits: false,
-                });
+                self.sessions.insert(Session::new(None, database, role, "psql".to_owned(), self.now));
             }
         } else if let Some(session) = there.first() {
             self.end_session(*session);

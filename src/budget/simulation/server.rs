@@ -30,6 +30,24 @@ pub(super) struct Session {
     pub(super) waits: bool,
 }
 
+impl Session {
+    /// One that has just begun; of a foreigner's if of no process.
+    pub(super) fn new(process: Option<usize>, database: u32, role: u32, name: String, born: Time) -> Self {
+        Self {
+            process,
+            database,
+            role,
+            name,
+            born,
+            transaction: None,
+            stays: false,
+            claims: 0,
+            claims_until: 0,
+            waits: false,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Transaction {
     pub(super) number: u64,
@@ -112,18 +130,7 @@ impl World {
         }
         self.outcome.logins += 1;
         self.outcome.late_logins += u64::from(self.is_calm && self.now > self.calm_since + self.plan.calm * 3 / 4);
-        let session = self.sessions.insert(Session {
-            process: Some(process),
-            database,
-            role,
-            name,
-            born: self.now,
-            transaction: None,
-            stays: false,
-            claims: 0,
-            claims_until: 0,
-            waits: false,
-        });
+        let session = self.sessions.insert(Session::new(Some(process), database, role, name, self.now));
         self.outcome.most = self.outcome.most.max(u32::try_from(self.sessions.all.len()).unwrap());
         if !self.processes[process].is_alive {
             return self.after(MS, Event::Close { session });
