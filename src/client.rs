@@ -33,7 +33,7 @@ use crate::sql;
 use crate::stats::ProcessStats;
 
 use login::log_in;
-pub use login::{Doors, GRACE, Lookups, Room, Secrets, Throttle, Users, turn_away};
+pub use login::{Doors, Lookups, Room, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 use slow::Slow;
 
@@ -196,7 +196,8 @@ impl Session {
     #[must_use]
     pub fn new(context: Rc<Context>, stream: Stream, peer: Peer) -> Self {
         // Limits are counted from now, not from the last tick; its place is taken before the next client is let in.
-        let at_door = context.doors.enter(context.clock.refresh());
+        context.clock.refresh();
+        let at_door = context.doors.enter();
         context.clients.set(context.clients.get() + 1);
         context.process.borrow_mut().clients_accepted += 1;
         Self { stage: Stage::LogIn(Box::pin(log_in(context.clone(), stream, peer, at_door))), context }

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Order};
-use crate::client::{Context, GRACE, Room, Secrets, Session, Users, turn_away};
+use crate::client::{Context, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Listener};
@@ -166,6 +166,7 @@ impl Worker {
 
     fn tick(&mut self) {
         self.context.clock.tick();
+        self.context.doors.tick(self.context.clock.now());
         self.context.registry.tick();
         self.context.interner.tick();
         self.watch();
@@ -316,20 +317,20 @@ fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, tra
     }
 }
 
-/// Accepts clients. Dropped, it closes its listener, and removes the file of a Unix-domain socket.
 /// Waits for a place at the door. False if there will be none.
 async fn room(context: &Context) -> bool {
     while context.doors.taken() >= context.config.client.max_login_clients {
-        match context.doors.make_room(context.clock.refresh()) {
+        match context.doors.make_room() {
             Room::Made => return true,
             Room::None => return false,
             // The others wait in the listener's queue meanwhile.
-            Room::Soon => drop(context.clock.limit(GRACE, context.doors.freed()).await),
+            Room::Soon => context.doors.changed().await,
         }
     }
     true
 }
 
+/// Accepts clients. Dropped, it closes its listener, and removes the file of a Unix-domain socket.
 async fn accept(context: Rc<Context>, acceptor: Acceptor) {
     loop {
         match acceptor.accept().await {

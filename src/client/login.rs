@@ -24,8 +24,8 @@ use crate::stats::{Reason as _, RefusalReason};
 use admission::Admitted;
 use auth::Guess;
 pub use auth::{Lookups, Secrets, Throttle, Users};
-use doors::{AtDoor, GaveWay};
-pub use doors::{Doors, GRACE, Room};
+use doors::{AtDoor, GaveWay, Progress};
+pub use doors::{Doors, Room};
 
 /// The longest message accepted before a client has logged in; bytes. Postgres' own limit.
 const LOGIN_MESSAGE_MAX: u32 = 65_535;
@@ -99,8 +99,14 @@ pub async fn turn_away(context: Rc<Context>, stream: Stream) {
 
 /// Runs a client's login. None if there is no session in the end; the client was told why.
 pub async fn log_in(context: Rc<Context>, stream: Stream, peer: Peer, at_door: AtDoor) -> Option<Relay> {
-    let mut door =
-        Door { context: context.clone(), stream, peer, input: Vec::new(), scanner: Scanner::new(LOGIN_MESSAGE_MAX) };
+    let mut door = Door {
+        context: context.clone(),
+        stream,
+        peer,
+        progress: at_door.progress(),
+        input: Vec::new(),
+        scanner: Scanner::new(LOGIN_MESSAGE_MAX),
+    };
     let limit = context.config.client.client_login_timeout;
     let outcome = match at_door.run(context.clock.limit(limit, door.login(&at_door))).await {
         Ok(Ok(outcome)) => outcome,
@@ -129,6 +135,8 @@ struct Door {
     stream: Stream,
     /// Who is at the other end: for logs, and for what is counted by source.
     peer: Peer,
+    /// Whoever has not got so far gives way first.
+    progress: Progress,
     input: Vec<u8>,
     scanner: Scanner,
 }
@@ -189,6 +197,7 @@ impl Door {
                     return Ok(None);
                 }
                 Ok(First::Startup(startup)) => {
+                    self.progress.named();
                     self.check_tls()?;
                     let mut out = Vec::new();
                     negotiate(&startup, &mut out);

@@ -10,19 +10,31 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::clock::TICK;
+
 /// Time that a client has to log in even when others want its place. Most are in before.
-pub const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The time that passes between two ticks, at most, however late the second one is. While the event loop stood still
+/// nobody could be heard: that is not the clients' fault.
+const PASSES_MAX: Duration = TICK.saturating_mul(2);
 
 /// The clients that are logging in, in the order in which they came.
 ///
 /// A client that never says who it is costs a place until its time limit. If so many take all places, whoever comes
-/// then would wait for their time limits. So the one that has been at it for longest gives its place away; a client that
-/// has proved itself, and waits for a server, does not.
+/// then would wait for their time limits. So the one that has been at it for longest gives its place away, and first of all of
+/// those that have not even said who they are; a client that has proved itself, and waits for a server, does not.
 #[derive(Debug, Default)]
 pub struct Doors {
-    queue: RefCell<VecDeque<Weak<Place>>>,
+    /// Who has not said who it is. One that has is passed over.
+    strangers: RefCell<Queue>,
+    /// Who has.
+    named: RefCell<Queue>,
     taken: Cell<u32>,
     freed: Notify,
+    /// As it passes here, up to the last tick.
+    time: Cell<Duration>,
+    ticked: Cell<Option<Instant>>,
 }
 
 /// What comes of asking for a place when all are taken.
@@ -30,7 +42,7 @@ pub struct Doors {
 pub enum Room {
     /// The oldest gives way.
     Made,
-    /// Nobody has had its time yet: ask again when a place is [free](Doors::freed), or after [`GRACE`].
+    /// Nobody has had its time yet: ask again when that may be [different](Doors::changed).
     Soon,
     /// All have proved themselves, and wait for servers.
     None,
@@ -39,7 +51,9 @@ pub enum Room {
 /// One client's place.
 #[derive(Debug)]
 struct Place {
-    since: Instant,
+    /// When it came, by the time of the doors.
+    since: Duration,
+    named: Cell<bool>,
     counts: Cell<bool>,
     proved: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -52,9 +66,47 @@ pub struct AtDoor {
     place: Rc<Place>,
 }
 
+/// Tells how the client at a place gets on.
+#[derive(Debug)]
+pub struct Progress {
+    doors: Rc<Doors>,
+    place: Weak<Place>,
+}
+
 /// The place went to another.
 #[derive(Debug)]
 pub struct GaveWay;
+
+/// Places in the order in which they are to be given away; some of them are gone, or in another queue.
+#[derive(Debug, Default)]
+struct Queue(VecDeque<Weak<Place>>);
+
+impl Queue {
+    /// As long as there are places, nearly.
+    fn push(&mut self, place: &Rc<Place>, taken: u32, named: bool) {
+        if self.0.len() > 2 * taken as usize + 16 {
+            self.0.retain(|entry| waiting(entry, named).is_some());
+        }
+        self.0.push_back(Rc::downgrade(place));
+    }
+
+    /// The first that may have to go.
+    fn front(&mut self, named: bool) -> Option<Rc<Place>> {
+        while let Some(front) = self.0.front() {
+            let place = waiting(front, named);
+            if place.is_some() {
+                return place;
+            }
+            self.0.pop_front();
+        }
+        None
+    }
+}
+
+/// The place, if it may have to go.
+fn waiting(place: &Weak<Place>, named: bool) -> Option<Rc<Place>> {
+    place.upgrade().filter(|place| place.counts.get() && !place.proved.get() && place.named.get() == named)
+}
 
 impl Doors {
     /// Places taken.
@@ -64,48 +116,70 @@ impl Doors {
     }
 
     /// Takes a place.
-    pub fn enter(self: &Rc<Self>, now: Instant) -> AtDoor {
-        let place =
-            Rc::new(Place { since: now, counts: Cell::new(true), proved: Cell::new(false), waker: RefCell::default() });
-        let mut queue = self.queue.borrow_mut();
-        if queue.len() > 2 * self.taken.get() as usize + 16 {
-            queue.retain(|place| place.strong_count() > 0);
-        }
-        queue.push_back(Rc::downgrade(&place));
+    pub fn enter(self: &Rc<Self>) -> AtDoor {
+        let place = Rc::new(Place {
+            since: self.time.get(),
+            named: Cell::new(false),
+            counts: Cell::new(true),
+            proved: Cell::new(false),
+            waker: RefCell::default(),
+        });
+        self.strangers.borrow_mut().push(&place, self.taken.get(), false);
         self.taken.set(self.taken.get() + 1);
         AtDoor { doors: self.clone(), place }
     }
 
-    /// Takes the place of the client that has been at it for longest.
-    pub fn make_room(&self, now: Instant) -> Room {
-        let mut queue = self.queue.borrow_mut();
-        while let Some(front) = queue.front() {
-            let place = front.upgrade().filter(|place| place.counts.get() && !place.proved.get());
-            let Some(place) = place else {
-                queue.pop_front();
-                continue;
-            };
-            if now.saturating_duration_since(place.since) < GRACE {
-                return Room::Soon;
-            }
-            queue.pop_front();
-            place.counts.set(false);
-            self.taken.set(self.taken.get().saturating_sub(1));
-            if let Some(waker) = place.waker.take() {
-                waker.wake();
-            }
-            return Room::Made;
-        }
-        Room::None
+    /// About a tenth of a second has passed.
+    pub fn tick(&self, now: Instant) {
+        let last = self.ticked.replace(Some(now));
+        let passed = last.map_or(TICK, |last| now.saturating_duration_since(last)).min(PASSES_MAX);
+        self.time.set(self.time.get().saturating_add(passed));
+        // Somebody may have had its time.
+        self.freed.notify_waiters();
     }
 
-    /// Waits until a place is free; it may be taken again by then.
-    pub async fn freed(&self) {
+    /// Takes the place of a client that has had its time.
+    pub fn make_room(&self) -> Room {
+        let mut all_proved = true;
+        for (queue, named) in [(&self.strangers, false), (&self.named, true)] {
+            let Some(place) = queue.borrow_mut().front(named) else { continue };
+            all_proved = false;
+            // It may have come right in front of the tick that it is counted from.
+            if self.time.get().saturating_sub(place.since) >= GRACE + TICK {
+                place.counts.set(false);
+                self.taken.set(self.taken.get().saturating_sub(1));
+                if let Some(waker) = place.waker.take() {
+                    waker.wake();
+                }
+                return Room::Made;
+            }
+        }
+        if all_proved { Room::None } else { Room::Soon }
+    }
+
+    /// Waits until a place may be free; it may be taken again by then.
+    pub async fn changed(&self) {
         self.freed.notified().await;
     }
 }
 
+impl Progress {
+    /// The client has said who it is, or has done a handshake: whoever has not gives way first.
+    pub fn named(&self) {
+        if let Some(place) = waiting(&self.place, false) {
+            place.named.set(true);
+            self.doors.named.borrow_mut().push(&place, self.doors.taken.get(), true);
+        }
+    }
+}
+
 impl AtDoor {
+    /// What tells how the client gets on.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress { doors: self.doors.clone(), place: Rc::downgrade(&self.place) }
+    }
+
     /// The client has proved who it is: it gives way to no one any more.
     pub fn proved(&self) {
         self.place.proved.set(true);
@@ -134,7 +208,7 @@ impl AtDoor {
 
 impl Drop for AtDoor {
     fn drop(&mut self) {
-        if self.place.counts.get() {
+        if self.place.counts.replace(false) {
             self.doors.taken.set(self.doors.taken.get().saturating_sub(1));
             self.doors.freed.notify_one();
         }
@@ -147,23 +221,106 @@ mod tests {
     use futures_util::FutureExt;
     use std::future::pending;
 
+    /// A tick less than that.
+    const NEARLY: Duration = Duration::from_millis(400);
+
+    /// Time passes, a tick at a time.
+    fn pass(doors: &Doors, now: &mut Instant, time: Duration) {
+        for _ in 0..time.as_millis() / TICK.as_millis() {
+            *now += TICK;
+            doors.tick(*now);
+        }
+    }
+
     #[test]
     fn the_oldest_gives_way_once_it_has_had_its_time_unless_it_has_proved_itself() {
-        let doors = Rc::new(Doors::default());
-        let begin = Instant::now();
-        let (first, second, third) = (doors.enter(begin), doors.enter(begin), doors.enter(begin + GRACE));
+        let (doors, mut now) = (Rc::new(Doors::default()), Instant::now());
+        doors.tick(now);
+        let (first, second) = (doors.enter(), doors.enter());
         first.proved();
-        assert_eq!(doors.make_room(begin + GRACE / 2), Room::Soon);
-        assert_eq!((doors.make_room(begin + GRACE), doors.taken()), (Room::Made, 2));
+        pass(&doors, &mut now, GRACE);
+        let third = doors.enter();
+        assert_eq!(doors.make_room(), Room::Soon, "the second came up to a tick later than it is counted from");
+        pass(&doors, &mut now, TICK);
+        assert_eq!((doors.make_room(), doors.taken()), (Room::Made, 2));
         assert!(matches!(second.run(pending::<()>()).now_or_never(), Some(Err(GaveWay))));
-        assert_eq!(doors.make_room(begin + GRACE), Room::Soon, "the third is new");
+        assert_eq!(doors.make_room(), Room::Soon, "the third is new");
         drop(second);
         assert_eq!(doors.taken(), 2);
         drop(third);
-        assert!(doors.freed().now_or_never().is_some());
-        assert_eq!(doors.make_room(begin + GRACE * 9), Room::None, "the first does not give way");
+        assert!(doors.changed().now_or_never().is_some());
+        pass(&doors, &mut now, GRACE * 9);
+        assert_eq!(doors.make_room(), Room::None, "the first does not give way");
         assert!(first.run(pending::<()>()).now_or_never().is_none());
         drop(first);
         assert_eq!(doors.taken(), 0);
+    }
+
+    #[test]
+    fn strangers_give_way_before_those_who_have_said_who_they_are_and_these_after_their_time() {
+        let (doors, mut now) = (Rc::new(Doors::default()), Instant::now());
+        let named = doors.enter();
+        let progress = named.progress();
+        // Once is enough.
+        for _ in 0..3 {
+            progress.named();
+        }
+        pass(&doors, &mut now, TICK);
+        let stranger = doors.enter();
+        pass(&doors, &mut now, GRACE + TICK);
+        assert_eq!((doors.make_room(), doors.taken()), (Room::Made, 1));
+        assert!(!stranger.place.counts.get() && named.place.counts.get());
+        let late = doors.enter();
+        assert_eq!((doors.make_room(), doors.taken()), (Room::Made, 1), "it has had its time, and the other has not");
+        assert!(matches!(named.run(pending::<()>()).now_or_never(), Some(Err(GaveWay))));
+        progress.named();
+        assert_eq!((doors.make_room(), doors.taken()), (Room::Soon, 1));
+        drop((named, stranger, late));
+        assert_eq!((doors.make_room(), doors.taken()), (Room::None, 0));
+    }
+
+    #[test]
+    fn a_place_that_was_given_back_is_not_given_away_again() {
+        let (doors, mut now) = (Rc::new(Doors::default()), Instant::now());
+        let (refused, proved) = (doors.enter(), doors.enter());
+        proved.proved();
+        let progress = refused.progress();
+        progress.named();
+        // It hears why, and that takes a while.
+        drop(refused);
+        pass(&doors, &mut now, GRACE * 9);
+        progress.named();
+        assert_eq!((doors.make_room(), doors.taken()), (Room::None, 1));
+    }
+
+    #[test]
+    fn time_in_which_nobody_was_heard_counts_against_nobody() {
+        let (doors, mut now) = (Rc::new(Doors::default()), Instant::now());
+        doors.tick(now);
+        let one = doors.enter();
+        // The machine had something else to do; its ticks come all at once.
+        now += GRACE * 8;
+        for _ in 0..40 {
+            doors.tick(now);
+        }
+        assert_eq!(doors.make_room(), Room::Soon);
+        pass(&doors, &mut now, NEARLY);
+        assert_eq!((doors.make_room(), doors.taken()), (Room::Made, 0));
+        drop(one);
+    }
+
+    #[test]
+    fn the_queue_stays_as_long_as_there_are_places_whatever_clients_do() {
+        let (doors, mut now) = (Rc::new(Doors::default()), Instant::now());
+        let kept: Vec<AtDoor> = (0..10).map(|_| doors.enter()).collect();
+        for _ in 0..1000 {
+            drop(doors.enter());
+            let passing = doors.enter();
+            passing.progress().named();
+            pass(&doors, &mut now, TICK);
+        }
+        let [strangers, named] = [&doors.strangers, &doors.named].map(|queue| queue.borrow().0.len());
+        assert!(strangers <= 2 * 11 + 17 && named <= 2 * 11 + 17, "{strangers} and {named}");
+        drop(kept);
     }
 }

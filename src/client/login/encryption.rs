@@ -88,7 +88,9 @@ impl Door {
                 words: Vec::new(),
                 log: format!("could not accept SSL connection: {error}"),
             },
-        })
+        })?;
+        self.progress.named();
+        Ok(())
     }
 }
 
