@@ -6,6 +6,7 @@
 //! | [`sql`](text::sql) | any text is read; nothing in front of a statement hides it; a cached answer is the same answer |
 //! | [`options`](text::options) | the start-up parameter `options` is read as Postgres reads it, or refused |
 //! | [`session`](session::session) | whole sessions, through pgweir: each client hears what it would hear from a server of its own |
+//! | [`hostile`](hostile::hostile) | whole sessions before servers that break the protocol: nobody hears of anybody else, and all are served when those are gone |
 
 #![allow(
     clippy::panic,
@@ -16,6 +17,7 @@
     reason = "a panic is how a broken promise is told"
 )]
 
+pub mod hostile;
 pub mod server;
 pub mod session;
 pub mod text;
@@ -23,7 +25,8 @@ pub mod text;
 use pgweir_proto_fuzz::Target;
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [Target; 3] = [("sql", text::sql), ("options", text::options), ("session", session::session)];
+pub const TARGETS: [Target; 4] =
+    [("sql", text::sql), ("options", text::options), ("session", session::session), ("hostile", hostile::hostile)];
 
 #[cfg(test)]
 mod tests {
@@ -32,8 +35,8 @@ mod tests {
     use rand::{RngExt as _, SeedableRng as _};
     use std::time::Duration;
 
-    /// How long random sessions are tried.
-    const SESSIONS_FOR: Duration = Duration::from_secs(5);
+    /// How long random sessions are tried, of each kind.
+    const SESSIONS_FOR: Duration = Duration::from_secs(4);
 
     #[test]
     fn no_input_of_the_corpora_breaks_a_promise() {
@@ -44,6 +47,15 @@ mod tests {
     /// elsewhere, `PGWEIR_FUZZ_SECONDS` goes on for longer.
     #[test]
     fn random_sessions_are_answered_as_by_servers_of_their_own() {
+        try_at_random(session::session);
+    }
+
+    #[test]
+    fn random_servers_that_break_the_protocol_harm_only_whom_they_serve() {
+        try_at_random(hostile::hostile);
+    }
+
+    fn try_at_random(target: fn(&[u8])) {
         let first = std::env::var("PGWEIR_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
         let lasts = std::env::var("PGWEIR_FUZZ_SECONDS")
             .map_or(SESSIONS_FOR, |text| Duration::from_secs(text.parse().unwrap()));
@@ -53,7 +65,7 @@ mod tests {
             let mut random = SmallRng::seed_from_u64(seed);
             let len = random.random_range(40..400);
             let bytes: Vec<u8> = (0..len).map(|_| random.random()).collect();
-            session::session(&bytes);
+            target(&bytes);
             if begun.elapsed() > lasts {
                 break;
             }

@@ -70,20 +70,27 @@ fn place() -> (tempfile::TempDir, UnixListener) {
 /// The experiment.
 pub fn session(input: &[u8]) {
     let mut source = Source::new(input);
+    let pool_size = 1 + source.below(2);
+    play(pool_size, async |context, listener| {
+        let servers = Servers::default();
+        tokio::task::spawn_local(accept(listener, servers.clone()));
+        run(&mut source, &context, &servers).await;
+    });
+}
+
+/// An experiment on one thread: with a pgweir whose one pool has so many server connections, which come to the listener.
+pub(crate) fn play(pool_size: usize, experiment: impl AsyncFnOnce(Rc<Context>, tokio::net::UnixListener)) {
     let runtime = Builder::new_current_thread().enable_io().event_interval(1).build_local(LocalOptions::default());
     let runtime = runtime.expect("a runtime");
     let listener = PLACE.with(|(_, listener)| listener.try_clone().expect("a socket"));
-    let pool_size = 1 + source.below(2);
     let config = PLACE.with(|(folder, _)| config(folder.path().to_str().expect("a path"), pool_size));
     runtime.block_on(async {
-        let servers = Servers::default();
         let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
-        tokio::task::spawn_local(accept(listener, servers.clone()));
         let secrets = Secrets::new(&config, Arc::new(Users::default())).expect("entropy");
         let config = Arc::new(config);
         let keyring = Arc::new(Keyring::load(config.clone()).expect("no files"));
         let context = Context::new(config, secrets, keyring, Clock::default());
-        run(&mut source, &context, &servers).await;
+        experiment(context.clone(), listener).await;
         assert_eq!(context.process.borrow().broken_invariants, 0);
     });
 }
@@ -102,7 +109,8 @@ fn config(host: &str, pool_size: usize) -> Config {
 
 // ---- the servers behind ----
 
-type Servers = Rc<RefCell<Vec<Rc<RefCell<Server>>>>>;
+/// All that have been connected to.
+pub(crate) type Servers = Rc<RefCell<Vec<Rc<RefCell<Server>>>>>;
 
 async fn accept(listener: tokio::net::UnixListener, servers: Servers) {
     while let Ok((mut stream, _)) = listener.accept().await {
@@ -123,12 +131,13 @@ async fn accept(listener: tokio::net::UnixListener, servers: Servers) {
     }
 }
 
-fn moved(bytes: usize) {
+/// Bytes went somewhere.
+pub(crate) fn moved(bytes: usize) {
     MOVED.set(MOVED.get() + bytes as u64);
 }
 
 /// Lets everybody work until nothing happens any more.
-async fn quiet() {
+pub(crate) async fn quiet() {
     let (mut still, mut before) = (0, MOVED.get());
     while still < 12 {
         tokio::task::yield_now().await;
@@ -138,7 +147,7 @@ async fn quiet() {
 }
 
 /// What a worker does ten times a second.
-fn tick(context: &Context) {
+pub(crate) fn tick(context: &Context) {
     context.clock.tick();
     context.registry.tick();
     for pool in context.router.pools() {
@@ -147,7 +156,7 @@ fn tick(context: &Context) {
 }
 
 /// Waits for something that has to happen, in real time if need be.
-async fn until(context: &Context, mut happened: impl FnMut() -> bool) -> bool {
+pub(crate) async fn until(context: &Context, mut happened: impl FnMut() -> bool) -> bool {
     for round in 0..3000 {
         if happened() {
             return true;
@@ -163,13 +172,13 @@ async fn until(context: &Context, mut happened: impl FnMut() -> bool) -> bool {
 
 // ---- the clients ----
 
-struct Client {
-    stream: Option<UnixStream>,
+pub(crate) struct Client {
+    pub(crate) stream: Option<UnixStream>,
     /// What it has not written yet.
-    unsent: Vec<u8>,
+    pub(crate) unsent: Vec<u8>,
     /// What it heard.
-    heard: Vec<u8>,
-    closed: bool,
+    pub(crate) heard: Vec<u8>,
+    pub(crate) closed: bool,
     judge: Server,
     /// What the judge says that it has to hear.
     due: Vec<u8>,
@@ -181,7 +190,7 @@ struct Client {
 
 impl Client {
     /// Connects and logs in.
-    async fn new(context: &Rc<Context>) -> Self {
+    pub(crate) async fn new(context: &Rc<Context>) -> Self {
         let (mine, theirs) = UnixStream::pair().expect("a socket pair");
         mine.set_nonblocking(true).expect("a socket");
         theirs.set_nonblocking(true).expect("a socket");
@@ -221,7 +230,7 @@ impl Client {
         }
     }
 
-    fn write(&mut self, most: usize) {
+    pub(crate) fn write(&mut self, most: usize) {
         let Some(stream) = &mut self.stream else { return };
         let len = self.unsent.len().min(most);
         match stream.write(&self.unsent[..len]) {
@@ -234,7 +243,7 @@ impl Client {
         }
     }
 
-    fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         let Some(stream) = &mut self.stream else { return };
         let mut buf = [0; 16 * 1024];
         loop {
@@ -357,7 +366,7 @@ impl Client {
     }
 }
 
-fn target(out: &mut Vec<u8>, tag: u8, kind: u8, name: &[u8]) {
+pub(crate) fn target(out: &mut Vec<u8>, tag: u8, kind: u8, name: &[u8]) {
     encode::message(out, tag, |out| {
         out.push(kind);
         encode::cstr(out, name);
@@ -436,6 +445,11 @@ async fn finish(mut clients: Vec<Client>, context: &Rc<Context>, servers: &Serve
     }
     assert!(done, "some client waits for ever");
     drop(clients);
+    rest(context, servers).await;
+}
+
+/// No client is left, and every server that is can serve the next one.
+pub(crate) async fn rest(context: &Context, servers: &Servers) {
     let at_rest = until(context, || {
         let pools = context.router.pools();
         let idle = pools.iter().all(|pool| pool.gauges().servers_active == 0);
@@ -452,7 +466,7 @@ type Message = (u8, Vec<u8>);
 
 /// The messages of a stream; what is incomplete at its end is left out. Where an error stands in the server's sources
 /// is nobody's business.
-fn transcript(bytes: &[u8]) -> Vec<Message> {
+pub(crate) fn transcript(bytes: &[u8]) -> Vec<Message> {
     let mut scanner = Scanner::new(u32::MAX);
     let (mut messages, mut rest) = (Vec::new(), bytes);
     while let Ok(Scanned::Whole { tag, body }) = scanner.next(rest) {
