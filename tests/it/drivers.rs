@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt, TryStreamExt, future, pin_mut};
+use pgweir_harness::secrets;
 use tokio::task::spawn_local;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -39,6 +40,7 @@ pub(crate) fn finish(mut command: Command) -> Output {
     let output = command.output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
+    secrets::assert_none_in("what a driver is told", &output.stderr);
     output
 }
 

@@ -234,7 +234,7 @@ impl Pgweir {
     /// [`HarnessError::Late`] when HTTP is off, [`HarnessError::Io`], [`HarnessError::NotHttp`].
     pub fn http_get(&self, path: &str) -> Result<(u16, String), HarnessError> {
         let off = || self.late("an HTTP listener".to_owned(), Duration::ZERO);
-        http::get(self.http.ok_or_else(off)?, path, HTTP_PATIENCE)
+        Ok(searched(path, http::get(self.http.ok_or_else(off)?, path, HTTP_PATIENCE)?))
     }
 
     /// [`Pgweir::http_get`] with these header lines, and no `Host` but theirs.
@@ -244,7 +244,7 @@ impl Pgweir {
     /// As [`Pgweir::http_get`].
     pub fn http_get_with(&self, path: &str, lines: &[&str]) -> Result<(u16, String), HarnessError> {
         let off = || self.late("an HTTP listener".to_owned(), Duration::ZERO);
-        http::get_with(self.http.ok_or_else(off)?, path, lines, HTTP_PATIENCE)
+        Ok(searched(path, http::get_with(self.http.ok_or_else(off)?, path, lines, HTTP_PATIENCE)?))
     }
 
     /// Anonymous resident memory in KiB (`RssAnon` of `proc_pid_status(5)`).
@@ -318,6 +318,12 @@ impl Pgweir {
         let get = |path| http::get(address, path, LAST_WORDS).map(|(_, body)| (path, body));
         ["/metrics", "/readyz"].into_iter().map_while(|path| get(path).ok()).collect()
     }
+}
+
+/// No answer holds a secret, whatever it was asked for.
+fn searched(path: &str, answer: (u16, String)) -> (u16, String) {
+    secrets::assert_none_in(path, &answer.1);
+    answer
 }
 
 impl Drop for Pgweir {
