@@ -51,6 +51,7 @@ fn is_optimised() -> bool {
 }
 
 /// The threads that a login needs: pgweir's worker and this one.
+#[derive(Clone)]
 struct Threads {
     worker: PathBuf,
 }
@@ -183,18 +184,23 @@ async fn five_thousand_clients_at_once_all_get_in() {
     let (begun, before) = (Instant::now(), threads.kept_waiting());
     // Nobody is slow here, nor has to be: each says what it wants as soon as it is connected.
     let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
-        let (came, stream) = (Instant::now(), knock(site.pgweir.addr(), &packet).unwrap());
+    let mut waited = before;
+    for n in 0..CLIENTS {
+        if n % 50 == 0 {
+            waited = threads.kept_waiting();
+        }
+        let (came, stream, threads) = (Instant::now(), knock(site.pgweir.addr(), &packet).unwrap(), threads.clone());
         clients.spawn(async move {
             let mut stream = TcpStream::from_std(stream).unwrap();
             until_ready(&mut stream).await.unwrap();
-            (came.elapsed(), stream)
+            // While this one waited, and not all the time: or each would be excused by what others waited for.
+            (Took::since(came, &threads, waited), stream)
         });
     }
-    let (times, mut all): (Vec<Duration>, Vec<TcpStream>) = clients.join_all().await.into_iter().unzip();
-    // What the slowest waited for is nearly all that happened.
+    let (times, mut all): (Vec<Took>, Vec<TcpStream>) = clients.join_all().await.into_iter().unzip();
     let together = Took::since(begun, &threads, before);
-    let slowest = Took { all: times.into_iter().max().unwrap(), ..together };
+    let slowest = times.iter().map(|took| took.all).max().unwrap();
+    let ours = times.iter().map(|took| took.ours()).max().unwrap();
     assert_eq!(all.len(), CLIENTS as usize);
     let grown = site.pgweir.rss_anon_kib().unwrap().saturating_sub(memory);
     for stream in &mut all {
@@ -206,18 +212,16 @@ async fn five_thousand_clients_at_once_all_get_in() {
     wait_until(SOON, || (site.metric("pgweir_process_clients", &[]) - f64::from(CLIENTS)).abs() < 0.5);
     let refused = site.metric("pgweir_clients_refused_total", &[]);
     let figures = format!(
-        "{CLIENTS} clients at once: each was in within {:.1?} ({:.1?} without what the machine kept pgweir and them waiting), \
+        "{CLIENTS} clients at once: each was in within {slowest:.1?} ({ours:.1?} without what the machine kept pgweir or it waiting), \
          all together in {:.1?}; {grown} KiB, {refused} turned away",
-        slowest.all,
-        slowest.ours(),
         together.all
     );
     figures::record("storms", "five_thousand_clients_at_once_all_get_in", &figures);
     assert!(refused < 0.5, "{figures}");
     // What their logins took at the same time is free again, and still the process'.
     assert!(grown / u64::from(CLIENTS) <= 16, "{figures}");
-    assert!(slowest.ours() <= if is_optimised() { IN_TIME } else { IN_TIME_UNOPTIMISED }, "{figures}");
-    assert!(slowest.all <= AT_MOST * 2, "{figures}");
+    assert!(ours <= if is_optimised() { IN_TIME } else { IN_TIME_UNOPTIMISED }, "{figures}");
+    assert!(slowest <= AT_MOST * 2, "{figures}");
     drop(all);
     assert_calm(&site);
 }
