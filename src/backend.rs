@@ -21,15 +21,16 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
 use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
-use crate::net::{Stream, TcpOptions, TlsInfo};
+use crate::net::{self, Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::settings::{Entry, Profile};
-use crate::stats::DiscardReason;
+use crate::stats::{DiscardReason, PoolName};
 
 pub use ask::Answer;
 pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
+pub use farewell::bury;
 pub use login::{DialError, LoggedIn, columns as row_columns, dial};
 pub use roster::Roster;
 pub use settle::{SettleError, Settled};
@@ -157,6 +158,13 @@ impl Permit {
             count.used.set(count.used.get() + 1);
         }
         Some(Self { counts: counts.map(Clone::clone), enrolled: None })
+    }
+
+    /// The connection is that of the server's process `pid`; 0 if that is not known.
+    fn enroll(&mut self, roster: &Rc<Roster>, pid: u32) {
+        if pid != 0 {
+            self.enrolled = Some(Enrolled::new(roster.clone(), pid));
+        }
     }
 }
 
@@ -304,12 +312,14 @@ impl ServerConn {
         self.stream.poll_read(cx, buf)
     }
 
-    /// Has the connection known as one of this process's own, until the server has ended it.
-    pub fn enroll(&mut self, roster: &Rc<Roster>) {
-        let pid = self.pid;
-        if let Some(permit) = self.permit.as_mut().filter(|_| pid != 0) {
-            permit.enrolled = Some(Enrolled::new(roster.clone(), pid));
+    /// Has the connection known as one of this process's own, until the server has ended it: to whoever counts, and to
+    /// whoever takes over what the worker had.
+    pub fn enroll(&mut self, roster: &Rc<Roster>, pool: &PoolName) {
+        if let Some(permit) = &mut self.permit {
+            permit.enroll(roster, self.pid);
         }
+        let (pid, encrypted) = (self.pid, self.stream.tls().is_some());
+        self.stream.mark(net::Server { pool: pool.clone(), pid, secret: self.secret.clone(), encrypted });
     }
 
     /// What TLS says of the server; none without TLS.
@@ -439,6 +449,7 @@ impl ServerConn {
     /// One that has logged in and has no socket, for tests of what passes through it.
     #[must_use]
     pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+        use crate::net::Sockets;
         use crate::net::tls::Keyring;
         use std::sync::Arc;
 
@@ -456,7 +467,7 @@ impl ServerConn {
                 scram_iterations_max: 0,
             },
             connect_query: String::new(),
-            tcp: TcpOptions::new(&config.listen),
+            tcp: TcpOptions::new(&config.listen, Sockets::default()),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,
             tls: Gear::new(Arc::new(Keyring::load(Arc::new(config)).unwrap())),

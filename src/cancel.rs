@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -158,6 +159,8 @@ impl Entry {
 pub struct Holding {
     /// The pool.
     pub pool: PoolName,
+    /// The variable of its URL, where those of several are served side by side: whoever asks all of them fills it in.
+    pub url: Option<Arc<str>>,
     /// The server's process id.
     pub server_pid: u32,
     /// The process id that the client was told.

@@ -20,7 +20,7 @@ use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::backend::Source;
 use crate::net::tls::{Gear, Keyring};
-use crate::net::{Stream, TcpOptions};
+use crate::net::{Sockets, Stream, TcpOptions};
 use crate::observe::Excerpt;
 use crate::route::source;
 
@@ -233,7 +233,7 @@ impl fmt::Display for Fault {
 /// Tries every distinct login, one after the other, and reports on it.
 async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool]) -> Vec<Fault> {
     let gear = Gear::new(Arc::clone(keyring));
-    let tcp = TcpOptions::new(&config.listen);
+    let tcp = TcpOptions::new(&config.listen, Sockets::default());
     let start = Instant::now();
     let mut faults = Vec::new();
     // Limits of a server, a database and a role are each reported once.

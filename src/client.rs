@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use crate::cancel::Registry;
 use crate::clock::{Clock, Moment};
 use crate::net::tls::{Gear, Keyring};
-use crate::net::{Peer, Stream};
+use crate::net::{Peer, Sockets, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
 use crate::sql;
@@ -94,12 +94,18 @@ pub struct Context {
 impl Context {
     /// Nothing yet.
     #[must_use]
-    pub fn new(config: Arc<Config>, secrets: Secrets, keyring: Arc<Keyring>, clock: Clock) -> Rc<Self> {
+    pub fn new(
+        config: Arc<Config>,
+        secrets: Secrets,
+        keyring: Arc<Keyring>,
+        clock: Clock,
+        sockets: Sockets,
+    ) -> Rc<Self> {
         let tls = Gear::new(keyring);
         let clock = Rc::new(clock);
         Rc::new(Self {
             clock: clock.clone(),
-            router: Router::new(config.clone(), clock, tls.clone()),
+            router: Router::new(config.clone(), clock, tls.clone(), sockets),
             registry: Registry::default(),
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),

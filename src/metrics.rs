@@ -175,7 +175,8 @@ static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, 
 pub struct Publisher {
     exporter: Arc<Exporter>,
     process: ProcessMetrics,
-    pools: HashMap<PoolName, PoolMetrics>,
+    /// By name, and by the variable of the URL where there are several.
+    pools: HashMap<(PoolName, Option<Arc<str>>), PoolMetrics>,
 }
 
 impl Publisher {
@@ -191,17 +192,21 @@ impl Publisher {
     pub fn publish(&mut self, snapshot: &Snapshot) {
         self.process.publish(&snapshot.process, &snapshot.gauges);
         for pool in &snapshot.pools {
-            if let Some(known) = self.pools.get_mut(&pool.name) {
+            let key = (pool.name.clone(), pool.url.clone());
+            if let Some(known) = self.pools.get_mut(&key) {
                 known.publish(pool);
             } else {
-                let mut metrics = PoolMetrics::register(&self.exporter, &pool.name);
+                let mut metrics = PoolMetrics::register(&self.exporter, &pool.name, pool.url.as_deref());
                 metrics.publish(pool);
-                self.pools.insert(pool.name.clone(), metrics);
+                self.pools.insert(key, metrics);
             }
         }
         // A pool is in a snapshot once, so equal lengths mean that none has vanished.
         if self.pools.len() != snapshot.pools.len() {
-            self.pools.retain(|name, _| snapshot.pool(name).is_some());
+            let is_there = |key: &(PoolName, Option<Arc<str>>)| {
+                snapshot.pools.iter().any(|pool| pool.name == key.0 && pool.url == key.1)
+            };
+            self.pools.retain(|key, _| is_there(key));
         }
     }
 }
@@ -293,8 +298,8 @@ pub struct PoolMetrics {
 impl PoolMetrics {
     /// Registers every series of a pool. Cold: allocates for the labels.
     #[must_use]
-    pub fn register(exporter: &Arc<Exporter>, name: &PoolName) -> Self {
-        let labels = &pool_labels(name);
+    pub fn register(exporter: &Arc<Exporter>, name: &PoolName, url: Option<&str>) -> Self {
+        let labels = &pool_labels(name, url);
         let total = |metric| exporter.counter(metric, labels.clone());
         let labelled = |metric, key, value: &str| exporter.counter(metric, with(labels, key, value.into()));
         let state = |metric, state: &str| exporter.gauge(metric, with(labels, "state", state.into()));
@@ -342,7 +347,7 @@ impl PoolMetrics {
     /// Publishes worker-local totals; called once per tick, never per query. The histograms are not
     /// part of it: [`render`] takes them from the snapshot.
     pub fn publish(&mut self, pool: &PoolSnapshot) {
-        let PoolSnapshot { name: _, health, stats, gauges, limits: _ } = pool;
+        let PoolSnapshot { name: _, url: _, health, stats, gauges, limits: _ } = pool;
         for (read, total) in &mut self.plain {
             total.publish(read(stats));
         }
@@ -440,15 +445,15 @@ pub fn render(
     let mut text = handle.render();
     let Some(snapshot) = snapshot else { return text };
     let pools = &snapshot.pools;
-    write_family(&mut text, WAIT, pools.iter().map(|pool| (&pool.name, &pool.stats.wait)));
-    write_family(&mut text, TRANSACTION, pools.iter().map(|pool| (&pool.name, &pool.stats.transaction)));
-    write_family(&mut text, QUERY, pools.iter().map(|pool| (&pool.name, &pool.stats.query)));
+    write_family(&mut text, WAIT, pools.iter().map(|pool| (pool, &pool.stats.wait)));
+    write_family(&mut text, TRANSACTION, pools.iter().map(|pool| (pool, &pool.stats.transaction)));
+    write_family(&mut text, QUERY, pools.iter().map(|pool| (pool, &pool.stats.query)));
     limits::write(&mut text, pools, now, outlook);
     text
 }
 
 /// Appends one histogram family; nothing if there is no pool.
-fn write_family<'a>(text: &mut String, metric: Metric, pools: impl Iterator<Item = (&'a PoolName, &'a Histogram)>) {
+fn write_family<'a>(text: &mut String, metric: Metric, pools: impl Iterator<Item = (&'a PoolSnapshot, &'a Histogram)>) {
     let Metric { name, help, .. } = metric;
     let mut pools = pools.peekable();
     if pools.peek().is_none() {
@@ -457,7 +462,7 @@ fn write_family<'a>(text: &mut String, metric: Metric, pools: impl Iterator<Item
     // Writing to a String does not fail: the results below say nothing.
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
     for (pool, histogram) in pools {
-        let labels = text_labels(pool);
+        let labels = text_labels(&pool.name, pool.url.as_deref());
         let (low, high) = BOUND_BITS;
         for (le, count) in histogram.cumulative(low, high) {
             let le = Seconds(le);
@@ -492,20 +497,23 @@ fn with(labels: &[Label], key: &'static str, value: String) -> Vec<Label> {
 ///
 /// The exporter takes a pair of backslashes in a value for one that is escaped already, and drops a
 /// single one in front of a quote; doubled, they come out as the text format wants them.
-fn pool_labels(name: &PoolName) -> Vec<Label> {
+fn pool_labels(name: &PoolName, url: Option<&str>) -> Vec<Label> {
     let double = |value: &str| value.replace('\\', r"\\");
-    vec![
+    let mut labels = vec![
         Label::new("database", double(&name.database)),
         Label::new("user", double(&name.user)),
         Label::from_static_parts("role", name.role.as_str()),
-    ]
+    ];
+    labels.extend(url.map(|url| Label::new("url", double(url))));
+    labels
 }
 
 /// A pool's labels in the text format, without braces.
-fn text_labels(name: &PoolName) -> String {
+fn text_labels(name: &PoolName, url: Option<&str>) -> String {
     let escape = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
     let (database, user) = (escape(&name.database), escape(&name.user));
-    format!("database=\"{database}\",user=\"{user}\",role=\"{}\"", name.role)
+    let url = url.map_or_else(String::new, |url| format!(",url=\"{}\"", escape(url)));
+    format!("database=\"{database}\",user=\"{user}\",role=\"{}\"{url}", name.role)
 }
 
 #[cfg(test)]
@@ -591,6 +599,7 @@ mod tests {
     fn pool(database: &str, user: &str) -> PoolSnapshot {
         PoolSnapshot {
             name: PoolName::primary(database, user),
+            url: None,
             health: PoolHealth::Usable,
             stats: PoolStats::default(),
             gauges: PoolGauges::default(),

@@ -4,6 +4,7 @@ mod listen;
 mod peer;
 mod socket;
 mod socket_file;
+mod sockets;
 pub mod tls;
 
 use std::io;
@@ -18,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 pub use listen::{Acceptor, ListenError, Listener, listen};
 pub use peer::Peer;
 pub use socket_file::SocketFault;
+pub use sockets::{Left, Listed, Server, Sockets};
 
 use socket::{poll_recv, poll_send};
 use tls::Tls;
@@ -27,9 +29,9 @@ pub use tls::TlsInfo;
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
-    Tcp(TcpStream),
+    Tcp(Listed<TcpStream>),
     /// A Unix-domain socket.
-    Unix(UnixStream),
+    Unix(Listed<UnixStream>),
     /// TCP with TLS on it.
     Tls(Box<Tls>),
     /// None any more: reads are the end of the stream.
@@ -56,8 +58,8 @@ impl Stream {
     #[expect(clippy::inline_always, reason = "four times in every transaction")]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(stream) => poll_recv(stream, cx, buf),
-            Self::Unix(stream) => poll_recv(stream, cx, buf),
+            Self::Tcp(stream) => poll_recv(stream.socket(), cx, buf),
+            Self::Unix(stream) => poll_recv(stream.socket(), cx, buf),
             Self::Tls(tls) => tls.poll_read(cx, buf),
             Self::Closed => Poll::Ready(Ok(0)),
         }
@@ -73,8 +75,8 @@ impl Stream {
     #[expect(clippy::inline_always, reason = "four times in every transaction")]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(stream) => poll_send(stream, cx, first, second),
-            Self::Unix(stream) => poll_send(stream, cx, first, second),
+            Self::Tcp(stream) => poll_send(stream.socket(), cx, first, second),
+            Self::Unix(stream) => poll_send(stream.socket(), cx, first, second),
             Self::Tls(tls) => tls.poll_write(cx, first, second),
             Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
@@ -85,8 +87,8 @@ impl Stream {
     #[must_use]
     pub fn is_readable(&self, cx: &mut Context<'_>) -> bool {
         let ready = match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tcp(stream) => stream.socket().poll_read_ready(cx),
+            Self::Unix(stream) => stream.socket().poll_read_ready(cx),
             Self::Tls(tls) => return tls.is_readable(cx),
             Self::Closed => return true,
         };
@@ -100,8 +102,8 @@ impl Stream {
     /// Why the connection is broken, whatever is left to be read.
     pub fn is_at_end(&self) -> io::Result<bool> {
         let socket = match self {
-            Self::Tcp(stream) => SockRef::from(stream),
-            Self::Unix(stream) => SockRef::from(stream),
+            Self::Tcp(stream) => SockRef::from(stream.socket()),
+            Self::Unix(stream) => SockRef::from(stream.socket()),
             // A close_notify counts as something to be read: the end of the stream behind it is what is told.
             Self::Tls(tls) => SockRef::from(tls.socket()),
             Self::Closed => return Ok(true),
@@ -124,8 +126,8 @@ impl Stream {
     pub fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
             Self::Tls(tls) => tls.shutdown_write(),
-            Self::Tcp(stream) => SockRef::from(&*stream).shutdown(Shutdown::Write),
-            Self::Unix(stream) => SockRef::from(&*stream).shutdown(Shutdown::Write),
+            Self::Tcp(stream) => SockRef::from(stream.socket()).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(stream.socket()).shutdown(Shutdown::Write),
             Self::Closed => Ok(()),
         }
     }
@@ -150,7 +152,7 @@ impl Stream {
     #[must_use]
     pub fn peer_uid(&self) -> Option<u32> {
         match self {
-            Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),
+            Self::Unix(stream) => stream.socket().peer_cred().ok().map(|credentials| credentials.uid()),
             Self::Tcp(_) | Self::Tls(_) | Self::Closed => None,
         }
     }
@@ -161,26 +163,37 @@ impl Stream {
         self.tcp().and_then(|stream| stream.peer_addr().ok())
     }
 
+    /// It leads to a session of a server: when its worker hangs, it is to be seen to its end.
+    pub fn mark(&self, server: Server) {
+        match self {
+            Self::Tcp(stream) => stream.mark(server),
+            Self::Unix(stream) => stream.mark(server),
+            Self::Tls(tls) => tls.mark(server),
+            Self::Closed => {}
+        }
+    }
+
     const fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(stream) => Some(stream),
+            Self::Tcp(stream) => Some(stream.socket()),
             Self::Tls(tls) => Some(tls.socket()),
             Self::Unix(_) | Self::Closed => None,
         }
     }
 }
 
-/// Options of accepted and of dialled TCP connections.
+/// Options of accepted and of dialled TCP connections, and the list that they get on.
 #[derive(Clone, Debug)]
 pub struct TcpOptions {
+    sockets: Sockets,
     keepalive: Option<TcpKeepalive>,
     user_timeout: Option<Duration>,
 }
 
 impl TcpOptions {
-    /// What `[listen]` says of TCP.
+    /// What `[listen]` says of TCP, for the worker of these `sockets`.
     #[must_use]
-    pub fn new(listen: &Listen) -> Self {
+    pub fn new(listen: &Listen, sockets: Sockets) -> Self {
         let some = |duration: Duration| (!duration.is_zero()).then_some(duration);
         let keepalive = listen.tcp_keepalive.then(|| {
             let mut keepalive = TcpKeepalive::new();
@@ -195,7 +208,13 @@ impl TcpOptions {
             }
             keepalive
         });
-        Self { keepalive, user_timeout: some(listen.tcp_user_timeout) }
+        Self { sockets, keepalive, user_timeout: some(listen.tcp_user_timeout) }
+    }
+
+    /// The list of the worker whose they are.
+    #[must_use]
+    pub const fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
     /// Sets the options. A kernel that refuses one is no reason to refuse the connection.
@@ -224,14 +243,14 @@ pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<
             // The abstract namespace, by tokio's convention as by the kernel's: a NUL in front.
             path = format!("\0{name}");
         }
-        return Ok(Stream::Unix(UnixStream::connect(path).await?));
+        return Ok(Stream::Unix(options.sockets.enter(UnixStream::connect(path).await?)?));
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in tokio::net::lookup_host((host, port)).await? {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 options.apply(&stream);
-                return Ok(Stream::Tcp(stream));
+                return Ok(Stream::Tcp(options.sockets.enter(stream)?));
             }
             Err(error) => last = error,
         }

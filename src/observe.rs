@@ -6,7 +6,7 @@
 //! runs on the supervisor's thread, so a scrape costs the way of a query nothing; a log line is
 //! formatted where it happens and written by a thread of its own.
 //!
-//! - [`shared`]: what the worker and the observers share; health and readiness.
+//! - [`shared`]: what a worker and the observers share; health and readiness. [`overview`]: the same of all workers.
 //! - [`http`]: the endpoints and their limits; [`gate`]: who may ask what.
 //! - [`limits`], [`blame`], [`history`], [`forecast`]: what `/limits`, `/blame` and the dashboard tell.
 //! - [`log`]: where events go and what must never be in them.
@@ -21,11 +21,13 @@ pub mod http;
 pub mod limits;
 pub mod log;
 pub mod otlp;
+pub mod overview;
 pub mod pool_log;
 pub mod shared;
 
 pub use gate::Gate;
 pub use http::{BindFailed, bind, serve};
 pub use log::{Excerpt, LogHandle};
+pub use overview::{Exposition, Overview};
 pub use pool_log::{Origin, PoolLog};
 pub use shared::{NotReady, Shared, Stage, Told};

@@ -13,14 +13,17 @@ use crate::backend::{
     Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Roster, Source, Target,
 };
 use crate::clock::Clock;
-use crate::net::TcpOptions;
 use crate::net::tls::Gear;
+use crate::net::{Left, Sockets, TcpOptions};
 use crate::pool::{Census, FleetPolicy, Limits, Pool, SharedLimit};
 use crate::prepared::Budget;
 use crate::stats::PoolName;
 
 /// The entry of `[databases]` that stands for every name not in it.
 const FALLBACK: &str = "*";
+
+/// Behind the user's name, in the name of a pool that looks users up.
+const LOOKUP: &str = " (auth_query)";
 
 /// No entry of `[databases]` matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +59,10 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router without pools: they are made when a client first asks.
+    /// A router without pools: they are made when a client first asks. Their connections get on the list `sockets`.
     #[must_use]
-    pub fn new(config: Arc<Config>, clock: Rc<Clock>, tls: Rc<Gear>) -> Self {
-        let tcp = TcpOptions::new(&config.listen);
+    pub fn new(config: Arc<Config>, clock: Rc<Clock>, tls: Rc<Gear>, sockets: Sockets) -> Self {
+        let tcp = TcpOptions::new(&config.listen, sockets);
         let fleet = FleetPolicy::new(&config.fleet);
         Self {
             config,
@@ -117,10 +120,20 @@ impl Router {
             min_pool_size: Some(0),
             ..entry.clone()
         };
-        let name = PoolName::primary(database, &format!("{user} (auth_query)"));
+        let name = PoolName::primary(database, &format!("{user}{LOOKUP}"));
         let pool = self.make(database, user, &entry, name);
         self.lookup_pools.borrow_mut().insert(key, pool.clone());
         Ok(pool)
+    }
+
+    /// Has a connection that has outlived its worker counted by its pool, until the server has ended it.
+    pub fn bury(&self, left: Left) {
+        let name = &left.server.pool;
+        let looks_up = name.user.strip_suffix(LOOKUP).and_then(|user| self.lookup_pool(&name.database, user).ok());
+        let pool = looks_up.filter(|pool| pool.name == *name).or_else(|| self.pool(&name.database, &name.user).ok());
+        if let Some(pool) = pool {
+            pool.bury(left);
+        }
     }
 
     /// All pools.
@@ -296,7 +309,7 @@ mod tests {
         config.databases.insert(FALLBACK.into(), Database::default());
         let config = Arc::new(config);
         let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
-        let router = Router::new(config, Rc::new(Clock::new(Pauses::default())), gear);
+        let router = Router::new(config, Rc::new(Clock::new(Pauses::default())), gear, Sockets::default());
         let used = router.pool("in use", "user").unwrap();
         for number in 0..1500 {
             router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();

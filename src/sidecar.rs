@@ -42,7 +42,8 @@
 //! | every URL, or there is none; a setting; a certificate; a port that is taken | CMD with its URLs as they were, one loud line; or `PGWEIR_ON_FAILURE=exit` |
 //! | CMD is not there, or not executable | exit code 127, or 126, as from a shell |
 //! | `http_listen` is taken | everything but the HTTP endpoints; a warning |
-//! | the data plane, later | a new one on the same listeners; clients are disconnected once, the application lives |
+//! | the data plane, later | a new one on the same listeners; clients are disconnected once, the application lives. Its server connections count until their servers have ended them |
+//! | it hangs (heeds nothing for some 11 s) | the same; its connections are ended in its place |
 //! | the server, the password | the application's errors, as without us; no storm of logins |
 //!
 //! | module | what |
@@ -74,10 +75,10 @@ use pgweir_config::{AuthType, Config, Secret, SslMode, Surroundings, socket_path
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net::tls::Keyring;
-use crate::net::{self, Listener};
-use crate::observe::{self, Stage, otlp};
+use crate::net::{self, Left, Listener};
+use crate::observe::{self, Overview, Stage, otlp};
 use crate::stats::PoolSnapshot;
-use crate::supervisor::{self, Plane, StartError};
+use crate::supervisor::{self, Closed, Observers, Plane, StartError};
 
 use child::Limits;
 use life::{Event, Fate, Life, Order, Rules, Upkeep};
@@ -91,6 +92,9 @@ pub use status::run as status;
 
 /// Exit code of a faulty command line or configuration.
 const USAGE: u8 = 2;
+
+/// Threads of planes that hang, at most, for another plane to be started.
+const HUNG_MAX: usize = 4;
 
 /// Exit code of everything else that goes wrong before the application runs.
 const FAILURE: u8 = 1;
@@ -363,26 +367,39 @@ struct Slot {
     keyring: Arc<Keyring>,
     /// Kept while planes come and go, so that clients find somebody listening.
     listeners: Vec<Listener>,
-    /// HTTP is the first slot's.
-    has_http: bool,
+    /// What its pools are told by, if there are several slots.
+    url: Option<Arc<str>>,
     plane: Option<Plane>,
     upkeep: Upkeep,
+    /// The server connections of a plane that was lost: the next one counts them until they end.
+    left: Vec<Left>,
+    /// The threads of planes that hung.
+    hung: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Slot {
     fn start(&mut self) -> Result<(), StartError> {
+        self.hung.retain(|thread| !thread.is_finished());
+        if self.hung.len() >= HUNG_MAX {
+            return Err(StartError::Hung { threads: self.hung.len() });
+        }
         let clones: io::Result<Vec<Listener>> = self.listeners.iter().map(Listener::try_clone).collect();
         let clones = clones.map_err(|source| StartError::Io { doing: "keeping the listeners", source })?;
-        let address = &self.config.http.http_listen;
-        let http = (self.has_http && !address.is_empty()).then(|| observe::bind(address));
-        let http = http.and_then(|bound| {
-            bound
-                .map_err(|error| tracing::warn!(%error, "no HTTP endpoints; the application is pooled all the same"))
-                .ok()
-        });
-        self.plane = Some(Plane::start(&self.config, &self.keyring, clones, http)?);
+        self.plane =
+            Some(Plane::start(&self.config, &self.keyring, clones, self.url.clone(), std::mem::take(&mut self.left))?);
         Ok(())
     }
+}
+
+/// The HTTP endpoints are the first slot's by their settings, and tell of all.
+fn observers(slots: &[Slot], overview: &Arc<Overview>) -> Result<Observers, StartError> {
+    let none = || StartError::Io { doing: "looking for a data plane", source: io::ErrorKind::NotFound.into() };
+    let first = slots.first().ok_or_else(none)?;
+    let address = &first.config.http.http_listen;
+    let http = (!address.is_empty()).then(|| observe::bind(address)).and_then(|bound| {
+        bound.map_err(|error| tracing::warn!(%error, "no HTTP endpoints; the application is pooled all the same")).ok()
+    });
+    Observers::start(&first.config, overview, http, supervisor::instance(&first.config, &first.listeners))
 }
 
 /// Keeps the application, and the planes for it.
@@ -394,9 +411,10 @@ struct Keeper {
     ends: Signal,
     child: nix::unistd::Pid,
     board: Arc<Board>,
+    overview: Arc<Overview>,
+    /// Until the end.
+    observers: Option<Observers>,
     trim: Trim,
-    /// Last words on their way.
-    farewells: Vec<otlp::Farewell>,
 }
 
 impl Keeper {
@@ -405,13 +423,21 @@ impl Keeper {
         let Prepared { plan, configs, keyrings, listeners, addresses } = prepared;
         let drain = configs.first().map_or(Duration::ZERO, |config| config.process.shutdown_timeout);
         let now = Instant::now();
+        let urls = plan.urls();
+        let overview = Arc::new(Overview::new(&urls));
         let mut slots = Vec::new();
         for (index, ((config, keyring), listeners)) in configs.into_iter().zip(keyrings).zip(listeners).enumerate() {
-            let (has_http, upkeep) = (index == 0, Upkeep::up(now));
-            let mut slot = Slot { config, keyring, listeners, has_http, plane: None, upkeep };
+            let url = urls.get(index).filter(|_| urls.len() > 1).cloned();
+            let upkeep = Upkeep::up(now);
+            let (left, hung) = (Vec::new(), Vec::new());
+            let mut slot = Slot { config, keyring, listeners, url, plane: None, upkeep, left, hung };
             slot.start().map_err(NotStarted::Plane)?;
+            if let Some(plane) = &slot.plane {
+                overview.show(index, Arc::clone(plane.shared()));
+            }
             slots.push(slot);
         }
+        let observers = observers(&slots, &overview).map_err(NotStarted::Plane)?;
         // From here on a signal belongs to the application.
         let signals = Signals::take().map_err(|source| StartError::Io { doing: "listening to signals", source });
         let ends = signal(SignalKind::child())
@@ -421,8 +447,7 @@ impl Keeper {
         let changes = plan.changes(&addresses, wishes, |name| std::env::var_os(name).is_some());
         let child = child::start(command, &changes, limits).map_err(NotStarted::Child)?;
         tracing::info!(child = child.as_raw(), listening = slots.len(), "application started");
-        let board = Arc::new(Board::new(child.as_raw(), listening));
-        board.show(slots.iter().filter_map(|slot| slot.plane.as_ref()).map(|plane| Arc::clone(plane.shared())));
+        let board = Arc::new(Board::new(child.as_raw(), listening, Arc::clone(&overview)));
         if let Err(error) = status::serve(Arc::clone(&board)) {
             tracing::warn!(%error, "pgweir status will not find this process");
         }
@@ -435,8 +460,9 @@ impl Keeper {
             ends,
             child,
             board,
+            overview,
+            observers: Some(observers),
             trim: Trim::new(Instant::now()),
-            farewells: Vec::new(),
         })
     }
 
@@ -454,7 +480,7 @@ impl Keeper {
                     None => continue,
                 },
                 (index, ending) = lost(&mut self.slots) => {
-                    self.close(index, ending).await;
+                    self.close(index, ending);
                     Event::Tick
                 }
                 () = sleep_until(due) => Event::Tick,
@@ -462,7 +488,8 @@ impl Keeper {
             self.react(event);
             self.trim();
             if let Some(fate) = self.life.over(self.slots.iter().all(|slot| slot.upkeep.is_off())) {
-                otlp::Farewell::all(std::mem::take(&mut self.farewells)).await;
+                let farewell = if let Some(observers) = self.observers.take() { observers.close().await } else { None };
+                otlp::Farewell::all(farewell.into_iter().collect()).await;
                 return fate;
             }
         }
@@ -492,25 +519,24 @@ impl Keeper {
             }
         }
         let wanted = self.life.wants_planes();
-        let mut changed = false;
-        for slot in &mut self.slots {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
             let (upkeep, start) = slot.upkeep.tick(now, wanted);
             slot.upkeep = upkeep;
             if start {
-                changed = true;
                 match slot.start() {
-                    Ok(()) => tracing::warn!("data plane started anew"),
+                    Ok(()) => {
+                        tracing::warn!("data plane started anew");
+                        self.board.count_restart();
+                        if let Some(plane) = &slot.plane {
+                            self.overview.show(index, Arc::clone(plane.shared()));
+                        }
+                    }
                     Err(error) => {
                         tracing::error!(%error, "data plane not started");
                         slot.upkeep = slot.upkeep.ended(now, wanted);
                     }
                 }
             }
-        }
-        if changed {
-            self.board.count_restart();
-            let shared = self.slots.iter().filter_map(|slot| slot.plane.as_ref());
-            self.board.show(shared.map(|plane| Arc::clone(plane.shared())));
         }
     }
 
@@ -532,16 +558,19 @@ impl Keeper {
     }
 
     /// A plane has come to its end, wanted or not.
-    async fn close(&mut self, index: usize, ending: supervisor::Ending) {
+    fn close(&mut self, index: usize, ending: supervisor::Ending) {
         let wanted = self.life.wants_planes();
         let Some(slot) = self.slots.get_mut(index) else { return };
         if let Some(plane) = slot.plane.take() {
-            let (ending, farewell) = plane.close(ending).await;
+            let Closed { ending, left, hung } = plane.close(ending);
+            slot.left.extend(left);
+            slot.hung.extend(hung);
             if wanted {
+                // At the very end its last counts are still told.
+                self.overview.lose(index);
                 tracing::error!(?ending, "data plane lost; it is started anew, and the application lives on");
             } else {
                 let _ = ending.report();
-                self.farewells.extend(farewell);
             }
         }
         slot.upkeep = slot.upkeep.ended(Instant::now(), wanted);

@@ -4,7 +4,9 @@
 //! the way of a query happens here: signals, the HTTP endpoints, metrics, the pools' log lines.
 
 mod auth_file;
+mod observers;
 mod plane;
+mod pulse;
 
 use std::io;
 use std::process::ExitCode;
@@ -16,10 +18,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net;
 use crate::net::tls::Keyring;
-use crate::observe::{self, otlp};
+use crate::observe::{self, Overview, otlp};
 
+pub use observers::{Observers, instance};
 use plane::doing;
-pub use plane::{Ending, Plane, StartError};
+pub use plane::{Closed, Ending, Plane, StartError};
 
 /// File descriptors that are no client's and no server's: listeners, epoll, HTTP, standard streams.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -32,7 +35,8 @@ const FAILURE: u8 = 1;
 
 /// Runs the pooler until it is told to stop. Standard error gets the log.
 ///
-/// Exit code 0 if every session came to its end by itself, 2 if a file that the configuration names is faulty, else 1.
+/// Exit code 0 if every session came to its end by itself, 2 if a file that the configuration names is faulty, else 1: also if
+/// the worker hangs, so that whoever keeps the process starts another.
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
     let config = Arc::new(config);
@@ -56,7 +60,7 @@ pub fn run(config: Config) -> ExitCode {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
     provide_descriptors(&config);
     let code = match start(&config, &keyring) {
-        Ok((runtime, signals, plane)) => runtime.block_on(serve(plane, signals)).report(),
+        Ok((runtime, signals, plane, observers)) => runtime.block_on(serve(plane, observers, signals)).report(),
         Err(error) => {
             tracing::error!(%error, "cannot start");
             ExitCode::from(FAILURE)
@@ -68,7 +72,7 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 /// Listens and starts the worker; returns when clients are served.
-fn start(config: &Arc<Config>, keyring: &Arc<Keyring>) -> Result<(Runtime, Signals, Plane), StartError> {
+fn start(config: &Arc<Config>, keyring: &Arc<Keyring>) -> Result<(Runtime, Signals, Plane, Observers), StartError> {
     let runtime = runtime()?;
     let inside = runtime.enter();
     // First of all, so that a signal during the start is not the default's: death without a word.
@@ -76,10 +80,13 @@ fn start(config: &Arc<Config>, keyring: &Arc<Keyring>) -> Result<(Runtime, Signa
     let listeners = net::listen(&config.listen)?;
     let address = &config.http.http_listen;
     let http = if address.is_empty() { None } else { Some(observe::bind(address)?) };
-    let plane = Plane::start(config, keyring, listeners, http)?;
+    let overview = Arc::new(Overview::new(&[Arc::default()]));
+    let observers = Observers::start(config, &overview, http, instance(config, &listeners))?;
+    let plane = Plane::start(config, keyring, listeners, None, Vec::new())?;
+    overview.show(0, Arc::clone(plane.shared()));
     tracing::info!("ready");
     drop(inside);
-    Ok((runtime, signals, plane))
+    Ok((runtime, signals, plane, observers))
 }
 
 /// The event loop of the main thread.
@@ -93,7 +100,7 @@ pub fn runtime() -> Result<Runtime, StartError> {
 }
 
 /// Serves until the end.
-async fn serve(mut plane: Plane, mut signals: Signals) -> Ending {
+async fn serve(mut plane: Plane, observers: Observers, mut signals: Signals) -> Ending {
     let ending = loop {
         let order = tokio::select! {
             ending = plane.serve() => break ending,
@@ -105,7 +112,8 @@ async fn serve(mut plane: Plane, mut signals: Signals) -> Ending {
             Told::Hangup => plane.reload(),
         }
     };
-    let (ending, farewell) = plane.close(ending).await;
+    let Closed { ending, .. } = plane.close(ending);
+    let farewell = observers.close().await;
     otlp::Farewell::all(farewell.into_iter().collect()).await;
     ending
 }

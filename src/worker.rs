@@ -13,7 +13,7 @@ use crate::cancel::{Activity, Entry, Order};
 use crate::client::{Context, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
-use crate::net::{Acceptor, Listener};
+use crate::net::{Acceptor, Left, Listener, Sockets};
 use crate::observe::blame::HOLDERS_MAX;
 use crate::observe::{Shared, Told};
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
@@ -56,9 +56,13 @@ pub struct WorkerHandle {
     pub finished: oneshot::Receiver<Summary>,
     /// Its thread.
     pub thread: std::thread::JoinHandle<()>,
+    /// The system's number of it.
+    pub thread_id: i32,
+    /// Its connections, for who has to end them in its place: then it ends, too, should it ever heed anything again.
+    pub sockets: Sockets,
 }
 
-/// Starts a worker that serves `listeners`.
+/// Starts a worker that serves `listeners`, and counts the server connections that one before it has `left` until they end.
 ///
 /// # Errors
 ///
@@ -69,37 +73,42 @@ pub fn start(
     listeners: Vec<Listener>,
     keyring: Arc<Keyring>,
     shared: Arc<Shared>,
+    left: Vec<Left>,
 ) -> io::Result<WorkerHandle> {
+    let sockets = Sockets::default();
+    let own = sockets.clone();
     let secrets = Secrets::new(&config, users)?;
     let (commands, orders) = mpsc::unbounded_channel();
     let (done, finished) = oneshot::channel();
     // Made by the thread that it is for.
     let (made, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("worker-0".to_owned()).spawn(move || {
-        let context = move |clock| Context::new(config, secrets, keyring, clock);
+        let list = own.clone();
+        let context = move |clock| Context::new(config, secrets, keyring, clock, list);
         let pauses = Pauses::default();
         let runtime = match event_loop(&pauses) {
             Ok(runtime) => runtime,
             Err(error) => return drop(made.send(Err(error))),
         };
-        let _ = made.send(Ok(()));
+        let _ = made.send(Ok(nix::unistd::gettid().as_raw()));
         let worker = Worker {
             context: context(Clock::new(pauses)),
             shared,
+            sockets: own,
             ticks: 0,
             stage: Stage::Serving,
             inquiring: false,
             censuses: 0,
         };
-        let summary = runtime.block_on(worker.run(listeners, orders));
+        let summary = runtime.block_on(worker.run(listeners, left, orders));
         let summary = summary.unwrap_or_else(|error| {
             tracing::error!(%error, "the worker's event loop failed");
             Summary::default()
         });
         let _ = done.send(summary);
     })?;
-    outcome.recv().map_err(|_| io::Error::other("the worker's thread ended at once"))??;
-    Ok(WorkerHandle { commands, finished, thread })
+    let thread_id = outcome.recv().map_err(|_| io::Error::other("the worker's thread ended at once"))??;
+    Ok(WorkerHandle { commands, finished, thread, thread_id, sockets })
 }
 
 fn event_loop(pauses: &Pauses) -> io::Result<LocalRuntime> {
@@ -122,6 +131,8 @@ enum Stage {
 struct Worker {
     context: Rc<Context>,
     shared: Arc<Shared>,
+    /// Its connections.
+    sockets: Sockets,
     ticks: u32,
     stage: Stage,
     /// At the last tick the sessions were asked what they hold.
@@ -134,11 +145,16 @@ impl Worker {
     async fn run(
         mut self,
         listeners: Vec<Listener>,
+        left: Vec<Left>,
         mut orders: mpsc::UnboundedReceiver<Command>,
     ) -> io::Result<Summary> {
+        // Before the first client: what it wants to be dialled has to fit beside them.
+        for left in left {
+            self.context.router.bury(left);
+        }
         let mut accepting = Vec::new();
         for listener in listeners {
-            let acceptor = Acceptor::new(listener, &self.context.config.listen)?;
+            let acceptor = Acceptor::new(listener, &self.context.config.listen, self.sockets.clone())?;
             accepting.push(tokio::task::spawn_local(accept(self.context.clone(), acceptor)).abort_handle());
         }
         // The publication of nothing says that the worker lives.
@@ -156,7 +172,8 @@ impl Worker {
                     self.stop();
                 }
             }
-            if self.is_over() {
+            // Somebody has ended its connections in its place, and started another worker.
+            if self.is_over() || self.sockets.is_cut() {
                 break;
             }
         }
@@ -165,6 +182,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
+        self.shared.beat();
         self.context.clock.tick();
         self.context.doors.tick(self.context.clock.now());
         self.context.registry.tick();
@@ -180,7 +198,7 @@ impl Worker {
         self.tell_who_holds_what();
         self.ticks = self.ticks.wrapping_add(1);
         #[cfg(debug_assertions)]
-        panic_if_told(self.ticks);
+        fail_if_told(self.ticks);
         if self.ticks.is_multiple_of(TICKS_PER_PUBLICATION) {
             self.context.registry.wake_away();
             self.context.router.sweep();
@@ -273,6 +291,8 @@ impl Worker {
         for pool in self.context.router.pools() {
             snapshot.pools.push(PoolSnapshot {
                 name: pool.name.clone(),
+                // Who has several workers tells them apart.
+                url: None,
                 health: pool.health(),
                 stats: pool.stats.borrow().clone(),
                 gauges: pool.gauges(),
@@ -292,16 +312,22 @@ impl Worker {
     }
 }
 
-/// For the test that `pgweir exec` starts another worker. Never in a release build.
+/// For the tests that `pgweir exec` starts another worker. Never in a release build.
 #[cfg(debug_assertions)]
 #[allow(clippy::panic, reason = "it is the point")]
-fn panic_if_told(ticks: u32) {
+fn fail_if_told(ticks: u32) {
     /// Two seconds.
     const TICKS: u32 = 20;
-    assert!(
-        ticks != TICKS || std::env::var_os("PGWEIR_TEST_PANIC").is_none_or(|what| what != "worker"),
-        "told to panic by a test"
-    );
+    let Some(what) = std::env::var("PGWEIR_TEST_PANIC").ok() else { return };
+    assert!(ticks != TICKS || what != "worker", "told to panic by a test");
+    // Who finds the file takes it away and hangs until another one is there.
+    if let Some(file) = what.strip_prefix("hang=")
+        && std::fs::remove_file(file).is_ok()
+    {
+        while !std::path::Path::new(&format!("{file}.over")).exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, transaction]: [Duration; 4]) -> Order {
@@ -356,5 +382,54 @@ async fn accept(context: Rc<Context>, acceptor: Acceptor) {
                 context.clock.sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_whose_connections_were_ended_in_its_place_ends_and_another_has_its_listener() {
+        let mut config = Config::default();
+        config.listen.listen_port = 0;
+        let config = Arc::new(config);
+        let mut listeners = crate::net::listen(&config.listen).unwrap();
+        let address = listeners[0].address().unwrap();
+        let keyring = Arc::new(Keyring::load(Arc::clone(&config)).unwrap());
+        let launch = |listeners| {
+            let (config, keyring) = (Arc::clone(&config), Arc::clone(&keyring));
+            let shared = Arc::new(Shared::new(Instant::now()));
+            (start(config, Arc::default(), listeners, keyring, Arc::clone(&shared), Vec::new()).unwrap(), shared)
+        };
+        // Clients that have been accepted and have not said who they are.
+        let connect = |worker: &WorkerHandle, shared: &Shared| {
+            let client = TcpStream::connect(&address).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let until = Instant::now() + Duration::from_secs(20);
+            while shared.snapshot().is_none_or(|snapshot| snapshot.gauges.clients == 0) {
+                assert!(Instant::now() < until, "nobody accepts");
+                worker.commands.send(Command::Tick).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            client
+        };
+        let (first, shared) = launch(vec![listeners[0].try_clone().unwrap()]);
+        let mut client = connect(&first, &shared);
+        assert!(first.sockets.cut().unwrap().is_empty());
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "the client sees the end");
+        let (second, shared) = launch(vec![listeners.remove(0)]);
+        // It wakes up.
+        let _ = first.commands.send(Command::Tick);
+        first.finished.blocking_recv().unwrap();
+        first.thread.join().unwrap();
+        drop(connect(&second, &shared));
+        second.commands.send(Command::Stop).unwrap();
+        second.commands.send(Command::Tick).unwrap();
+        second.finished.blocking_recv().unwrap();
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use pgweir_proto::encode;
 
-use super::{Permit, ServerConn, Target, cancel};
+use super::{Permit, Roster, ServerConn, Target, cancel};
 use crate::clock::Clock;
-use crate::net::Stream;
+use crate::net::{Left, Stream};
 
 /// How long a server is waited for before its permit is given back all the same. A server that is reachable
 /// ends in milliseconds: what still runs is cancelled.
@@ -40,6 +40,18 @@ impl Drop for ServerConn {
         };
         tokio::task::spawn_local(farewell.run());
     }
+}
+
+/// Sees a connection to its end whose worker is gone. What still runs on it has a second, and is cancelled then; until the
+/// server has ended, the connection counts by `permit`.
+pub fn bury(left: Left, target: Rc<Target>, clock: Rc<Clock>, mut permit: Permit, roster: &Rc<Roster>) {
+    let (encrypted, pid, secret) = (left.server.encrypted, left.server.pid, left.server.secret.clone());
+    permit.enroll(roster, pid);
+    // Without it, the socket is closed: that is all that can be done.
+    let Ok(stream) = left.into_stream(target.tcp.sockets()) else { return };
+    // Nobody knows where its worker was in a message.
+    let farewell = Farewell { stream, encrypted, permit, terminate: false, busy: false, pid, secret, target, clock };
+    tokio::task::spawn_local(farewell.run());
 }
 
 struct Farewell {

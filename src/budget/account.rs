@@ -32,6 +32,7 @@ struct Holding {
     age: Option<Duration>,
     draining: bool,
     waiting: bool,
+    weight: u32,
 }
 
 /// How a member stands under a limit.
@@ -62,11 +63,21 @@ pub struct Account {
     /// How many connections the waiting ask to be given back, together: the longer in vain, the more.
     urgency: u32,
     me: Option<u32>,
+    /// The member's own weight, and that of all peers.
+    weight: u32,
+    weights: u32,
     holdings: Vec<Holding>,
 }
 
 impl Account {
-    pub(super) fn new(census: &Census, scope: Scope, limit: u32, me: Option<u32>, stale: Duration) -> Self {
+    /// Of the member with this place in the census, and this weight.
+    pub(super) fn new(
+        census: &Census,
+        scope: Scope,
+        limit: u32,
+        (me, weight): (Option<u32>, u32),
+        stale: Duration,
+    ) -> Self {
         let mut account = Self {
             scope,
             limit,
@@ -81,7 +92,9 @@ impl Account {
             databases: 0,
             urgency: 0,
             me,
-            holdings: vec![Holding::default(); census.members.len()],
+            weight,
+            weights: 0,
+            holdings: census.weights.iter().map(|weight| Holding { weight: *weight, ..Holding::default() }).collect(),
         };
         let mut databases: Vec<u32> = Vec::new();
         let counts = |seat: &&Seat| match scope {
@@ -90,7 +103,7 @@ impl Account {
             Scope::Server | Scope::Fleet => true,
         };
         for seat in census.seats.iter().filter(counts) {
-            account.take(seat, stale);
+            account.take(seat, census, stale);
             if seat.member.is_some() && !seat.here && !databases.contains(&seat.database) {
                 databases.push(seat.database);
             }
@@ -99,12 +112,14 @@ impl Account {
         let is_peer = |(n, holding): &(u32, &Holding)| {
             me == Some(*n) || !holding.draining && (holding.held > 0 || holding.waiting)
         };
-        let peers = (0..).zip(&account.holdings).filter(is_peer).count() + usize::from(me.is_none());
-        account.peers = u32::try_from(peers).unwrap_or(u32::MAX).max(1);
+        let weights: Vec<u32> = (0..).zip(&account.holdings).filter(is_peer).map(|(_, peer)| peer.weight).collect();
+        let unseen = me.is_none().then_some(weight);
+        account.peers = u32::try_from(weights.iter().chain(&unseen).count()).unwrap_or(u32::MAX).max(1);
+        account.weights = weights.iter().chain(&unseen).copied().fold(0, u32::saturating_add).max(1);
         account
     }
 
-    fn take(&mut self, seat: &Seat, stale: Duration) {
+    fn take(&mut self, seat: &Seat, census: &Census, stale: Duration) {
         let Some(holding) = seat.member.and_then(|n| self.holdings.get_mut(n as usize)) else {
             self.seats += 1;
             self.foreign += 1;
@@ -122,7 +137,7 @@ impl Account {
                     self.urgency = self.urgency.saturating_add(1 << tries.min(TURNS_MAX));
                 }
             }
-            Mark::Plain | Mark::Claims(_) | Mark::Draining => {
+            Mark::Plain | Mark::Claims(..) | Mark::Draining => {
                 self.seats += 1;
                 holding.held += 1;
                 holding.age = holding.age.max(seat.age);
@@ -130,7 +145,9 @@ impl Account {
                 self.mine += u32::from(own);
             }
         }
-        if let Mark::Claims(claims) = seat.mark {
+        if let Mark::Claims(claims, until) = seat.mark
+            && !census.are_over(until)
+        {
             // Nobody claims more at once: a client that makes tags up takes no more than this.
             self.claims += claims.min(CLAIMS_MAX);
         }
@@ -163,7 +180,15 @@ impl Account {
     /// Connections that the member is entitled to; at least one, for which it may have to wait its turn.
     #[must_use]
     pub fn share(&self) -> u32 {
-        (self.purse().saturating_sub(self.foreign) / self.peers).max(1)
+        self.share_of(self.weight)
+    }
+
+    /// What a peer of this weight is entitled to: one, and its part of what is left then. So the shares of all never are more
+    /// than there is, unless they have to take turns.
+    fn share_of(&self, weight: u32) -> u32 {
+        let beyond = self.purse().saturating_sub(self.foreign).saturating_sub(self.peers);
+        let part = u64::from(beyond) * u64::from(weight) / u64::from(self.weights);
+        u32::try_from(part).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     /// More members than connections: they have to take turns.
@@ -226,8 +251,8 @@ impl Account {
     /// Above the watermark those with most beyond their share give back first. Everybody who looks comes to the same
     /// result.
     fn part_of_surplus(&self) -> u32 {
-        let share = self.share();
-        let mut excess: Vec<u32> = self.holdings.iter().map(|holding| holding.held.saturating_sub(share)).collect();
+        let excess = |holding: &Holding| holding.held.saturating_sub(self.share_of(holding.weight));
+        let mut excess: Vec<u32> = self.holdings.iter().map(excess).collect();
         let mut part = 0;
         for _ in 0..self.used().saturating_sub(self.watermark()) {
             let most = excess.iter().copied().max().unwrap_or(0);
@@ -266,12 +291,14 @@ mod tests {
     /// A census of a server with `limit` connections and these names, each as old as its place from the end, in seconds.
     fn census(limit: u32, names: &[&str]) -> Census {
         let mut census = Census::new(Limits { server: Some(limit), ..Limits::default() }, None);
+        census.now = 3000;
         for (name, age) in names.iter().zip((1..=names.len() as u64).rev()) {
             let (name, here) = name.strip_prefix("elsewhere ").map_or((*name, true), |name| (name, false));
             let name = if let Some((member, rest)) = name.split_once(' ') {
                 let number = u32::try_from(age).unwrap();
                 let mark = match rest {
-                    "+1" => Mark::Claims(1),
+                    "+1" => Mark::Claims(1, tag::NEVER),
+                    "+2 over" => Mark::Claims(2, 1000),
                     "?" => Mark::Proving,
                     "waits" => Mark::Waiting(0),
                     "waits long" => Mark::Waiting(3),
@@ -300,9 +327,13 @@ mod tests {
     fn room_share_and_turns_follow_from_who_is_there() {
         // Limit, who is there, and of `a`: room for more, share, to be given back.
         #[rustfmt::skip]
-        let table: [(&str, u32, &[&str], (u32, u32, u32)); 14] = [
+        let table: [(&str, u32, &[&str], (u32, u32, u32)); 18] = [
             ("alone",                      12, &["a x"],                                           (9, 10, 0)),
             ("claims count",               12, &["a x", "b +1"],                                   (5, 5, 0)),
+            ("claims that are over do not", 12, &["a x", "b +2 over"],                              (6, 5, 0)),
+            ("weights of two kinds",       12, &["a x", "b*3/1 x"],                                (6, 3, 0)),
+            ("each has one, whatever",     6,  &["a x", "b*100/1 x", "c x"],                       (0, 1, 0)),
+            ("a heavy one has its share",  12, &["a x", "a x", "b*7/1 x", "b*7/1 x", "b*7/1 x", "b*7/1 x", "b*7/1 x", "b*7/1 x", "b*7/1 x"], (0, 2, 0)),
             ("probes count",               12, &["a x", "b ?"],                                    (8, 10, 0)),
             ("who waits is a peer",        12, &["a x", "b waits"],                                (6, 5, 0)),
             ("foreigners are not shared",  12, &["a x", "psql", "psql", "b x"],                    (4, 4, 0)),

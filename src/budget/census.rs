@@ -7,6 +7,13 @@ use hashbrown::{HashMap, HashSet};
 use super::account::Account;
 use super::tag::{self, Mark};
 
+/// What is claimed is logged in within this time, by the server's clock, or not at all; milliseconds.
+const CLAIM: u64 = 5000;
+
+/// Claims count so much longer: between a census' first look and its clock there is no more (`statement_timeout`);
+/// milliseconds.
+const CENSUS_MAX: u64 = 2000;
+
 /// Whose connections a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -96,8 +103,12 @@ pub struct Census {
     pub limits: Limits,
     /// `db_connections`; none if it is not set.
     pub fleet: Option<u32>,
+    /// The server's clock: milliseconds since 1970; 0 if it did not tell.
+    pub now: u64,
     pub(super) seats: Vec<Seat>,
     pub(super) members: Vec<Box<[u8]>>,
+    /// What their names tell.
+    pub(super) weights: Vec<u32>,
     numbers: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
     hidden: HashSet<(u32, u32, Box<[u8]>), foldhash::fast::RandomState>,
 }
@@ -141,8 +152,20 @@ impl Census {
         }
         let number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         self.members.push(member.into());
+        self.weights.push(tag::weight(member));
         self.numbers.insert(member.into(), number);
         number
+    }
+
+    /// The end of what is claimed now.
+    #[must_use]
+    pub fn claims_until(&self) -> u64 {
+        if self.now == 0 { tag::NEVER } else { self.now.saturating_add(CLAIM) }
+    }
+
+    /// Whether claims with this end count no more: nobody can make a connection of them, whatever woke up since.
+    pub(super) fn are_over(&self, until: u64) -> bool {
+        self.now >= until.saturating_add(CENSUS_MAX)
     }
 
     /// How `member` stands in a scope, where a `?` older than `stale` waits no more: its process was stopped. None where
@@ -150,7 +173,8 @@ impl Census {
     #[must_use]
     pub fn account(&self, scope: Scope, member: &str, stale: Duration) -> Option<Account> {
         let me = self.numbers.get(member.as_bytes()).copied();
-        Some(Account::new(self, scope, self.limit(scope)?, me, stale))
+        let weight = tag::weight(member.as_bytes());
+        Some(Account::new(self, scope, self.limit(scope)?, (me, weight), stale))
     }
 
     /// The limit of a scope; none if there is none.

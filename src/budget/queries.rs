@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::census::{Census, Limits, Process, Row};
 use super::roll::Roll;
+use super::tag::NEVER;
 
 macro_rules! rows {
     () => {
@@ -14,7 +15,8 @@ macro_rules! rows {
         SELECT 'l', CASE WHEN r.rolsuper THEN '-1' ELSE r.rolconnlimit::text END, \
         CASE WHEN r.rolsuper THEN '-1' ELSE d.datconnlimit::text END, \
         (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
-        - coalesce(current_setting('reserved_connections', true), '0')::int)::text, a.pid::text \
+        - coalesce(current_setting('reserved_connections', true), '0')::int)::text, a.pid::text, \
+        floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint::text \
         FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_database d ON d.oid = a.datid \
         WHERE a.pid = pg_backend_pid(); \
         SELECT 'r', coalesce(b.datid, 0)::text, b.datid = a.datid, coalesce(b.usesysid, 0)::text, b.usesysid = a.usesysid, b.application_name, b.backend_type, \
@@ -39,6 +41,22 @@ pub const ASK: &str = concat!(
     SELECT 'k', pg_try_advisory_xact_lock(1885828965, 26994)::text; ",
     rows!()
 );
+
+/// A command that fails when the server's clock shows `until` or more: in front of what takes a claim off, it keeps who was
+/// stopped meanwhile from making a connection of a claim that others do not count any more. Nothing in it is looked up by the
+/// session's `search_path`.
+#[must_use]
+pub fn in_time(until: u64) -> String {
+    if until == NEVER {
+        return String::new();
+    }
+    format!(
+        "SELECT 1 OPERATOR(pg_catalog./) CAST(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) \
+         pg_catalog.to_timestamp({}.{:03}) AS pg_catalog.int4);",
+        until / 1000,
+        until % 1000
+    )
+}
 
 /// The most that an answer may be; bytes. A row has some 100.
 pub const ANSWER_MAX: usize = 4 << 20;
@@ -73,6 +91,7 @@ impl Answers {
                 let (role, database, server) = (limit(), limit(), limit());
                 self.census.limits = Limits { role, database, server };
                 self.pid = text(next()).and_then(|text| text.parse().ok());
+                self.census.now = text(next()).and_then(|text| text.parse().ok()).unwrap_or_default();
             }
             Some(b"r") => {
                 let id = |value| text(value).and_then(|text| text.parse().ok()).unwrap_or_default();
@@ -109,7 +128,7 @@ mod tests {
         let mut answers = Answers::new(Some(30));
         let rows: [&[&str]; 10] = [
             &["k", "true"],
-            &["l", "20", "-1", "97", "4711"],
+            &["l", "20", "-1", "97", "4711", "1764342000123"],
             &["r", "5", "t", "10", "t", "[pgweir a/1#1 +1]", "client backend", "1500"],
             &["r", "5", "t", "10", "t", "[pgweir a/1#1]", "parallel worker", "5"],
             &["r", "5", "t", "11", "f", "[pgweir b/2#1]", "-", "-"],
@@ -123,11 +142,18 @@ mod tests {
             answers.row(row.iter().map(|value| (*value != "-").then_some(value.as_bytes())));
         }
         assert!(answers.locked);
-        assert_eq!(answers.pid, Some(4711));
+        assert_eq!((answers.pid, answers.census.claims_until()), (Some(4711), 1_764_342_005_123));
         let limits = Limits { role: Some(20), database: None, server: Some(97) };
         assert_eq!(answers.census.limits, limits);
         let used = |scope| answers.census.account(scope, "a/1", Duration::MAX).map(|account| account.used());
         let want = [Some(2), None, Some(6), Some(6)];
         assert_eq!(Scope::ALL.map(used), want);
+    }
+
+    #[test]
+    fn who_is_late_is_told_by_an_error() {
+        assert_eq!(in_time(NEVER), "");
+        let text = in_time(1_764_342_000_007);
+        assert!(text.contains("to_timestamp(1764342000.007)") && text.ends_with("int4);"), "{text}");
     }
 }

@@ -109,7 +109,10 @@ impl Roll {
             if !counts {
                 continue;
             }
-            let claims = if let Mark::Claims(claims) = line.mark { claims.min(CLAIMS_MAX) } else { 0 };
+            let claims = match line.mark {
+                Mark::Claims(claims, until) if !census.are_over(until) => claims.min(CLAIMS_MAX),
+                _ => 0,
+            };
             let probes = u32::from(matches!(line.mark, Mark::Proving | Mark::Waiting(_)));
             standing.waiting += u32::from(matches!(line.mark, Mark::Waiting(_)));
             standing.probes += probes;

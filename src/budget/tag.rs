@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! [pgweir web.1/ab12cd#7]       the member's seventh connection
-//! [pgweir web.1/ab12cd#7 +2]    it stands for two logins under way as well: claims
+//! [pgweir web.1*3/ab12cd#7]     the same of a member whose weight is 3
+//! [pgweir web.1/ab12cd#7 +2@mfk3v9ai]  it stands for two logins under way as well, until then: claims
 //! [pgweir web.1/ab12cd#1 ?]     logged in, and finding out whether it may stay: a probe
 //! [pgweir web.1/ab12cd ?3]      a probe that waits for room, the third time without luck (`?` alone the first time)
 //! [pgweir web.1/ab12cd#7 !]     its pgweir is on its way out
 //! ```
 //!
-//! A client's own name stands in front of it. Postgres keeps 63 bytes of a name, and of those only printable ASCII.
+//! The time of claims is milliseconds since 1970, by the server's clock, in base 36. A client's own name stands in front of it all. Postgres keeps 63 bytes of a name, and of those only printable ASCII.
 
 use std::fmt::Write as _;
 
@@ -18,13 +19,20 @@ const OPEN: &[u8] = b"[pgweir ";
 /// Of the name of a process in the tag, so many bytes are kept.
 const NAME_MAX: usize = 16;
 
+/// A member has this weight at most.
+pub const WEIGHT_MAX: u32 = 100;
+
+/// The end of claims that do not tell theirs.
+pub const NEVER: u64 = u64::MAX;
+
 /// What a tag says of its connection, besides whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// It is there.
     Plain,
-    /// It stands for so many logins under way as well.
-    Claims(u32),
+    /// It stands for so many logins under way as well, until the server's clock shows this: milliseconds since 1970, or
+    /// [`NEVER`].
+    Claims(u32, u64),
     /// It is a probe: it has not found out yet whether it may stay.
     Proving,
     /// It is a probe that found no room and waits for some, after so many attempts in vain.
@@ -42,20 +50,52 @@ pub struct Tag<'a> {
     pub mark: Mark,
 }
 
-/// The name of a member: that of its process, cut and with what is not plain replaced, and what tells it from all others.
+/// The digits of numbers in tags.
+const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// The name of a member: that of its process, cut and with what is not plain replaced, its weight unless that is 1, and what
+/// tells it from all others.
 #[must_use]
-pub fn member(process: &str, entropy: u64) -> String {
-    const DIGITS: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+pub fn member(process: &str, weight: u32, entropy: u64) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let mut name: String = process.chars().take(NAME_MAX).map(plain).collect();
+    if weight > 1 {
+        // Writing to a text does not fail.
+        let _ = write!(name, "*{}", weight.min(WEIGHT_MAX));
+    }
     name.push('/');
     let mut rest = entropy;
     for _ in 0..6 {
-        let digit = usize::try_from(rest % 36).unwrap_or_default();
-        name.push(DIGITS.get(digit).copied().map_or('0', char::from));
+        name.push(digit(rest));
         rest /= 36;
     }
     name
+}
+
+/// The weight that the name of a member tells.
+#[must_use]
+pub fn weight(member: &[u8]) -> u32 {
+    let process = member.iter().rposition(|byte| *byte == b'/').and_then(|at| member.get(..at)).unwrap_or_default();
+    let digits = process.iter().rposition(|byte| *byte == b'*').and_then(|at| process.get(at + 1..));
+    digits.and_then(number).unwrap_or(1).clamp(1, WEIGHT_MAX)
+}
+
+/// The last digit of a number.
+fn digit(number: u64) -> char {
+    let at = usize::try_from(number % 36).unwrap_or_default();
+    DIGITS.get(at).copied().map_or('0', char::from)
+}
+
+/// A number in base 36.
+fn base_36(mut number: u64) -> String {
+    let mut digits = Vec::new();
+    loop {
+        digits.push(digit(number));
+        number /= 36;
+        if number == 0 {
+            return digits.into_iter().rev().collect();
+        }
+    }
 }
 
 /// The tag of a member's connection of this number.
@@ -67,7 +107,8 @@ pub fn write(member: &str, number: u32, mark: Mark) -> String {
     // Writing to a text does not fail.
     let _ = match mark {
         Mark::Plain => write!(tag, "#{number}]"),
-        Mark::Claims(claims) => write!(tag, "#{number} +{claims}]"),
+        Mark::Claims(claims, NEVER) => write!(tag, "#{number} +{claims}]"),
+        Mark::Claims(claims, until) => write!(tag, "#{number} +{claims}@{}]", base_36(until)),
         Mark::Proving => write!(tag, "#{number} ?]"),
         Mark::Waiting(0) => write!(tag, " ?]"),
         Mark::Waiting(tries) => write!(tag, " ?{tries}]"),
@@ -116,8 +157,24 @@ fn mark(rest: &[u8]) -> Option<Mark> {
         b"" => Some(Mark::Plain),
         b" ?" => Some(Mark::Proving),
         b" !" => Some(Mark::Draining),
-        _ => number(rest.strip_prefix(b" +")?).map(Mark::Claims),
+        _ => claims(rest.strip_prefix(b" +")?),
     }
+}
+
+fn claims(text: &[u8]) -> Option<Mark> {
+    let end = text.iter().position(|byte| *byte == b'@').unwrap_or(text.len());
+    let (count, until) = text.split_at_checked(end)?;
+    let until = until.strip_prefix(b"@").map_or(Some(NEVER), time)?;
+    Some(Mark::Claims(number(count)?, until))
+}
+
+/// A time in base 36: of up to 12 digits, which is long enough.
+fn time(digits: &[u8]) -> Option<u64> {
+    let digit = |byte: &u8| DIGITS.iter().position(|one| one == byte).and_then(|at| u64::try_from(at).ok());
+    if digits.is_empty() || digits.len() > 12 {
+        return None;
+    }
+    digits.iter().try_fold(0, |sum, byte| Some(sum * 36 + digit(byte)?))
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
@@ -134,11 +191,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_behind_any_name() {
-        let member = member("web.1 (ö)", 36 * 36 * 36 * 36 * 36 * 35 + 10);
+        let member = member("web.1 (ö)", 1, 36 * 36 * 36 * 36 * 36 * 35 + 10);
         assert_eq!(member, "web.1__ö_/a0000z".replace('ö', "_"));
-        for mark in [Mark::Plain, Mark::Claims(2), Mark::Proving, Mark::Waiting(0), Mark::Waiting(12), Mark::Draining] {
+        let claims = [Mark::Claims(2, NEVER), Mark::Claims(8, 1_764_342_000_123), Mark::Claims(1, 0)];
+        let marks = [Mark::Plain, Mark::Proving, Mark::Waiting(0), Mark::Waiting(12), Mark::Draining];
+        for mark in marks.into_iter().chain(claims) {
             let tag = write(&member, 1234, mark);
-            assert!(tag.len() < 48, "{tag}");
+            assert!(tag.len() < 52, "{tag}");
             assert_eq!(marked(&write(&member, 1234, Mark::Plain), mark), tag);
             for client in ["", "app", "a [pgweir x/y#1]"] {
                 let name = if client.is_empty() { tag.clone() } else { format!("{client} {tag}") };
@@ -150,12 +209,35 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_tag_is_not_cut() {
+        let member = member(&"w".repeat(40), 1000, u64::MAX);
+        assert_eq!(weight(member.as_bytes()), WEIGHT_MAX);
+        let tag = write(&member, 1_000_000, Mark::Claims(8, 253_402_300_799_999));
+        assert!(tag.len() <= 63 && split(tag.as_bytes()).is_some(), "{} {tag}", tag.len());
+    }
+
+    #[test]
+    fn a_weight_is_read_from_where_no_name_of_a_process_can_have_it() {
+        #[rustfmt::skip]
+        let table = [
+            ("web.1/ab12cd", 1), ("web.1*3/ab12cd", 3), ("web.1*0/ab12cd", 1), ("web.1*101/ab12cd", 100), ("web.1*/ab12cd", 1),
+            ("web.1*x/ab12cd", 1), ("web.1*2*5/ab12cd", 5), ("*7/x", 7), ("web*3", 1), ("", 1),
+        ];
+        for (name, want) in table {
+            assert_eq!(weight(name.as_bytes()), want, "{name}");
+        }
+        assert_eq!(weight(member("web*9", 1, 7).as_bytes()), 1);
+        assert_eq!(weight(member("web*9", 4, 7).as_bytes()), 4);
+    }
+
+    #[test]
     fn anything_else_is_a_name() {
         #[rustfmt::skip]
         let table = [
             "", "psql", "[pgweir ]", "[pgweir a/b]", "[pgweir a/b#]", "[pgweir a/b#x]", "[pgweir a/b#1", "[pgweir #1]",
             "[pgweir a/b#1 +]", "[pgweir a/b#1 +-1]", "[pgweir a/b#1 + 1]", "[pgweir a/b#1 !?]", "[pgweir a/b#1] ",
-            "[pgweir a/b#1 +99999999999]", "[pgweir a/b ?x]", "[pgweir a/b !]",
+            "[pgweir a/b#1 +99999999999]", "[pgweir a/b ?x]", "[pgweir a/b !]", "[pgweir a/b#1 +1@]", "[pgweir a/b#1 +@1]",
+            "[pgweir a/b#1 +1@1 ]", "[pgweir a/b#1 +1@A]", "[pgweir a/b#1 +1@1234567890123]", "[pgweir a/b#1 +1@1@1]",
         ];
         for name in table {
             assert_eq!(split(name.as_bytes()), None, "{name}");

@@ -86,7 +86,7 @@ pub(super) fn write(
         let known = pool.limits.standing.as_ref();
         let Some(standing) = known.filter(|known| ago(known.taken) < FRESH.as_secs_f64()) else { continue };
         for scope in standing.scopes.iter().filter(|scope| scope.limit.is_some()) {
-            let labels = format!("{},scope=\"{}\"", text_labels(&pool.name), scope.scope);
+            let labels = format!("{},scope=\"{}\"", text_labels(&pool.name, pool.url.as_deref()), scope.scope);
             scopes.push((labels, scope, outlook(&pool.limits, scope)));
         }
     }
@@ -103,7 +103,7 @@ pub(super) fn write(
     let mut family = Family { text, metric: CENSUS_AGE, begun: false };
     for pool in pools {
         if let Some(standing) = &pool.limits.standing {
-            family.sample(&text_labels(&pool.name), ago(standing.taken));
+            family.sample(&text_labels(&pool.name, pool.url.as_deref()), ago(standing.taken));
         }
     }
     drop(family);
@@ -111,7 +111,10 @@ pub(super) fn write(
     for pool in pools {
         if let Some(refusal) = pool.limits.refusal {
             let scope = refusal.scope.unwrap_or("unknown");
-            family.sample(&format!("{},scope=\"{scope}\"", text_labels(&pool.name)), ago(refusal.at));
+            family.sample(
+                &format!("{},scope=\"{scope}\"", text_labels(&pool.name, pool.url.as_deref())),
+                ago(refusal.at),
+            );
         }
     }
 }
@@ -151,6 +154,7 @@ pub(super) mod tests {
     fn what_is_not_known_has_no_line() {
         let pool = |limits| PoolSnapshot {
             name: PoolName::primary("app", "web"),
+            url: None,
             health: PoolHealth::Usable,
             stats: PoolStats::default(),
             gauges: PoolGauges::default(),

@@ -1,16 +1,18 @@
 //! Listening: on every address of `listen_addr` and in every directory of `unix_socket_dir`.
 
 use std::fs::{self, Permissions};
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{PermissionsExt, lchown};
+use std::task::{Context, Poll};
 
 use pgweir_config::{Listen, socket_path};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::socket_file::{SocketFault, SocketFile};
-use super::{Peer, Stream, TcpOptions};
+use super::{Peer, Sockets, Stream, TcpOptions};
 
 /// A socket that listens already.
 #[derive(Debug)]
@@ -184,41 +186,53 @@ pub enum Acceptor {
         proxied: bool,
     },
     /// On a Unix-domain socket.
-    Unix(UnixListener, Option<SocketFile>),
+    Unix {
+        /// The socket.
+        socket: UnixListener,
+        /// Its file, which goes when this goes.
+        file: Option<SocketFile>,
+        /// The list that its connections get on.
+        sockets: Sockets,
+    },
 }
 
 impl Acceptor {
-    /// Needs an event loop around it.
+    /// Needs an event loop around it: that of the worker of these `sockets`.
     ///
     /// # Errors
     ///
     /// Whatever the event loop reports.
-    pub fn new(listener: Listener, listen: &Listen) -> io::Result<Self> {
+    pub fn new(listener: Listener, listen: &Listen, sockets: Sockets) -> io::Result<Self> {
         Ok(match listener {
             Listener::Tcp(socket) => Self::Tcp {
                 socket: TcpListener::from_std(socket)?,
-                options: TcpOptions::new(listen),
+                options: TcpOptions::new(listen, sockets),
                 proxied: listen.proxy_protocol,
             },
-            Listener::Unix { socket, file, .. } => Self::Unix(UnixListener::from_std(socket)?, file),
+            Listener::Unix { socket, file, .. } => {
+                Self::Unix { socket: UnixListener::from_std(socket)?, file, sockets }
+            }
         })
     }
 
-    /// The next client.
+    /// The next client. None comes any more once the worker's list was cut: another worker takes them.
     ///
     /// # Errors
     ///
     /// Whatever the socket reports.
     pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            Self::Tcp { socket, proxied, .. } => {
-                let (stream, address) = socket.accept().await?;
+            Self::Tcp { socket, options, proxied } => {
+                let sockets = options.sockets();
+                let next = |cx: &mut Context<'_>| if sockets.is_cut() { Poll::Pending } else { socket.poll_accept(cx) };
+                let (stream, address) = poll_fn(next).await?;
                 let peer = if *proxied { Peer::Proxy(address) } else { Peer::Tcp(address) };
-                Ok((Stream::Tcp(stream), peer))
+                Ok((Stream::Tcp(sockets.enter(stream)?), peer))
             }
-            Self::Unix(socket, _) => {
-                let (stream, _) = socket.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
+            Self::Unix { socket, sockets, .. } => {
+                let next = |cx: &mut Context<'_>| if sockets.is_cut() { Poll::Pending } else { socket.poll_accept(cx) };
+                let (stream, _) = poll_fn(next).await?;
+                Ok((Stream::Unix(sockets.enter(stream)?), Peer::Unix))
             }
         }
     }
@@ -226,7 +240,7 @@ impl Acceptor {
     /// Sets a client connection's options.
     pub fn prepare(&self, stream: &Stream) {
         if let (Self::Tcp { options, .. }, Stream::Tcp(stream)) = (self, stream) {
-            options.apply(stream);
+            options.apply(stream.socket());
         }
     }
 }

@@ -33,6 +33,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::socket::{poll_recv, poll_send};
+use super::{Listed, Server};
 use crate::stats::TlsStats;
 use records::Records;
 
@@ -184,7 +185,7 @@ impl Machine for UnbufferedServerConnection {
 
 /// A TCP connection with TLS on it, after the handshake.
 pub struct Tls {
-    socket: TcpStream,
+    socket: Listed<TcpStream>,
     role: Role,
     info: TlsInfo,
     pad: Rc<Pad>,
@@ -223,7 +224,13 @@ impl Tls {
     /// # Errors
     ///
     /// That is not what it has to be. The peer has been told, as far as the socket took it.
-    fn begin(socket: TcpStream, role: Role, info: TlsInfo, pad: Rc<Pad>, ahead: &[u8]) -> Result<Self, HandshakeError> {
+    fn begin(
+        socket: Listed<TcpStream>,
+        role: Role,
+        info: TlsInfo,
+        pad: Rc<Pad>,
+        ahead: &[u8],
+    ) -> Result<Self, HandshakeError> {
         let (cipher, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
         let mut tls = Self { socket, role, info, pad, cipher, plain, unsent, owed: 0, ended: false };
         if !ahead.is_empty() {
@@ -246,7 +253,12 @@ impl Tls {
     }
 
     pub(super) const fn socket(&self) -> &TcpStream {
-        &self.socket
+        self.socket.socket()
+    }
+
+    /// See [`Stream::mark`](super::Stream::mark).
+    pub(super) fn mark(&self, server: Server) {
+        self.socket.mark(server);
     }
 
     #[inline(never)]
@@ -296,7 +308,7 @@ impl Tls {
         loop {
             let front = PLAINTEXT_MAX + self.cipher.len();
             let room = buf.get_mut(front..).filter(|room| !room.is_empty()).ok_or_else(too_long)?;
-            let read = ready!(poll_recv(&self.socket, cx, room))?;
+            let read = ready!(poll_recv(self.socket(), cx, room))?;
             if read == 0 {
                 // Cut or closed: what came before is all there is, and a record's front is nothing.
                 self.ended = true;
@@ -372,7 +384,7 @@ impl Tls {
         };
         let (taken, len) = sealed?;
         let (rest, failed) =
-            push(records.get(..len).unwrap_or_default(), |rest| poll_send(&self.socket, cx, rest, &[]))?;
+            push(records.get(..len).unwrap_or_default(), |rest| poll_send(self.socket.socket(), cx, rest, &[]))?;
         if rest.is_empty() {
             return Poll::Ready(Ok(taken));
         }
@@ -391,7 +403,7 @@ impl Tls {
             let Some(rest) = self.unsent.get(done..).filter(|rest| !rest.is_empty()) else {
                 break Poll::Ready(Ok(()));
             };
-            match poll_send(&self.socket, cx, rest, &[]) {
+            match poll_send(self.socket.socket(), cx, rest, &[]) {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(sent)) => done += sent,
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
@@ -408,7 +420,7 @@ impl Tls {
     /// Sends what is unsent as far as the socket takes it.
     fn push_unsent(&mut self) {
         while !self.unsent.is_empty() {
-            match self.socket.try_write(&self.unsent) {
+            match self.socket().try_write(&self.unsent) {
                 Ok(sent) if sent > 0 => drop(self.unsent.drain(..sent)),
                 _ => return,
             }
@@ -417,7 +429,7 @@ impl Tls {
     }
 
     pub(super) fn is_readable(&self, cx: &mut Context<'_>) -> bool {
-        !self.plain.is_empty() || self.ended || self.socket.poll_read_ready(cx).is_ready()
+        !self.plain.is_empty() || self.ended || self.socket().poll_read_ready(cx).is_ready()
     }
 
     /// Says `close_notify` as far as the socket takes it, and closes its writing half.
@@ -431,7 +443,7 @@ impl Tls {
         self.unsent.extend_from_slice(alert.get(..len).unwrap_or_default());
         self.push_unsent();
         self.unsent = Vec::new();
-        SockRef::from(&self.socket).shutdown(Shutdown::Write)
+        SockRef::from(self.socket()).shutdown(Shutdown::Write)
     }
 }
 

@@ -22,6 +22,7 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
             "database": &*pool.name.database,
             "user": &*pool.name.user,
             "role": pool.name.role.as_str(),
+            "url": pool.url.as_deref(),
             "servers_active": gauges.servers_active,
             "servers_idle": gauges.servers_idle,
             "servers_pinned": gauges.servers_pinned,
@@ -46,6 +47,7 @@ fn holder(holding: &Holding) -> Value {
         "database": &**database,
         "user": &**user,
         "role": role.as_str(),
+        "url": holding.url.as_deref(),
         "server_pid": holding.server_pid,
         "client_pid": holding.client_pid,
         "client": holding.client.map_or_else(|| "unix".to_owned(), |address| address.to_string()),
@@ -94,6 +96,7 @@ mod tests {
     fn who_has_held_longest_comes_first_with_every_reason() {
         let holding = |held_us, activity, in_transaction, pins: &[PinReason]| Holding {
             pool: PoolName::primary("app", "web"),
+            url: None,
             server_pid: 7,
             client_pid: 4_194_305,
             client: None,

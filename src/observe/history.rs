@@ -235,7 +235,10 @@ mod tests {
     fn snapshot(taken: Instant, stats: PoolStats) -> Snapshot {
         let gauges = PoolGauges { clients_waiting: 3, servers_active: 2, ..PoolGauges::default() };
         let (name, health, limits) = (PoolName::primary("app", "web"), PoolHealth::Usable, PoolLimits::default());
-        Snapshot { pools: vec![PoolSnapshot { name, health, stats, gauges, limits }], ..Snapshot::empty(taken) }
+        Snapshot {
+            pools: vec![PoolSnapshot { name, url: None, health, stats, gauges, limits }],
+            ..Snapshot::empty(taken)
+        }
     }
 
     #[test]

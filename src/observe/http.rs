@@ -7,7 +7,8 @@
 
 use super::gate::{Gate, Verdict};
 use super::history::{EVERY, Moment};
-use super::shared::{NotReady, Shared, Stage};
+use super::overview::{Exposition, Overview};
+use super::shared::{NotReady, Stage};
 use super::{blame, limits};
 use crate::stats::PoolHealth;
 use axum::extract::{Request, State};
@@ -17,7 +18,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
 use axum::{Json, Router};
-use metrics_exporter_prometheus::PrometheusHandle;
 use pgweir_config::Config;
 use serde_json::{Value, json};
 use std::io;
@@ -109,11 +109,11 @@ pub fn bind(address: &str) -> Result<std::net::TcpListener, BindFailed> {
 pub async fn serve(
     listener: std::net::TcpListener,
     rules: Rules,
-    shared: Arc<Shared>,
-    prometheus: PrometheusHandle,
+    overview: Arc<Overview>,
+    metrics: Arc<Exposition>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let router = router(rules, shared, prometheus);
+    let router = router(rules, overview, metrics);
     serve_router(listener, router, Limits::DEFAULT, shutdown).await
 }
 
@@ -148,7 +148,7 @@ pub async fn serve_router(
 }
 
 /// The endpoints; further ones can be merged into it.
-pub fn router(rules: Rules, shared: Arc<Shared>, prometheus: PrometheusHandle) -> Router {
+pub fn router(rules: Rules, overview: Arc<Overview>, metrics: Arc<Exposition>) -> Router {
     let gate = rules.gate.clone();
     Router::new()
         .route("/", get(dashboard))
@@ -165,7 +165,7 @@ pub fn router(rules: Rules, shared: Arc<Shared>, prometheus: PrometheusHandle) -
         .route("/metrics", get(render_metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Observed { shared, prometheus, process: rules.process.into() })
+        .with_state(Observed { overview, metrics, process: rules.process.into() })
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(gate, guard))
@@ -175,8 +175,8 @@ pub fn router(rules: Rules, shared: Arc<Shared>, prometheus: PrometheusHandle) -
 /// What the endpoints read.
 #[derive(Clone)]
 struct Observed {
-    shared: Arc<Shared>,
-    prometheus: PrometheusHandle,
+    overview: Arc<Overview>,
+    metrics: Arc<Exposition>,
     /// See [`Rules::process`].
     process: Arc<str>,
 }
@@ -239,27 +239,24 @@ async fn dashboard(headers: HeaderMap) -> Response {
 }
 
 async fn tell_limits(State(observed): State<Observed>) -> Response {
-    let shared = &observed.shared;
+    let overview = &observed.overview;
     let begun = Instant::now();
-    shared.ask_limits(begun);
+    overview.ask_limits(begun);
     // Only who asks first has to wait: later there is something to tell, however old.
-    while shared.is_census_coming() && begun.elapsed() < CENSUS_WAIT {
+    while overview.is_census_coming() && begun.elapsed() < CENSUS_WAIT {
         tokio::time::sleep(CENSUS_LOOK).await;
     }
-    let Some(snapshot) = shared.snapshot() else { return silent() };
+    let Some(snapshot) = overview.snapshot() else { return silent() };
     let now = Instant::now();
-    let draining = shared.stage() == Stage::Draining;
-    let report = limits::report(&snapshot, &shared.history(), now, shared.since_tick(now), draining);
+    let draining = overview.stage() == Stage::Draining;
+    let published = overview.since_tick(now);
+    let report = limits::report(&snapshot, &overview.history(), now, published, draining);
     Json(report).into_response()
 }
 
 async fn tell_blame(State(observed): State<Observed>) -> Response {
-    let mut answer = observed.shared.ask_blame();
-    if !matches!(tokio::time::timeout(BLAME_WAIT, answer.changed()).await, Ok(Ok(()))) {
-        return silent();
-    }
-    let Some(told) = answer.borrow_and_update().clone() else { return silent() };
-    let snapshot = observed.shared.snapshot();
+    let Some(told) = observed.overview.blame(BLAME_WAIT).await else { return silent() };
+    let snapshot = observed.overview.snapshot();
     Json(blame::report(&told, snapshot.as_deref(), Instant::now())).into_response()
 }
 
@@ -294,7 +291,7 @@ const COLUMNS: [&str; 19] = [
 /// With `?since=TIME` only what came later.
 async fn series(State(observed): State<Observed>, uri: Uri) -> Json<Value> {
     let since = uri.query().and_then(|query| query.strip_prefix("since=")?.parse().ok()).unwrap_or(f64::MIN);
-    let history = observed.shared.history();
+    let history = observed.overview.history();
     // Times are told in whole milliseconds.
     let rows: Vec<Value> = history.moments().filter(|moment| moment.time > since + 0.001).map(row).collect();
     Json(json!({ "every_seconds": EVERY.as_secs_f64(), "columns": COLUMNS, "rows": rows }))
@@ -331,26 +328,25 @@ fn row(moment: &Moment) -> Value {
 
 /// `HireFire` reads `value`, its older versions `quantity`.
 async fn hirefire(State(observed): State<Observed>) -> Json<Value> {
-    let snapshot = observed.shared.snapshot();
+    let snapshot = observed.overview.snapshot();
     let gauges = snapshot.iter().flat_map(|snapshot| &snapshot.pools).map(|pool| &pool.gauges);
     let demand: u32 = gauges.map(|gauges| gauges.clients_active + gauges.clients_waiting).sum();
     Json(json!([{ "name": &*observed.process, "value": demand, "quantity": demand }]))
 }
 
 async fn render_metrics(State(observed): State<Observed>) -> impl IntoResponse {
-    let text = observed.shared.metrics(&observed.prometheus, observed.shared.snapshot().as_deref());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], observed.metrics.text())
 }
 
 async fn healthz(State(observed): State<Observed>) -> (StatusCode, Json<Value>) {
     let now = Instant::now();
-    let healthy = observed.shared.is_healthy(now);
-    let since = observed.shared.since_tick(now).map(|since| since.as_secs_f64());
+    let healthy = observed.overview.is_healthy(now);
+    let since = observed.overview.since_tick(now).map(|since| since.as_secs_f64());
     (status(healthy), Json(json!({ "healthy": healthy, "last_tick_seconds_ago": since })))
 }
 
 async fn readyz(State(observed): State<Observed>) -> (StatusCode, Json<Value>) {
-    let reasons = observed.shared.not_ready(Instant::now());
+    let reasons = observed.overview.not_ready(Instant::now());
     let ready = reasons.is_empty();
     let reasons: Vec<Value> = reasons.iter().map(reason_json).collect();
     (status(ready), Json(json!({ "ready": ready, "reasons": reasons })))
@@ -361,7 +357,7 @@ fn reason_json(reason: &NotReady) -> Value {
         NotReady::Starting => json!({ "reason": "starting" }),
         NotReady::Draining => json!({ "reason": "draining" }),
         NotReady::Stalled { for_s } => json!({ "reason": "worker_stalled", "seconds": for_s }),
-        NotReady::Pool { name, health } => {
+        NotReady::Pool { name, url, health } => {
             let sqlstate = match health {
                 PoolHealth::WrongCredentials(code) => Some(code.to_string()),
                 PoolHealth::Untried | PoolHealth::Usable | PoolHealth::Unreachable => None,
@@ -371,6 +367,7 @@ fn reason_json(reason: &NotReady) -> Value {
                 "database": &*name.database,
                 "user": &*name.user,
                 "role": name.role.to_string(),
+                "url": url.as_deref(),
                 "sqlstate": sqlstate,
             })
         }
@@ -514,8 +511,7 @@ impl AsyncWrite for BoundedStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Exporter, Publisher};
-    use crate::observe::Stage;
+    use crate::observe::{Shared, Stage};
     use crate::stats::{PoolGauges, PoolLimits, PoolName, PoolSnapshot, PoolStats, Snapshot, Sqlstate};
     use pgweir_config::Secret;
     use std::io::{Read, Write};
@@ -527,7 +523,6 @@ mod tests {
     struct Server {
         address: SocketAddr,
         shared: Arc<Shared>,
-        exporter: Arc<Exporter>,
         stop: Option<oneshot::Sender<()>>,
         thread: Option<JoinHandle<io::Result<()>>>,
     }
@@ -541,8 +536,8 @@ mod tests {
             let listener = bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
             let shared = Arc::new(Shared::new(Instant::now()));
-            let exporter = Arc::new(Exporter::new());
-            let router = router(rules, Arc::clone(&shared), exporter.handle());
+            let overview = Arc::new(Overview::of(Arc::clone(&shared)));
+            let router = router(rules, Arc::clone(&overview), Arc::new(Exposition::new(overview)));
             let (stop, stopped) = oneshot::channel();
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -550,12 +545,11 @@ mod tests {
                     let _ = stopped.await;
                 }))
             });
-            Self { address, shared, exporter, stop: Some(stop), thread: Some(thread) }
+            Self { address, shared, stop: Some(stop), thread: Some(thread) }
         }
 
         fn publish(&self, pools: Vec<PoolSnapshot>) {
             let snapshot = Snapshot { pools, ..Snapshot::empty(Instant::now()) };
-            Publisher::new(Arc::clone(&self.exporter)).publish(&snapshot);
             self.shared.publish(Arc::new(snapshot), Instant::now());
         }
 
@@ -598,7 +592,14 @@ mod tests {
         let mut stats = PoolStats { leases: 42, ..PoolStats::default() };
         stats.wait.record(1000);
         let limits = PoolLimits::default();
-        PoolSnapshot { name: PoolName::primary("app", "web"), health, stats, gauges: PoolGauges::default(), limits }
+        PoolSnapshot {
+            name: PoolName::primary("app", "web"),
+            url: None,
+            health,
+            stats,
+            gauges: PoolGauges::default(),
+            limits,
+        }
     }
 
     #[test]
@@ -652,7 +653,7 @@ mod tests {
         let got: Value = serde_json::from_str(&body).unwrap();
         let want = json!({ "ready": false, "reasons": [
             { "reason": "draining" },
-            { "reason": "wrong_credentials", "database": "app", "user": "web", "role": "primary", "sqlstate": "28P01" },
+            { "reason": "wrong_credentials", "database": "app", "user": "web", "role": "primary", "url": null, "sqlstate": "28P01" },
         ]});
         assert_eq!((status, got), (503, want));
     }

@@ -119,6 +119,7 @@ impl<'a> Server<'a> {
                 "database": &*pool.name.database,
                 "user": &*pool.name.user,
                 "role": pool.name.role.as_str(),
+                "url": pool.url.as_deref(),
                 "health": pool.health.as_str(),
                 "tag": if pool.limits.tag.is_empty() { None } else { Some(&*pool.limits.tag) },
                 "connections": open(pool),
@@ -322,6 +323,7 @@ mod tests {
         };
         PoolSnapshot {
             name: PoolName::primary("app", user),
+            url: None,
             health: PoolHealth::Usable,
             stats: PoolStats::default(),
             gauges: PoolGauges { servers_idle: 2, clients_waiting: 1, ..PoolGauges::default() },

@@ -18,9 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::log::Excerpt;
-use super::shared::Shared;
-use crate::metrics::{self, Publisher};
-use crate::stats::Snapshot;
+use super::overview::{Exposition, Overview};
 
 pub use settings::{Fault, Protocol, Target};
 
@@ -53,18 +51,18 @@ impl Farewell {
 }
 
 impl Sender {
-    /// Starts it: it tells `target` of what `shared` has, as the pooler that is known by `instance`.
+    /// Starts it: it tells `target` of what `overview` has, as the pooler that is known by `instance`.
     ///
     /// # Errors
     ///
     /// The system has no thread.
-    pub fn start(target: Target, shared: Arc<Shared>, instance: String) -> io::Result<Self> {
+    pub fn start(target: Target, overview: Arc<Overview>, instance: String) -> io::Result<Self> {
         let (open, closed) = sync_channel(1);
         let (finished, done) = oneshot::channel();
         let began = SystemTime::now();
         std::thread::Builder::new().name("otlp".into()).spawn(move || {
             tracing::info!(endpoint = %Excerpt::of(&target.shown()), period_s = target.period.as_secs_f64(), "otlp: sending metrics");
-            let mut teller = Teller::new(target, shared, instance, began);
+            let mut teller = Teller::new(target, overview, instance, began);
             let mut next = Instant::now() + teller.target.period;
             let until = |next: Instant| next.saturating_duration_since(Instant::now());
             while let Err(RecvTimeoutError::Timeout) = closed.recv_timeout(until(next)) {
@@ -89,9 +87,8 @@ impl Sender {
 /// What the thread does, and how it went so far.
 struct Teller {
     target: Target,
-    shared: Arc<Shared>,
-    exporter: Arc<metrics::Exporter>,
-    publisher: Publisher,
+    overview: Arc<Overview>,
+    metrics: Exposition,
     instance: String,
     began: SystemTime,
     post: Option<post::Post>,
@@ -100,16 +97,15 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(target: Target, shared: Arc<Shared>, instance: String, began: SystemTime) -> Self {
-        let exporter = Arc::new(metrics::Exporter::new());
-        let publisher = Publisher::new(Arc::clone(&exporter));
-        Self { target, shared, exporter, publisher, instance, began, post: None, failed: 0 }
+    fn new(target: Target, overview: Arc<Overview>, instance: String, began: SystemTime) -> Self {
+        let metrics = Exposition::new(Arc::clone(&overview));
+        Self { target, overview, metrics, instance, began, post: None, failed: 0 }
     }
 
     /// One message, which takes so long at most.
     fn tell(&mut self, limit: Duration) {
-        let Some(snapshot) = self.shared.snapshot() else { return };
-        let body = self.body(&snapshot);
+        let Some(snapshot) = self.overview.snapshot() else { return };
+        let body = self.body(snapshot.taken);
         match self.send(&body, limit) {
             Ok(()) => {
                 if self.failed > 0 {
@@ -129,10 +125,10 @@ impl Teller {
         }
     }
 
-    fn body(&mut self, snapshot: &Snapshot) -> Vec<u8> {
-        self.publisher.publish(snapshot);
-        let text = self.shared.metrics(&self.exporter.handle(), Some(snapshot));
-        let now = SystemTime::now().checked_sub(snapshot.taken.elapsed()).unwrap_or(self.began);
+    /// What was published at `taken`.
+    fn body(&self, taken: Instant) -> Vec<u8> {
+        let text = self.metrics.text();
+        let now = SystemTime::now().checked_sub(taken.elapsed()).unwrap_or(self.began);
         let request = message::request(&text, &self.target.resource(&self.instance), self.began, now);
         match self.target.protocol {
             Protocol::Json => message::json(&request).into_bytes(),

@@ -17,6 +17,8 @@ pub struct Origin {
     pub source: Option<String>,
     /// `dyno`: differs for each start, where `source` stays.
     pub dyno: Option<String>,
+    /// `variable`: that of the pools' URL, where those of several are served side by side.
+    pub url: Option<Arc<str>>,
 }
 
 /// Logs the pools, period after period.
@@ -112,6 +114,7 @@ impl<'a> PoolPeriod<'a> {
             pool = %Excerpt::of(&name.database),
             user = %Excerpt::of(&name.user),
             role = %name.role,
+            variable = origin.url.as_deref(),
             "sample#client_active" = gauges.clients_active,
             "sample#client_waiting" = gauges.clients_waiting,
             "sample#server_active" = gauges.servers_active,
@@ -164,7 +167,7 @@ mod tests {
 
     fn snapshot(taken: Instant, name: PoolName, stats: PoolStats, gauges: PoolGauges) -> Arc<Snapshot> {
         let limits = PoolLimits::default();
-        let pool = PoolSnapshot { name, health: PoolHealth::Usable, stats, gauges, limits };
+        let pool = PoolSnapshot { name, url: None, health: PoolHealth::Usable, stats, gauges, limits };
         Arc::new(Snapshot { pools: vec![pool], ..Snapshot::empty(taken) })
     }
 
@@ -216,7 +219,7 @@ mod tests {
         stats.pins.add(PinReason::Temp);
         let second = snapshot(start + Duration::from_secs(70), PoolName::primary("app", "web"), stats, gauges);
 
-        let origin = Origin { source: Some("web.1".into()), dyno: Some("1-2-3".into()) };
+        let origin = Origin { source: Some("web.1".into()), dyno: Some("1-2-3".into()), url: None };
         let lines = lines(&origin, start, &[first, second]);
         assert_eq!(lines.len(), 2);
         let got = fields(&lines[1]);
@@ -262,7 +265,8 @@ mod tests {
         stats.wait.record(2_000_000_000);
         (stats.queries, stats.bytes_to_clients, stats.bytes_from_clients) = (1 << 40, 1 << 50, 1 << 50);
         let gauges = PoolGauges { oldest_wait_us: 2_000_000_000, clients_idle: 10_000, ..PoolGauges::default() };
-        let origin = Origin { source: Some("worker.100".into()), dyno: Some("a".repeat(36)) };
+        let origin =
+            Origin { source: Some("worker.100".into()), dyno: Some("a".repeat(36)), url: Some("PINK_URL".into()) };
         let lines = lines(&origin, start, &[snapshot(start + Duration::from_secs(1), name, stats, gauges)]);
         assert!(lines[0].len() < 1024, "{} bytes: {}", lines[0].len(), lines[0]);
     }

@@ -1,13 +1,10 @@
 //! What the worker and its observers share.
 
-use super::history::{History, LimitKey};
 use crate::cancel::Blame;
-use crate::metrics::{self, Outlook};
 use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
-use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A worker that published nothing for this long is stalled; it ticks every second.
@@ -57,6 +54,8 @@ pub enum NotReady {
     Pool {
         /// Which pool.
         name: PoolName,
+        /// The variable of its URL, where those of several are served side by side.
+        url: Option<Arc<str>>,
         /// What is wrong with it.
         health: PoolHealth,
     },
@@ -71,12 +70,13 @@ pub struct Shared {
     stage: AtomicU8,
     /// Milliseconds from `start` to the last tick, plus one; 0 before the first.
     last_tick: AtomicU64,
+    /// Ticks that the worker has heeded.
+    beats: AtomicU64,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// Milliseconds from `start` to when the limits were asked for last, plus one; 0 before the first time.
     limits_asked: AtomicU64,
     blame_asked: AtomicBool,
     told: watch::Sender<Option<Arc<Told>>>,
-    history: Mutex<History>,
 }
 
 impl Shared {
@@ -87,11 +87,11 @@ impl Shared {
             start: now,
             stage: AtomicU8::new(Stage::Starting as u8),
             last_tick: AtomicU64::new(0),
+            beats: AtomicU64::new(0),
             snapshot: Mutex::new(None),
             limits_asked: AtomicU64::new(0),
             blame_asked: AtomicBool::new(false),
             told: watch::Sender::new(None),
-            history: Mutex::new(History::new(now)),
         }
     }
 
@@ -119,6 +119,17 @@ impl Shared {
         self.last_tick.fetch_max(self.stamp(now), Ordering::AcqRel);
         // May be the last copy; freed here, with the lock open.
         drop(old);
+    }
+
+    /// The worker has heeded a tick.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many it has heeded.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 
     /// The latest snapshot; `None` before the first tick.
@@ -189,28 +200,6 @@ impl Shared {
         self.told.send_replace(Some(Arc::new(told)));
     }
 
-    /// Adds a snapshot to what was. `time` is that of the day.
-    pub fn record(&self, snapshot: &Snapshot, time: SystemTime) {
-        self.history().record(snapshot, time);
-    }
-
-    /// What was, as far as it was recorded.
-    pub fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The whole of `/metrics`: what was published, and `snapshot`.
-    #[must_use]
-    pub fn metrics(&self, published: &PrometheusHandle, snapshot: Option<&Snapshot>) -> String {
-        let history = self.history();
-        metrics::render(published, snapshot, Instant::now(), |limits, scope| {
-            let key = LimitKey::new(limits, scope.scope);
-            let age = limits.standing.as_ref().map_or(Duration::ZERO, |known| known.taken.elapsed());
-            let exhausted_in = history.exhausted_in(&key, scope, age);
-            Outlook { per_hour: history.trend(&key).map(|trend| trend.per_hour), exhausted_in }
-        })
-    }
-
     /// Whether the worker ticks: it published less than [`STALLED_AFTER`] ago.
     #[must_use]
     pub fn is_healthy(&self, now: Instant) -> bool {
@@ -232,7 +221,11 @@ impl Shared {
         }
         if let Some(snapshot) = self.snapshot() {
             let failed = snapshot.pools.iter().filter(|pool| !pool.health.serves());
-            let reason = failed.map(|pool| NotReady::Pool { name: pool.name.clone(), health: pool.health });
+            let reason = failed.map(|pool| NotReady::Pool {
+                name: pool.name.clone(),
+                url: pool.url.clone(),
+                health: pool.health,
+            });
             reasons.extend(reason);
         }
         reasons
@@ -253,6 +246,7 @@ mod tests {
         let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {
             limits: PoolLimits::default(),
             name: PoolName::primary("app", &format!("user{number}")),
+            url: None,
             health,
             stats: PoolStats::default(),
             gauges: PoolGauges::default(),
@@ -323,7 +317,7 @@ mod tests {
     fn readiness_names_every_reason() {
         let now = Instant::now();
         let refused = PoolHealth::WrongCredentials(Sqlstate::new(b"28P01").expect("a SQLSTATE"));
-        let of_user = |user: &str, health| NotReady::Pool { name: PoolName::primary("app", user), health };
+        let of_user = |user: &str, health| NotReady::Pool { name: PoolName::primary("app", user), url: None, health };
         #[rustfmt::skip]
         let table: [(&str, Stage, &[PoolHealth], Vec<NotReady>); 5] = [
             ("starting",  Stage::Starting,  &[],                                        vec![NotReady::Starting]),

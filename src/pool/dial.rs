@@ -8,6 +8,7 @@ use rand::RngExt;
 
 use super::{Learned, Pool, Refusal, micros};
 use crate::backend::{self, DialError, LoggedIn, Permit, ServerConn};
+use crate::net::Left;
 use crate::stats::{PoolHealth, Sqlstate};
 
 /// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
@@ -100,7 +101,7 @@ impl Pool {
         *self.backoff.borrow_mut() = Backoff::default();
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
-        conn.enroll(self.watch.roster());
+        conn.enroll(self.watch.roster(), &self.name);
         if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }
@@ -113,6 +114,19 @@ impl Pool {
         );
         self.note_login();
         conn
+    }
+
+    /// Counts a connection of this pool that has outlived its worker until the server has ended it.
+    pub fn bury(&self, left: Left) {
+        let pid = left.server.pid;
+        let Some(permit) = Permit::take(self.counts.each_ref()) else {
+            tracing::error!(
+                pool = %self.name.database, user = %self.name.user, server_pid = pid,
+                "a server connection of a worker that is gone is beyond the pool's limits, and not counted"
+            );
+            return;
+        };
+        backend::bury(left, self.target.clone(), self.clock.clone(), permit, self.watch.roster());
     }
 
     fn mourn(&self, error: &DialError) {

@@ -15,7 +15,7 @@ use rand::RngExt;
 use super::Pool;
 use super::watch::LIMIT;
 use crate::backend::{DialError, Permit, ServerConn, SettleError};
-use crate::budget::{ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, tag};
+use crate::budget::{ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, in_time, tag};
 use crate::clock::TICK;
 use crate::stats::DiscardReason;
 
@@ -33,6 +33,7 @@ const NO_TURN: &str = "Others of the fleet were always at it";
 #[derive(Clone, Debug)]
 pub struct FleetPolicy {
     name: String,
+    weight: u32,
     limit: Option<u32>,
     policy: Policy,
 }
@@ -44,7 +45,8 @@ impl FleetPolicy {
         let limit = (settings.db_connections > 0).then_some(settings.db_connections);
         let policy = Policy { period: settings.fleet_census_period, is_broken: false };
         let name = fleet_name(settings);
-        (settings.fleet_budget || limit.is_some()).then_some(Self { name, limit, policy })
+        let weight = settings.fleet_weight;
+        (settings.fleet_budget || limit.is_some()).then_some(Self { name, weight, limit, policy })
     }
 }
 
@@ -101,7 +103,7 @@ impl Drop for OnErrand {
 
 impl Fleet {
     pub(super) fn new(policy: &FleetPolicy, now: Instant) -> Self {
-        let name = tag::member(&policy.name, rand::rng().random());
+        let name = tag::member(&policy.name, policy.weight, rand::rng().random());
         Self {
             member: RefCell::new(Member::new(name, policy.policy)),
             limit: policy.limit,
@@ -357,13 +359,20 @@ impl Pool {
         if claims == 0 {
             return self.tell(conn, "", "COMMIT").await;
         }
-        self.tell(conn, &marked(conn, Mark::Claims(claims)), "COMMIT").await?;
-        self.open_claimed(conn, permits).await
+        let until = answers.census.claims_until();
+        self.tell(conn, &marked(conn, Mark::Claims(claims, until)), "COMMIT").await?;
+        self.open_claimed(conn, permits, until).await
     }
 
     /// Logs in once for each permit, and takes a claim off for each login that can be seen. Who has logged in is lent only
-    /// when that is known to have worked; else it proves itself, as a probe does.
-    async fn open_claimed(self: &Rc<Self>, conn: &mut ServerConn, permits: Vec<Permit>) -> Result<(), SettleError> {
+    /// when that is known to have worked; else it proves itself, as a probe does. From `until` on, by the server's clock, it
+    /// does not work.
+    async fn open_claimed(
+        self: &Rc<Self>,
+        conn: &mut ServerConn,
+        permits: Vec<Permit>,
+        claims_until: u64,
+    ) -> Result<(), SettleError> {
         let mut left = u32::try_from(permits.len()).unwrap_or(u32::MAX);
         self.logging_in.set(self.logging_in.get() + left);
         let log_in = |permit| {
@@ -380,8 +389,8 @@ impl Pool {
                 Some(Some(Ok(fresh))) => {
                     if outcome.is_ok() {
                         left -= 1;
-                        let mark = if left > 0 { Mark::Claims(left) } else { Mark::Plain };
-                        outcome = self.tell(conn, &marked(conn, mark), "").await;
+                        let mark = if left > 0 { Mark::Claims(left, claims_until) } else { Mark::Plain };
+                        outcome = self.tell_in_time(conn, &marked(conn, mark), claims_until).await;
                     }
                     if outcome.is_ok() {
                         self.offer(fresh);
@@ -442,6 +451,13 @@ impl Pool {
     async fn tell(&self, conn: &mut ServerConn, name: &str, command: &str) -> Result<(), SettleError> {
         let mut text = if name.is_empty() { Vec::new() } else { crate::settings::name(name.as_bytes()) };
         text.extend_from_slice(command.as_bytes());
+        self.clock.limit(LIMIT, conn.run(&text)).await.map_err(|_| SettleError)?
+    }
+
+    /// Changes the name, unless the server's clock shows `until`.
+    async fn tell_in_time(&self, conn: &mut ServerConn, name: &str, until: u64) -> Result<(), SettleError> {
+        let mut text = in_time(until).into_bytes();
+        text.extend_from_slice(&crate::settings::name(name.as_bytes()));
         self.clock.limit(LIMIT, conn.run(&text)).await.map_err(|_| SettleError)?
     }
 

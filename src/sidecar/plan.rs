@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pgweir_config::entries::database_keys;
 use pgweir_config::{
@@ -257,6 +258,14 @@ impl Plan {
             self.groups.len() - 1
         });
         self.pooled.push(Pooled { name, url, group, original: Secret::new(text) });
+    }
+
+    /// What each group is told by: the variable that came first.
+    pub(super) fn urls(&self) -> Vec<Arc<str>> {
+        let first = |group: usize| self.pooled.iter().find(|pooled| pooled.group == group);
+        (0..self.groups.len())
+            .map(|group| first(group).map_or_else(Arc::default, |url| url.name.as_str().into()))
+            .collect()
     }
 
     /// Why nothing is pooled.

@@ -7,8 +7,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio::time::timeout;
 
 use super::plan::Pooled;
-use crate::observe::{Excerpt, Shared};
+use crate::observe::{Excerpt, Overview};
 use crate::stats::{PoolSnapshot, Standing};
 
 /// Its name, without the process id.
@@ -66,26 +66,21 @@ pub(super) struct Board {
     since: Instant,
     child: i32,
     listening: Vec<Listening>,
-    planes: Mutex<Vec<Arc<Shared>>>,
+    overview: Arc<Overview>,
     draining: AtomicBool,
     restarts: AtomicU32,
 }
 
 impl Board {
-    pub(super) fn new(child: i32, listening: Vec<Listening>) -> Self {
+    pub(super) fn new(child: i32, listening: Vec<Listening>, overview: Arc<Overview>) -> Self {
         Self {
             since: Instant::now(),
             child,
             listening,
-            planes: Mutex::default(),
+            overview,
             draining: AtomicBool::new(false),
             restarts: AtomicU32::new(0),
         }
-    }
-
-    /// These are the planes from now on.
-    pub(super) fn show(&self, planes: impl Iterator<Item = Arc<Shared>>) {
-        *self.planes.lock().unwrap_or_else(PoisonError::into_inner) = planes.collect();
     }
 
     /// SIGTERM has come, or what it led to is over.
@@ -108,14 +103,10 @@ impl Board {
                 "user": listening.user,
             })
         });
-        let planes = self.planes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for shared in &planes {
-            // Where no fleet keeps them known they are found out for who asks next.
-            shared.ask_limits(Instant::now());
-        }
-        let snapshots = planes.iter().filter_map(|shared| shared.snapshot());
-        let pools: Vec<Value> =
-            snapshots.flat_map(|snapshot| snapshot.pools.iter().map(pool).collect::<Vec<_>>()).collect();
+        // Where no fleet keeps them known they are found out for who asks next.
+        self.overview.ask_limits(Instant::now());
+        let snapshot = self.overview.snapshot();
+        let pools: Vec<Value> = snapshot.iter().flat_map(|snapshot| &snapshot.pools).map(pool).collect();
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -134,6 +125,7 @@ fn pool(pool: &PoolSnapshot) -> Value {
     json!({
         "database": &*pool.name.database,
         "user": &*pool.name.user,
+        "url": pool.url.as_deref(),
         "health": pool.health.as_str(),
         "clients_idle": gauges.clients_idle,
         "clients_active": gauges.clients_active,
@@ -283,9 +275,11 @@ fn describe(answer: &Value) -> String {
     }
     for pool in list("pools") {
         let of = |key: &str| of(&pool, key);
+        // Pools of several URLs may have the same names.
+        let url = if pool.get("url").is_some_and(Value::is_string) { of("url") + " " } else { String::new() };
         lines.push(format!(
-            "  pool {}/{}: {}; clients {} active, {} waiting ({} ms), {} idle; servers {} active ({} pinned), {} idle, {} logging in, limit {}",
-            of("database"), of("user"), of("health"),
+            "  pool {}{}/{}: {}; clients {} active, {} waiting ({} ms), {} idle; servers {} active ({} pinned), {} idle, {} logging in, limit {}",
+            url, of("database"), of("user"), of("health"),
             of("clients_active"), of("clients_waiting"), of("oldest_wait_ms"), of("clients_idle"),
             of("servers_active"), of("servers_pinned"), of("servers_idle"), of("servers_logging_in"), of("servers_limit"),
         ));
@@ -327,7 +321,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_told_in_words() {
-        let board = Board::new(7, Vec::new());
+        let board = Board::new(7, Vec::new(), Arc::new(Overview::new(&[Arc::default()])));
         board.set_draining(true);
         board.count_restart();
         let told = describe(&board.tell());

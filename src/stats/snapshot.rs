@@ -1,5 +1,6 @@
 //! What belongs to no pool, and the copy of everything.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
@@ -25,6 +26,33 @@ pub struct ProcessStats {
     pub cancels_ignored: u64,
     /// TLS, by side.
     pub tls: TlsStats,
+}
+
+impl ProcessStats {
+    /// Adds everything that `other` counted.
+    pub fn merge(&mut self, other: &Self) {
+        // Taken apart, so that the compiler finds a forgotten field.
+        let Self {
+            clients_accepted,
+            clients_refused,
+            sessions,
+            sessions_panicked,
+            broken_invariants,
+            cancels_unknown_key,
+            cancels_ignored,
+            tls: TlsStats { handshakes, resumptions, failures },
+        } = other;
+        self.clients_accepted += clients_accepted;
+        self.clients_refused.merge(clients_refused);
+        self.sessions += sessions;
+        self.sessions_panicked += sessions_panicked;
+        self.broken_invariants += broken_invariants;
+        self.cancels_unknown_key += cancels_unknown_key;
+        self.cancels_ignored += cancels_ignored;
+        self.tls.handshakes.merge(handshakes);
+        self.tls.resumptions.merge(resumptions);
+        self.tls.failures.merge(failures);
+    }
 }
 
 /// What became of TLS handshakes, by side.
@@ -69,6 +97,8 @@ pub struct ProcessGauges {
 pub struct PoolSnapshot {
     /// Which pool.
     pub name: PoolName,
+    /// The variable of its URL, where those of several are served side by side: two of their pools may have the same name.
+    pub url: Option<Arc<str>>,
     /// Whether its server takes logins.
     pub health: PoolHealth,
     /// Everything it counted so far.

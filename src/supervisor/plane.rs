@@ -1,14 +1,13 @@
-//! The data plane: listeners, the worker, and what watches it: ticks, metrics, log lines, the files of TLS.
+//! The data plane: listeners, the worker, and what watches it: ticks, log lines, the files of TLS.
 //!
 //! `pgweir serve` has one for its life, `pgweir exec` starts another when one is lost.
 
 use std::fmt::Display;
 use std::io;
-use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use pgweir_config::Config;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -16,14 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval, interval_at};
 
 use super::auth_file::{self, AuthFile};
+use super::pulse::{self, Hang, Pulse};
 use crate::clock::TICK;
-use crate::metrics::{Exporter, Publisher};
 use crate::net::tls::{Keyring, Watch};
-use crate::net::{self, Listener};
-use crate::observe::http::Rules;
+use crate::net::{self, Left, Listener, Sockets};
 use crate::observe::shared::STALLED_AFTER;
-use crate::observe::{self, PoolLog, Shared, Stage, otlp};
-use crate::stats::Snapshot;
+use crate::observe::{self, PoolLog, Shared, Stage};
 use crate::worker::{self, Command, Summary, WorkerHandle};
 
 /// Longest time from [`Command::Stop`] to the worker's end; then the process ends without it.
@@ -31,6 +28,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest time for the worker's thread to end once it has said that it is done.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// The nicest that a thread can be.
+const LEAST_PRIORITY: i32 = 19;
 
 /// How often the files of TLS are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -55,6 +55,12 @@ pub enum StartError {
         /// Its answer.
         source: io::Error,
     },
+    /// Threads of earlier planes hang, and with each of them the descriptors that it had.
+    #[error("{threads} threads of earlier data planes hang; another is started when one of them has ended")]
+    Hung {
+        /// How many.
+        threads: usize,
+    },
 }
 
 /// Attaches what was under way to an [`io::Error`].
@@ -70,6 +76,7 @@ pub(super) fn doing(doing: &'static str) -> impl Fn(io::Error) -> StartError {
 ///
 /// The worker ends: Running ──▶ Lost;  Draining, Stopping ──▶ Done
 /// The worker dies: each ──▶ Lost
+/// It hangs: Running ──▶ Hung;  of the others the time limits are the end
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -102,6 +109,8 @@ pub(super) enum Event {
     Finished(Summary),
     /// The worker ended without a word.
     Died,
+    /// The worker heeds nothing any more.
+    Hangs,
 }
 
 /// What has to be done next.
@@ -123,6 +132,8 @@ pub enum Ending {
     Stuck,
     /// The worker ended although nobody had told it to.
     Lost,
+    /// The worker heeded nothing any more. Its connections were ended.
+    Hung,
 }
 
 impl Phase {
@@ -131,6 +142,7 @@ impl Phase {
         let stopping = Self::Stopping { until: now + STOP_LIMIT };
         let next = match (self, event) {
             (Self::Running, Event::Finished(_)) | (_, Event::Died) => return ControlFlow::Break(Ending::Lost),
+            (Self::Running, Event::Hangs) => return ControlFlow::Break(Ending::Hung),
             (_, Event::Finished(summary)) => return ControlFlow::Break(Ending::Done(summary)),
             (Self::Stopping { until }, Event::Tick) if now >= until => return ControlFlow::Break(Ending::Stuck),
             (Self::Draining { until }, Event::Tick) if now >= until => (stopping, Order::Stop),
@@ -140,7 +152,7 @@ impl Phase {
                 (Self::Draining { until: now + drain }, Order::Drain)
             }
             (Self::Running | Self::Draining { .. }, Event::Terminate | Event::Quit) => (stopping, Order::Stop),
-            (Self::Stopping { .. }, Event::Terminate | Event::Quit) => (self, Order::Nothing),
+            (Self::Stopping { .. }, Event::Terminate | Event::Quit) | (_, Event::Hangs) => (self, Order::Nothing),
         };
         ControlFlow::Continue(next)
     }
@@ -163,6 +175,7 @@ impl Ending {
                 tracing::error!(limit_s, "worker did not end; the process ends without it");
             }
             Self::Lost => tracing::error!("worker ended although nobody told it to"),
+            Self::Hung => tracing::error!("worker hangs; the process ends without it"),
         }
         ExitCode::FAILURE
     }
@@ -175,21 +188,33 @@ pub struct Plane {
     desk: Desk,
     finished: oneshot::Receiver<Summary>,
     thread: std::thread::JoinHandle<()>,
-    http: Option<HttpServer>,
-    otlp: Option<otlp::Sender>,
+    /// The system's number of it.
+    thread_id: i32,
+    pulse: Pulse,
+    /// The worker's connections.
+    sockets: Sockets,
+    /// What is left of them when they were ended in its place.
+    left: Vec<Left>,
+    /// Looks at `auth_file`.
+    users: JoinHandle<()>,
     ticks: Interval,
     periods: Interval,
     looks: Interval,
 }
 
-/// The HTTP server's task and the way to end it.
-struct HttpServer {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+/// What is left of a plane.
+pub struct Closed {
+    /// How it came to its end.
+    pub ending: Ending,
+    /// The server connections of a worker that was lost, for the next one: they count until their servers have ended them.
+    pub left: Vec<Left>,
+    /// The thread of a worker that hangs. It ends if it ever heeds anything again.
+    pub hung: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Plane {
-    /// Starts the worker, which serves `listeners`, and the HTTP endpoints on `http`.
+    /// Starts the worker, which serves `listeners`. Server connections that an earlier one has `left` count until their servers
+    /// have ended them. Of several planes each logs the `url` that its pools are told by.
     ///
     /// # Errors
     ///
@@ -198,26 +223,22 @@ impl Plane {
         config: &Arc<Config>,
         keyring: &Arc<Keyring>,
         listeners: Vec<Listener>,
-        http: Option<TcpListener>,
+        url: Option<Arc<str>>,
+        left: Vec<Left>,
     ) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(Instant::now()));
-        // Only who is asked for metrics needs them. Making the first exporter of a process costs 30 ms.
-        let exporter = http.is_some().then(|| Arc::new(Exporter::new()));
         let auth_file = AuthFile::read(Arc::clone(config))?;
         for listener in &listeners {
             log_listener("postgres", listener.address())?;
         }
-        let http =
-            http.zip(exporter.as_ref()).map(|(listener, exporter)| start_http(listener, config, &shared, exporter));
-        let http = http.transpose()?;
         let users = auth_file.users();
-        let name = instance(config, &listeners);
-        let worker = worker::start(Arc::clone(config), users, listeners, Arc::clone(keyring), Arc::clone(&shared));
-        let WorkerHandle { commands, finished, thread } = worker.map_err(doing("starting the worker's thread"))?;
+        let worker =
+            worker::start(Arc::clone(config), users, listeners, Arc::clone(keyring), Arc::clone(&shared), left);
+        let WorkerHandle { commands, finished, thread, thread_id, sockets } =
+            worker.map_err(doing("starting the worker's thread"))?;
         shared.enter(Stage::Listening);
-        let otlp = start_otlp(&shared, name);
         let reload = Arc::new(Notify::new());
-        tokio::spawn(auth_file.watch(commands.clone(), reload.clone()));
+        let users = tokio::spawn(auth_file.watch(commands.clone(), reload.clone()));
         let period = config.process.stats_period;
         // The first period is over when there is something to report.
         let mut periods = interval_at(tokio::time::Instant::now() + period, period);
@@ -226,9 +247,23 @@ impl Plane {
             // After a pause of the machine one tick is as good as a hundred.
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let desk = Desk::new(Arc::clone(keyring), commands, shared, exporter.map(Publisher::new), reload);
+        let desk = Desk::new(Arc::clone(keyring), commands, shared, url, reload);
         let shutdown_timeout = config.process.shutdown_timeout;
-        Ok(Self { phase: Phase::Running, shutdown_timeout, desk, finished, thread, http, otlp, ticks, periods, looks })
+        Ok(Self {
+            phase: Phase::Running,
+            shutdown_timeout,
+            desk,
+            finished,
+            thread,
+            thread_id,
+            pulse: Pulse::default(),
+            sockets,
+            left: Vec::new(),
+            users,
+            ticks,
+            periods,
+            looks,
+        })
     }
 
     /// What the worker tells of itself.
@@ -254,10 +289,29 @@ impl Plane {
                     continue;
                 }
             };
+            let event = if event == Event::Tick && self.ends_hung() { Event::Hangs } else { event };
             if let ControlFlow::Break(ending) = self.on(event, self.shutdown_timeout) {
                 return ending;
             }
         }
+    }
+
+    /// At a tick: if the worker hangs, its connections are ended in its place.
+    fn ends_hung(&mut self) -> bool {
+        if self.phase != Phase::Running {
+            return false;
+        }
+        let hang = self.pulse.tick(self.desk.shared.beats(), || pulse::look(self.thread_id));
+        let Some(left) = hang.and_then(|_| self.sockets.cut()) else { return false };
+        let why = match hang {
+            Some(Hang::Loops) => "it is in a loop",
+            Some(Hang::Waits) | None => "it waits for something that does not come",
+        };
+        tracing::error!(why, servers = left.len(), "worker hangs: its connections are ended");
+        // It cannot be ended. What it burns, it takes from nobody who wants it.
+        let _ = rustix::process::setpriority_process(rustix::process::Pid::from_raw(self.thread_id), LEAST_PRIORITY);
+        self.left = left;
+        true
     }
 
     /// As [`Plane::drain`], within `shutdown_timeout`.
@@ -281,19 +335,26 @@ impl Plane {
         let _ = self.on(Event::Hangup, Duration::ZERO);
     }
 
-    /// Ends what is left once it has come to its end; what that was, and the last word by OTLP if one is on its way.
-    pub async fn close(self, ending: Ending) -> (Ending, Option<otlp::Farewell>) {
-        if let Some(HttpServer { stop, task }) = self.http {
-            // It may have ended by itself. Its own limits bound its farewell.
-            let _ = stop.send(());
-            let _ = task.await;
-        }
+    /// Ends what is left once it has come to its end.
+    #[must_use]
+    pub fn close(self, ending: Ending) -> Closed {
+        self.users.abort();
+        let (mut left, mut hung) = (self.left, None);
         let ending = match ending {
+            // It cannot be waited for.
+            Ending::Hung => {
+                hung = Some(self.thread);
+                ending
+            }
+            Ending::Lost => {
+                let _ = join(self.thread);
+                left.extend(self.sockets.cut().unwrap_or_default());
+                ending
+            }
             Ending::Done(_) if !join(self.thread) => Ending::Lost,
             ending => ending,
         };
-        // With the counts of the very end.
-        (ending, self.otlp.map(otlp::Sender::finish))
+        Closed { ending, left, hung }
     }
 
     /// Only the worker's own events are its end.
@@ -305,53 +366,7 @@ impl Plane {
     }
 }
 
-fn start_http(
-    listener: TcpListener,
-    config: &Config,
-    shared: &Arc<Shared>,
-    exporter: &Exporter,
-) -> Result<HttpServer, StartError> {
-    log_listener("http", listener.local_addr())?;
-    let (stop, stopped) = oneshot::channel();
-    let stopped = async {
-        // A plane that is gone stops it, too.
-        let _ = stopped.await;
-    };
-    let served = observe::serve(listener, Rules::new(config), Arc::clone(shared), exporter.handle(), stopped);
-    let task = tokio::spawn(async {
-        if let Err(error) = served.await {
-            tracing::error!(%error, "http endpoints not served");
-        }
-    });
-    Ok(HttpServer { stop, task })
-}
-
-/// Sends metrics by OTLP, if the environment names a receiver. Whatever is wrong with that is no reason not to serve.
-fn start_otlp(shared: &Arc<Shared>, instance: String) -> Option<otlp::Sender> {
-    let target = otlp::Target::of(&pgweir_config::environment()).unwrap_or_else(|fault| {
-        tracing::warn!("{fault}");
-        None
-    })?;
-    match otlp::Sender::start(target, Arc::clone(shared), instance) {
-        Ok(sender) => Some(sender),
-        Err(error) => {
-            tracing::warn!(%error, "no thread for OTLP: no metrics are sent by it");
-            None
-        }
-    }
-}
-
-/// What this pooler is called among those of a fleet: its name there, and its first port.
-fn instance(config: &Config, listeners: &[Listener]) -> String {
-    let name = crate::pool::fleet_name(&config.fleet);
-    let port = listeners.iter().find_map(|listener| match listener {
-        Listener::Tcp(socket) => socket.local_addr().ok(),
-        Listener::Unix { .. } => None,
-    });
-    port.map_or_else(|| name.clone(), |address| format!("{name}:{}", address.port()))
-}
-
-fn log_listener(role: &'static str, addr: io::Result<impl Display>) -> Result<(), StartError> {
+pub(super) fn log_listener(role: &'static str, addr: io::Result<impl Display>) -> Result<(), StartError> {
     let addr = addr.map_err(doing("asking for a listener's address"))?;
     tracing::info!(role, %addr, "listening");
     Ok(())
@@ -380,8 +395,6 @@ struct Desk {
     shared: Arc<Shared>,
     /// Told at SIGHUP.
     reload: Arc<Notify>,
-    publisher: Option<Publisher>,
-    published: Option<Arc<Snapshot>>,
     pool_log: PoolLog,
     /// When it began to work.
     since: Instant,
@@ -394,20 +407,18 @@ impl Desk {
         keyring: Arc<Keyring>,
         commands: mpsc::UnboundedSender<Command>,
         shared: Arc<Shared>,
-        publisher: Option<Publisher>,
+        url: Option<Arc<str>>,
         reload: Arc<Notify>,
     ) -> Self {
         let since = Instant::now();
         // Heroku names a dyno so; elsewhere the variable is absent.
-        let origin = observe::Origin { source: std::env::var("DYNO").ok(), dyno: None };
+        let origin = observe::Origin { source: std::env::var("DYNO").ok(), dyno: None, url };
         Self {
             watch: keyring.watch(),
             keyring,
             commands,
             shared,
             reload,
-            publisher,
-            published: None,
             pool_log: PoolLog::new(origin, since),
             since,
             stalled: false,
@@ -465,19 +476,9 @@ impl Desk {
         let _ = self.commands.send(command);
     }
 
-    /// Publishes the worker's latest snapshot, once, and notices when there are no new ones.
+    /// Notices when the worker publishes nothing any more.
     fn observe(&mut self) {
         let now = Instant::now();
-        let latest = self.shared.snapshot();
-        if let Some(latest) =
-            latest.filter(|latest| !self.published.as_ref().is_some_and(|old| Arc::ptr_eq(old, latest)))
-        {
-            if let Some(publisher) = &mut self.publisher {
-                publisher.publish(&latest);
-                self.shared.record(&latest, SystemTime::now());
-            }
-            self.published = Some(latest);
-        }
         let silence = self.shared.since_tick(now).unwrap_or(now.saturating_duration_since(self.since));
         let stalled = silence >= STALLED_AFTER;
         if stalled && !self.stalled {
@@ -521,6 +522,9 @@ mod tests {
             (running,  Event::Hangup,          Continue((running,  Order::Reload))),
             (running,  Event::Finished(clean), Break(Ending::Lost)),
             (running,  Event::Died,            Break(Ending::Lost)),
+            (running,  Event::Hangs,           Break(Ending::Hung)),
+            (draining, Event::Hangs,           Continue((draining, Order::Nothing))),
+            (stopping, Event::Hangs,           Continue((stopping, Order::Nothing))),
             (draining, Event::Tick,            Continue((draining, Order::Tick))),
             (drained,  Event::Tick,            Continue((stop,     Order::Stop))),
             (draining, Event::Terminate,       Continue((stop,     Order::Stop))),

@@ -172,7 +172,9 @@ impl Worker {
         let started = ONE_START.lock().unwrap_or_else(PoisonError::into_inner);
         let before = worker_threads();
         // It tries a runtime out, which must not happen inside of another: the test's.
-        let start = thread::spawn(move || worker::start(config, Arc::default(), listeners, keyring, shared).unwrap());
+        let start = thread::spawn(move || {
+            worker::start(config, Arc::default(), listeners, keyring, shared, Vec::new()).unwrap()
+        });
         let handle = start.join().unwrap();
         let begun = Instant::now();
         let thread = loop {
@@ -196,7 +198,7 @@ impl Worker {
     }
 
     async fn stop(self) {
-        let Self { handle: WorkerHandle { commands, finished, thread }, .. } = self;
+        let Self { handle: WorkerHandle { commands, finished, thread, .. }, .. } = self;
         commands.send(Command::Stop).unwrap();
         let ticker = thread::spawn(move || {
             while commands.send(Command::Tick).is_ok() {

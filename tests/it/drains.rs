@@ -392,12 +392,9 @@ fn a_receiver_that_says_nothing_keeps_three_poolers_of_one_exec_no_longer_than_o
     let begun = Instant::now();
     let ended = wrapping.finish();
     assert_eq!((ended.status.code(), &*ended.out), (Some(3), "ended\n"), "{}", ended.err);
-    assert_eq!(ended.err.matches("otlp: sending metrics").count(), 3, "{}", ended.err);
+    assert_eq!(ended.err.matches("otlp: sending metrics").count(), 1, "one tells of all: {}", ended.err);
     let took = begun.elapsed();
-    assert!(
-        (2.0..5.5).contains(&took.as_secs_f64()),
-        "one farewell is 2 s at most, and not each after the other: {took:?}"
-    );
+    assert!((2.0..5.5).contains(&took.as_secs_f64()), "its farewell is 2 s at most: {took:?}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ impl Relay {
         let pins = active.filter(|_| self.pinned).map(|active| active.marks.pins.iter().collect());
         self.context.registry.tell(Holding {
             pool: self.pool.name.clone(),
+            url: None,
             server_pid: conn.pid,
             client_pid: self.entry.pid,
             client: self.context.registry.origin(&self.entry).or_else(|| self.link.peer_address()),

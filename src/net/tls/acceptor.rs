@@ -102,7 +102,7 @@ impl Acceptor {
     ) -> Result<bool, HandshakeError> {
         let Stream::Tcp(socket) = stream else { return Err(HandshakeError::Closed) };
         let mut machine = Box::new(UnbufferedServerConnection::new(self.config.clone())?);
-        let ahead = shake(socket, &mut *machine, input).await?;
+        let ahead = shake(socket.socket(), &mut *machine, input).await?;
         if direct && machine.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::NoAlpn);
         }

@@ -161,7 +161,7 @@ impl Connector {
     async fn shake_hands(&self, stream: &mut Stream, direct: bool, gear: &Gear) -> Result<bool, HandshakeError> {
         let Stream::Tcp(socket) = stream else { return Err(HandshakeError::Closed) };
         let mut machine = Box::new(UnbufferedClientConnection::new(self.config.clone(), self.name.clone())?);
-        let ahead = shake(socket, &mut *machine, Vec::new()).await?;
+        let ahead = shake(socket.socket(), &mut *machine, Vec::new()).await?;
         if direct && machine.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::NoAlpn);
         }

@@ -129,7 +129,7 @@ function show() {
     state("draining", "warn", "It is on its way out: no new clients are taken, transactions are finished.");
   } else if (limits.servers.some((server) => server.pools.some(isDown))) {
     const down = limits.servers.flatMap((server) => server.pools).find(isDown);
-    state("not ready", "bad", "Pool " + down.database + "/" + down.user + ": " + word(down.health).replaceAll("_", " ") + ".");
+    state("not ready", "bad", "Pool " + poolName(down) + ": " + word(down.health).replaceAll("_", " ") + ".");
   } else {
     state(problem ? "retrying" : "live", problem ? "warn" : "good", problem);
   }
@@ -140,6 +140,9 @@ function show() {
   }
   $("main").hidden = false;
 }
+
+// Pools of several URLs may have the same names.
+const poolName = (pool) => (pool.url ? pool.url + " " : "") + pool.database + "/" + pool.user;
 
 const isDown = (pool) => pool.health === "wrong_credentials" || pool.health === "server_unreachable";
 
@@ -365,7 +368,7 @@ function showHolders() {
     return make("tr", "",
       cell("Held for", "time", seconds(holder.held_seconds)),
       cell("Client", "name", holder.application_name || "(no name)", holder.client),
-      cell("Pool", "name", holder.database + "/" + holder.user),
+      cell("Pool", "name", poolName(holder)),
       cell("Doing", "", word(holder.doing), "for " + seconds(holder.doing_seconds)),
       cell("Why", "", holder.why.map(word).join(", ") || "–"),
       cell("Server process", "", String(holder.server_pid)));

@@ -55,6 +55,12 @@ fn urls_are_found_and_grouped_by_what_their_names_mean() {
 }
 
 #[test]
+fn a_group_is_told_by_the_variable_that_came_first() {
+    let plan = plan(&[("HEROKU_POSTGRESQL_PINK_URL", B), ("HEROKU_POSTGRESQL_RED_URL", B), ("DATABASE_URL", A)]);
+    assert_eq!(plan.urls(), ["DATABASE_URL".into(), Arc::<str>::from("HEROKU_POSTGRESQL_PINK_URL")]);
+}
+
+#[test]
 fn the_application_gets_rewritten_urls_and_the_originals_beside_them() {
     let pairs = [
         ("DATABASE_URL", "postgres://u:p%40ss@one/d?sslmode=require&pool=5"),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use pgweir::client::{Context, Secrets, Session, Users};
 use pgweir::clock::Clock;
 use pgweir::net::tls::Keyring;
-use pgweir::net::{Peer, Stream};
+use pgweir::net::{Peer, Sockets, Stream};
 use pgweir_config::{Config, Sources};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
@@ -89,7 +89,7 @@ pub(crate) fn play(pool_size: usize, experiment: impl AsyncFnOnce(Rc<Context>, t
         let secrets = Secrets::new(&config, Arc::new(Users::default())).expect("entropy");
         let config = Arc::new(config);
         let keyring = Arc::new(Keyring::load(config.clone()).expect("no files"));
-        let context = Context::new(config, secrets, keyring, Clock::default());
+        let context = Context::new(config, secrets, keyring, Clock::default(), Sockets::default());
         experiment(context.clone(), listener).await;
         assert_eq!(context.process.borrow().broken_invariants, 0);
     });
@@ -195,7 +195,11 @@ impl Client {
         mine.set_nonblocking(true).expect("a socket");
         theirs.set_nonblocking(true).expect("a socket");
         let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
-        tokio::task::spawn_local(Session::new(context.clone(), Stream::Unix(theirs), Peer::Unix));
+        tokio::task::spawn_local(Session::new(
+            context.clone(),
+            Stream::Unix(Sockets::default().enter(theirs).expect("a list")),
+            Peer::Unix,
+        ));
         let mut client = Self {
             stream: Some(mine),
             unsent: Vec::new(),

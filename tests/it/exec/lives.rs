@@ -42,6 +42,37 @@ fn a_data_plane_that_fails_is_started_anew_and_the_application_lives() {
     wait_until(SOON, || place.servers() == 0);
 }
 
+#[test]
+fn a_data_plane_that_hangs_is_replaced_and_the_cap_holds_until_its_connections_have_ended() {
+    let (place, url, psql) = place();
+    let watch = place.cap_watch(1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hang");
+    // The query runs on when nobody is there for it any more.
+    let script = format!(
+        "{psql} 'SELECT pg_sleep(60)'; echo cut; {psql} 'SELECT 5'; echo served; read line; {psql} 'SELECT 6'; exit 0"
+    );
+    let mut wrapped = Wrapping::sh(&url, &script)
+        .var("PGBOUNCER_DEFAULT_POOL_SIZE", "1")
+        .var("PGWEIR_TEST_PANIC", &format!("hang={}", file.display()))
+        .start();
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+    wait_until(SOON, || place.psql(asleep) == "1");
+    std::fs::write(&file, "").unwrap();
+    wait_until(3 * SOON, || wrapped.said().contains("cut"));
+    wait_until(2 * SOON, || wrapped.said().contains("served"));
+    // The thread wakes up and finds that another serves in its place.
+    std::fs::write(folder.path().join("hang.over"), "").unwrap();
+    wrapped.tell("go on");
+    let ended = wrapped.finish();
+    let log = ended.err.clone();
+    assert_eq!(ended.well(), "cut\n5\nserved\n6\n");
+    assert!(log.contains("worker hangs: its connections are ended") && log.contains("servers=1"), "{log}");
+    assert_eq!(log.matches("data plane started anew").count(), 1, "{log}");
+    wait_until(SOON, || place.servers() == 0);
+    assert!(watch.finish() > 0);
+}
+
 /// What `exec_persistent.py` says: queries that worked, and those that failed.
 fn figures(out: &str) -> (u32, u32) {
     let mut numbers = out.split_whitespace().map(|word| word.parse().unwrap());
@@ -137,7 +168,7 @@ fn activerecord_and_django_run_under_it_with_tls_to_a_self_signed_server() {
 }
 
 /// What a server of HTTP answers.
-fn get(port: u16, path: &str) -> String {
+pub(super) fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();

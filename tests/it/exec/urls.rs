@@ -1,5 +1,6 @@
 //! What the application gets, and what it is served by.
 
+use super::lives::get;
 use super::wrapped::Wrapping;
 use super::{place, url};
 use crate::support::{PASSWORD, Place, SOON, primary};
@@ -89,6 +90,54 @@ fn a_user_without_a_password_and_a_second_server_by_the_same_names_are_pooled_ea
     let out = Wrapping::sh(&own, &script).var("HEROKU_POSTGRESQL_PINK_URL", &pink).finish().well();
     assert_eq!(out, format!("{}\n{}\n", place.cluster.port(), primary().port()));
     assert_eq!(Wrapping::sh(&bare, &format!("{} 'SELECT 1'", super::psql(&place))).finish().well(), "1\n");
+}
+
+#[test]
+fn what_is_told_of_several_urls_is_told_of_all_under_their_names() {
+    let (place, url, psql) = place();
+    // Another server by the same names.
+    let other = TlsPrimary::take();
+    other.0.psql("postgres", &format!("CREATE ROLE {} LOGIN", place.name)).unwrap();
+    other.0.psql("postgres", &format!("CREATE DATABASE {0} OWNER {0}", place.name)).unwrap();
+    let pink = url.replace(&place.cluster.addr().to_string(), &other.0.addr().to_string());
+    let script =
+        format!("{psql} 'SELECT 1'; {} 'SELECT 2'; echo asked; read line", psql.replace("DATABASE_URL", "PINK_URL"));
+    let mut wrapped = Wrapping::sh(&url, &script)
+        .var("PGWEIR_URLS", "DATABASE_URL PINK_URL")
+        .var("PINK_URL", &pink)
+        .var("PGWEIR_HTTP_LISTEN", "127.0.0.1:0")
+        .start();
+    wrapped.await_said("asked");
+    let log = wrapped.log();
+    let line = log.lines().find(|line| line.contains("role=http")).unwrap();
+    let port = line.split("addr=127.0.0.1:").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let json = |path: &str| -> serde_json::Value { serde_json::from_str(&get(port, path)).unwrap() };
+    let urls = ["DATABASE_URL", "PINK_URL"];
+    // Published once a second.
+    wait_until(SOON, || {
+        let metrics = get(port, "/metrics");
+        urls.iter().all(|url| {
+            let is_it =
+                |line: &&str| line.starts_with("pgweir_queries_total{") && line.contains(&format!("url=\"{url}\""));
+            metrics.lines().find(is_it).is_some_and(|line| line.ends_with(" 1"))
+        })
+    });
+    let metrics = get(port, "/metrics");
+    assert!(metrics.lines().any(|line| line == "pgweir_sessions_total 2"), "{metrics}");
+    let limits = json("/limits");
+    let servers = limits["servers"].as_array().unwrap();
+    let mut told: Vec<&str> = servers.iter().map(|server| server["pools"][0]["url"].as_str().unwrap()).collect();
+    told.sort_unstable();
+    assert_eq!(told, urls, "{limits}");
+    let blame = json("/blame");
+    assert_eq!(blame["pools"].as_array().unwrap().len(), 2, "{blame}");
+    assert_eq!(json("/readyz")["ready"], true);
+    let status = Wrapping::new(&["status"]).finish().well();
+    for url in urls {
+        assert!(status.contains(&format!("  pool {url} {0}/{0}: usable", place.name)), "{status}");
+    }
+    wrapped.tell("go on");
+    wrapped.finish().well();
 }
 
 #[test]
