@@ -9,8 +9,10 @@
 
 mod judge;
 mod queries;
+mod route;
 mod survey;
 
 pub use judge::Suspects;
 pub use queries::{FINGERPRINT, SURVEY};
+pub use route::{Hint, Judged, Route};
 pub use survey::Survey;

@@ -1,5 +1,9 @@
 //! Which pool a client belongs to.
 
+mod replicas;
+
+pub use replicas::{Choice, Replicas};
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -121,6 +125,12 @@ impl Router {
         let pool = self.make(database, user, &entry, name);
         self.lookup_pools.borrow_mut().insert(key, pool.clone());
         Ok(pool)
+    }
+
+    /// The followers of a pool's primary; none if the database has none.
+    #[must_use]
+    pub fn replicas(&self, _pool: &Rc<Pool>) -> Option<Rc<Replicas>> {
+        None
     }
 
     /// All pools.

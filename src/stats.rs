@@ -27,7 +27,7 @@ pub use histogram::Histogram;
 pub use pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
 pub use reason::{
     Blame, BlameCounts, CancelCounts, CancelOutcome, DiscardCounts, DiscardReason, PinCounts, PinReason, Reason,
-    RefusalCounts, RefusalReason, Role, RoleCounts, Side, SideCounts, Tally,
+    RefusalCounts, RefusalReason, Role, RoleCounts, RouteReason, RouteReasonCounts, Side, SideCounts, Tally,
 };
 pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TlsStats};
 pub use sqlstate::{ErrorCounts, SQLSTATES_MAX, Sqlstate, SqlstateCounts};

@@ -168,6 +168,44 @@ reasons! {
     }
 }
 
+reasons! {
+    /// Why a transaction went where it did.
+    RouteReason, RouteReasonCounts {
+        /// A read: to a follower.
+        Read = "read",
+        /// A read-only transaction: to a follower.
+        ReadOnly = "read_only",
+        /// A hint asked for it.
+        Hint = "hint",
+        /// It is not known what it does.
+        Unknown = "unknown",
+        /// It writes.
+        Write = "write",
+        /// It locks rows, tables or advisory locks.
+        Lock = "lock",
+        /// It calls a function that is not known to be safe.
+        Function = "function",
+        /// It names a relation that followers do not have, or whose rows do not come from the data.
+        Relation = "relation",
+        /// It asks about the server or the session.
+        Server = "server",
+        /// It changes the session.
+        Session = "session",
+        /// It is, or may be, serializable.
+        Serializable = "serializable",
+        /// Its batch does not end, or is too long.
+        Open = "open",
+        /// Nothing in it says that it is a read.
+        Transaction = "transaction",
+        /// No follower is usable.
+        NoFollower = "no_follower",
+        /// No follower has replayed what the read must see.
+        Stale = "stale",
+        /// It failed on a follower.
+        Rerun = "rerun",
+    }
+}
+
 /// One count per reason of a closed set; `N` is the number of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tally<R, const N: usize> {
