@@ -1,6 +1,7 @@
 //! One client connection: from its first packet to its goodbye.
 
 mod aftermath;
+mod ahead;
 mod answer;
 #[cfg(test)]
 mod desk;
@@ -12,6 +13,7 @@ mod relay;
 mod request;
 mod slow;
 mod statements;
+mod verdict;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;

@@ -2,7 +2,7 @@
 
 mod replicas;
 
-pub use replicas::{Choice, Replicas};
+pub use replicas::{Choice, Replicas, Seat};
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,6 +1,7 @@
 //! The followers of one pool's primary: which of them may serve a read now.
 
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use pgweir_config::ReadRouting;
 
@@ -13,10 +14,14 @@ use crate::stats::RouteReason;
 #[derive(Clone, Debug)]
 pub enum Choice {
     /// To this follower's pool.
-    Follower(Rc<Pool>),
+    Follower(Rc<Pool>, Seat),
     /// To the primary, and why.
     Primary(RouteReason),
 }
+
+/// Whose position a choice relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat(u64);
 
 /// The followers of one pool's primary.
 #[derive(Debug)]
@@ -38,12 +43,17 @@ impl Replicas {
         Choice::Primary(RouteReason::NoFollower)
     }
 
+    /// The same, and waits if that is what it takes.
+    pub fn poll_choose(&self, stamp: Option<Moment>, _arrived: Moment, _cx: &mut Context<'_>) -> Poll<Choice> {
+        Poll::Ready(self.choose(stamp))
+    }
+
     /// A transaction on the primary that may have written is acknowledged.
-    pub fn stamp(&self, _now: Moment) {}
+    pub fn stamp(&self, _now: Moment, _conn: &ServerConn) {}
 
     /// Whether `conn` leads to the very server whose position `choose` relied on.
     #[must_use]
-    pub fn vouches(&self, _conn: &ServerConn) -> bool {
+    pub fn vouches(&self, _conn: &ServerConn, _seat: Seat) -> bool {
         false
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::histogram::Histogram;
-use super::reason::{CancelCounts, DiscardCounts, PinCounts, Role};
+use super::reason::{CancelCounts, DiscardCounts, PinCounts, Role, RouteReasonCounts};
 use super::sqlstate::{ErrorCounts, Sqlstate, SqlstateCounts};
 
 /// What one pool counted since it was made.
@@ -55,6 +55,8 @@ pub struct PoolStats {
     pub pins: PinCounts,
     /// Server connections closed.
     pub discards: DiscardCounts,
+    /// Where transactions went, and why.
+    pub routes: RouteReasonCounts,
 }
 
 impl PoolStats {
@@ -86,6 +88,7 @@ impl PoolStats {
             cancels,
             pins,
             discards,
+            routes,
         } = other;
         self.leases += leases;
         self.transactions += transactions;
@@ -110,6 +113,7 @@ impl PoolStats {
         self.cancels.merge(cancels);
         self.pins.merge(pins);
         self.discards.merge(discards);
+        self.routes.merge(routes);
     }
 }
 

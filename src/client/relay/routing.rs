@@ -1,0 +1,768 @@
+//! Reads on followers: where the next transaction runs, what happens on a follower, and how the session gets away from one.
+//!
+//! ```text
+//!            reads, none fresh                        all else
+//!  HomeReads ◀───────────────── (no lease: decides) ─────────▶ Home (what ends here is stamped)
+//!  HomeReadOnly                     │            │
+//!                             reads │            │ BEGIN READ ONLY
+//!                                   ▼            ▼
+//!                                 Lone        Opening ──answered──▶ Begun ──batch──▶ First ──told──▶ Within
+//!                                   │            │                    │                │               │
+//!                    failed or lost before a word of the answer       │ lost, unfit    │ failed, lost  │ lost: 08006
+//!                                   ▼            ▼                    ▼                ▼               │ unfit: 0A000
+//!                             Forced{begun: no}                     Forced{begun: yes}                 ▼
+//!                                   │                                 │                        a failed transaction
+//!                                   ▼                                 ▼
+//!                             (decides: at home)      BEGIN, swallowed, in front: HomeReadOnly
+//! ```
+//!
+//! The decision is taken for the whole first batch, before a byte of it is sent. With a lease of a follower one batch is
+//! under way at a time: what comes behind it waits, and is decided anew when the lease has ended; in a read-only transaction it
+//! is looked at again before it is passed on. The batch is kept until the client has a word of its answer. Whatever happens
+//! to it on a follower before, it runs once more at home, unseen: nothing on a follower can have changed anything.
+//!
+//! What runs at home and is not proven to read is stamped when its transaction has ended, before its client is told: later
+//! reads wait for a follower that has replayed it.
+
+use std::rc::Rc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use pgweir_config::{PoolMode, ReadRouting};
+use pgweir_proto::backend::TxStatus;
+use pgweir_proto::encode;
+use pgweir_proto::pipeline::{Expect, Origin};
+
+use super::super::aftermath::Orphan;
+use super::super::ahead::{Ahead, BATCH_MAX, Edge, Piece};
+use super::super::answer::Aside;
+use super::super::end::End;
+use super::super::local::{Failure, Local};
+use super::super::statements::{Changes, Look, Named, Unnamed};
+use super::super::verdict::{self, Circumstances, Errand, Verdict};
+use super::{Lease, Relay};
+use crate::backend::{Lost, ServerConn, Unnamed as Held, describe_error, last_words};
+use crate::cancel::Activity;
+use crate::catalog::{Judged, Route, Suspects};
+use crate::clock::Moment;
+use crate::pool::Pool;
+use crate::prepared::REPLAY;
+use crate::route::{Choice, Replicas, Router, Seat};
+use crate::sql::{self, Effects};
+use crate::stats::{Blame, DiscardReason, RouteReason};
+
+/// How often a transaction that a follower began is begun on the primary before its client is told.
+const BEGINS_MAX: u8 = 3;
+
+/// How long a follower may take over what is not waited for any more.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a transaction is, and what of it is certain; see the diagram above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    /// On the primary, and it may write.
+    Home,
+    /// On the primary: the `left` bytes to come are known to read, and nothing has come yet that is not.
+    HomeReads,
+    /// On the primary, in a transaction that is read-only until something says otherwise.
+    HomeReadOnly,
+    /// On a follower: a batch that is a transaction of its own.
+    Lone,
+    /// On a follower: a batch that begins a read-only transaction.
+    Opening,
+    /// On a follower, in a read-only transaction in which nothing was done yet.
+    Begun,
+    /// On a follower: the first batch in such a transaction.
+    First,
+    /// On a follower, in a read-only transaction of which the client has heard something.
+    Within,
+    /// It failed on a follower, and has to run on the primary.
+    Forced {
+        /// The client was told of the BEGIN.
+        begun: bool,
+    },
+}
+
+/// What of a session has to do with followers.
+#[derive(Debug)]
+pub struct Routing {
+    replicas: Rc<Replicas>,
+    course: Course,
+    /// Bytes of the batch under way that were not passed on yet.
+    left: usize,
+    /// When the last transaction of this session that may have written was acknowledged.
+    stamp: Option<Moment>,
+    /// Whose positions the choice relied on.
+    seat: Option<Seat>,
+    /// When the batch that waits for a follower was decided first.
+    arrived: Option<Moment>,
+    /// Why the lease is where it is.
+    reason: RouteReason,
+    /// The text of the transaction's `BEGIN`, on a follower.
+    begin: Vec<u8>,
+    /// How often it was sent to the primary.
+    begins: u8,
+}
+
+impl Routing {
+    /// None if nothing of the pool's clients goes to followers.
+    pub fn of(router: &Router, pool: &Rc<Pool>) -> Option<Box<Self>> {
+        let replicas = router.replicas(pool)?;
+        let routes = pool.limits.mode == PoolMode::Transaction && replicas.routing() != ReadRouting::Off;
+        routes.then(|| {
+            Box::new(Self {
+                replicas,
+                course: Course::Home,
+                left: 0,
+                stamp: None,
+                seat: None,
+                arrived: None,
+                reason: RouteReason::Unknown,
+                begin: Vec::new(),
+                begins: 0,
+            })
+        })
+    }
+
+    /// A transaction on `conn` has ended, or may have: whatever it wrote is to be seen from now on.
+    #[cold]
+    pub fn ended(&mut self, now: Moment, conn: &ServerConn) {
+        if self.course == Course::Home {
+            self.stamp = Some(now);
+            self.replicas.stamp(now, conn);
+        }
+    }
+
+    /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
+    /// session leaves.
+    pub fn held_out(&mut self, home: &Rc<Pool>, lender: &Rc<Pool>) -> bool {
+        let Course::Forced { begun } = self.course else { return false };
+        let leaves = !Rc::ptr_eq(home, lender);
+        if begun && !leaves {
+            self.course = Course::HomeReadOnly;
+        }
+        leaves
+    }
+
+    /// The client is about to be told that there is no server connection. True if it believes to be in a transaction.
+    pub fn gives_up(&mut self) -> bool {
+        let begun = self.course == Course::Forced { begun: true };
+        self.course = Course::Home;
+        begun
+    }
+
+    const fn is_elsewhere(&self) -> bool {
+        use Course::{Begun, First, Lone, Opening, Within};
+        matches!(self.course, Lone | Opening | Begun | First | Within)
+    }
+}
+
+/// What to do with a batch that was looked at.
+enum Decision {
+    /// Wait until all of it is there.
+    Wait,
+    /// To the primary.
+    Home(RouteReason),
+    /// To a follower.
+    Follower(Errand, RouteReason),
+}
+
+/// What is known of a piece of a batch.
+enum Text<'a> {
+    Known(&'a [u8]),
+    /// A name that stands for nothing yet, or for a text of the same batch.
+    Missing,
+    /// Nobody can tell.
+    Opaque,
+}
+
+impl Relay {
+    /// Whether the lease is of a follower, or waits for one.
+    #[inline]
+    pub(super) fn is_on_follower(&self) -> bool {
+        self.routing.is_some() && !matches!(self.lease, Lease::None) && !Rc::ptr_eq(&self.pool, &self.lender)
+            || self.routing.as_ref().is_some_and(|routing| routing.is_elsewhere())
+    }
+
+    /// Whether the client was told of a BEGIN that the primary has not run yet.
+    #[inline]
+    pub(super) fn owes_begin(&self) -> bool {
+        self.routing.as_ref().is_some_and(|routing| routing.course == Course::Forced { begun: true })
+    }
+
+    // ---- the decision ----
+
+    /// Decides where the first batch in `ahead` goes. True if a server connection of the primary's is to be taken; else
+    /// one of a follower was taken or is waited for, or more of the batch has to come.
+    #[cold]
+    pub(super) fn route(&mut self, ahead: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
+        let Some(routing) = &mut self.routing else { return Ok(true) };
+        let forced = match routing.course {
+            Course::Forced { begun: true } if routing.begins < BEGINS_MAX => {
+                routing.begins += 1;
+                self.lender = self.pool.clone();
+                return Ok(true);
+            }
+            Course::Forced { begun: true } => {
+                routing.course = Course::Home;
+                self.tell_locally(lost_on_follower("08006"), true);
+                return Ok(false);
+            }
+            Course::Forced { begun: false } => Some(routing.reason),
+            _ => None,
+        };
+        let mut verdict = Verdict::default();
+        let circumstances = Circumstances::of(routing.replicas.routing(), &self.profile);
+        let (decision, found) = self.decide(ahead, circumstances, &mut verdict);
+        let reason = match (decision, forced) {
+            (Decision::Wait, _) => return Ok(false),
+            (Decision::Home(reason), None) => reason,
+            (_, Some(reason)) => reason,
+            (Decision::Follower(errand, reason), None) => match self.choose(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Choice::Primary(instead)) => instead,
+                Poll::Ready(Choice::Follower(pool, seat)) => {
+                    let course = if errand == Errand::Lone { Course::Lone } else { Course::Opening };
+                    self.set_course(course, found.len, reason);
+                    return self.acquire_follower(pool, seat, cx);
+                }
+            },
+        };
+        let proven = verdict.proven(circumstances).filter(|_| found.edge == Edge::Whole);
+        let course = match proven {
+            None => Course::Home,
+            Some(Errand::Lone) => Course::HomeReads,
+            Some(Errand::Opening) => Course::HomeReadOnly,
+        };
+        self.go_home(course, found.len, reason);
+        Ok(true)
+    }
+
+    fn set_course(&mut self, course: Course, left: usize, reason: RouteReason) {
+        if let Some(routing) = &mut self.routing {
+            (routing.course, routing.left, routing.reason, routing.begins) = (course, left, reason, 0);
+        }
+    }
+
+    fn go_home(&mut self, course: Course, left: usize, reason: RouteReason) {
+        self.lender = self.pool.clone();
+        self.pool.stats.borrow_mut().routes.add(reason);
+        self.set_course(course, left, reason);
+        if let Some(routing) = &mut self.routing {
+            (routing.arrived, routing.seat) = (None, None);
+        }
+    }
+
+    /// Goes through the first batch in `ahead`.
+    fn decide(&mut self, ahead: &[u8], at: Circumstances, verdict: &mut Verdict) -> (Decision, Ahead) {
+        let suspects = self.pool.catalog.suspects();
+        let mut begin = Vec::new();
+        let found = self.texts(ahead, |relay, text| {
+            let Text::Known(text) = text else {
+                if matches!(text, Text::Opaque) {
+                    verdict.oppose(RouteReason::Session);
+                }
+                return;
+            };
+            let judged = relay.judge(text, &suspects);
+            if let Route::Primary(reason) = judged.route
+                && verdict::is_soft(reason)
+                && relay.is_unfit(text)
+            {
+                verdict.oppose(RouteReason::Session);
+            }
+            verdict.add(judged);
+            if begin.is_empty() && verdict.begins() {
+                begin.extend_from_slice(text);
+            }
+        });
+        if let Some(routing) = &mut self.routing {
+            routing.begin = begin;
+        }
+        let decision = match (verdict.errand(at), found.edge) {
+            (Err(reason), _) => Decision::Home(reason),
+            (Ok(_), Edge::Short) => Decision::Wait,
+            (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
+            (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
+        };
+        (decision, found)
+    }
+
+    /// Where a text may run.
+    fn judge(&self, text: &[u8], suspects: &Suspects) -> Judged {
+        suspects.route(text, &mut self.context.library.borrow_mut())
+    }
+
+    /// Whether a text must not run in a transaction on a follower.
+    fn is_unfit(&self, text: &[u8]) -> bool {
+        verdict::is_unfit(self.effects(text).set, text)
+    }
+
+    /// What a text may do, with what it sets in motion as far as that was ever known: the catalog may be about to be read
+    /// again.
+    fn effects(&self, text: &[u8]) -> Effects {
+        let mut effects = sql::scan(text);
+        let suspects = self.pool.catalog.surveyed();
+        effects.set |= suspects.judge(text, effects.set, &mut self.context.library.borrow_mut());
+        effects
+    }
+
+    /// Hands the texts that the first batch in `ahead` runs to `each`.
+    fn texts(&self, ahead: &[u8], mut each: impl FnMut(&Self, Text<'_>)) -> Ahead {
+        let none = Changes::default();
+        let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
+        // Names that the batch itself gives.
+        let mut parsed: Vec<&[u8]> = Vec::new();
+        Ahead::look(self.scanner, ahead, |piece| match piece {
+            Piece::Query(text) => each(self, Text::Known(text)),
+            Piece::Parse(name, text) => {
+                parsed.push(name);
+                each(self, Text::Known(text));
+            }
+            Piece::Untold => each(self, Text::Opaque),
+            Piece::Names(name) if parsed.contains(&name) => {}
+            Piece::Names(b"") => match &self.statements.unnamed {
+                Unnamed::Holds(statement, _) => each(self, Text::Known(&statement.text)),
+                Unnamed::Empty => each(self, Text::Missing),
+                Unnamed::Raw => each(self, Text::Opaque),
+            },
+            Piece::Names(name) => match self.statements.look(name, changes) {
+                Look::Named(Named::Shared(statement, _)) => each(self, Text::Known(&statement.text)),
+                Look::Named(Named::Raw) | Look::Unsettled => each(self, Text::Opaque),
+                Look::Unknown => each(self, Text::Missing),
+            },
+        })
+    }
+
+    // ---- the lease ----
+
+    /// A follower that may serve the batch.
+    fn choose(&mut self, cx: &mut Task<'_>) -> Poll<Choice> {
+        let now = self.context.clock.moment();
+        let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
+        let arrived = *routing.arrived.get_or_insert(now);
+        let choice = routing.replicas.poll_choose(routing.stamp, arrived, cx);
+        if choice.is_pending() {
+            // What came stays where it is until the session is woken, and nothing more is read meanwhile.
+            let active = self.active();
+            (active.resume, active.stalled) = (true, true);
+        } else {
+            routing.arrived = None;
+        }
+        choice
+    }
+
+    fn acquire_follower(&mut self, pool: Rc<Pool>, seat: Seat, cx: &mut Task<'_>) -> Result<bool, End> {
+        self.lender = pool;
+        if let Some(routing) = &mut self.routing {
+            routing.seat = Some(seat);
+        }
+        if let Some(conn) = self.lender.try_lease(&self.profile, cx) {
+            if !self.accepts(Some(&conn)) {
+                self.lender.release(conn);
+                self.active().resume = true;
+                return Ok(false);
+            }
+            self.armed = true;
+            self.begin(conn, cx)?;
+            return Ok(false);
+        }
+        self.note(Activity::Waiting);
+        self.lease = Lease::Waiting(self.lender.wait(cx));
+        Ok(false)
+    }
+
+    /// A wait for a follower is over. False if that gave nothing to be used: the batch goes to the primary.
+    pub(super) fn accepts(&mut self, conn: Option<&ServerConn>) -> bool {
+        let Some(routing) = &mut self.routing else { return false };
+        let fits = conn.zip(routing.seat).is_some_and(|(conn, seat)| routing.replicas.vouches(conn, seat));
+        if fits {
+            self.pool.stats.borrow_mut().routes.add(routing.reason);
+        } else {
+            if conn.is_none() {
+                routing.replicas.failed(&self.lender);
+            }
+            routing.course = Course::Forced { begun: false };
+            routing.reason = RouteReason::NoFollower;
+            self.note(Activity::Idle);
+        }
+        fits
+    }
+
+    /// Behind the client's settings, on the primary: the BEGIN that it believes to have been run. What it sent waits for the
+    /// answer.
+    pub(super) fn replay_begin(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let Some(routing) = &self.routing else { return Ok(()) };
+        let mut message = Vec::new();
+        encode::query(&mut message, &routing.begin);
+        self.send_held(&message, cx)
+    }
+
+    /// Sends a query of ours, behind which the client's batches wait.
+    fn send_held(&mut self, message: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
+        // It may have been lost with the settings.
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else { return Ok(()) };
+        conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        conn.unnamed = Held::Empty;
+        (active.aside.replaying, active.hold) = (true, true);
+        match conn.write(cx, message, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
+    }
+
+    // ---- passing on ----
+
+    /// Passes messages to the server, as many as the course allows. Returns the bytes dealt with, and whether to go on.
+    #[cold]
+    pub(super) fn pass_routed(
+        &mut self,
+        input: &[u8],
+        made: &mut Vec<u8>,
+        cx: &mut Task<'_>,
+    ) -> Result<(usize, bool), End> {
+        let (course, left) = self.routing.as_ref().map_or((Course::Home, 0), |routing| (routing.course, routing.left));
+        match course {
+            Course::Home => return self.pass(input, made, cx),
+            // It ends before anything is passed on.
+            Course::Forced { .. } => return Ok((0, false)),
+            Course::HomeReads => {
+                self.prove_reads(input, left);
+                let (used, more) = self.pass(input, made, cx)?;
+                self.passed(used);
+                return Ok((used, more));
+            }
+            Course::HomeReadOnly => {
+                self.prove_read_only(input);
+                return self.pass(input, made, cx);
+            }
+            Course::Lone | Course::Opening | Course::Begun | Course::First | Course::Within => {}
+        }
+        if left == 0 && !self.admit(input, cx)? {
+            return Ok((0, false));
+        }
+        let Some(routing) = &self.routing else { return Ok((0, false)) };
+        let (course, left) = (routing.course, routing.left);
+        let batch = input.get(..left).unwrap_or(input);
+        let keeps = batch.len() == left && matches!(course, Course::Lone | Course::Opening | Course::First);
+        if let Some(active) = self.active.as_mut().filter(|active| keeps && !active.rerun.is_routed()) {
+            active.rerun.keep_routed(batch);
+        }
+        let (used, more) = self.pass(batch, made, cx)?;
+        let left_elsewhere = !self.routing.as_ref().is_some_and(|routing| routing.is_elsewhere());
+        if left_elsewhere {
+            // What is to run again is kept elsewhere, whole.
+            return Ok((batch.len(), true));
+        }
+        self.passed(used);
+        let stalled = self.active.as_ref().is_some_and(|active| active.stalled);
+        if used < batch.len() && !stalled && matches!(course, Course::Within) {
+            // It was the front of a message that has to be whole: looked at again when there is more.
+            self.passed(usize::MAX);
+        }
+        Ok((used, more))
+    }
+
+    fn passed(&mut self, used: usize) {
+        if let Some(routing) = &mut self.routing {
+            routing.left = routing.left.saturating_sub(used);
+        }
+    }
+
+    /// On the primary: is what comes behind the first `left` bytes known to read, too?
+    fn prove_reads(&mut self, input: &[u8], left: usize) {
+        let mut known = left;
+        let suspects = self.pool.catalog.suspects();
+        while let Some(rest) = input.get(known..).filter(|rest| !rest.is_empty()) {
+            let mut reads = true;
+            let found = self.texts(rest, |relay, text| {
+                reads &= matches!(text, Text::Known(text) if relay.judge(text, &suspects).route == Route::Read);
+            });
+            if !(reads && found.edge == Edge::Whole) {
+                self.set_course(Course::Home, 0, RouteReason::Unknown);
+                return;
+            }
+            known += found.len;
+        }
+        if let Some(routing) = &mut self.routing {
+            routing.left = known;
+        }
+    }
+
+    /// On the primary, in a read-only transaction: does it remain one?
+    fn prove_read_only(&mut self, input: &[u8]) {
+        let (mut at, mut ended) = (0, false);
+        while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
+            let mut remains = !ended;
+            let found = self.texts(rest, |relay, text| match text {
+                Text::Known(text) => {
+                    let effects = relay.effects(text);
+                    // Behind its end comes another transaction, perhaps in the same batch.
+                    remains &= !(ended || verdict::escapes(effects));
+                    ended |= verdict::ends(effects.set);
+                }
+                Text::Missing => {}
+                Text::Opaque => remains = false,
+            });
+            // Of a long message only the front is there; a short one is seen when it is whole.
+            remains &= found.edge != Edge::Inside || found.len == 0 && self.scanner.is_inside();
+            if !remains {
+                return self.set_course(Course::Home, 0, RouteReason::Unknown);
+            }
+            if found.edge != Edge::Whole {
+                break;
+            }
+            at += found.len;
+        }
+        if ended {
+            self.set_course(Course::HomeReads, at, RouteReason::ReadOnly);
+        }
+    }
+
+    /// On a follower, with nothing left of the batch before: what comes next, and may it be passed on? False if it waits,
+    /// or the lease is over.
+    fn admit(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
+        let (Lease::Held(conn), Some(routing), Some(active)) = (&self.lease, &mut self.routing, &mut self.active) else {
+            return Ok(false);
+        };
+        let pipeline = &conn.pipeline;
+        let in_transaction = pipeline.status() != TxStatus::Idle && pipeline.ready_owed() == 0;
+        if !in_transaction {
+            // One batch at a time; what comes behind it is decided when the lease has ended.
+            active.stalled = true;
+            return Ok(false);
+        }
+        let is_settled = pipeline.is_settled() && !self.scanner.is_inside();
+        match routing.course {
+            Course::Opening => routing.course = Course::Begun,
+            Course::First => routing.course = Course::Within,
+            _ => {}
+        }
+        let course = routing.course;
+        let mut unfit = false;
+        let found = self.texts(input, |relay, text| match text {
+            Text::Known(text) => unfit |= relay.is_unfit(text),
+            Text::Missing => {}
+            Text::Opaque => unfit = true,
+        });
+        if unfit {
+            return self.turn_away(cx).map(|()| false);
+        }
+        let (next, left) = match found.edge {
+            Edge::Short => return Ok(false),
+            Edge::Whole if course == Course::Begun && is_settled => (Course::First, found.len),
+            Edge::Whole => (Course::Within, found.len),
+            Edge::Open => (Course::Within, found.len),
+            Edge::Inside => (Course::Within, input.len()),
+        };
+        if let Some(routing) = &mut self.routing {
+            (routing.course, routing.left) = (next, left);
+        }
+        if left == 0 {
+            // A goodbye, or what no client may send: the pass says so.
+            return self.pass_over(input);
+        }
+        Ok(true)
+    }
+
+    /// What stands in front is no part of a batch.
+    fn pass_over(&mut self, input: &[u8]) -> Result<bool, End> {
+        if let Some(routing) = &mut self.routing {
+            routing.left = input.len();
+        }
+        Ok(true)
+    }
+
+    /// A batch must not run in the transaction that is open on the follower: if nothing was done in it yet, all of it moves to
+    /// the primary; else the client is told.
+    fn turn_away(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let begun = self.routing.as_ref().is_some_and(|routing| routing.course == Course::Begun);
+        self.force(begun, RouteReason::Lock);
+        if begun {
+            let mut message = Vec::new();
+            encode::query(&mut message, b"ROLLBACK");
+            return self.send_held(&message, cx);
+        }
+        self.set_course(Course::Home, 0, RouteReason::Lock);
+        self.abandon();
+        self.tell_locally(
+            Failure {
+                code: "0A000",
+                message: "this statement cannot run in a transaction on a follower".to_owned(),
+                detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
+                    .to_owned(),
+                hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
+            },
+            true,
+        );
+        Ok(())
+    }
+
+    /// The client is told a failure, and what it sends is answered here until it has ended its transaction.
+    fn tell_locally(&mut self, failure: Failure, in_transaction: bool) {
+        self.pool.stats.borrow_mut().errors.add(Blame::Pooler, failure.code.as_bytes());
+        let active = self.active();
+        active.local = Some(Local::new(failure, in_transaction));
+        active.resume = true;
+    }
+
+    // ---- away from a follower ----
+
+    fn force(&mut self, begun: bool, reason: RouteReason) {
+        if let Some(routing) = &mut self.routing {
+            (routing.course, routing.reason, routing.left) = (Course::Forced { begun }, reason, 0);
+        }
+    }
+
+    /// What runs on the follower is of no use to anyone: it is rolled back there.
+    fn abandon(&mut self) {
+        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return };
+        let dirty = self.active.as_mut().is_some_and(|active| {
+            let marks = std::mem::take(&mut active.marks);
+            (active.hold, active.stalled, active.resume) = (false, false, true);
+            active.aside = Aside::default();
+            marks.tainted || marks.scrub || !marks.pins.is_empty()
+        });
+        self.note(Activity::Idle);
+        let reset = self.context.config.pool.server_reset_query.clone();
+        let (pool, cancel_after) = (self.lender.clone(), Some(PATIENCE));
+        tokio::task::spawn_local(Orphan { conn, pool, cancel_after, dirty, pinned: false, reset }.settle());
+    }
+
+    /// The batch failed on the follower, and nobody was told: it goes to the primary, with its BEGIN in front if there is one.
+    pub(super) fn leave_follower(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let batch = self.active().rerun.take();
+        let batch = batch.ok_or(End::Broken("a batch to run elsewhere that was not kept"))?;
+        let code = self.active().aside.refused.take();
+        self.note_refusal(&batch, code);
+        let active = self.active();
+        (active.marks.begin_sent, active.marks.commit_sent) = (false, false);
+        self.run_at_home(batch);
+        let Lease::Held(conn) = &self.lease else { return Ok(()) };
+        if conn.pipeline.status() == TxStatus::Idle {
+            return Ok(());
+        }
+        let mut message = Vec::new();
+        encode::query(&mut message, b"ROLLBACK");
+        self.send_held(&message, cx)
+    }
+
+    /// The batch comes in front of what the client has sent since.
+    fn run_at_home(&mut self, batch: Vec<u8>) {
+        let Some(routing) = &self.routing else { return };
+        let (begun, left) = (routing.course == Course::First, routing.left);
+        // The rest of it that was not passed on.
+        let input = &mut self.active().backlog.input;
+        let rest = left.min(input.len());
+        input.drain(..rest);
+        // Names that it gave are not given, as far as the client knows.
+        let mut names: Vec<&[u8]> = Vec::new();
+        let _ = Ahead::look(self.scanner, &batch, |piece| {
+            if let Piece::Parse(name, _) = piece
+                && !name.is_empty()
+            {
+                names.push(name);
+            }
+        });
+        for name in names {
+            self.statements.forget(name);
+        }
+        self.force(begun, RouteReason::Rerun);
+        self.run_again(batch);
+    }
+
+    /// The follower's server connection is lost.
+    #[cold]
+    pub(super) fn lose_follower(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(mut conn), Some(active), Some(routing)) =
+            (std::mem::replace(&mut self.lease, Lease::None), &mut self.active, &mut self.routing)
+        else {
+            return Err(End::Broken("a loss without a lease"));
+        };
+        let lost = match lost {
+            Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
+            lost => lost,
+        };
+        let mut marks = std::mem::take(&mut active.marks);
+        self.statements.undo_all(&mut marks.changes);
+        (active.hold, active.resume, active.stalled) = (false, true, false);
+        active.aside = Aside::default();
+        let mid_message = conn.scanner.is_inside();
+        let kept = active.rerun.is_routed() && !mid_message;
+        let batch = active.rerun.take().filter(|_| kept);
+        let pipeline = &mut conn.pipeline;
+        let in_transaction = pipeline.status() != TxStatus::Idle;
+        let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
+        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
+        let concerned = batch_open || skipping || !owed.is_empty();
+        routing.replicas.failed(&self.lender);
+        let course = routing.course;
+        self.lender.discard_lent(conn, DiscardReason::Lost);
+        self.unpin();
+        self.note(Activity::Idle);
+        if let Some(batch) = batch {
+            self.run_at_home(batch);
+            return Ok(());
+        }
+        if mid_message {
+            return Err(End::MidMessage);
+        }
+        match course {
+            // It was left anyway.
+            Course::Forced { .. } => return Ok(()),
+            // Nothing of it was done, or even sent.
+            Course::Begun | Course::Opening if in_transaction && !concerned => {
+                self.force(true, RouteReason::Rerun);
+                self.note(Activity::InTransaction);
+                return Ok(());
+            }
+            _ if !concerned && !in_transaction => {
+                self.force(false, RouteReason::Rerun);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.set_course(Course::Home, 0, RouteReason::Rerun);
+        // Drivers know what to do with a serialization failure.
+        let code = if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
+        let failure = lost_on_follower(code);
+        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
+        let mut local = Local::new(failure, in_transaction);
+        let mut out = Vec::new();
+        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
+        if !local.is_over() {
+            self.active().local = Some(local);
+        }
+        self.write_client(cx, &out, &[])
+    }
+
+    /// Something was found on a follower that its client would have to keep the server connection for: what that is has no
+    /// effect there.
+    #[cold]
+    pub(super) fn give_up_follower(&mut self) -> Result<(), End> {
+        tracing::warn!(client = self.entry.pid, "a read left something behind on a follower: its server connection is closed");
+        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
+            self.lender.discard_lent(conn, DiscardReason::Dirty);
+        }
+        if let Some(active) = &mut self.active {
+            active.marks.pins = Default::default();
+            active.resume = true;
+        }
+        self.note(Activity::Idle);
+        Ok(())
+    }
+
+    /// What followers refuse is not tried there again for a while.
+    fn note_refusal(&mut self, _batch: &[u8], _code: Option<[u8; 5]>) {}
+}
+
+fn lost_on_follower(code: &'static str) -> Failure {
+    Failure {
+        code,
+        message: "the server connection to a follower was lost inside the transaction".to_owned(),
+        detail: String::new(),
+        hint: "The transaction only read: roll it back and begin again.".to_owned(),
+    }
+}
+
+const _: () = assert!(BATCH_MAX <= super::rerun::RERUN_BUFFER);
