@@ -4,7 +4,7 @@ use pgweir_config::ReadRouting;
 
 use crate::catalog::{Hint, Judged, Route};
 use crate::settings::Profile;
-use crate::sql::{Effects, EffectSet, FirstWord};
+use crate::sql::{EffectSet, Effects, FirstWord};
 use crate::stats::RouteReason;
 
 /// What the client's settings say of where its transactions go.

@@ -522,7 +522,8 @@ impl Relay {
     /// On a follower, with nothing left of the batch before: what comes next, and may it be passed on? False if it waits,
     /// or the lease is over.
     fn admit(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
-        let (Lease::Held(conn), Some(routing), Some(active)) = (&self.lease, &mut self.routing, &mut self.active) else {
+        let (Lease::Held(conn), Some(routing), Some(active)) = (&self.lease, &mut self.routing, &mut self.active)
+        else {
             return Ok(false);
         };
         let pipeline = &conn.pipeline;
@@ -724,7 +725,8 @@ impl Relay {
         }
         self.set_course(Course::Home, 0, RouteReason::Rerun);
         // Drivers know what to do with a serialization failure.
-        let code = if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
+        let code =
+            if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
         let failure = lost_on_follower(code);
         self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
         let mut local = Local::new(failure, in_transaction);
@@ -740,7 +742,10 @@ impl Relay {
     /// effect there.
     #[cold]
     pub(super) fn give_up_follower(&mut self) -> Result<(), End> {
-        tracing::warn!(client = self.entry.pid, "a read left something behind on a follower: its server connection is closed");
+        tracing::warn!(
+            client = self.entry.pid,
+            "a read left something behind on a follower: its server connection is closed"
+        );
         if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
             self.lender.discard_lent(conn, DiscardReason::Dirty);
         }
