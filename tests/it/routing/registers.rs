@@ -102,7 +102,7 @@ fn play(family: &Family, level: &'static str, reads: u64, kills: bool, mutant: O
         None => options,
         Some(bin) => PgweirOptions {
             bin: Some(bin.clone()),
-            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), "Watermark".to_owned())],
+            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), "Freshness".to_owned())],
             ..options
         },
     });
