@@ -1,9 +1,20 @@
 //! Where a text may run: on the primary alone, or on a follower too.
+//!
+//! A follower refuses what writes. What it would *accept* and must not is found here: advisory locks, which lock nothing
+//! there; what changes the session; what tells of the server and not of the data; and what nobody knows. So a text is a
+//! read only if all that it is, calls and names is known to be one.
 
-use crate::sql::Library;
+mod hint;
+#[cfg(test)]
+mod tests;
+
+use hashbrown::HashMap;
+
+use super::{Suspects, builtin};
+use crate::sql::{Aside, Call, EffectSet, Facts, FirstWord, Library, Reading, Relation, first_word, opens};
 use crate::stats::RouteReason;
 
-use super::Suspects;
+pub use hint::Hint;
 
 /// Where a text may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,15 +31,6 @@ pub enum Route {
     },
 }
 
-/// What a comment in the text wishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
-    /// `/* pgweir.route=primary */`
-    Primary,
-    /// `/* pgweir.route=follower */`
-    Follower,
-}
-
 /// What is known of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
@@ -38,10 +40,145 @@ pub struct Judged {
     pub hint: Option<Hint>,
 }
 
+/// What a follower may be asked for, by name; the worst of all that bear it, in whichever schema.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Routes {
+    /// Users' functions, and why not.
+    pub(super) functions: HashMap<Box<str>, Option<RouteReason>>,
+    /// Users' tables and views, and why they are not to be read.
+    pub(super) relations: HashMap<Box<str>, Option<RouteReason>>,
+    /// Users' operators that are not to be used.
+    pub(super) operators: HashMap<Box<str>, RouteReason>,
+    /// Types that are not to be cast to.
+    pub(super) types: HashMap<Box<str>, RouteReason>,
+    /// What every statement may lead to.
+    pub(super) all: Option<RouteReason>,
+}
+
+/// What changes the session, or hangs on it.
+const SESSION: EffectSet = EffectSet::SETTINGS
+    .union(EffectSet::LOCAL)
+    .union(EffectSet::LISTEN)
+    .union(EffectSet::UNLISTEN)
+    .union(EffectSet::PREPARE)
+    .union(EffectSet::EXECUTE)
+    .union(EffectSet::DEALLOCATE)
+    .union(EffectSet::DISCARD)
+    .union(EffectSet::HOLD_CURSOR)
+    .union(EffectSet::CLOSE_ALL)
+    .union(EffectSet::LOAD);
+
+/// What begins or ends a transaction.
+const TRANSACTION: EffectSet = EffectSet::BEGIN
+    .union(EffectSet::COMMIT)
+    .union(EffectSet::ROLLBACK)
+    .union(EffectSet::ROLLBACK_TO)
+    .union(EffectSet::SAVEPOINT);
+
 impl Suspects {
     /// Where `text` may run, a whole text of one `Query` or `Parse`.
+    ///
+    /// On the primary alone while nothing is known of the catalog, or not enough: see [`Survey::with_routes`].
+    ///
+    /// [`Survey::with_routes`]: super::Survey::with_routes
     #[must_use]
-    pub fn route(&self, _text: &[u8], _library: &mut Library) -> Judged {
-        Judged { route: Route::Primary(RouteReason::Unknown), hint: None }
+    pub fn route(&self, text: &[u8], library: &mut Library) -> Judged {
+        Judged { route: self.routes().map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library)), hint: Hint::of(text) }
     }
+}
+
+impl Routes {
+    fn route(&self, text: &[u8], library: &mut Library) -> Route {
+        match first_word(text) {
+            FirstWord::Insert | FirstWord::Update | FirstWord::Delete | FirstWord::Merge => {
+                return Route::Primary(RouteReason::Write);
+            }
+            FirstWord::Begin | FirstWord::Start => {
+                return match opens(text) {
+                    None => Route::Primary(RouteReason::Transaction),
+                    Some(opening) if opening.serializable == Some(true) => Route::Primary(RouteReason::Serializable),
+                    Some(opening) => Route::Begin { read_only: opening.read_only },
+                };
+            }
+            _ => {}
+        }
+        let barred = library.read(text).iter().find_map(|reading| self.bars(reading));
+        barred.map_or(Route::Read, Route::Primary)
+    }
+
+    /// Why a text that reads like this is not for a follower.
+    fn bars(&self, reading: &Reading) -> Option<RouteReason> {
+        let facts = &*reading.facts;
+        itself(facts)
+            .or_else(|| reading.asks_server.then_some(RouteReason::Server))
+            .or_else(|| facts.calls.iter().find_map(|call| self.bars_call(call)))
+            .or_else(|| facts.relations.iter().find_map(|relation| self.bars_relation(relation, facts)))
+            .or_else(|| facts.operators.iter().find_map(|operator| self.operators.get(operator).copied()))
+            .or_else(|| facts.types.iter().find_map(|name| self.types.get(name).copied()))
+            .or(self.all)
+    }
+
+    fn bars_call(&self, call: &Call) -> Option<RouteReason> {
+        let (schema, name) = (&*call.schema, &*call.name);
+        let users = self.functions.get(name).copied();
+        if let Some(Some(why)) = users {
+            return Some(why);
+        }
+        // A built-in function that takes a row of any type reads it.
+        if call.column || schema == "information_schema" && name.starts_with("_pg_") || builtin::reads(name) {
+            return None;
+        }
+        match (name, builtin::bars(name)) {
+            // Its argument was looked at.
+            ("current_setting", _) => None,
+            (_, Some(why)) => Some(why),
+            (_, None) if users.is_some() => None,
+            (_, None) => Some(RouteReason::Function),
+        }
+    }
+
+    fn bars_relation(&self, relation: &Relation, facts: &Facts) -> Option<RouteReason> {
+        let (schema, name) = (&*relation.schema, &*relation.name);
+        if let Some(why) = self.relations.get(name) {
+            return *why;
+        }
+        let known = match schema {
+            "information_schema" => true,
+            "pg_catalog" => builtin::is_catalog(name),
+            "" => builtin::is_catalog(name) || facts.expressions.iter().any(|expression| **expression == *name),
+            _ => false,
+        };
+        match known {
+            true => None,
+            false if name.starts_with("pg_") && matches!(schema, "" | "pg_catalog") => Some(RouteReason::Server),
+            false => Some(RouteReason::Relation),
+        }
+    }
+}
+
+/// Why statements that are by themselves like this are not for a follower, whatever they call and name.
+fn itself(facts: &Facts) -> Option<RouteReason> {
+    let (set, any) = (facts.set, |of: EffectSet| facts.set.intersects(of));
+    if facts.statements == 0 {
+        return (facts.writes || !set.is_empty()).then_some(RouteReason::Unknown);
+    }
+    if facts.locks {
+        return Some(RouteReason::Lock);
+    }
+    if any(SESSION) {
+        return Some(RouteReason::Session);
+    }
+    if any(EffectSet::OPAQUE) {
+        return Some(RouteReason::Unknown);
+    }
+    if facts.writes || any(EffectSet::DDL.union(EffectSet::TEMP)) {
+        return Some(RouteReason::Write);
+    }
+    if any(TRANSACTION) {
+        return Some(RouteReason::Transaction);
+    }
+    facts.aside.map(|aside| match aside {
+        Aside::Server => RouteReason::Server,
+        Aside::Session => RouteReason::Session,
+    })
 }

@@ -1,0 +1,101 @@
+//! Who leads to whom in a catalog, and what follows.
+
+use hashbrown::HashMap;
+
+use super::survey::worse;
+use crate::sql::EffectSet;
+use crate::stats::RouteReason;
+
+/// For whom an edge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Whoever runs the one does what the other does.
+    Both,
+    /// The same, but nobody does who only reads.
+    Effects,
+    /// Only the rows of the other are asked for.
+    Reads,
+}
+
+/// Nodes, the edges between them, and what each node does.
+#[derive(Default)]
+pub(super) struct Graph {
+    /// From the end of each edge to its beginnings.
+    back: HashMap<Box<str>, Vec<(Box<str>, Way)>>,
+    marks: HashMap<Box<str>, EffectSet>,
+    /// What is not for a follower.
+    bars: HashMap<Box<str>, RouteReason>,
+}
+
+impl Graph {
+    pub(super) fn edge(&mut self, from: &str, to: &str, way: Way) {
+        self.back.entry(to.into()).or_default().push((from.into(), way));
+    }
+
+    pub(super) fn mark(&mut self, node: &str, set: EffectSet) {
+        if !set.is_empty() {
+            *self.marks.entry(node.into()).or_default() |= set;
+        }
+    }
+
+    pub(super) fn bar(&mut self, node: &str, why: RouteReason) {
+        let known = self.bars.get(node).copied();
+        if let Some(why) = worse(known, Some(why)) {
+            self.bars.insert(node.into(), why);
+        }
+    }
+
+    /// What is marked so far is not for a follower.
+    pub(super) fn bar_marked(&mut self) {
+        let why = |set: EffectSet| match set {
+            _ if set.contains(EffectSet::OPAQUE) => RouteReason::Function,
+            _ if set.intersects(EffectSet::SUSPECT | EffectSet::CURRVAL) => RouteReason::Session,
+            _ => RouteReason::Write,
+        };
+        let marked: Vec<_> = self.marks.iter().map(|(node, set)| (node.clone(), why(*set))).collect();
+        for (node, why) in marked {
+            self.bar(&node, why);
+        }
+    }
+
+    /// Whatever leads to a node does what it does.
+    pub(super) fn close(mut self) -> HashMap<Box<str>, EffectSet> {
+        let mut todo: Vec<Box<str>> = self.marks.keys().cloned().collect();
+        while let Some(node) = todo.pop() {
+            let set = self.marks.get(&node).copied().unwrap_or_default();
+            for (from, way) in self.back.get(&node).into_iter().flatten() {
+                if *way == Way::Reads {
+                    continue;
+                }
+                let known = self.marks.entry(from.clone()).or_default();
+                if !known.contains(set) {
+                    *known |= set;
+                    todo.push(from.clone());
+                }
+            }
+        }
+        self.marks
+    }
+
+    /// Whatever leads to a node by reading is as little for a follower, if it is one of these.
+    pub(super) fn close_bars(&mut self, of: impl Fn(&str) -> bool) -> HashMap<Box<str>, RouteReason> {
+        let mut bars = std::mem::take(&mut self.bars);
+        let mut todo: Vec<Box<str>> = bars.keys().cloned().collect();
+        while let Some(node) = todo.pop() {
+            let why = bars.get(&node).copied();
+            for (from, way) in self.back.get(&node).into_iter().flatten() {
+                if *way == Way::Effects || !of(from) {
+                    continue;
+                }
+                let known = bars.get(from).copied();
+                if let Some(graver) = worse(known, why)
+                    && known != Some(graver)
+                {
+                    bars.insert(from.clone(), graver);
+                    todo.push(from.clone());
+                }
+            }
+        }
+        bars
+    }
+}
