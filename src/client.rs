@@ -26,6 +26,7 @@ use pgweir_config::Config;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
+use crate::catalog::{Refusals, RouteCache};
 use crate::clock::{Clock, Moment};
 use crate::net::tls::{Gear, Keyring};
 use crate::net::{Peer, Stream};
@@ -65,6 +66,10 @@ pub struct Context {
     pub scans: RefCell<sql::Cache>,
     /// What the grammar says of them.
     pub library: RefCell<sql::Library>,
+    /// Where they may run; none before somebody has to know.
+    pub routes: RefCell<Option<Box<RouteCache>>>,
+    /// What followers refused.
+    pub refusals: RefCell<Refusals>,
     /// What belongs to no pool.
     pub process: RefCell<ProcessStats>,
     /// Client connections, those that log in included.
@@ -106,6 +111,8 @@ impl Context {
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
             library: RefCell::default(),
+            routes: RefCell::default(),
+            refusals: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
             doors: Rc::default(),

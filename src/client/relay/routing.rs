@@ -24,6 +24,7 @@
 //! What runs at home and is not proven to read is stamped when its transaction has ended, before its client is told: later
 //! reads wait for a follower that has replayed it.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 use std::time::Duration;
@@ -290,7 +291,22 @@ impl Relay {
 
     /// Where a text may run.
     fn judge(&self, text: &[u8], suspects: &Suspects) -> Judged {
-        suspects.route(text, &mut self.context.library.borrow_mut())
+        let context = &*self.context;
+        let route = || suspects.route(text, &mut context.library.borrow_mut());
+        let mut routes = context.routes.borrow_mut();
+        let judged = routes.get_or_insert_default().judge(text, self.pool.catalog.key(), route);
+        let refused = !matches!(judged.route, Route::Begin { .. })
+            && context.refusals.borrow_mut().holds(
+                &self.pool.name.database,
+                &self.search_path(),
+                text,
+                context.clock.moment(),
+            );
+        if refused { Judged { route: Route::Primary(RouteReason::Rerun), ..judged } } else { judged }
+    }
+
+    fn search_path(&self) -> Cow<'_, str> {
+        self.profile.get("search_path").map_or(Cow::Borrowed(""), String::from_utf8_lossy)
     }
 
     /// Whether a text must not run in a transaction on a follower.
@@ -757,8 +773,20 @@ impl Relay {
         Ok(())
     }
 
-    /// What followers refuse is not tried there again for a while.
-    fn note_refusal(&mut self, _batch: &[u8], _code: Option<[u8; 5]>) {}
+    /// What followers refuse is not tried there again for a while. A conflict, or something that was not there yet, is no
+    /// refusal.
+    fn note_refusal(&mut self, batch: &[u8], code: Option<[u8; 5]>) {
+        if !matches!(code.as_ref().map(|code| &code[..]), Some(b"25006" | b"0A000" | b"55000")) {
+            return;
+        }
+        self.texts(batch, |relay, text| {
+            let context = &*relay.context;
+            if let Text::Known(text) = text {
+                let (database, path) = (&relay.pool.name.database, relay.search_path());
+                context.refusals.borrow_mut().remember(database, &path, text, context.clock.moment());
+            }
+        });
+    }
 }
 
 fn lost_on_follower(code: &'static str) -> Failure {
