@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
+use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
@@ -91,17 +92,6 @@ impl Target {
         let connector = self.tls.keys().connector(&self.entry).ok_or(ConnectError::NotOffered)?;
         connector.connect(way, &self.host, self.port, &self.tcp, &self.tls).await
     }
-}
-
-/// One server's life: changes with every restart, promotion or change of address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Incarnation {
-    /// `pg_control_system().system_identifier`; empty if the server would not tell.
-    pub system_identifier: Box<str>,
-    /// `pg_postmaster_start_time()`; empty if the server would not tell.
-    pub started: Box<str>,
-    /// `inet_server_addr()` and port; empty on a Unix socket.
-    pub address: Box<str>,
 }
 
 /// A count with a limit, shared by all that draw on it.

@@ -206,6 +206,30 @@ reasons! {
     }
 }
 
+reasons! {
+    /// What is known of a follower.
+    FollowerState, FollowerStateCounts {
+        /// Nothing: it was not asked, or what it said could not be compared with the primary.
+        Unknown = "unknown",
+        /// It follows the primary.
+        Serving = "serving",
+        /// It is not known to be on the primary's timeline yet: it serves what any state of the past will do for.
+        Unshown = "unshown",
+        /// It is too far behind.
+        Lagging = "lagging",
+        /// It failed lately.
+        Out = "out",
+        /// It follows nobody.
+        Primary = "primary",
+        /// It has another system identifier, or tells none.
+        OtherSystem = "other_system",
+        /// It comes from the same system, and has another history: a fork, or what follows one.
+        OtherHistory = "other_history",
+        /// It is the same server as another follower.
+        Twin = "twin",
+    }
+}
+
 /// One count per reason of a closed set; `N` is the number of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tally<R, const N: usize> {
@@ -283,5 +307,7 @@ mod tests {
         check_reasons::<RefusalReason, 10>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
+        check_reasons::<RouteReason, 16>();
+        check_reasons::<FollowerState, 9>();
     }
 }
