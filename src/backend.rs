@@ -54,6 +54,8 @@ pub struct Target {
     pub policy: LoginPolicy,
     /// Run after each login; empty for nothing.
     pub connect_query: String,
+    /// Whether transactions are read-only unless they say otherwise.
+    pub is_read_only: bool,
     /// Socket options.
     pub tcp: TcpOptions,
     /// The newest version of the protocol to ask for; an older one once the server has refused it.
@@ -446,6 +448,7 @@ impl ServerConn {
                 scram_iterations_max: 0,
             },
             connect_query: String::new(),
+            is_read_only: false,
             tcp: TcpOptions::new(&config.listen),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,

@@ -20,6 +20,9 @@ const LONGEST_PAUSE: u64 = 30_000_000;
 /// So long it takes until one that is back has its whole share again, and until its failures are forgotten; microseconds.
 const RETURN: u64 = 10_000_000;
 
+/// What is no follower may have become one after so long; microseconds.
+const LOOK_AGAIN: u64 = 1_000_000;
+
 /// A whole share of a follower of weight 1.
 const SHARE: u64 = 1024;
 
@@ -190,7 +193,10 @@ impl Follower {
     }
 
     pub(super) fn is_due(&self, now: Moment) -> bool {
-        self.out.is_none_or(|until| until <= now)
+        // What is none now is looked at more seldom.
+        let is_known =
+            matches!(self.standing, Standing::Not(_)) && self.heard.is_some_and(|heard| now.since(heard) < LOOK_AGAIN);
+        !is_known && self.out.is_none_or(|until| until <= now)
     }
 
     pub(super) fn is_out(&self) -> bool {

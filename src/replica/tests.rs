@@ -316,7 +316,7 @@ fn reads_go_where_there_is_least_to_do_for_the_weight() {
         let got = group.choose(at(20), Need::Nothing, |at| load[at]).map(|(at, _)| at);
         assert_eq!(got, Ok(want), "{name}");
     }
-    let mut counts = BTreeMap::new();
+    let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
     for _ in 0..400 {
         *counts.entry(chosen(&mut group, 20, Need::Nothing).unwrap()).or_insert(0) += 1;
     }

@@ -145,6 +145,8 @@ reasons! {
         Draining = "draining",
         /// The PROXY protocol was asked for, and not spoken, or not by one of `proxy_protocol_from`.
         ProxyProtocol = "proxy_protocol",
+        /// Its database is served by followers alone, and none can.
+        NoFollower = "no_follower",
     }
 }
 
@@ -304,7 +306,7 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 10>();
+        check_reasons::<RefusalReason, 11>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
         check_reasons::<RouteReason, 16>();
