@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
+use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
 use crate::stats::DiscardReason;
 
@@ -53,6 +54,8 @@ pub struct Target {
     pub policy: LoginPolicy,
     /// Run after each login; empty for nothing.
     pub connect_query: String,
+    /// Whether transactions are read-only unless they say otherwise.
+    pub is_read_only: bool,
     /// Socket options.
     pub tcp: TcpOptions,
     /// The newest version of the protocol to ask for; an older one once the server has refused it.
@@ -91,17 +94,6 @@ impl Target {
         let connector = self.tls.keys().connector(&self.entry).ok_or(ConnectError::NotOffered)?;
         connector.connect(way, &self.host, self.port, &self.tcp, &self.tls).await
     }
-}
-
-/// One server's life: changes with every restart, promotion or change of address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Incarnation {
-    /// `pg_control_system().system_identifier`; empty if the server would not tell.
-    pub system_identifier: Box<str>,
-    /// `pg_postmaster_start_time()`; empty if the server would not tell.
-    pub started: Box<str>,
-    /// `inet_server_addr()` and port; empty on a Unix socket.
-    pub address: Box<str>,
 }
 
 /// A count with a limit, shared by all that draw on it.
@@ -456,6 +448,7 @@ impl ServerConn {
                 scram_iterations_max: 0,
             },
             connect_query: String::new(),
+            is_read_only: false,
             tcp: TcpOptions::new(&config.listen),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,

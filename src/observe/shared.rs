@@ -3,7 +3,7 @@
 use super::history::{History, LimitKey};
 use crate::cancel::Blame;
 use crate::metrics::{self, Outlook};
-use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
+use crate::stats::{PoolHealth, PoolLimits, PoolName, PoolSnapshot, Role, Sharing, Snapshot};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -231,7 +231,9 @@ impl Shared {
             reasons.push(NotReady::Stalled { for_s });
         }
         if let Some(snapshot) = self.snapshot() {
-            let failed = snapshot.pools.iter().filter(|pool| !pool.health.serves());
+            // Without followers the primary serves what they would have.
+            let serves = |pool: &PoolSnapshot| pool.health.serves() || pool.name.role == Role::Follower;
+            let failed = snapshot.pools.iter().filter(|pool| !serves(pool));
             let reason = failed.map(|pool| NotReady::Pool { name: pool.name.clone(), health: pool.health });
             reasons.extend(reason);
         }
@@ -247,7 +249,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{PoolGauges, PoolSnapshot, PoolStats, Sqlstate};
+    use crate::stats::{PoolGauges, PoolStats, Sqlstate};
 
     fn snapshot(health: &[PoolHealth]) -> Arc<Snapshot> {
         let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {
@@ -276,6 +278,19 @@ mod tests {
         ];
         for (name, at_ms, want) in table {
             assert_eq!(shared.is_healthy(start + Duration::from_millis(at_ms)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_follower_that_is_down_is_no_reason_to_send_clients_elsewhere() {
+        let start = Instant::now();
+        let shared = Shared::new(start);
+        shared.set_stage(Stage::Listening);
+        let mut down = (*snapshot(&[PoolHealth::Unreachable])).clone();
+        for (role, want) in [(Role::Primary, 1), (Role::Follower, 0)] {
+            down.pools.iter_mut().for_each(|pool| pool.name.role = role);
+            shared.publish(Arc::new(down.clone()), start);
+            assert_eq!(shared.not_ready(start).len(), want, "{role}");
         }
     }
 

@@ -244,6 +244,9 @@ impl Pool {
 
     /// Idle pools look, too.
     pub(super) fn keep_catalog_fresh(self: &Rc<Self>) {
+        if !self.is_surveyor {
+            return;
+        }
         let now = self.clock.now();
         self.catalog.overdue.set(self.catalog.due.get().is_some_and(|at| at <= now));
         if self.catalog.is_due(now) && !self.draining.get() {

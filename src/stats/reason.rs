@@ -145,6 +145,8 @@ reasons! {
         Draining = "draining",
         /// The PROXY protocol was asked for, and not spoken, or not by one of `proxy_protocol_from`.
         ProxyProtocol = "proxy_protocol",
+        /// Its database is served by followers alone, and none can.
+        NoFollower = "no_follower",
     }
 }
 
@@ -203,6 +205,30 @@ reasons! {
         Stale = "stale",
         /// It failed on a follower.
         Rerun = "rerun",
+    }
+}
+
+reasons! {
+    /// What is known of a follower.
+    FollowerState, FollowerStateCounts {
+        /// Nothing: it was not asked, or what it said could not be compared with the primary.
+        Unknown = "unknown",
+        /// It follows the primary.
+        Serving = "serving",
+        /// It is not known to be on the primary's timeline yet: it serves what any state of the past will do for.
+        Unshown = "unshown",
+        /// It is too far behind.
+        Lagging = "lagging",
+        /// It failed lately.
+        Out = "out",
+        /// It follows nobody.
+        Primary = "primary",
+        /// It has another system identifier, or tells none.
+        OtherSystem = "other_system",
+        /// It comes from the same system, and has another history: a fork, or what follows one.
+        OtherHistory = "other_history",
+        /// It is the same server as another follower.
+        Twin = "twin",
     }
 }
 
@@ -280,8 +306,10 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 10>();
+        check_reasons::<RefusalReason, 11>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
+        check_reasons::<RouteReason, 16>();
+        check_reasons::<FollowerState, 9>();
     }
 }
