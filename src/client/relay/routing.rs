@@ -111,6 +111,7 @@ impl Routing {
         let replicas = router.replicas(pool)?;
         let routes = pool.limits.mode == PoolMode::Transaction && replicas.routing() != ReadRouting::Off;
         routes.then(|| {
+            pool.catalog.want_routes();
             Box::new(Self {
                 replicas,
                 course: Course::Home,
