@@ -48,7 +48,8 @@ use crate::catalog::{Judged, Route, Suspects};
 use crate::clock::Moment;
 use crate::pool::Pool;
 use crate::prepared::REPLAY;
-use crate::route::{Choice, Replicas, Router, Seat};
+use crate::replica::Seat;
+use crate::route::{Choice, Replicas, Router};
 use crate::sql::{self, Effects};
 use crate::stats::{Blame, DiscardReason, RouteReason};
 
