@@ -59,7 +59,7 @@ macro_rules! settings {
 /// Whether it is in recovery, where the next record will be, and the first digits of the file that is for it: the timeline.
 ///
 /// Source: the Postgres manual, "System Administration Functions"; the names of the files: "WAL Internals".
-const OF_PRIMARY: &str = concat!(
+pub const OF_PRIMARY: &str = concat!(
     "SELECT pg_catalog.pg_is_in_recovery(), \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_insert_lsn() END, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
@@ -69,7 +69,7 @@ const OF_PRIMARY: &str = concat!(
 
 /// Whether it is in recovery, what it has replayed, and the latest timeline that its control file knows of, which is behind
 /// by a restartpoint at most.
-const OF_FOLLOWER: &str = concat!(
+pub const OF_FOLLOWER: &str = concat!(
     "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn(), \
     GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
     (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())), ",
