@@ -31,7 +31,7 @@ pub use ask::Answer;
 pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
-pub use login::{DialError, LoggedIn, columns as row_columns, dial};
+pub use login::{DialError, LoggedIn, WHO_ARE_YOU, columns as row_columns, dial};
 pub use roster::Roster;
 pub use settle::{SettleError, Settled};
 

@@ -699,7 +699,11 @@ mod tests {
         let mut one = pool("app", "web");
         one.stats.errors.add(Blame::Client, b"42601");
         one.limits = limits::tests::known(Instant::now());
-        let text_names: BTreeSet<String> = published(&[snapshot_of(vec![one])])
+        one.stats.routes.add(RouteReason::Read);
+        let mut two = pool("app", "web");
+        two.name = PoolName::follower("app", "web", "b:5432");
+        two.gauges.follower = Some(FollowerGauges::default());
+        let text_names: BTreeSet<String> = published(&[snapshot_of(vec![one, two])])
             .into_iter()
             .map(|(name, ..)| {
                 let strip = |name: &str, end: &str| name.strip_suffix(end).map(str::to_owned);
@@ -759,6 +763,33 @@ mod tests {
                 assert_eq!(value(&samples, name, &[("database", hostile)]), Some(1.0), "{name} {hostile:?}");
             }
         }
+    }
+
+    #[test]
+    fn followers_tell_apart_what_they_are_and_how_far_behind() {
+        let follower = |server: &str, state| {
+            let mut one = pool("app", "web");
+            one.name = PoolName::follower("app", "web", server);
+            let (lag_us, lag_bytes) = (Some(1_500_000), Some(16));
+            one.gauges.follower = Some(FollowerGauges { state, lag_us, lag_bytes, covered_us: None });
+            one
+        };
+        let two = vec![follower("b:1", FollowerState::Serving), follower("c:1", FollowerState::Lagging)];
+        let samples = published(&[snapshot_of(two.clone())]);
+        #[rustfmt::skip]
+        let table: [(&str, Labels<'_>, f64); 5] = [
+            ("pgweir_follower_state", &[("server", "b:1"), ("state", "serving")], 1.0),
+            ("pgweir_follower_state", &[("server", "c:1"), ("state", "serving")], 0.0),
+            ("pgweir_follower_state", &[("server", "c:1"), ("role", "follower")], 1.0),
+            ("pgweir_follower_lag_seconds", &[("server", "b:1")],                 1.5),
+            ("pgweir_follower_lag_bytes", &[("server", "c:1")],                   16.0),
+        ];
+        for (name, labels, want) in table {
+            assert_eq!(value(&samples, name, labels), Some(want), "{name} {labels:?}");
+        }
+        // What is gone is not said to serve.
+        let samples = published(&[snapshot_of(two), snapshot_of(Vec::new())]);
+        assert_eq!(value(&samples, "pgweir_follower_state", &[("state", "serving")]), Some(0.0));
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub struct FollowerSample {
     pub timeline: Option<u32>,
     /// What it has replayed.
     pub position: Option<Position>,
+    /// Whether it understands a text as the primary does.
+    pub agrees: bool,
 }
 
 /// What is to be done with a follower's answer.

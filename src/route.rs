@@ -2,7 +2,7 @@
 
 mod replicas;
 
-pub use replicas::{Choice, Freshness, Replicas};
+pub use replicas::{Choice, Freshness, OF_FOLLOWER, OF_PRIMARY, Replicas};
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

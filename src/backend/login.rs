@@ -45,7 +45,7 @@ const MESSAGES_MAX: u32 = 1000;
 const BYTES_MAX: usize = 1 << 20;
 
 /// What is learnt of every server at login; sent behind the last word of the authentication.
-const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+pub const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
     pg_catalog.pg_postmaster_start_time(), pg_catalog.inet_server_addr(), pg_catalog.inet_server_port()";
 
 /// `options` of the start-up packet: what a RESET leads back to.

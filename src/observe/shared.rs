@@ -285,7 +285,7 @@ mod tests {
     fn a_follower_that_is_down_is_no_reason_to_send_clients_elsewhere() {
         let start = Instant::now();
         let shared = Shared::new(start);
-        shared.set_stage(Stage::Listening);
+        shared.enter(Stage::Listening);
         let mut down = (*snapshot(&[PoolHealth::Unreachable])).clone();
         for (role, want) in [(Role::Primary, 1), (Role::Follower, 0)] {
             down.pools.iter_mut().for_each(|pool| pool.name.role = role);

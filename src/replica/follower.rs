@@ -116,6 +116,7 @@ impl Follower {
                 Standing::Not(FollowerState::OtherSystem)
             }
             _ if is_twin => Standing::Not(FollowerState::Twin),
+            _ if !sample.agrees => Standing::Not(FollowerState::OtherSettings),
             (Some((_, timeline, history)), Some(position)) => match self.judge(sample, position, timeline, history) {
                 Some(judged) => judged,
                 None => return Next::AskPrimary,

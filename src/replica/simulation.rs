@@ -180,6 +180,7 @@ impl World {
             in_recovery: server.follows.is_some(),
             timeline: Some(server.timeline),
             position: Some(position),
+            agrees: true,
         };
         if self.group.follower(at, &sample) == Next::AskPrimary {
             self.ask_primary();

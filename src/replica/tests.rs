@@ -26,6 +26,7 @@ fn follower(heard: u64, position: u64) -> FollowerSample {
         in_recovery: true,
         timeline: Some(3),
         position: Some(Position::new(position)),
+        agrees: true,
     }
 }
 
@@ -111,6 +112,7 @@ fn only_what_is_proven_to_follow_serves() {
         ("follows a fork",        FollowerSample { timeline: Some(4), ..plain() },                  State::OtherHistory),
         ("left behind, or slow to tell", FollowerSample { timeline: Some(2), ..plain() },           State::Unshown),
         ("tells no timeline",     FollowerSample { timeline: None, ..plain() },                     State::Unshown),
+        ("understands otherwise", FollowerSample { agrees: false, ..plain() },                      State::OtherSettings),
         ("has replayed nothing",  FollowerSample { position: None, ..plain() },                     State::Unknown),
     ];
     for (name, sample, want) in table {

@@ -42,19 +42,39 @@ const FIRST_PAUSE: u64 = 100_000;
 /// So often it is doubled, at most.
 const DOUBLED_MAX: u32 = 6;
 
+/// What a text means depends on these, and no file of settings need be the same on two servers.
+macro_rules! settings {
+    () => {
+        "pg_catalog.concat_ws('|', pg_catalog.current_setting('search_path'), pg_catalog.current_setting('TimeZone'), \
+        pg_catalog.current_setting('DateStyle'), pg_catalog.current_setting('IntervalStyle'), \
+        pg_catalog.current_setting('bytea_output'), pg_catalog.current_setting('extra_float_digits'), \
+        pg_catalog.current_setting('standard_conforming_strings'), pg_catalog.current_setting('lc_monetary'), \
+        pg_catalog.current_setting('lc_numeric'), pg_catalog.current_setting('lc_time'), \
+        pg_catalog.current_setting('default_text_search_config'), pg_catalog.current_setting('row_security'), \
+        pg_catalog.current_setting('transform_null_equals'), pg_catalog.current_setting('array_nulls'), \
+        pg_catalog.current_setting('xmlbinary'), pg_catalog.current_setting('xmloption'))"
+    };
+}
+
 /// Whether it is in recovery, where the next record will be, and the first digits of the file that is for it: the timeline.
 ///
 /// Source: the Postgres manual, "System Administration Functions"; the names of the files: "WAL Internals".
-const OF_PRIMARY: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
+pub const OF_PRIMARY: &str = concat!(
+    "SELECT pg_catalog.pg_is_in_recovery(), \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_insert_lsn() END, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
-    THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END";
+    THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END, ",
+    settings!()
+);
 
 /// Whether it is in recovery, what it has replayed, and the latest timeline that its control file knows of, which is behind
 /// by a restartpoint at most.
-const OF_FOLLOWER: &str = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn(), \
+pub const OF_FOLLOWER: &str = concat!(
+    "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn(), \
     GREATEST((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
-    (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()))";
+    (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())), ",
+    settings!()
+);
 
 /// Where a read is to go.
 #[derive(Clone, Debug)]
@@ -116,6 +136,8 @@ pub struct Replicas {
     group: RefCell<Group>,
     /// When the last transaction was acknowledged that may have written, whose ever it was.
     written: Cell<Option<Moment>>,
+    /// How the primary understands a text.
+    settings: RefCell<Box<str>>,
     /// When the last look was begun.
     begun: Cell<Option<Moment>>,
     /// When the last look was begun that has ended.
@@ -148,6 +170,7 @@ impl Replicas {
             members,
             group: RefCell::new(group),
             written: Cell::default(),
+            settings: RefCell::default(),
             begun: Cell::default(),
             ended: Cell::default(),
             is_looking: Cell::default(),
@@ -367,8 +390,10 @@ impl Replicas {
         let sent = self.now();
         let mut told = None;
         let answered = ask(&self.home, &mut conn, OF_PRIMARY, |columns| {
-            let timeline = columns[2].and_then(|digits| u32::from_str_radix(digits, 16).ok());
-            told = Some((columns[0] == Some("t"), columns[1].and_then(position), timeline));
+            let [in_recovery, at, timeline, settings] = columns;
+            let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+            told = Some((in_recovery == Some("t"), at.and_then(position), timeline));
+            *self.settings.borrow_mut() = settings.unwrap_or_default().into();
         });
         let answered = answered.await;
         self.now();
@@ -411,7 +436,7 @@ impl Replicas {
     async fn ask_follower(&self, at: usize) -> Option<(usize, FollowerSample)> {
         let member = self.members.get(at)?;
         member.is_asked.set(true);
-        let sample = question_follower(&member.pool).await;
+        let sample = question_follower(&member.pool, &self.settings).await;
         self.now();
         member.is_asked.set(false);
         let Some(sample) = sample else {
@@ -442,10 +467,14 @@ impl Replicas {
         let name = &member.pool.name;
         let (state, before) = (gauges.state.as_str(), before.as_str());
         match gauges.state {
-            FollowerState::OtherSystem | FollowerState::OtherHistory | FollowerState::Primary | FollowerState::Twin => {
+            FollowerState::OtherSystem
+            | FollowerState::OtherHistory
+            | FollowerState::OtherSettings
+            | FollowerState::Primary
+            | FollowerState::Twin => {
                 tracing::warn!(
                     pool = %name.database, user = %name.user, follower = %name.server, state, before,
-                    "what should be a follower is none"
+                    "what should be a follower cannot be used as one"
                 );
             }
             _ => tracing::info!(
@@ -456,13 +485,15 @@ impl Replicas {
     }
 }
 
-async fn question_follower(pool: &Rc<Pool>) -> Option<FollowerSample> {
+async fn question_follower(pool: &Rc<Pool>, of_primary: &RefCell<Box<str>>) -> Option<FollowerSample> {
     let mut conn = lease(pool).await?;
     let life: Rc<Incarnation> = conn.incarnation.clone();
     let mut told = None;
     let answered = ask(pool, &mut conn, OF_FOLLOWER, |columns| {
-        let timeline = columns[2].and_then(|digits| digits.parse().ok());
-        told = Some((columns[0] == Some("t"), columns[1].and_then(position), timeline));
+        let [in_recovery, at, timeline, settings] = columns;
+        let timeline = timeline.and_then(|digits| digits.parse().ok());
+        let agrees = settings.unwrap_or_default() == &**of_primary.borrow();
+        told = Some((in_recovery == Some("t"), at.and_then(position), timeline, agrees));
     });
     let answered = answered.await;
     pool.clock().refresh();
@@ -471,7 +502,8 @@ async fn question_follower(pool: &Rc<Pool>) -> Option<FollowerSample> {
         return None;
     };
     let heard = pool.clock().moment();
-    let sample = told.filter(|_| is_well).map(|(in_recovery, position, timeline)| FollowerSample {
+    let sample = told.filter(|_| is_well).map(|(in_recovery, position, timeline, agrees)| FollowerSample {
+        agrees,
         heard,
         life: life.clone(),
         in_recovery,
@@ -503,12 +535,12 @@ async fn lease(pool: &Rc<Pool>) -> Option<Box<ServerConn>> {
     pool.clock().limit(LIMIT, granted).await.ok()?.ok()
 }
 
-/// Asks a question of three columns. False if the server would not tell.
+/// Asks a question of four columns. False if the server would not tell.
 async fn ask(
     pool: &Rc<Pool>,
     conn: &mut ServerConn,
     text: &str,
-    mut row: impl FnMut([Option<&str>; 3]),
+    mut row: impl FnMut([Option<&str>; 4]),
 ) -> Result<bool, SettleError> {
     let plain = pool.profiles.plain();
     let outcome = pool.clock().limit(LIMIT, async {
@@ -516,7 +548,7 @@ async fn ask(
         conn.gather(text, ANSWER_MAX, |body| {
             let mut columns = row_columns(body);
             let mut next = || columns.next().flatten().and_then(|value| std::str::from_utf8(value).ok());
-            row([next(), next(), next()]);
+            row([next(), next(), next(), next()]);
         })
         .await
     });

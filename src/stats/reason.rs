@@ -229,6 +229,8 @@ reasons! {
         OtherHistory = "other_history",
         /// It is the same server as another follower.
         Twin = "twin",
+        /// It would understand a text in another way than the primary: `search_path`, `TimeZone` or their like differ.
+        OtherSettings = "other_settings",
     }
 }
 
@@ -310,6 +312,6 @@ mod tests {
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
         check_reasons::<RouteReason, 16>();
-        check_reasons::<FollowerState, 9>();
+        check_reasons::<FollowerState, 10>();
     }
 }

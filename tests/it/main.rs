@@ -25,6 +25,7 @@ mod exec;
 mod figures;
 mod fleet;
 mod floors;
+mod followers;
 mod hidden;
 mod hostile_servers;
 mod isolation;
