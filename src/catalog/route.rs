@@ -83,7 +83,9 @@ impl Suspects {
     /// [`Survey::with_routes`]: super::Survey::with_routes
     #[must_use]
     pub fn route(&self, text: &[u8], library: &mut Library) -> Judged {
-        Judged { route: self.routes().map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library)), hint: Hint::of(text) }
+        let known = self.routes();
+        let route = known.map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library));
+        Judged { route, hint: Hint::of(text) }
     }
 }
 
@@ -120,6 +122,9 @@ impl Routes {
 
     fn bars_call(&self, call: &Call) -> Option<RouteReason> {
         let (schema, name) = (&*call.schema, &*call.name);
+        if is_temporary(schema) {
+            return Some(RouteReason::Session);
+        }
         let users = self.functions.get(name).copied();
         if let Some(Some(why)) = users {
             return Some(why);
@@ -139,6 +144,9 @@ impl Routes {
 
     fn bars_relation(&self, relation: &Relation, facts: &Facts) -> Option<RouteReason> {
         let (schema, name) = (&*relation.schema, &*relation.name);
+        if is_temporary(schema) {
+            return Some(RouteReason::Session);
+        }
         if let Some(why) = self.relations.get(name) {
             return *why;
         }
@@ -154,6 +162,11 @@ impl Routes {
             false => Some(RouteReason::Relation),
         }
     }
+}
+
+/// Whether what is in the schema belongs to the session.
+fn is_temporary(schema: &str) -> bool {
+    schema.starts_with("pg_temp")
 }
 
 /// Why statements that are by themselves like this are not for a follower, whatever they call and name.
