@@ -10,6 +10,7 @@ mod tests;
 
 use hashbrown::HashMap;
 
+use super::graph::worse;
 use super::{Suspects, builtin};
 use crate::sql::{Aside, Call, EffectSet, Facts, FirstWord, Library, Reading, Relation, first_word, opens};
 use crate::stats::RouteReason;
@@ -19,7 +20,10 @@ pub use hint::Hint;
 /// Where a text may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// On the primary alone.
+    /// On the primary alone, and the gravest reason for it. One that is only a write, a relation, the server or a function
+    /// ([`RouteReason::Write`], [`RouteReason::Relation`], [`RouteReason::Server`], [`RouteReason::Function`]) is
+    /// refused by a follower, or its answer is that server's own; anything else a follower may accept, and must not be
+    /// asked, whatever a hint says.
     Primary(RouteReason),
     /// Anywhere: it is proven to read and to do nothing else.
     Read,
@@ -104,20 +108,30 @@ impl Routes {
             }
             _ => {}
         }
-        let barred = library.read(text).iter().find_map(|reading| self.bars(reading));
+        let barred = library.read(text).iter().fold(None, |why, reading| worse(why, self.bars(reading)));
         barred.map_or(Route::Read, Route::Primary)
     }
 
     /// Why a text that reads like this is not for a follower.
     fn bars(&self, reading: &Reading) -> Option<RouteReason> {
         let facts = &*reading.facts;
-        itself(facts)
-            .or_else(|| reading.asks_server.then_some(RouteReason::Server))
-            .or_else(|| facts.calls.iter().find_map(|call| self.bars_call(call)))
-            .or_else(|| facts.relations.iter().find_map(|relation| self.bars_relation(relation, facts)))
-            .or_else(|| facts.operators.iter().find_map(|operator| self.operators.get(operator).copied()))
-            .or_else(|| facts.types.iter().find_map(|name| self.types.get(name).copied()))
-            .or(self.all)
+        let mut why = worse(self.all, itself(facts));
+        if reading.asks_server && facts.statements > 0 {
+            why = worse(why, Some(RouteReason::Server));
+        }
+        for call in &facts.calls {
+            why = worse(why, self.bars_call(call));
+        }
+        for relation in &facts.relations {
+            why = worse(why, self.bars_relation(relation, facts));
+        }
+        for operator in &facts.operators {
+            why = worse(why, self.operators.get(operator).copied());
+        }
+        for name in &facts.types {
+            why = worse(why, self.types.get(name).copied());
+        }
+        why
     }
 
     fn bars_call(&self, call: &Call) -> Option<RouteReason> {
@@ -175,11 +189,11 @@ fn itself(facts: &Facts) -> Option<RouteReason> {
     if facts.statements == 0 {
         return (facts.writes || !set.is_empty()).then_some(RouteReason::Unknown);
     }
-    if facts.locks {
-        return Some(RouteReason::Lock);
-    }
     if any(SESSION) {
         return Some(RouteReason::Session);
+    }
+    if facts.locks {
+        return Some(RouteReason::Lock);
     }
     if any(EffectSet::OPAQUE) {
         return Some(RouteReason::Unknown);

@@ -6,11 +6,11 @@ use aho_corasick::AhoCorasick;
 use hashbrown::{HashMap, HashSet};
 
 use super::builtin;
-use super::graph::{Graph, Way};
+use super::graph::{Graph, Way, worse};
 use super::judge::{Marks, Suspects, as_quoted};
 use super::route::Routes;
 use crate::sql::{self, EffectSet, Mention};
-use crate::stats::{Reason, RouteReason};
+use crate::stats::RouteReason;
 
 /// Functions and relations that are looked at, at most. With more nothing is known, and every lease is audited.
 const FUNCTIONS_MAX: usize = 10_000;
@@ -124,7 +124,7 @@ impl Survey {
     ///
     /// A node is `f` and a function's id; `r` or `w` and the id of a relation that is read or written; `o` and an
     /// operator; `t` and a type; `ddl`; or `all`, which every statement may lead to. `f0` stands for built-in functions that
-    /// leave something behind in a session, `b0` for what is built in and not for a follower.
+    /// leave something behind in a session, `b0` for what is built in and not for a follower, `b1` for advisory locks among that.
     pub fn row<'a>(&mut self, columns: impl Iterator<Item = Option<&'a [u8]>>) {
         let mut columns = columns.map(Option::unwrap_or_default);
         let mut bytes = || columns.next().unwrap_or_default();
@@ -208,6 +208,7 @@ impl Survey {
     fn routes(&self, graph: &mut Graph) -> Routes {
         graph.bar_marked();
         graph.bar("b0", RouteReason::Server);
+        graph.bar("b1", RouteReason::Lock);
         let names: HashSet<&str> = self.functions.iter().map(|function| &*function.name).collect();
         for function in &self.functions {
             if let Some(why) = function.bars(&names) {
@@ -286,11 +287,6 @@ impl Survey {
         }
         Some(())
     }
-}
-
-/// The graver of two reasons, if there is any. Always the same of two, so that two surveys of one catalog agree.
-pub(super) fn worse(one: Option<RouteReason>, other: Option<RouteReason>) -> Option<RouteReason> {
-    one.into_iter().chain(other).max_by_key(|reason| reason.index())
 }
 
 impl Function {

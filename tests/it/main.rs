@@ -37,6 +37,7 @@ mod pool;
 mod prepared;
 mod protocol;
 mod proxy_protocol;
+mod reads;
 mod scripts;
 mod server_auth;
 mod shipped;

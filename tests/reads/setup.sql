@@ -65,8 +65,8 @@ CREATE FUNCTION server_name() RETURNS text LANGUAGE sql STABLE AS $$ SELECT curr
 CREATE FUNCTION crowd() RETURNS bigint LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN (SELECT count(*) FROM pg_stat_activity); END $$;
 CREATE FUNCTION scratches() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM scratch';
 CREATE FUNCTION temps() RETURNS int LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE x (a int) ON COMMIT DROP; RETURN 1; END $$;
-CREATE FUNCTION both(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a';
-CREATE FUNCTION both(a text) RETURNS text LANGUAGE sql AS 'SELECT logs(a)';
+CREATE FUNCTION twofold(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a';
+CREATE FUNCTION twofold(a text) RETURNS text LANGUAGE sql AS 'SELECT logs(a)';
 CREATE FUNCTION lower(a int) RETURNS text LANGUAGE sql AS $$ SELECT logs('lower') $$;
 CREATE FUNCTION writing_score(u orders) RETURNS text LANGUAGE sql AS $$ SELECT logs('score') $$;
 CREATE FUNCTION atomic_number() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT nextval('counter'); END;

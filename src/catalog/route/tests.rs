@@ -47,8 +47,8 @@ const ROWS: &[&str] = &[
     "f|crowd|crowd|plpgsql s | BEGIN RETURN (SELECT count(*) FROM pg_stat_activity); END ",
     "f|scratches|scratches|sql s |SELECT count(*) FROM scratch",
     "f|temps|temps|plpgsql v | BEGIN CREATE TEMP TABLE x (a int) ON COMMIT DROP; RETURN 1; END ",
-    "f|both1|both|sql i |SELECT a",
-    "f|both2|both|sql v |SELECT logs(a)",
+    "f|twofold1|twofold|sql i |SELECT a",
+    "f|twofold2|twofold|sql v |SELECT logs(a)",
     "f|lower|lower|sql v | SELECT logs('lower') ",
     "f|writing_score|writing_score|sql v | SELECT logs('score') ",
     "f|atomic_number|atomic_number|sql v |CREATE OR REPLACE FUNCTION public.atomic_number()\n RETURNS bigint\n LANGUAGE sql\nBEGIN \
