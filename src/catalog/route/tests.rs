@@ -66,7 +66,7 @@ const ROWS: &[&str] = &[
     "r|today|today|pv", "r|own_setting|own_setting|pv", "r|own_catalog|own_catalog|pv",
     "r|peek|peek|pv", "v|peek|flogs", "r|over|over|pv", "v|over|vpeek", "r|busy|busy|pv", "v|busy|b0", "r|place|place|pv",
     "v|place|b0", "r|setting|setting|pv", "v|setting|b0", "r|both_settings|both_settings|pv", "v|both_settings|b0",
-    "r|taking|taking|pv", "v|taking|b0", "r|scratched|scratched|pv", "v|scratched|vscratch", "r|far|far|pv", "v|far|vremote",
+    "r|taking|taking|pv", "v|taking|b1", "r|scratched|scratched|pv", "v|scratched|vscratch", "r|far|far|pv", "v|far|vremote",
     "r|drawn|drawn|pv", "v|drawn|b0", "r|stored|stored|pm", "v|stored|b0", "v|stored|vscratch",
     "r|documents|documents|pr", "r|guarded|guarded|pr", "v|guarded|flogs", "r|watched|watched|pr", "v|watched|b0",
     "r|entered|entered|pr", "d|entered|flogs",
