@@ -37,7 +37,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', \
     'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
     'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
-    'ts_stat', 'currval', 'lastval')), \
+    'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
+    'database_to_xml_and_xmlschema', 'ts_rewrite', 'ts_stat', 'currval', 'lastval')), \
     builtin AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') ') AS wanted FROM known), \
     barred AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') |:relid (?:', \
     (SELECT string_agg(oid::text, '|') FROM pg_class WHERE oid < 16384 AND relkind = 'v' \

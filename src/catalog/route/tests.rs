@@ -1,13 +1,11 @@
 //! The corpus of `tests/reads` against a survey made by hand, and what holds for any text.
 
 use std::fs;
-use std::hint::black_box;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::{RouteCache, Survey, builtin};
+use crate::catalog::{Survey, builtin};
 use crate::sql::{Library, scan};
 use crate::stats::Reason;
 
@@ -244,39 +242,4 @@ proptest! {
             );
         }
     }
-}
-
-/// `cargo test --release --lib catalog::route::tests::what_judging_costs -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement, by hand"]
-fn what_judging_costs() {
-    let (suspects, mut library, mut cache) = (suspects(), Library::default(), RouteCache::default());
-    let prepared = "SELECT u.id, u.name, count(o.id) FROM users u LEFT JOIN orders o ON o.user_id = u.id WHERE u.id = $1 GROUP BY u.id";
-    let texts: Vec<String> = (0..10_000).map(|n| prepared.replace("$1", &format!("{n} AND u.name = 'user {n}'"))).collect();
-    let time = |name: &str, count: u32, run: &mut dyn FnMut(usize)| {
-        let best = (0..10).map(|_| {
-            let begun = Instant::now();
-            (0..count as usize).for_each(&mut *run);
-            begun.elapsed() / count
-        });
-        println!("{name}: {:?}", best.min().unwrap_or(Duration::ZERO));
-    };
-    time("the same text, cached", 10_000, &mut |_| {
-        black_box(cache.judge(prepared.as_bytes(), 1, || suspects.route(prepared.as_bytes(), &mut library)));
-    });
-    time("new literals each time", 10_000, &mut |n| {
-        let text = texts[n].as_bytes();
-        black_box(cache.judge(text, 1, || suspects.route(text, &mut library)));
-    });
-    time("a fingerprint alone", 10_000, &mut |n| {
-        black_box(crate::sql::Fingerprint::of(texts[n].as_bytes(), false));
-    });
-    let writes: Vec<String> = (0..10_000).map(|n| format!("INSERT INTO log (line) VALUES ('line {n}') RETURNING id")).collect();
-    time("a write, new literals each time", 10_000, &mut |n| {
-        black_box(cache.judge(writes[n].as_bytes(), 1, || suspects.route(writes[n].as_bytes(), &mut library)));
-    });
-    time("a text never seen", 200, &mut |n| {
-        let text = format!("SELECT u.id AS c{n}{:p}, u.name FROM users u WHERE u.id = 1", &n);
-        black_box(suspects.route(text.as_bytes(), &mut Library::default()));
-    });
 }
