@@ -154,9 +154,12 @@ fn routes(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("routes");
     group.bench_function("the same text", |bencher| {
-        bencher.iter(|| cache.judge(black_box(select.as_bytes()), 1, || suspects.route(select.as_bytes(), &mut library)));
+        bencher
+            .iter(|| cache.judge(black_box(select.as_bytes()), 1, || suspects.route(select.as_bytes(), &mut library)));
     });
-    for (name, make) in [("a read with new literals", &literals as &dyn Fn(u32) -> Vec<u8>), ("a write with new literals", &writes)] {
+    for (name, make) in
+        [("a read with new literals", &literals as &dyn Fn(u32) -> Vec<u8>), ("a write with new literals", &writes)]
+    {
         let texts: Vec<Vec<u8>> = (0..4096).map(make).collect();
         let mut turn = texts.iter().cycle();
         group.bench_function(name, |bencher| {

@@ -106,10 +106,15 @@ async fn what_is_called_a_read_is_answered_by_a_follower_as_by_the_primary() {
         let alike = if want.ends_with('~') { !failed(&one) && !failed(&other) } else { one == other };
         if !alike {
             let shown = |answer: &[(u8, Vec<u8>)]| {
-                let text = |(tag, body): &(u8, Vec<u8>)| format!("{} {}", char::from(*tag), String::from_utf8_lossy(body));
+                let text =
+                    |(tag, body): &(u8, Vec<u8>)| format!("{} {}", char::from(*tag), String::from_utf8_lossy(body));
                 answer.iter().map(text).collect::<Vec<_>>().join("\n        ")
             };
-            wrong.push(format!("{text}\n    primary\n        {}\n    follower\n        {}", shown(&one), shown(&other)));
+            wrong.push(format!(
+                "{text}\n    primary\n        {}\n    follower\n        {}",
+                shown(&one),
+                shown(&other)
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -130,7 +135,8 @@ async fn no_built_in_function_that_does_more_than_read_is_taken_for_one_that_rea
     let volatile = list("SELECT DISTINCT proname FROM pg_proc WHERE oid < 16384 AND provolatile = 'v' ORDER BY 1");
     let (_, condition) = SURVEY.split_once("FROM pg_proc WHERE oid < 16384 AND (provolatile").unwrap();
     let (condition, _) = condition.split_once("), rules AS").unwrap();
-    let barred = format!("SELECT DISTINCT proname FROM pg_proc WHERE oid < 16384 AND (provolatile{condition} ORDER BY 1");
+    let barred =
+        format!("SELECT DISTINCT proname FROM pg_proc WHERE oid < 16384 AND (provolatile{condition} ORDER BY 1");
     let barred = list(&barred);
     assert!(volatile.len() > 150 && barred.len() > 250, "{} {}", volatile.len(), barred.len());
     for name in &volatile {
@@ -147,8 +153,11 @@ async fn no_built_in_function_that_does_more_than_read_is_taken_for_one_that_rea
                  UNION ALL SELECT proname FROM pg_cast c JOIN pg_proc p ON p.oid = castfunc WHERE c.oid < 16384 AND provolatile = 'v'";
     assert_eq!(list(leads), Vec::<String>::new(), "an operator or a cast of the server's own does more than read");
 
-    let views = list("SELECT relname FROM pg_class WHERE oid < 16384 AND relkind = 'v' AND relnamespace = 'pg_catalog'::regnamespace");
-    let taken: BTreeSet<&str> = views.iter().map(|name| &**name).filter(|name| reads(format!("TABLE {name}"))).collect();
+    let views = list(
+        "SELECT relname FROM pg_class WHERE oid < 16384 AND relkind = 'v' AND relnamespace = 'pg_catalog'::regnamespace",
+    );
+    let taken: BTreeSet<&str> =
+        views.iter().map(|name| &**name).filter(|name| reads(format!("TABLE {name}"))).collect();
     let in_views: BTreeSet<&str> =
         views.iter().map(|name| &**name).filter(|name| SURVEY.contains(&format!("'{name}'"))).collect();
     assert_eq!(taken, in_views, "a view means the same in a text and in a view over it");

@@ -173,7 +173,8 @@ fn functions_in_other_languages_are_told_by_extension_and_volatility() {
     ];
     for (row, want) in table {
         let name = row.split('|').nth(2).unwrap();
-        let route = survey_of(Survey::with_routes(), [row]).route(format!("SELECT {name}(1)").as_bytes(), &mut Library::default());
+        let route = survey_of(Survey::with_routes(), [row])
+            .route(format!("SELECT {name}(1)").as_bytes(), &mut Library::default());
         assert_eq!(word(route.route), want, "{row}");
     }
 }
@@ -207,12 +208,66 @@ fn the_lists_of_what_is_built_in_are_sorted_and_do_not_contradict_each_other() {
 
 /// Pieces of statements; put together at random they are rarely sense, and sometimes a trap.
 const PIECES: [&str; 60] = [
-    "SELECT ", "1", "'x'", "FROM users", "FROM scratch", "FROM peek", ";", ",", "(", ")", " ", "\n", "--", "/*", "*/", "'", "\"", "$$",
-    "$a$", "\\", "INSERT INTO log VALUES ('x')", "DELETE FROM log", "UPDATE users SET name = 'x'", "WITH x AS (", "RETURNING 1",
-    "logs('x')", "twice(1)", "nextval('counter')", "pg_advisory_lock(1)", "set_config('a.b', 'c', false)", "SET a.b = 'c'", "BEGIN",
-    "COMMIT", "READ ONLY", "FOR UPDATE", "FOR SHARE", "INTO t", "INTO TEMP t", "CREATE TABLE t (a int)", "DROP TABLE log", "COPY ",
-    "TO STDOUT", "EXPLAIN ", "ANALYZE ", "DO $$ BEGIN END $$", "CALL work()", "LISTEN c", "PREPARE p AS ", "EXECUTE p", "UNION ALL ",
-    "WHERE ", "id", "= ", "U&\"\\0061\"", "E'\\'", "pg_stat_activity", "AS ", "VALUES (1)", "TABLE users", "DISCARD ALL",
+    "SELECT ",
+    "1",
+    "'x'",
+    "FROM users",
+    "FROM scratch",
+    "FROM peek",
+    ";",
+    ",",
+    "(",
+    ")",
+    " ",
+    "\n",
+    "--",
+    "/*",
+    "*/",
+    "'",
+    "\"",
+    "$$",
+    "$a$",
+    "\\",
+    "INSERT INTO log VALUES ('x')",
+    "DELETE FROM log",
+    "UPDATE users SET name = 'x'",
+    "WITH x AS (",
+    "RETURNING 1",
+    "logs('x')",
+    "twice(1)",
+    "nextval('counter')",
+    "pg_advisory_lock(1)",
+    "set_config('a.b', 'c', false)",
+    "SET a.b = 'c'",
+    "BEGIN",
+    "COMMIT",
+    "READ ONLY",
+    "FOR UPDATE",
+    "FOR SHARE",
+    "INTO t",
+    "INTO TEMP t",
+    "CREATE TABLE t (a int)",
+    "DROP TABLE log",
+    "COPY ",
+    "TO STDOUT",
+    "EXPLAIN ",
+    "ANALYZE ",
+    "DO $$ BEGIN END $$",
+    "CALL work()",
+    "LISTEN c",
+    "PREPARE p AS ",
+    "EXECUTE p",
+    "UNION ALL ",
+    "WHERE ",
+    "id",
+    "= ",
+    "U&\"\\0061\"",
+    "E'\\'",
+    "pg_stat_activity",
+    "AS ",
+    "VALUES (1)",
+    "TABLE users",
+    "DISCARD ALL",
 ];
 
 fn soup() -> impl Strategy<Value = Vec<u8>> {
