@@ -122,7 +122,8 @@ impl Routes {
         for call in &facts.calls {
             why = worse(why, self.bars_call(call));
         }
-        for relation in &facts.relations {
+        // Who names what is written writes.
+        for relation in facts.relations.iter().filter(|relation| !relation.written) {
             why = worse(why, self.bars_relation(relation, facts));
         }
         for operator in &facts.operators {

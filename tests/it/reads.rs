@@ -158,8 +158,10 @@ async fn no_built_in_function_that_does_more_than_read_is_taken_for_one_that_rea
     );
     let taken: BTreeSet<&str> =
         views.iter().map(|name| &**name).filter(|name| reads(format!("TABLE {name}"))).collect();
+    let (_, named) = SURVEY.split_once("AND relname NOT IN (").unwrap();
+    let (named, _) = named.split_once(')').unwrap();
     let in_views: BTreeSet<&str> =
-        views.iter().map(|name| &**name).filter(|name| SURVEY.contains(&format!("'{name}'"))).collect();
+        views.iter().map(|name| &**name).filter(|name| named.contains(&format!("'{name}'"))).collect();
     assert_eq!(taken, in_views, "a view means the same in a text and in a view over it");
     assert!(taken.len() > 10 && taken.len() < views.len() / 3, "{taken:?}");
 }
