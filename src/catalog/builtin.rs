@@ -197,3 +197,18 @@ pub(super) fn is_catalog(relation: &str) -> bool {
 pub(super) fn is_syntax(word: &str) -> bool {
     SYNTAX.binary_search(&word).is_ok()
 }
+
+/// That the lists are what the look-ups take them for.
+#[cfg(test)]
+pub(super) fn check() {
+    for list in [&READS[..], &HARMLESS, &CATALOGS, &SYNTAX] {
+        assert!(list.is_sorted_by(|one, next| one < next), "{list:?}");
+    }
+    for name in READS.iter().chain(&HARMLESS).chain(&SYNTAX) {
+        assert_eq!(bars(name), None, "{name}");
+    }
+    for name in HARMLESS {
+        assert!(super::SURVEY.contains(&format!("'{name}'")), "{name}: it is not barred in a view either");
+        assert!(!READS.contains(&name), "{name}");
+    }
+}

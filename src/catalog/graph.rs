@@ -2,9 +2,28 @@
 
 use hashbrown::HashMap;
 
-use super::survey::worse;
 use crate::sql::EffectSet;
 use crate::stats::RouteReason;
+
+/// The graver of two reasons, if there is any: always the same of two, so that two surveys of one catalog agree.
+///
+/// What a follower refuses, or answers from its own point of view, is less grave than what it would accept and must not.
+pub(super) fn worse(one: Option<RouteReason>, other: Option<RouteReason>) -> Option<RouteReason> {
+    let rank = |reason: &RouteReason| match reason {
+        RouteReason::Write => 1,
+        RouteReason::Relation => 2,
+        RouteReason::Server => 3,
+        RouteReason::Function => 4,
+        RouteReason::Transaction => 5,
+        RouteReason::Unknown => 6,
+        RouteReason::Serializable => 7,
+        RouteReason::Lock => 8,
+        RouteReason::Session => 9,
+        // These are no reasons for which a text is barred.
+        _ => 0,
+    };
+    one.into_iter().chain(other).max_by_key(rank)
+}
 
 /// For whom an edge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,7 +37,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', \
     'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
     'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
-    'ts_stat', 'currval', 'lastval')), \
+    'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
+    'database_to_xml_and_xmlschema', 'ts_rewrite', 'ts_stat', 'currval', 'lastval')), \
     builtin AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') ') AS wanted FROM known), \
     barred AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') |:relid (?:', \
     (SELECT string_agg(oid::text, '|') FROM pg_class WHERE oid < 16384 AND relkind = 'v' \
@@ -45,7 +46,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     'pg_policies', 'pg_publication_tables', 'pg_roles', 'pg_rules', 'pg_seclabels', 'pg_shadow', 'pg_stats', \
     'pg_stats_ext', 'pg_stats_ext_exprs', 'pg_tables', 'pg_user', 'pg_user_mappings', 'pg_views')), ') ') AS wanted, \
     concat('[{]FUNCEXPR :funcid (?:', string_agg(oid::text, '|') FILTER (WHERE proname = 'current_setting'), \
-    ') [^{]*:args [(][{]CONST [^}[]*[[] (?:-?[0-9]+ )*46 (?:-?[0-9]+ )*[]]') AS own \
+    ') [^{]*:args [(][{]CONST [^}[]*[[] (?:-?[0-9]+ )*46 (?:-?[0-9]+ )*[]]') AS own, \
+    concat(':funcid (?:', string_agg(oid::text, '|') FILTER (WHERE proname LIKE '%advisory%'), ') ') AS locks \
     FROM pg_proc WHERE oid < 16384 AND (provolatile = 'v' AND proname NOT IN ('array_sample', 'array_shuffle', \
     'clock_timestamp', 'gen_random_uuid', 'pg_partition_ancestors', 'pg_partition_tree', 'pg_sleep', 'pg_sleep_for', \
     'pg_sleep_until', 'random', 'random_normal', 'timeofday', 'uuidv4', 'uuidv7') \
@@ -84,7 +86,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     WHERE tree ~ (SELECT wanted FROM builtin) \
     UNION ALL SELECT 'd', ev_class::text, 'f0', '', '' FROM pg_rewrite \
     WHERE oid >= 16384 AND ev_qual::text <> '<>' AND ev_qual::text ~ (SELECT wanted FROM builtin) \
-    UNION ALL SELECT 'v', ev_class::text, 'b0', '', '' FROM rules WHERE ev_type = '1' \
+    UNION ALL SELECT 'v', ev_class::text, CASE WHEN tree ~ (SELECT locks FROM barred) THEN 'b1' ELSE 'b0' END, '', '' \
+    FROM rules WHERE ev_type = '1' \
     AND regexp_replace(tree, (SELECT own FROM barred), '', 'g') ~ (SELECT wanted FROM barred) \
     UNION ALL (SELECT DISTINCT CASE r.ev_type WHEN '1' THEN 'v' ELSE 'd' END, r.ev_class::text, concat('v', d.refobjid), '', '' \
     FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid \
@@ -93,7 +96,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     FROM pg_policy p JOIN called c ON c.classid = 'pg_policy'::regclass AND c.objid = p.oid \
     UNION ALL SELECT CASE WHEN polcmd IN ('*', 'r') THEN 'v' ELSE 'd' END, polrelid::text, 'f0', '', '' FROM pg_policy \
     WHERE polqual::text ~ (SELECT wanted FROM builtin) OR polwithcheck::text ~ (SELECT wanted FROM builtin) \
-    UNION ALL SELECT 'v', polrelid::text, 'b0', '', '' FROM pg_policy WHERE polcmd IN ('*', 'r') \
+    UNION ALL SELECT 'v', polrelid::text, CASE WHEN polqual::text ~ (SELECT locks FROM barred) THEN 'b1' ELSE 'b0' END, '', '' \
+    FROM pg_policy WHERE polcmd IN ('*', 'r') \
     AND regexp_replace(polqual::text, (SELECT own FROM barred), '', 'g') ~ (SELECT wanted FROM barred) \
     UNION ALL SELECT 'e', concat('f', oid), 'b0', '', '' FROM pg_proc WHERE oid >= 16384 AND pronargdefaults > 0 \
     AND proargdefaults::text ~ (SELECT wanted FROM barred) \

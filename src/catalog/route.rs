@@ -10,6 +10,7 @@ mod tests;
 
 use hashbrown::HashMap;
 
+use super::graph::worse;
 use super::{Suspects, builtin};
 use crate::sql::{Aside, Call, EffectSet, Facts, FirstWord, Library, Reading, Relation, first_word, opens};
 use crate::stats::RouteReason;
@@ -19,7 +20,10 @@ pub use hint::Hint;
 /// Where a text may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// On the primary alone.
+    /// On the primary alone, and the gravest reason for it. One that is only a write, a relation, the server or a function
+    /// ([`RouteReason::Write`], [`RouteReason::Relation`], [`RouteReason::Server`], [`RouteReason::Function`]) is
+    /// refused by a follower, or its answer is that server's own; anything else a follower may accept, and must not be
+    /// asked, whatever a hint says.
     Primary(RouteReason),
     /// Anywhere: it is proven to read and to do nothing else.
     Read,
@@ -83,7 +87,9 @@ impl Suspects {
     /// [`Survey::with_routes`]: super::Survey::with_routes
     #[must_use]
     pub fn route(&self, text: &[u8], library: &mut Library) -> Judged {
-        Judged { route: self.routes().map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library)), hint: Hint::of(text) }
+        let known = self.routes();
+        let route = known.map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library));
+        Judged { route, hint: Hint::of(text) }
     }
 }
 
@@ -102,24 +108,38 @@ impl Routes {
             }
             _ => {}
         }
-        let barred = library.read(text).iter().find_map(|reading| self.bars(reading));
+        let barred = library.read(text).iter().fold(None, |why, reading| worse(why, self.bars(reading)));
         barred.map_or(Route::Read, Route::Primary)
     }
 
     /// Why a text that reads like this is not for a follower.
     fn bars(&self, reading: &Reading) -> Option<RouteReason> {
         let facts = &*reading.facts;
-        itself(facts)
-            .or_else(|| reading.asks_server.then_some(RouteReason::Server))
-            .or_else(|| facts.calls.iter().find_map(|call| self.bars_call(call)))
-            .or_else(|| facts.relations.iter().find_map(|relation| self.bars_relation(relation, facts)))
-            .or_else(|| facts.operators.iter().find_map(|operator| self.operators.get(operator).copied()))
-            .or_else(|| facts.types.iter().find_map(|name| self.types.get(name).copied()))
-            .or(self.all)
+        let mut why = worse(self.all, itself(facts));
+        if reading.asks_server && facts.statements > 0 {
+            why = worse(why, Some(RouteReason::Server));
+        }
+        for call in &facts.calls {
+            why = worse(why, self.bars_call(call));
+        }
+        // Who names what is written writes.
+        for relation in facts.relations.iter().filter(|relation| !relation.written) {
+            why = worse(why, self.bars_relation(relation, facts));
+        }
+        for operator in &facts.operators {
+            why = worse(why, self.operators.get(operator).copied());
+        }
+        for name in &facts.types {
+            why = worse(why, self.types.get(name).copied());
+        }
+        why
     }
 
     fn bars_call(&self, call: &Call) -> Option<RouteReason> {
         let (schema, name) = (&*call.schema, &*call.name);
+        if is_temporary(schema) {
+            return Some(RouteReason::Session);
+        }
         let users = self.functions.get(name).copied();
         if let Some(Some(why)) = users {
             return Some(why);
@@ -139,6 +159,9 @@ impl Routes {
 
     fn bars_relation(&self, relation: &Relation, facts: &Facts) -> Option<RouteReason> {
         let (schema, name) = (&*relation.schema, &*relation.name);
+        if is_temporary(schema) {
+            return Some(RouteReason::Session);
+        }
         if let Some(why) = self.relations.get(name) {
             return *why;
         }
@@ -156,17 +179,22 @@ impl Routes {
     }
 }
 
+/// Whether what is in the schema belongs to the session.
+fn is_temporary(schema: &str) -> bool {
+    schema.starts_with("pg_temp")
+}
+
 /// Why statements that are by themselves like this are not for a follower, whatever they call and name.
 fn itself(facts: &Facts) -> Option<RouteReason> {
     let (set, any) = (facts.set, |of: EffectSet| facts.set.intersects(of));
     if facts.statements == 0 {
         return (facts.writes || !set.is_empty()).then_some(RouteReason::Unknown);
     }
-    if facts.locks {
-        return Some(RouteReason::Lock);
-    }
     if any(SESSION) {
         return Some(RouteReason::Session);
+    }
+    if facts.locks {
+        return Some(RouteReason::Lock);
     }
     if any(EffectSet::OPAQUE) {
         return Some(RouteReason::Unknown);

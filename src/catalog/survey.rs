@@ -6,11 +6,11 @@ use aho_corasick::AhoCorasick;
 use hashbrown::{HashMap, HashSet};
 
 use super::builtin;
-use super::graph::{Graph, Way};
+use super::graph::{Graph, Way, worse};
 use super::judge::{Marks, Suspects, as_quoted};
 use super::route::Routes;
 use crate::sql::{self, EffectSet, Mention};
-use crate::stats::{Reason, RouteReason};
+use crate::stats::RouteReason;
 
 /// Functions and relations that are looked at, at most. With more nothing is known, and every lease is audited.
 const FUNCTIONS_MAX: usize = 10_000;
@@ -124,7 +124,7 @@ impl Survey {
     ///
     /// A node is `f` and a function's id; `r` or `w` and the id of a relation that is read or written; `o` and an
     /// operator; `t` and a type; `ddl`; or `all`, which every statement may lead to. `f0` stands for built-in functions that
-    /// leave something behind in a session, `b0` for what is built in and not for a follower.
+    /// leave something behind in a session, `b0` for what is built in and not for a follower, `b1` for advisory locks among that.
     pub fn row<'a>(&mut self, columns: impl Iterator<Item = Option<&'a [u8]>>) {
         let mut columns = columns.map(Option::unwrap_or_default);
         let mut bytes = || columns.next().unwrap_or_default();
@@ -208,6 +208,7 @@ impl Survey {
     fn routes(&self, graph: &mut Graph) -> Routes {
         graph.bar_marked();
         graph.bar("b0", RouteReason::Server);
+        graph.bar("b1", RouteReason::Lock);
         let names: HashSet<&str> = self.functions.iter().map(|function| &*function.name).collect();
         for function in &self.functions {
             if let Some(why) = function.bars(&names) {
@@ -288,11 +289,6 @@ impl Survey {
     }
 }
 
-/// The graver of two reasons, if there is any. Always the same of two, so that two surveys of one catalog agree.
-pub(super) fn worse(one: Option<RouteReason>, other: Option<RouteReason>) -> Option<RouteReason> {
-    one.into_iter().chain(other).max_by_key(|reason| reason.index())
-}
-
 impl Function {
     /// Why it is not for a follower by itself; `users` are the names of all functions that are not built in.
     fn bars(&self, users: &HashSet<&str>) -> Option<RouteReason> {
@@ -324,6 +320,9 @@ impl Function {
         let (language, volatility, extension) = (next(), next(), next());
         match language {
             "sql" | "plpgsql" => sql::body(self.source.as_bytes()),
+            "internal" | "c" if CHANGERS.contains(&&*self.name) => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
+            }
             "internal" | "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
             _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
         }
@@ -388,6 +387,7 @@ mod tests {
             &["f", "5", "writer", "plpgsql v ", "BEGIN INSERT INTO audited VALUES (1); END"],
             &["f", "6", "similarity", "c i pg_trgm", "x"],
             &["f", "7", "native", "c v mine", "x"],
+            &["f", "9", "set_limit", "c v pg_trgm", "x"],
             &["f", "8", "maker", "plpgsql v ", "BEGIN EXECUTE q; END"],
             &["r", "11", "audited", "", ""],
             &["r", "12", "quiet", "", ""],
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 22] = [
+        let table: [(&str, EffectSet); 26] = [
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),
@@ -417,6 +417,10 @@ mod tests {
             ("SELECT * FROM peek",                         SUSPECT),
             ("SELECT similarity('a', 'b')",                NONE),
             ("SELECT native()",                            SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT set_limit(0.5)",                      SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT table_to_xml('peek', true, true, '')", SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT ts_rewrite('a', 'SELECT hide()')",    SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT * FROM crosstab3('SELECT hide()')",   SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT maker()",                             SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT 1 === 2",                             SUSPECT),
             ("SELECT U&\"\\0068ide\"()",                   SUSPECT),

@@ -39,6 +39,7 @@ mod prepared;
 mod protocol;
 mod proxy_protocol;
 mod routing;
+mod reads;
 mod scripts;
 mod server_auth;
 mod shipped;
