@@ -404,6 +404,8 @@ impl Relay {
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
+                // It may have come to nothing but another way, which is to be gone now.
+                moved |= self.active.as_ref().is_some_and(|active| active.resume && !active.stalled);
                 // A new lease has to be asked for answers, even if nothing of the client's was sent yet.
                 moved |= !had && matches!(self.lease, Lease::Held(_));
             }

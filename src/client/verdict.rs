@@ -4,7 +4,7 @@ use pgweir_config::ReadRouting;
 
 use crate::catalog::{Hint, Judged, Route};
 use crate::settings::Profile;
-use crate::sql::{EffectSet, Effects, FirstWord};
+use crate::sql::{self, EffectSet, Effects, FirstWord};
 use crate::stats::RouteReason;
 
 /// What the client's settings say of where its transactions go.
@@ -136,7 +136,9 @@ impl Verdict {
         match (self.begin, self.against) {
             (_, Some(_)) => None,
             (None, None) => Some(Errand::Lone),
-            (Some(_), None) => self.opens_read_only(at).then_some(Errand::Opening),
+            (Some(_), None) if self.opens_read_only(at) => Some(Errand::Opening),
+            // Nothing of it writes so far; what comes behind it is looked at then.
+            (Some(_), None) => Some(Errand::Lone),
         }
     }
 
@@ -182,6 +184,14 @@ pub fn escapes(effects: Effects) -> bool {
         .union(EffectSet::SUSPECT)
         .union(EffectSet::UNJUDGED);
     effects.has(MAY) || effects.first == FirstWord::Set
+}
+
+/// Whether a text does nothing but end a transaction, or a part of one.
+#[must_use]
+pub fn only_ends(text: &[u8]) -> bool {
+    const PARTS: EffectSet = EffectSet::SAVEPOINT.union(EffectSet::ROLLBACK_TO);
+    let set = sql::scan(text).set;
+    sql::is_transaction_end(text) || !set.is_empty() && PARTS.contains(set)
 }
 
 /// Whether a text with these effects ends the transaction.

@@ -203,6 +203,7 @@ impl Relay {
         let forced = match routing.course {
             Course::Forced { begun: true } if routing.begins < BEGINS_MAX => {
                 routing.begins += 1;
+                self.pool.stats.borrow_mut().routes.add(routing.reason);
                 self.lender = self.pool.clone();
                 return Ok(true);
             }
@@ -451,8 +452,10 @@ impl Relay {
                 return Ok((used, more));
             }
             Course::HomeReadOnly => {
-                self.prove_read_only(input);
-                return self.pass(input, made, cx);
+                self.prove_read_only(input, left);
+                let (used, more) = self.pass(input, made, cx)?;
+                self.passed(used);
+                return Ok((used, more));
             }
             Course::Lone | Course::Opening | Course::Begun | Course::First | Course::Within => {}
         }
@@ -467,10 +470,11 @@ impl Relay {
             active.rerun.keep_routed(batch);
         }
         let (used, more) = self.pass(batch, made, cx)?;
-        let left_elsewhere = !self.routing.as_ref().is_some_and(|routing| routing.is_elsewhere());
-        if left_elsewhere {
+        match self.routing.as_ref().map(|routing| routing.course) {
             // What is to run again is kept elsewhere, whole.
-            return Ok((batch.len(), true));
+            Some(Course::Forced { .. }) => return Ok((batch.len(), true)),
+            Some(Course::Home) | None => return Ok((used, more)),
+            Some(_) => {}
         }
         self.passed(used);
         let stalled = self.active.as_ref().is_some_and(|active| active.stalled);
@@ -494,7 +498,15 @@ impl Relay {
         while let Some(rest) = input.get(known..).filter(|rest| !rest.is_empty()) {
             let mut reads = true;
             let found = self.texts(rest, |relay, text| {
-                reads &= matches!(text, Text::Known(text) if relay.judge(text, &suspects).route == Route::Read);
+                reads &= match text {
+                    Text::Known(text) => match relay.judge(text, &suspects).route {
+                        Route::Read | Route::Begin { .. } => true,
+                        Route::Primary(RouteReason::Transaction) => verdict::only_ends(text),
+                        Route::Primary(_) => false,
+                    },
+                    Text::Missing => true,
+                    Text::Opaque => false,
+                };
             });
             if !(reads && found.edge == Edge::Whole) {
                 self.set_course(Course::Home, 0, RouteReason::Unknown);
@@ -507,9 +519,9 @@ impl Relay {
         }
     }
 
-    /// On the primary, in a read-only transaction: does it remain one?
-    fn prove_read_only(&mut self, input: &[u8]) {
-        let (mut at, mut ended) = (0, false);
+    /// On the primary, in a read-only transaction: does it remain one behind the first `left` bytes?
+    fn prove_read_only(&mut self, input: &[u8], left: usize) {
+        let (mut at, mut ended) = (left, false);
         while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
             let mut remains = !ended;
             let found = self.texts(rest, |relay, text| match text {
@@ -532,9 +544,8 @@ impl Relay {
             }
             at += found.len;
         }
-        if ended {
-            self.set_course(Course::HomeReads, at, RouteReason::ReadOnly);
-        }
+        let course = if ended { Course::HomeReads } else { Course::HomeReadOnly };
+        self.set_course(course, at, RouteReason::ReadOnly);
     }
 
     /// On a follower, with nothing left of the batch before: what comes next, and may it be passed on? False if it waits,
