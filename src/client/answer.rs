@@ -170,7 +170,7 @@ impl Answer<'_> {
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
                 let origin =
-                    if self.rules.follower && self.is_followers_own(body) { Origin::Pooler } else { self.parameter() };
+                    if self.rules.follower && self.is_followers_own(body, plan) { Origin::Pooler } else { self.parameter() };
                 if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
                     Origin::Pooler
                 } else {
@@ -325,9 +325,15 @@ impl Answer<'_> {
 
     /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
     #[cold]
-    fn is_followers_own(&self, body: &[u8]) -> bool {
-        let name = backend::parameter_status(body).map_or(&b""[..], |(name, _)| name);
-        name == b"in_hot_standby" || self.conn.pipeline.front().is_none()
+    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+        let (name, value) = backend::parameter_status(body).unwrap_or_default();
+        let tells_of_recovery = name == b"in_hot_standby";
+        if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
+            // It was promoted before it had answered: what it said is of another history.
+            self.aside.healing = true;
+            plan.forget();
+        }
+        tells_of_recovery || self.conn.pipeline.front().is_none()
     }
 
     /// A name is told without the tag. True if that was it.

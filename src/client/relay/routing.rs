@@ -664,6 +664,10 @@ impl Relay {
         let batch = self.active().rerun.take();
         let batch = batch.ok_or(End::Broken("a batch to run elsewhere that was not kept"))?;
         let code = self.active().aside.refused.take();
+        if let (None, Some(routing)) = (code, &self.routing) {
+            // It said that it is no follower any more.
+            routing.replicas.failed(&self.lender);
+        }
         self.note_refusal(&batch, code);
         let active = self.active();
         (active.marks.begin_sent, active.marks.commit_sent) = (false, false);
