@@ -382,7 +382,7 @@ impl Answer<'_> {
         self.fail(front, fields.code)?;
         if heals {
             self.aside.healing = true;
-            if elsewhere {
+            if self.rules.elsewhere {
                 self.aside.refused = fields.code.first_chunk().copied();
                 plan.forget();
             }
