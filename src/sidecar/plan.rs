@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pgweir_config::entries::database_keys;
 use pgweir_config::{
@@ -360,7 +361,7 @@ impl Plan {
     pub(super) fn changes(
         &self,
         addresses: &[SocketAddr],
-        configs: &[Config],
+        configs: &[Arc<Config>],
         wishes: &Wishes,
         is_set: impl Fn(&str) -> bool,
     ) -> Vec<(String, OsString)> {

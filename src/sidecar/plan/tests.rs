@@ -201,8 +201,8 @@ fn other_urls_of_the_same_database_are_candidates_for_followers_where_reads_are_
     let addresses: Vec<SocketAddr> = (0..4).map(|port| SocketAddr::from(([127, 0, 0, 1], 7000 + port))).collect();
     let of = |pairs: &[(&str, &str)]| {
         let (plan, variables) = (plan(pairs), variables(pairs));
-        let configs: Vec<Config> =
-            (0..plan.groups.len()).map(|index| plan.configure(index, &[], &variables).unwrap()).collect();
+        let configure = |index| Arc::new(plan.configure(index, &[], &variables).unwrap());
+        let configs: Vec<Arc<Config>> = (0..plan.groups.len()).map(configure).collect();
         let (wishes, _) = Wishes::read(&variables);
         let changes = plan.changes(&addresses, &configs, &wishes, |_| false);
         let url = changes.into_iter().find(|(name, _)| name == FOLLOWER_URL).map(|(_, url)| url.into_string().unwrap());
