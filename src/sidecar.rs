@@ -405,6 +405,7 @@ impl Keeper {
         let Prepared { plan, configs, keyrings, listeners, addresses } = prepared;
         let drain = configs.first().map_or(Duration::ZERO, |config| config.process.shutdown_timeout);
         let now = Instant::now();
+        let changes = plan.changes(&addresses, &configs, wishes, |name| std::env::var_os(name).is_some());
         let mut slots = Vec::new();
         for (index, ((config, keyring), listeners)) in configs.into_iter().zip(keyrings).zip(listeners).enumerate() {
             let (has_http, upkeep) = (index == 0, Upkeep::up(now));
@@ -418,7 +419,6 @@ impl Keeper {
             .map_err(|source| StartError::Io { doing: "listening to the ends of processes", source });
         let (signals, ends) = (signals.map_err(NotStarted::Plane)?, ends.map_err(NotStarted::Plane)?);
         let listening = plan.pooled.iter().map(|pooled| Listening::new(pooled, &addresses)).collect();
-        let changes = plan.changes(&addresses, wishes, |name| std::env::var_os(name).is_some());
         let child = child::start(command, &changes, limits).map_err(NotStarted::Child)?;
         tracing::info!(child = child.as_raw(), listening = slots.len(), "application started");
         let board = Arc::new(Board::new(child.as_raw(), listening));

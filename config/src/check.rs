@@ -381,6 +381,21 @@ pub(crate) fn fill_hosts(config: &mut Config) {
     }
 }
 
+impl Config {
+    /// Adds an entry that is served by the followers of the entry `of` alone, unless there is one of that name.
+    pub fn add_followers_only(&mut self, name: &str, of: &str) {
+        let Some(server) = self.databases.get(of).filter(|_| !self.databases.contains_key(name)) else { return };
+        let own = Database {
+            followers_of: Some(of.to_owned()),
+            pool_size: server.pool_size,
+            pool_mode: server.pool_mode,
+            ..Database::default()
+        };
+        self.databases.insert(name.to_owned(), own);
+        fill_followers_only(self);
+    }
+}
+
 /// What a followers-only entry has from the entry whose followers it means, put in its place.
 pub(crate) fn fill_followers_only(config: &mut Config) {
     let names: Vec<(String, String)> =

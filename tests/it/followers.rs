@@ -187,7 +187,7 @@ async fn followers_share_the_clients_and_the_primary_is_the_last_resort() {
     // Transactions are read-only by themselves, and a follower takes nothing else.
     let mut client = readers.client().await;
     assert_eq!(value(&mut client, "SHOW default_transaction_read_only").await, "on");
-    assert_eq!(client.query("CREATE TABLE t (a int)").await.unwrap().error.as_deref(), Some("25006"));
+    assert_eq!(client.query("CREATE TABLE t (a int)").await.unwrap().sqlstate(), "25006");
 
     // One is lost: the other has all new ones.
     one.stop_immediate().unwrap();
@@ -200,7 +200,7 @@ async fn followers_share_the_clients_and_the_primary_is_the_last_resort() {
     wait_until_async(SOON, async || matches!(readers.try_client().await, Ok(_)) && !readers.is(&two, "serving")).await;
     wait_until_async(SOON, async || readers.led_to().await == "primary").await;
     let mut client = readers.client().await;
-    assert_eq!(client.query("CREATE TABLE t (a int)").await.unwrap().error.as_deref(), Some("25006"));
+    assert_eq!(client.query("CREATE TABLE t (a int)").await.unwrap().sqlstate(), "25006");
     assert_eq!(readers.pgweir.http_get("/readyz").unwrap().0, 200);
     // Where that is not wanted, they are told.
     let strict = Readers::start(&primary, &[&one, &two], &[("primary_reads", "false")]);
