@@ -28,12 +28,13 @@ pub(super) async fn prove(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool
         let Ok(client) = connect(name, &pool.login, &tcp, &gear, limit()).await else { continue };
         let mut proof = Proof::new(client, followers.all().len());
         if !proof.ask_primary(limit()).await {
-            say(&format!("\n{name}: the primary does not tell its position, so that nothing can be said of followers\n"));
+            say(&format!(
+                "\n{name}: the primary does not tell its position, so that nothing can be said of followers\n"
+            ));
             continue;
         }
         for (at, follower) in followers.all().iter().enumerate() {
-            let login =
-                Login { host: follower.host.clone(), port: follower.port, ..pool.login.clone() };
+            let login = Login { host: follower.host.clone(), port: follower.port, ..pool.login.clone() };
             say(&format!("\n{name}, follower {}\n", follower.address()));
             let told = match connect(name, &login, &tcp, &gear, limit()).await {
                 Ok(client) => proof.ask_follower(at, &client, limit()).await,
@@ -79,7 +80,8 @@ impl Proof {
     /// False if it does not tell.
     async fn ask_primary(&mut self, limit: Duration) -> bool {
         let sent = self.step();
-        let (Ok(life), Ok(Some(row))) = (life(&self.primary, limit).await, question(&self.primary, OF_PRIMARY, limit).await)
+        let (Ok(life), Ok(Some(row))) =
+            (life(&self.primary, limit).await, question(&self.primary, OF_PRIMARY, limit).await)
         else {
             return false;
         };
@@ -92,7 +94,8 @@ impl Proof {
     async fn ask_follower(&mut self, at: usize, client: &Client, limit: Duration) -> Result<(), Failure> {
         let life = life(client, limit).await?;
         let row = question(client, OF_FOLLOWER, limit).await?;
-        let row = row.ok_or_else(|| Failure { what: "it does not tell its position".to_owned(), remedy: super::SEE_LOG })?;
+        let row =
+            row.ok_or_else(|| Failure { what: "it does not tell its position".to_owned(), remedy: super::SEE_LOG })?;
         let sample = FollowerSample {
             heard: self.step(),
             life,
@@ -116,14 +119,17 @@ impl Proof {
                 return None;
             }
             FollowerState::Unshown => {
-                say("  follows, and is not known to be on the primary's timeline yet: until its next restartpoint it serves \
-                     read_freshness = eventual alone\n");
+                say(
+                    "  follows, and is not known to be on the primary's timeline yet: until its next restartpoint it serves \
+                     read_freshness = eventual alone\n",
+                );
                 return None;
             }
             FollowerState::Primary => ("it follows nobody", "Name a server in recovery, or take it off the list"),
-            FollowerState::OtherSystem => {
-                ("it is no copy of the primary: its system identifier is another one", "Name a follower of this primary")
-            }
+            FollowerState::OtherSystem => (
+                "it is no copy of the primary: its system identifier is another one",
+                "Name a follower of this primary",
+            ),
             FollowerState::OtherHistory => (
                 "it comes from the same system and has another history, as a fork has, and what follows one",
                 "Name a follower of this primary, or make it one anew",
