@@ -24,6 +24,9 @@ use crate::stats::FollowerGauges;
 use follower::Follower;
 use history::History;
 
+/// Microseconds.
+const SECOND: u64 = 1_000_000;
+
 /// One server's life: changes with every restart or change of address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Incarnation {
@@ -190,7 +193,9 @@ impl Group {
             return false;
         }
         self.forget();
-        let mut history = History::default();
+        // So that the older ones reach back for twice the limit.
+        let distance = self.policy.max_lag_us.map_or(SECOND, |limit| limit / 32).max(SECOND / 10);
+        let mut history = History::new(distance);
         history.note(sample.sent, sample.position);
         self.primary = Some(Primary { life: sample.life.clone(), timeline: sample.timeline, history });
         true

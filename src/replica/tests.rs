@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::stats::FollowerState;
 
-const SECOND: u64 = 1_000_000;
-
 fn at(us: u64) -> Moment {
     Moment::at(us)
 }
@@ -327,16 +325,22 @@ fn reads_go_where_there_is_least_to_do_for_the_weight() {
 
 #[test]
 fn a_history_is_bounded_and_coarser_the_older_it_is() {
-    let mut history = History::default();
+    const STEP: u64 = SECOND / 100;
+    let mut history = History::new(SECOND);
     for step in 1..=10_000 {
-        assert!(history.note(at(step * 10), Position::new(step)));
+        assert!(history.note(at(step * STEP), Position::new(step)));
     }
-    assert_eq!(history.latest(), Some((at(100_000), Position::new(10_000))));
-    assert_eq!(history.covered_by(Position::new(9_990)), Some(at(99_900)));
-    // Never later than what is true.
+    assert_eq!(history.latest(), Some((at(10_000 * STEP), Position::new(10_000))));
+    assert_eq!(history.covered_by(Position::new(9_990)), Some(at(9_990 * STEP)));
+    // Never later than what is true, and never much earlier.
     for step in 1..=10_000 {
         let covered = history.covered_by(Position::new(step));
-        assert!(covered.is_none_or(|covered| covered <= at(step * 10)), "{step}: {covered:?}");
+        assert!(covered.is_none_or(|covered| covered <= at(step * STEP)), "{step}: {covered:?}");
+        let (lag, real) = (history.lag(Position::new(step)), (10_000 - step) * STEP);
+        assert!(lag >= real.min(60 * SECOND) && lag <= real + 2 * SECOND, "{step}: {lag} for {real}");
     }
-    assert!(history.lag(Position::new(5_000)) >= 50_000);
+    // Overtaken answers change nothing; what is past a position does not come back to it.
+    assert!(history.note(at(1), Position::new(1)));
+    assert_eq!(history.latest(), Some((at(10_000 * STEP), Position::new(10_000))));
+    assert!(!history.note(at(10_001 * STEP), Position::new(9_999)));
 }

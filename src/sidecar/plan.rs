@@ -329,7 +329,10 @@ impl Plan {
         let is_candidate = |other: &&Pooled| {
             let (url, at) = (&other.url, other.url.server());
             let is_elsewhere = (&at.host, at.port) != (&server.host, server.port);
-            is_elsewhere && url.dbname() == name && url.user() == home.url.user() && url.password() == home.url.password()
+            is_elsewhere
+                && url.dbname() == name
+                && url.user() == home.url.user()
+                && url.password() == home.url.password()
         };
         let candidates = self.pooled.iter().filter(is_candidate).map(|other| {
             let at = other.url.server();
