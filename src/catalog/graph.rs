@@ -64,19 +64,6 @@ impl Graph {
         }
     }
 
-    /// What is marked so far is not for a follower.
-    pub(super) fn bar_marked(&mut self) {
-        let why = |set: EffectSet| match set {
-            _ if set.contains(EffectSet::OPAQUE) => RouteReason::Function,
-            _ if set.intersects(EffectSet::SUSPECT | EffectSet::CURRVAL) => RouteReason::Session,
-            _ => RouteReason::Write,
-        };
-        let marked: Vec<_> = self.marks.iter().map(|(node, set)| (node.clone(), why(*set))).collect();
-        for (node, why) in marked {
-            self.bar(&node, why);
-        }
-    }
-
     /// Whatever leads to a node does what it does.
     pub(super) fn close(mut self) -> HashMap<Box<str>, EffectSet> {
         let mut todo: Vec<Box<str>> = self.marks.keys().cloned().collect();

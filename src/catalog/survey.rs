@@ -206,7 +206,7 @@ impl Survey {
 
     /// What a follower may be asked for. Bars the nodes that it must not be.
     fn routes(&self, graph: &mut Graph) -> Routes {
-        graph.bar_marked();
+        graph.bar("f0", RouteReason::Session);
         graph.bar("b0", RouteReason::Server);
         graph.bar("b1", RouteReason::Lock);
         let names: HashSet<&str> = self.functions.iter().map(|function| &*function.name).collect();
@@ -350,9 +350,11 @@ fn bars_mention(mention: Mention<'_>, users: &HashSet<&str>) -> Option<RouteReas
             }
         }
         Mention::Name(name) => {
-            // What is in the schema of temporary objects is the session's.
             let name = folded(name);
             let rest = name.strip_prefix("pg_")?;
+            if rest.starts_with("temp") {
+                return Some(RouteReason::Session);
+            }
             let known = matches!(rest, "catalog" | "lsn" | "node_tree" | "snapshot")
                 || builtin::is_catalog(&name)
                 || builtin::reads(&name);
