@@ -90,6 +90,7 @@ pub struct Answer<'a> {
 
 /// What holds for every message of one turn.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Rules {
     /// The time.
     pub now: Moment,
@@ -169,8 +170,11 @@ impl Answer<'_> {
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
-                let origin =
-                    if self.rules.follower && self.is_followers_own(body, plan) { Origin::Pooler } else { self.parameter() };
+                let origin = if self.rules.follower && self.is_followers_own(body, plan) {
+                    Origin::Pooler
+                } else {
+                    self.parameter()
+                };
                 if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
                     Origin::Pooler
                 } else {

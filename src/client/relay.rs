@@ -8,6 +8,7 @@
 mod active;
 mod away;
 mod ear;
+mod fallback;
 mod farewell;
 mod holding;
 mod lease;

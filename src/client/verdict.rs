@@ -64,12 +64,19 @@ pub enum Errand {
     Opening,
 }
 
+/// Whether a batch begins with a `BEGIN`, and what that says of being read-only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Begin {
+    #[default]
+    No,
+    Yes(Option<bool>),
+}
+
 /// What is known of a batch, text by text.
 #[derive(Debug, Default)]
 pub struct Verdict {
     texts: u32,
-    /// It begins with a `BEGIN`, and this is what that says of being read-only.
-    begin: Option<Option<bool>>,
+    begin: Begin,
     hint: Option<Hint>,
     against: Option<RouteReason>,
 }
@@ -90,7 +97,7 @@ impl Verdict {
         }
         match judged.route {
             Route::Read => {}
-            Route::Begin { read_only } if self.texts == 0 => self.begin = Some(read_only),
+            Route::Begin { read_only } if self.texts == 0 => self.begin = Begin::Yes(read_only),
             Route::Begin { .. } => self.oppose(RouteReason::Transaction),
             Route::Primary(reason) => self.oppose(reason),
         }
@@ -121,35 +128,34 @@ impl Verdict {
             return Err(self.against.unwrap_or(RouteReason::Transaction));
         }
         match (self.begin, self.against) {
-            (None, Some(reason)) if asked && is_soft(reason) => Ok((Errand::Lone, RouteReason::Hint)),
+            (Begin::No, Some(reason)) if asked && is_soft(reason) => Ok((Errand::Lone, RouteReason::Hint)),
             (_, Some(reason)) => Err(reason),
-            (None, None) if self.texts == 0 => Err(RouteReason::Transaction),
-            (None, None) => Ok((Errand::Lone, if asked { RouteReason::Hint } else { RouteReason::Read })),
-            (Some(_), None) if self.opens_read_only(at) => Ok((Errand::Opening, RouteReason::ReadOnly)),
-            (Some(_), None) => Err(RouteReason::Transaction),
+            (Begin::No, None) if self.texts == 0 => Err(RouteReason::Transaction),
+            (Begin::No, None) => Ok((Errand::Lone, if asked { RouteReason::Hint } else { RouteReason::Read })),
+            (Begin::Yes(_), None) if self.opens_read_only(at) => Ok((Errand::Opening, RouteReason::ReadOnly)),
+            (Begin::Yes(_), None) => Err(RouteReason::Transaction),
         }
     }
 
     /// What it is proven to be, wherever it runs: a read, or the beginning of a read-only transaction.
     #[must_use]
     pub fn proven(&self, at: Circumstances) -> Option<Errand> {
-        match (self.begin, self.against) {
-            (_, Some(_)) => None,
-            (None, None) => Some(Errand::Lone),
-            (Some(_), None) if self.opens_read_only(at) => Some(Errand::Opening),
-            // Nothing of it writes so far; what comes behind it is looked at then.
-            (Some(_), None) => Some(Errand::Lone),
+        match self.against {
+            Some(_) => None,
+            None if self.opens_read_only(at) => Some(Errand::Opening),
+            // Of another transaction nothing writes so far; what comes behind is looked at then.
+            None => Some(Errand::Lone),
         }
     }
 
     fn opens_read_only(&self, at: Circumstances) -> bool {
-        self.begin.flatten().unwrap_or(self.begin.is_some() && at.read_only)
+        matches!(self.begin, Begin::Yes(says) if says.unwrap_or(at.read_only))
     }
 
     /// Whether the texts seen open a transaction.
     #[must_use]
     pub const fn begins(&self) -> bool {
-        self.begin.is_some()
+        matches!(self.begin, Begin::Yes(_))
     }
 }
 
@@ -272,7 +278,9 @@ mod tests {
         ];
         for (name, routing, settings, texts, want) in table {
             let mut verdict = Verdict::default();
-            texts.iter().for_each(|judged| verdict.add(*judged));
+            for judged in texts {
+                verdict.add(*judged);
+            }
             assert_eq!(verdict.errand(at(routing, settings)), want, "{name}");
         }
     }

@@ -164,6 +164,7 @@ fn two_names_of_one_server_are_one_follower() {
 
 #[test]
 fn all_is_void_when_primary_or_follower_begins_another_life() {
+    type Event = Box<dyn Fn(&mut Group)>;
     let ready = || {
         let mut group = group(1);
         group.primary(&primary(10, 100));
@@ -174,7 +175,6 @@ fn all_is_void_when_primary_or_follower_begins_another_life() {
         (group, seat)
     };
     let elsewhere = |timeline| PrimarySample { life: life("s", "q"), timeline, ..primary(30, 100) };
-    type Event = Box<dyn Fn(&mut Group)>;
     let table: [(&str, Event, bool); 8] = [
         ("nothing new", Box::new(|group| assert!(group.primary(&primary(30, 100)))), true),
         ("primary restarted", Box::new(move |group| assert!(group.primary(&elsewhere(3)))), false),

@@ -197,7 +197,7 @@ async fn followers_share_the_clients_and_the_primary_is_the_last_resort() {
     }
     // Both are lost: the primary, where transactions are read-only, too. Nobody is sent away for that.
     two.stop_immediate().unwrap();
-    wait_until_async(SOON, async || matches!(readers.try_client().await, Ok(_)) && !readers.is(&two, "serving")).await;
+    wait_until_async(SOON, async || readers.try_client().await.is_ok() && !readers.is(&two, "serving")).await;
     wait_until_async(SOON, async || readers.led_to().await == "primary").await;
     let mut client = readers.client().await;
     assert_eq!(client.query("CREATE TABLE t (a int)").await.unwrap().sqlstate(), "25006");

@@ -190,7 +190,8 @@ impl Relay {
         active.marks.unsettled = false;
         if !active.marks.pins.is_empty() && !lacks(Guard::Pins) {
             if self.is_on_follower() {
-                return self.give_up_follower();
+                self.give_up_follower();
+                return Ok(());
             }
             self.note(Activity::Idle);
             self.pin()?;

@@ -27,22 +27,19 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
-use std::time::Duration;
 
 use pgweir_config::{PoolMode, ReadRouting};
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
-use super::super::aftermath::Orphan;
 use super::super::ahead::{Ahead, BATCH_MAX, Edge, Piece};
-use super::super::answer::Aside;
 use super::super::end::End;
-use super::super::local::{Failure, Local};
 use super::super::statements::{Changes, Look, Named, Unnamed};
 use super::super::verdict::{self, Circumstances, Errand, Verdict};
+use super::fallback::lost_on_follower;
 use super::{Lease, Relay};
-use crate::backend::{Lost, ServerConn, Unnamed as Held, describe_error, last_words};
+use crate::backend::{Lost, ServerConn, Unnamed as Held};
 use crate::cancel::Activity;
 use crate::catalog::{Judged, Route, Suspects};
 use crate::clock::Moment;
@@ -51,17 +48,14 @@ use crate::prepared::REPLAY;
 use crate::replica::Seat;
 use crate::route::{Choice, Replicas, Router};
 use crate::sql::{self, Effects};
-use crate::stats::{Blame, DiscardReason, RouteReason};
+use crate::stats::RouteReason;
 
 /// How often a transaction that a follower began is begun on the primary before its client is told.
 const BEGINS_MAX: u8 = 3;
 
-/// How long a follower may take over what is not waited for any more.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// Where a transaction is, and what of it is certain; see the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Course {
+pub(super) enum Course {
     /// On the primary, and it may write.
     Home,
     /// On the primary: the `left` bytes to come are known to read, and nothing has come yet that is not.
@@ -88,10 +82,10 @@ enum Course {
 /// What of a session has to do with followers.
 #[derive(Debug)]
 pub struct Routing {
-    replicas: Rc<Replicas>,
-    course: Course,
+    pub(super) replicas: Rc<Replicas>,
+    pub(super) course: Course,
     /// Bytes of the batch under way that were not passed on yet.
-    left: usize,
+    pub(super) left: usize,
     /// When the last transaction of this session that may have written was acknowledged.
     stamp: Option<Moment>,
     /// Whose positions the choice relied on.
@@ -99,7 +93,7 @@ pub struct Routing {
     /// When the batch that waits for a follower was decided first.
     arrived: Option<Moment>,
     /// Why the lease is where it is.
-    reason: RouteReason,
+    pub(super) reason: RouteReason,
     /// The text of the transaction's `BEGIN`, on a follower.
     begin: Vec<u8>,
     /// How often it was sent to the primary.
@@ -110,8 +104,8 @@ impl Routing {
     /// None if nothing of the pool's clients goes to followers.
     pub fn of(router: &Router, pool: &Rc<Pool>) -> Option<Box<Self>> {
         let replicas = router.replicas(pool)?;
-        let routes = pool.limits.mode == PoolMode::Transaction && replicas.routing() != ReadRouting::Off;
-        routes.then(|| {
+        let is_used = pool.limits.mode == PoolMode::Transaction && replicas.routing() != ReadRouting::Off;
+        is_used.then(|| {
             pool.catalog.want_routes();
             Box::new(Self {
                 replicas,
@@ -171,7 +165,7 @@ enum Decision {
 }
 
 /// What is known of a piece of a batch.
-enum Text<'a> {
+pub(super) enum Text<'a> {
     Known(&'a [u8]),
     /// A name that stands for nothing yet, or for a text of the same batch.
     Missing,
@@ -220,8 +214,7 @@ impl Relay {
         let (decision, found) = self.decide(ahead, circumstances, &mut verdict);
         let reason = match (decision, forced) {
             (Decision::Wait, _) => return Ok(false),
-            (Decision::Home(reason), None) => reason,
-            (_, Some(reason)) => reason,
+            (Decision::Home(reason), None) | (_, Some(reason)) => reason,
             (Decision::Follower(errand, reason), None) => match self.choose(cx) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Choice::Primary(instead)) => instead,
@@ -242,7 +235,7 @@ impl Relay {
         Ok(true)
     }
 
-    fn set_course(&mut self, course: Course, left: usize, reason: RouteReason) {
+    pub(super) fn set_course(&mut self, course: Course, left: usize, reason: RouteReason) {
         if let Some(routing) = &mut self.routing {
             (routing.course, routing.left, routing.reason, routing.begins) = (course, left, reason, 0);
         }
@@ -308,7 +301,7 @@ impl Relay {
         if refused { Judged { route: Route::Primary(RouteReason::Rerun), ..judged } } else { judged }
     }
 
-    fn search_path(&self) -> Cow<'_, str> {
+    pub(super) fn search_path(&self) -> Cow<'_, str> {
         self.profile.get("search_path").map_or(Cow::Borrowed(""), String::from_utf8_lossy)
     }
 
@@ -327,7 +320,7 @@ impl Relay {
     }
 
     /// Hands the texts that the first batch in `ahead` runs to `each`.
-    fn texts(&self, ahead: &[u8], mut each: impl FnMut(&Self, Text<'_>)) -> Ahead {
+    pub(super) fn texts(&self, ahead: &[u8], mut each: impl FnMut(&Self, Text<'_>)) -> Ahead {
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         // Names that the batch itself gives.
@@ -418,7 +411,7 @@ impl Relay {
     }
 
     /// Sends a query of ours, behind which the client's batches wait.
-    fn send_held(&mut self, message: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn send_held(&mut self, message: &[u8], cx: &mut Task<'_>) -> Result<(), End> {
         // It may have been lost with the settings.
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else { return Ok(()) };
         conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
@@ -581,237 +574,14 @@ impl Relay {
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
             Edge::Whole if course == Course::Begun && is_settled => (Course::First, found.len),
-            Edge::Whole => (Course::Within, found.len),
-            Edge::Open => (Course::Within, found.len),
+            Edge::Whole | Edge::Open => (Course::Within, found.len),
             Edge::Inside => (Course::Within, input.len()),
         };
         if let Some(routing) = &mut self.routing {
-            (routing.course, routing.left) = (next, left);
-        }
-        if left == 0 {
-            // A goodbye, or what no client may send: the pass says so.
-            return self.pass_over(input);
+            // A goodbye, or what no client may send, is no part of a batch: the pass says so.
+            (routing.course, routing.left) = (next, if left == 0 { input.len() } else { left });
         }
         Ok(true)
-    }
-
-    /// What stands in front is no part of a batch.
-    fn pass_over(&mut self, input: &[u8]) -> Result<bool, End> {
-        if let Some(routing) = &mut self.routing {
-            routing.left = input.len();
-        }
-        Ok(true)
-    }
-
-    /// A batch must not run in the transaction that is open on the follower: if nothing was done in it yet, all of it moves to
-    /// the primary; else the client is told.
-    fn turn_away(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let begun = self.routing.as_ref().is_some_and(|routing| routing.course == Course::Begun);
-        self.force(begun, RouteReason::Lock);
-        if begun {
-            let mut message = Vec::new();
-            encode::query(&mut message, b"ROLLBACK");
-            return self.send_held(&message, cx);
-        }
-        self.set_course(Course::Home, 0, RouteReason::Lock);
-        self.abandon();
-        self.tell_locally(
-            Failure {
-                code: "0A000",
-                message: "this statement cannot run in a transaction on a follower".to_owned(),
-                detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
-                    .to_owned(),
-                hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
-            },
-            true,
-        );
-        Ok(())
-    }
-
-    /// The client is told a failure, and what it sends is answered here until it has ended its transaction.
-    fn tell_locally(&mut self, failure: Failure, in_transaction: bool) {
-        self.pool.stats.borrow_mut().errors.add(Blame::Pooler, failure.code.as_bytes());
-        let active = self.active();
-        active.local = Some(Local::new(failure, in_transaction));
-        active.resume = true;
-    }
-
-    // ---- away from a follower ----
-
-    fn force(&mut self, begun: bool, reason: RouteReason) {
-        if let Some(routing) = &mut self.routing {
-            (routing.course, routing.reason, routing.left) = (Course::Forced { begun }, reason, 0);
-        }
-    }
-
-    /// What runs on the follower is of no use to anyone: it is rolled back there.
-    fn abandon(&mut self) {
-        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return };
-        let dirty = self.active.as_mut().is_some_and(|active| {
-            let marks = std::mem::take(&mut active.marks);
-            (active.hold, active.stalled, active.resume) = (false, false, true);
-            active.aside = Aside::default();
-            marks.tainted || marks.scrub || !marks.pins.is_empty()
-        });
-        self.note(Activity::Idle);
-        let reset = self.context.config.pool.server_reset_query.clone();
-        let (pool, cancel_after) = (self.lender.clone(), Some(PATIENCE));
-        tokio::task::spawn_local(Orphan { conn, pool, cancel_after, dirty, pinned: false, reset }.settle());
-    }
-
-    /// The batch failed on the follower, and nobody was told: it goes to the primary, with its BEGIN in front if there is one.
-    pub(super) fn leave_follower(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
-        let batch = self.active().rerun.take();
-        let batch = batch.ok_or(End::Broken("a batch to run elsewhere that was not kept"))?;
-        let code = self.active().aside.refused.take();
-        if let (None, Some(routing)) = (code, &self.routing) {
-            // It said that it is no follower any more.
-            routing.replicas.failed(&self.lender);
-        }
-        self.note_refusal(&batch, code);
-        let active = self.active();
-        (active.marks.begin_sent, active.marks.commit_sent) = (false, false);
-        self.run_at_home(batch);
-        let Lease::Held(conn) = &self.lease else { return Ok(()) };
-        if conn.pipeline.status() == TxStatus::Idle {
-            return Ok(());
-        }
-        let mut message = Vec::new();
-        encode::query(&mut message, b"ROLLBACK");
-        self.send_held(&message, cx)
-    }
-
-    /// The batch comes in front of what the client has sent since.
-    fn run_at_home(&mut self, batch: Vec<u8>) {
-        let Some(routing) = &self.routing else { return };
-        let (begun, left) = (routing.course == Course::First, routing.left);
-        // The rest of it that was not passed on.
-        let input = &mut self.active().backlog.input;
-        let rest = left.min(input.len());
-        input.drain(..rest);
-        // Names that it gave are not given, as far as the client knows.
-        let mut names: Vec<&[u8]> = Vec::new();
-        let _ = Ahead::look(self.scanner, &batch, |piece| {
-            if let Piece::Parse(name, _) = piece
-                && !name.is_empty()
-            {
-                names.push(name);
-            }
-        });
-        for name in names {
-            self.statements.forget(name);
-        }
-        self.force(begun, RouteReason::Rerun);
-        self.run_again(batch);
-    }
-
-    /// The follower's server connection is lost.
-    #[cold]
-    pub(super) fn lose_follower(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
-        let (Lease::Held(mut conn), Some(active), Some(routing)) =
-            (std::mem::replace(&mut self.lease, Lease::None), &mut self.active, &mut self.routing)
-        else {
-            return Err(End::Broken("a loss without a lease"));
-        };
-        let lost = match lost {
-            Lost::Io(_) => last_words(&mut conn, cx).unwrap_or(lost),
-            lost => lost,
-        };
-        let mut marks = std::mem::take(&mut active.marks);
-        self.statements.undo_all(&mut marks.changes);
-        (active.hold, active.resume, active.stalled) = (false, true, false);
-        active.aside = Aside::default();
-        let mid_message = conn.scanner.is_inside();
-        let kept = active.rerun.is_routed() && !mid_message;
-        let batch = active.rerun.take().filter(|_| kept);
-        let pipeline = &mut conn.pipeline;
-        let in_transaction = pipeline.status() != TxStatus::Idle;
-        let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
-        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
-        let concerned = batch_open || skipping || !owed.is_empty();
-        routing.replicas.failed(&self.lender);
-        let course = routing.course;
-        self.lender.discard_lent(conn, DiscardReason::Lost);
-        self.unpin();
-        self.note(Activity::Idle);
-        if let Some(batch) = batch {
-            self.run_at_home(batch);
-            return Ok(());
-        }
-        if mid_message {
-            return Err(End::MidMessage);
-        }
-        match course {
-            // It was left anyway.
-            Course::Forced { .. } => return Ok(()),
-            // Nothing of it was done, or even sent.
-            Course::Begun | Course::Opening if in_transaction && !concerned => {
-                self.force(true, RouteReason::Rerun);
-                self.note(Activity::InTransaction);
-                return Ok(());
-            }
-            _ if !concerned && !in_transaction => {
-                self.force(false, RouteReason::Rerun);
-                return Ok(());
-            }
-            _ => {}
-        }
-        self.set_course(Course::Home, 0, RouteReason::Rerun);
-        // Drivers know what to do with a serialization failure.
-        let code =
-            if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
-        let failure = lost_on_follower(code);
-        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
-        let mut local = Local::new(failure, in_transaction);
-        let mut out = Vec::new();
-        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
-        if !local.is_over() {
-            self.active().local = Some(local);
-        }
-        self.write_client(cx, &out, &[])
-    }
-
-    /// Something was found on a follower that its client would have to keep the server connection for: what that is has no
-    /// effect there.
-    #[cold]
-    pub(super) fn give_up_follower(&mut self) -> Result<(), End> {
-        tracing::warn!(
-            client = self.entry.pid,
-            "a read left something behind on a follower: its server connection is closed"
-        );
-        if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            self.lender.discard_lent(conn, DiscardReason::Dirty);
-        }
-        if let Some(active) = &mut self.active {
-            active.marks.pins = Default::default();
-            active.resume = true;
-        }
-        self.note(Activity::Idle);
-        Ok(())
-    }
-
-    /// What followers refuse is not tried there again for a while. A conflict, or something that was not there yet, is no
-    /// refusal.
-    fn note_refusal(&mut self, batch: &[u8], code: Option<[u8; 5]>) {
-        if !matches!(code.as_ref().map(|code| &code[..]), Some(b"25006" | b"0A000" | b"55000")) {
-            return;
-        }
-        self.texts(batch, |relay, text| {
-            let context = &*relay.context;
-            if let Text::Known(text) = text {
-                let (database, path) = (&relay.pool.name.database, relay.search_path());
-                context.refusals.borrow_mut().remember(database, &path, text, context.clock.moment());
-            }
-        });
-    }
-}
-
-fn lost_on_follower(code: &'static str) -> Failure {
-    Failure {
-        code,
-        message: "the server connection to a follower was lost inside the transaction".to_owned(),
-        detail: String::new(),
-        hint: "The transaction only read: roll it back and begin again.".to_owned(),
     }
 }
 
