@@ -47,7 +47,7 @@ pub enum Refusal {
         /// The setting's value.
         limit: Duration,
         /// How the pool stood.
-        picture: Picture,
+        picture: Box<Picture>,
     },
     /// The server will not let the pool in; its `ErrorResponse` body, if it sent one, and what to log.
     Hopeless {
@@ -482,7 +482,7 @@ impl Pool {
             return;
         }
         while self.waiters().1 >= limit {
-            let refusal = Refusal::Timeout { limit, picture: self.picture() };
+            let refusal = Refusal::Timeout { limit, picture: Box::new(self.picture()) };
             let first = self.inner.borrow_mut().queue.pop_front();
             let Some(key) = first else { return };
             self.settle_slot(key, Slot::Refused(refusal));

@@ -169,8 +169,11 @@ impl Answer<'_> {
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
-                let origin =
-                    if self.rules.follower && self.is_followers_own(body, plan) { Origin::Pooler } else { self.parameter() };
+                let origin = if self.rules.follower && self.is_followers_own(body, plan) {
+                    Origin::Pooler
+                } else {
+                    self.parameter()
+                };
                 if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
                     Origin::Pooler
                 } else {

@@ -28,6 +28,9 @@ fn follower(heard: u64, position: u64) -> FollowerSample {
     }
 }
 
+/// Something that happens to a group.
+type Event = Box<dyn Fn(&mut Group)>;
+
 fn group(count: usize) -> Group {
     Group::new(vec![1; count], Policy::default())
 }
@@ -174,7 +177,6 @@ fn all_is_void_when_primary_or_follower_begins_another_life() {
         (group, seat)
     };
     let elsewhere = |timeline| PrimarySample { life: life("s", "q"), timeline, ..primary(30, 100) };
-    type Event = Box<dyn Fn(&mut Group)>;
     let table: [(&str, Event, bool); 8] = [
         ("nothing new", Box::new(|group| assert!(group.primary(&primary(30, 100)))), true),
         ("primary restarted", Box::new(move |group| assert!(group.primary(&elsewhere(3)))), false),
