@@ -28,6 +28,9 @@ fn follower(heard: u64, position: u64) -> FollowerSample {
     }
 }
 
+/// Something that happens to a group.
+type Event = Box<dyn Fn(&mut Group)>;
+
 fn group(count: usize) -> Group {
     Group::new(vec![1; count], Policy::default())
 }

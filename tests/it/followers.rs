@@ -216,3 +216,48 @@ async fn followers_share_the_clients_and_the_primary_is_the_last_resort() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn one_that_comes_back_behind_is_not_trusted_for_what_it_once_had() {
+    let primary = Cluster::start(named("primary")).unwrap();
+    let one = primary.follower(named("one")).unwrap();
+    let settings = [("read_routing", "auto"), ("read_freshness", "session")];
+    let readers = Readers::start(&primary, &[&one], &settings);
+    let mut client = Wire::connect(readers.pgweir.addr()).await.unwrap();
+    let parameters = [("user", &*readers.place.name), ("database", &*readers.place.name)];
+    client.login_with(&parameters, PASSWORD).await.unwrap();
+    let read = async |client: &mut Wire| {
+        let error = client.query("BEGIN READ ONLY").await.unwrap().error;
+        assert!(error.is_none(), "{error:?}");
+        let at = value(client, "SELECT current_setting('cluster_name')").await;
+        let seen = value(client, "SELECT count(*) FROM t").await;
+        client.query("COMMIT").await.unwrap();
+        (at, seen)
+    };
+    for sql in ["CREATE TABLE t (a int)", "INSERT INTO t VALUES (1)"] {
+        let outcome = client.query(sql).await.unwrap();
+        assert!(outcome.error.is_none(), "{outcome:?}");
+    }
+    wait_until_async(SOON, async || read(&mut client).await == ("one".to_owned(), "1".to_owned())).await;
+    // From here on it keeps back what it gets, once it has begun anew.
+    one.psql("postgres", "CHECKPOINT").unwrap();
+    one.psql("postgres", "ALTER SYSTEM SET recovery_min_apply_delay = '1h'").unwrap();
+    client.query("INSERT INTO t VALUES (2)").await.unwrap();
+    wait_until_async(SOON, async || read(&mut client).await == ("one".to_owned(), "2".to_owned())).await;
+    one.kill_hard();
+    one.restart().unwrap();
+    let behind = one.psql(&readers.place.name, "SELECT count(*) FROM t").unwrap();
+    assert_eq!(behind, "1", "it did not come back behind, so that this shows nothing");
+    wait_until_async(SOON, async || {
+        assert_eq!(read(&mut client).await, ("primary".to_owned(), "2".to_owned()));
+        readers.is(&one, "serving")
+    })
+    .await;
+    for _ in 0..100 {
+        assert_eq!(read(&mut client).await, ("primary".to_owned(), "2".to_owned()));
+    }
+    // It has caught up.
+    one.psql("postgres", "ALTER SYSTEM RESET recovery_min_apply_delay").unwrap();
+    one.reload().unwrap();
+    wait_until_async(SOON, async || read(&mut client).await == ("one".to_owned(), "2".to_owned())).await;
+}
