@@ -167,7 +167,6 @@ fn two_names_of_one_server_are_one_follower() {
 
 #[test]
 fn all_is_void_when_primary_or_follower_begins_another_life() {
-    type Event = Box<dyn Fn(&mut Group)>;
     let ready = || {
         let mut group = group(1);
         group.primary(&primary(10, 100));
