@@ -125,7 +125,7 @@ mod tests {
             ("a batch",           whole.clone(),                                 whole.len(),    Edge::Whole,  &["s=SELECT 1", "@s"]),
             ("and more",          [whole.clone(), next].concat(),                whole.len(),    Edge::Whole,  &["s=SELECT 1", "@s"]),
             ("without its sync",  extended.clone(),                              extended.len(), Edge::Short,  &["s=SELECT 1", "@s"]),
-            ("cut",               whole[..whole.len() - 7].to_vec(),             whole.len() - 11, Edge::Short, &["s=SELECT 1", "@s"]),
+            ("cut",               whole[..whole.len() - 7].to_vec(),             whole.len() - 12, Edge::Short, &["s=SELECT 1", "@s"]),
             ("flushed",           [describe_statement("d"), flush()].concat(),   13,             Edge::Open,   &["@d"]),
             ("a call",            function_call(1, &[]),                         15,             Edge::Whole,  &["?"]),
             ("a goodbye",         [query("q"), terminate()].concat(),            7,              Edge::Whole,  &["q"]),
