@@ -114,7 +114,8 @@ group! {
         read_max_staleness: Option<Duration> as "1s", in "1ms"..="1d" => restart;
         /// Another database entry, whose `followers` serve the clients of this one, and nothing else does (but see
         /// `primary_reads`): for reports and dashboards. Each client gets one of them when it logs in. Transactions are
-        /// read-only. Host, user, password and TLS are that entry's; sizes, limits and `pool_mode` are this one's.
+        /// read-only, unless they say otherwise where the server lets them. Host, user, password and TLS are that entry's;
+        /// sizes, limits and `pool_mode` are this one's.
         followers_of: Option<String> as "app" => restart;
     }
 }

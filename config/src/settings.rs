@@ -299,7 +299,7 @@ group! {
         /// The same, in bytes of the write-ahead log; 0 sets no limit.
         follower_max_lag_bytes: usize = 0, in 0..="1024GiB" => restart;
         /// Whether clients of a database with `followers_of` are led to the primary while there is no follower to lead them
-        /// to. Their transactions are read-only there, too.
+        /// to. Their transactions are read-only there, too, unless they say otherwise.
         primary_reads: bool = true => restart;
     }
 }

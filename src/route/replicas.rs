@@ -30,6 +30,9 @@ const ANSWER_MAX: usize = 64 * 1024;
 /// After so long without a look the next read causes one, whatever it needs; microseconds.
 const LOOK_EVERY: u64 = 1_000_000;
 
+/// The same for clients that are served by followers alone, when they log in: they keep what they get.
+const LOOK_FOR_LOGINS: u64 = 250_000;
+
 /// The longest wait of a read for the look that it needs; microseconds.
 const READ_WAIT: u64 = 200_000;
 
@@ -229,7 +232,17 @@ impl Replicas {
         }
     }
 
+    /// Takes out those whose servers let nobody in.
+    fn take_out(&self) {
+        for (at, Member { pool, .. }) in self.members.iter().enumerate() {
+            if !pool.health().serves() && pool.open() == 0 && !self.group.borrow().is_out(at) {
+                self.fail(at);
+            }
+        }
+    }
+
     fn decide(&self, now: Moment, need: Need) -> Choice {
+        self.take_out();
         let load = |at: usize| self.members.get(at).map_or(0, |member| member.pool.load());
         let chosen = self.group.borrow_mut().choose(now, need, load);
         let chosen = chosen.map(|(at, seat)| (self.members.get(at), seat));
@@ -278,9 +291,13 @@ impl Replicas {
         let arrived = clock.moment();
         poll_fn(|cx| {
             let now = clock.moment();
+            self.take_out();
             let load = |at: usize| self.members.get(at).map_or(0, |member| member.pool.clients.get());
             let chosen = self.group.borrow_mut().choose(now, Need::Nothing, load);
             if let Some(member) = chosen.ok().and_then(|(at, _)| self.members.get(at)) {
+                if self.begun.get().is_none_or(|begun| now.since(begun) >= LOOK_FOR_LOGINS) {
+                    self.look(now);
+                }
                 return Poll::Ready(Some(member.pool.clone()));
             }
             let is_known = self.ended.get().is_some_and(|ended| ended >= arrived);
