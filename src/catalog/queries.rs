@@ -20,12 +20,13 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_cast WHERE oid >= 16384), \
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_event_trigger), \
     (SELECT concat(count(*), '/', sum(oid::bigint), '/', sum(hashname(relname)), '/', \
-     sum(oid::bigint) FILTER (WHERE relpersistence = 'u')) FROM pg_class WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f')))";
+     sum(oid::bigint) FILTER (WHERE relpersistence = 'u')) FROM pg_class \
+     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f')))";
 
 /// Functions, relations, and what leads from one to another, a row each: kind, and up to four columns. See [`Survey`].
 ///
 /// A built-in function leaves no trace in `pg_depend`; in a stored expression it is found by its object id. A constant
-/// needs no such search. So is a relation that the server comes with, which leaves none either.
+/// needs no such search. A relation that the server comes with leaves none either, and is found likewise.
 ///
 /// Of what is built in, `known` leaves something behind in a session, and `barred` is not for a follower: it writes, or
 /// tells of the server or the session, but for `own`, which asks for a setting of an application's own, one with a dot (46) in
@@ -128,3 +129,17 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     UNION ALL SELECT 'e', CASE castcontext WHEN 'e' THEN concat('t', typname) ELSE 'all' END, concat('f', castfunc), '', '' \
     FROM pg_cast JOIN pg_type t ON t.oid = casttarget WHERE castfunc >= 16384 \
     UNION ALL SELECT 'e', 'ddl', concat('f', evtfoid), '', '' FROM pg_event_trigger";
+
+#[cfg(all(test, feature = "grammar"))]
+mod tests {
+    use super::*;
+    use crate::sql::Library;
+
+    #[test]
+    fn the_questions_are_read_by_the_grammar_and_need_no_backslash() {
+        for text in [FINGERPRINT, SURVEY] {
+            let facts = Library::default().read(text.as_bytes())[0].facts.clone();
+            assert_eq!((facts.statements > 3, facts.writes, text.contains('\\')), (true, false, false), "{text}");
+        }
+    }
+}

@@ -83,7 +83,7 @@ async fn what_is_called_a_read_is_answered_by_a_follower_as_by_the_primary() {
     let mut here = place.direct().await;
     let mut there = Wire::open(follower.addr(), &place.name, &place.name, PASSWORD).await.unwrap();
     for wire in [&mut here, &mut there] {
-        assert_eq!(wire.query("SET app.tenant = 'a'; SET app.user = 'user 3'").await.unwrap().error, None);
+        assert_eq!(wire.query("SET app.tenant = 'a'; SET app.who = 'user 3'").await.unwrap().error, None);
     }
     place.cluster.await_replay(&follower, SOON).unwrap();
 

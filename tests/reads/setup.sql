@@ -93,7 +93,7 @@ CREATE VIEW busy AS SELECT count(*) AS n FROM pg_stat_activity;
 CREATE VIEW place AS SELECT inet_server_port() AS port;
 CREATE VIEW setting AS SELECT current_setting('cluster_name') AS name;
 CREATE VIEW both_settings AS SELECT current_setting('app.tenant', true) AS tenant, current_setting('port') AS port;
-CREATE VIEW taking AS SELECT pg_advisory_xact_lock(1);
+CREATE VIEW taking AS SELECT pg_try_advisory_xact_lock(1) AS taken;
 CREATE VIEW scratched AS SELECT a FROM scratch;
 CREATE VIEW far AS SELECT a FROM remote;
 CREATE VIEW drawn AS SELECT nextval('counter') AS n;
