@@ -21,7 +21,7 @@ mod survey;
 
 pub use cache::RouteCache;
 pub use judge::Suspects;
-pub use queries::{FINGERPRINT, SURVEY};
+pub use queries::{FINGERPRINT, ROUTES, SURVEY};
 pub use refusals::Refusals;
 pub use route::{Hint, Judged, Route};
 pub use survey::Survey;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::{Pool, SharedLimit};
 use crate::backend::{Defines, ServerConn, SettleError, row_columns};
-use crate::catalog::{FINGERPRINT, SURVEY, Survey, Suspects};
+use crate::catalog::{FINGERPRINT, ROUTES, SURVEY, Survey, Suspects};
 use crate::stats::DiscardReason;
 
 /// The longest wait for the answers.
@@ -271,9 +271,12 @@ impl Pool {
             return Ok(false);
         }
         if fingerprint != *catalog.fingerprint.borrow() {
-            let mut survey = if catalog.routes.get() { Survey::with_routes() } else { Survey::default() };
-            if !conn.gather(SURVEY, ANSWER_MAX, |row| survey.row(row_columns(row))).await? {
-                return Ok(false);
+            let routes = catalog.routes.get();
+            let mut survey = if routes { Survey::with_routes() } else { Survey::default() };
+            for question in [Some(SURVEY), routes.then_some(ROUTES)].into_iter().flatten() {
+                if !conn.gather(question, ANSWER_MAX, |row| survey.row(row_columns(row))).await? {
+                    return Ok(false);
+                }
             }
             // Not on the thread that serves the clients.
             let closed = tokio::task::spawn_blocking(|| survey.close()).await;
