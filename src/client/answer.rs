@@ -493,6 +493,9 @@ impl Answer<'_> {
         if unnamed_replays || conn.pipeline.iter().any(is_replaced) {
             conn.unnamed = Held::Unknown;
         }
+        if unnamed_replays {
+            self.marks.changes.doubt_held();
+        }
         Ok(())
     }
 

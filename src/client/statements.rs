@@ -115,6 +115,16 @@ impl Changes {
         }
     }
 
+    /// A change of the server connection's unnamed statement that the client did not ask for never happened: what a later one
+    /// found there may be something else.
+    pub fn doubt_held(&mut self) {
+        for change in &mut self.queue {
+            if let Change::Unnamed(_, held, _) = change {
+                *held = Held::Unknown;
+            }
+        }
+    }
+
     /// A change of the server connection's unnamed statement is on its way.
     #[inline]
     pub fn begin_unnamed(&mut self) {

@@ -1,5 +1,6 @@
 //! What becomes of each message of a client, without sockets.
 
+use pgweir_config::StatementMode;
 use pgweir_harness::wire::build::{
     bind, close_statement, copy_data, copy_done, describe_portal, describe_statement, execute, flush, message, parse,
     query, sync, terminate,
@@ -116,6 +117,26 @@ fn the_unnamed_statement_of_another_is_replaced_before_it_is_bound() {
     desk.conn.unnamed = Held::Unknown;
     let (sent, _) = desk.client(&bind("", "", &[]));
     assert_eq!(sent, [close_statement(""), bind("", "", &[])].concat(), "a stranger's is closed");
+}
+
+#[test]
+fn the_unnamed_statement_of_another_is_not_bound_behind_batches_that_failed_together() {
+    let mut desk = Desk::new();
+    desk.mode = StatementMode::Strip;
+    desk.client(&[parse("s", ONE, &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.conn.unnamed = Held::Unknown;
+    let failing = execute("no such portal", 0);
+    let first = [failing.clone(), bind("", "s", &[]), sync()].concat();
+    let second = [failing, parse("", "ROLLBACK", &[]), sync()].concat();
+    let (sent, _) = desk.client(&[first, second].concat());
+    assert!(memchr::memmem::find(&sent, ONE.as_bytes()).is_some(), "our Parse is on its way: {}", sent.escape_ascii());
+    // It is skipped, and so is the client's.
+    let failed = [reply::error("ERROR", "34000", "portal does not exist"), reply::ready(b'I')].concat();
+    desk.server(&failed.repeat(2));
+    let (sent, _) = desk.client(&[bind("", "s", &[]), sync()].concat());
+    let want = [parse("", ONE, &[]), bind("", "", &[]), sync()].concat();
+    assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
 }
 
 #[test]
