@@ -56,7 +56,14 @@ impl Ahead {
                 Ok(Scanned::Part { body_len, .. }) if len + HEADER + body_len as usize <= BATCH_MAX => {
                     return at(len, Edge::Short);
                 }
-                Ok(Scanned::Part { .. } | Scanned::Inside { .. }) => return at(len, Edge::Inside),
+                Ok(Scanned::Part { tag, .. }) => {
+                    // What a long text does is not known before its end.
+                    if matches!(tag, b'Q' | b'P' | b'F') {
+                        see(Piece::Untold);
+                    }
+                    return at(len, Edge::Inside);
+                }
+                Ok(Scanned::Inside { .. }) => return at(len, Edge::Inside),
                 // The session is about to end.
                 Err(_) => return at(len, Edge::Open),
             };

@@ -216,10 +216,10 @@ fn mentions(text: &[u8], word: &[u8]) -> bool {
 /// Source: `PostgreSQL` 17 docs, §26.4 "Hot Standby", and measured.
 #[must_use]
 pub fn may_do_elsewhere(code: &[u8]) -> bool {
+    const NOT_THERE_YET: [&[u8]; 5] = [b"42P01", b"42703", b"42704", b"42883", b"3F000"];
     matches!(code, b"25006" | b"0A000" | b"55000" | b"40001" | b"40P01")
         || code.starts_with(b"57P0")
-        || code.starts_with(b"42")
-        || code.starts_with(b"3F")
+        || NOT_THERE_YET.contains(&code)
 }
 
 #[cfg(test)]

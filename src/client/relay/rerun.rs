@@ -30,7 +30,7 @@ impl Rerun {
     /// Whether forgetting it loses nothing.
     #[inline]
     pub const fn is_blank(&self) -> bool {
-        self.batch.is_empty() && !self.again
+        self.batch.is_empty() && !self.again && !self.routed
     }
 
     /// The whole of a batch, as the client sent it, is on its way.

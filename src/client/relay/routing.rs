@@ -32,6 +32,7 @@ use pgweir_config::{PoolMode, ReadRouting};
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::scanner::Scanned;
 
 use super::super::ahead::{Ahead, BATCH_MAX, Edge, Piece};
 use super::super::end::End;
@@ -280,9 +281,24 @@ impl Relay {
             (Err(reason), _) => Decision::Home(reason),
             (Ok(_), Edge::Short) => Decision::Wait,
             (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
+            (Ok(_), Edge::Whole) if self.gives_anew(ahead) => Decision::Home(RouteReason::Session),
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
         (decision, found)
+    }
+
+    /// Whether the first batch in `ahead` gives a name that stands for something already: that would be lost if the batch failed on
+    /// a follower and ran again.
+    fn gives_anew(&self, ahead: &[u8]) -> bool {
+        let none = Changes::default();
+        let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
+        let mut anew = false;
+        let _ = Ahead::look(self.scanner, ahead, |piece| {
+            if let Piece::Parse(name, _) = piece {
+                anew |= !name.is_empty() && !matches!(self.statements.look(name, changes), Look::Unknown);
+            }
+        });
+        anew
     }
 
     /// Where a text may run.
@@ -391,9 +407,7 @@ impl Relay {
         if fits {
             self.pool.stats.borrow_mut().routes.add(routing.reason);
         } else {
-            if conn.is_none() {
-                routing.replicas.failed(&self.lender);
-            }
+            // A pool that has none in time may be busy; whether its follower is well, its logins tell.
             routing.course = Course::Forced { begun: false };
             routing.reason = RouteReason::NoFollower;
             self.note(Activity::Idle);
@@ -527,8 +541,8 @@ impl Relay {
                 Text::Missing => {}
                 Text::Opaque => remains = false,
             });
-            // Of a long message only the front is there; a short one is seen when it is whole.
-            remains &= found.edge != Edge::Inside || found.len == 0 && self.scanner.is_inside();
+            // Of a long message only the front is there, or the end, with who knows what behind it.
+            remains &= found.edge != Edge::Inside;
             if !remains {
                 return self.set_course(Course::Home, 0, RouteReason::Unknown);
             }
@@ -544,6 +558,15 @@ impl Relay {
     /// On a follower, with nothing left of the batch before: what comes next, and may it be passed on? False if it waits,
     /// or the lease is over.
     fn admit(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
+        let mut scanner = self.scanner;
+        if scanner.is_inside() {
+            // The end of a message whose front was passed on; what is behind it is looked at by itself.
+            let Ok(Scanned::Inside { len }) = scanner.next(input) else { return Ok(false) };
+            if let Some(routing) = &mut self.routing {
+                routing.left = len;
+            }
+            return Ok(true);
+        }
         let (Lease::Held(conn), Some(routing), Some(active)) = (&self.lease, &mut self.routing, &mut self.active)
         else {
             return Ok(false);
@@ -562,6 +585,7 @@ impl Relay {
             _ => {}
         }
         let course = routing.course;
+        let gives_anew = self.gives_anew(input);
         let mut unfit = false;
         let found = self.texts(input, |relay, text| match text {
             Text::Known(text) => unfit |= relay.is_unfit(text),
@@ -573,7 +597,7 @@ impl Relay {
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
-            Edge::Whole if course == Course::Begun && is_settled => (Course::First, found.len),
+            Edge::Whole if course == Course::Begun && is_settled && !gives_anew => (Course::First, found.len),
             Edge::Whole | Edge::Open => (Course::Within, found.len),
             Edge::Inside => (Course::Within, input.len()),
         };
