@@ -389,7 +389,11 @@ impl Replicas {
 
     /// False if it did not tell where it is.
     async fn ask_primary(&self) -> bool {
-        let told = self.question_primary().await;
+        let told = match lease(&self.home).await {
+            Some(conn) => self.question_primary(conn).await,
+            None if is_busy(&self.home) => return false,
+            None => false,
+        };
         if told {
             self.failures.set(0);
         } else {
@@ -401,8 +405,7 @@ impl Replicas {
         told
     }
 
-    async fn question_primary(&self) -> bool {
-        let Some(mut conn) = lease(&self.home).await else { return false };
+    async fn question_primary(&self, mut conn: Box<ServerConn>) -> bool {
         let life = conn.incarnation.clone();
         let sent = self.now();
         let mut told = None;
@@ -453,11 +456,18 @@ impl Replicas {
     async fn ask_follower(&self, at: usize) -> Option<(usize, FollowerSample)> {
         let member = self.members.get(at)?;
         member.is_asked.set(true);
-        let sample = question_follower(&member.pool, &self.settings).await;
+        let leased = lease(&member.pool).await;
+        let may_be_well = leased.is_none() && is_busy(&member.pool);
+        let sample = match leased {
+            Some(conn) => question_follower(&member.pool, conn, &self.settings).await,
+            None => None,
+        };
         self.now();
         member.is_asked.set(false);
         let Some(sample) = sample else {
-            self.fail(at);
+            if !may_be_well {
+                self.fail(at);
+            }
             return None;
         };
         let next = self.group.borrow_mut().follower(at, &sample);
@@ -502,8 +512,11 @@ impl Replicas {
     }
 }
 
-async fn question_follower(pool: &Rc<Pool>, of_primary: &RefCell<Box<str>>) -> Option<FollowerSample> {
-    let mut conn = lease(pool).await?;
+async fn question_follower(
+    pool: &Rc<Pool>,
+    mut conn: Box<ServerConn>,
+    of_primary: &RefCell<Box<str>>,
+) -> Option<FollowerSample> {
     let life: Rc<Incarnation> = conn.incarnation.clone();
     let mut told = None;
     let answered = ask(pool, &mut conn, OF_FOLLOWER, |columns| {
@@ -539,6 +552,11 @@ async fn question_follower(pool: &Rc<Pool>, of_primary: &RefCell<Box<str>>) -> O
 
 fn position(text: &str) -> Option<Position> {
     Position::parse(text.as_bytes())
+}
+
+/// Whether there is none in time because clients have all there are, which says nothing of the server.
+fn is_busy(pool: &Pool) -> bool {
+    pool.health().serves() && pool.open() > 0
 }
 
 /// A server connection of the pool; none if there is none in time.

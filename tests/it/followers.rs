@@ -116,8 +116,6 @@ async fn only_what_is_proven_to_follow_the_primary_serves() {
     wait_until_async(SOON, async || {
         let at = readers.led_to().await;
         assert!(at == "one" || at == "primary", "{at}");
-        // Shown if it fails.
-        println!("{:?}", wanted.map(|(cluster, state)| (state, readers.is(cluster, state))));
         wanted.iter().all(|(cluster, state)| readers.is(cluster, state))
     })
     .await;
