@@ -337,7 +337,9 @@ impl Answer<'_> {
             self.aside.healing = true;
             plan.forget();
         }
-        tells_of_recovery || self.conn.pipeline.front().is_none()
+        // Since 14 a reload is told in the answer of whatever comes next.
+        let sets = self.marks.tainted || self.marks.unsettled;
+        tells_of_recovery || !sets || self.conn.pipeline.front().is_none()
     }
 
     /// A name is told without the tag. True if that was it.

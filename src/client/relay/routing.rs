@@ -125,7 +125,8 @@ impl Routing {
     /// A transaction on `conn` has ended, or may have: whatever it wrote is to be seen from now on.
     #[cold]
     pub fn ended(&mut self, now: Moment, conn: &ServerConn) {
-        if self.course == Course::Home {
+        // One that only reads ends by a COMMIT, which is seen on its way: otherwise it was not even begun.
+        if matches!(self.course, Course::Home | Course::HomeReadOnly) {
             self.stamp = Some(now);
             self.replicas.stamp(now, conn);
         }
@@ -366,6 +367,8 @@ impl Relay {
 
     /// A follower that may serve the batch.
     fn choose(&mut self, cx: &mut Task<'_>) -> Poll<Choice> {
+        // A bound on the age of what is read is measured from when it came.
+        self.context.clock.refresh();
         let now = self.context.clock.moment();
         let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
         let arrived = *routing.arrived.get_or_insert(now);
@@ -551,7 +554,14 @@ impl Relay {
             }
             at += found.len;
         }
-        let course = if ended { Course::HomeReads } else { Course::HomeReadOnly };
+        // What is sent ahead of the answer to its BEGIN may find no transaction.
+        let is_open =
+            matches!(&self.lease, Lease::Held(conn) if conn.pipeline.certain_status() == Some(TxStatus::Open));
+        let course = match (ended, is_open) {
+            (false, _) => Course::HomeReadOnly,
+            (true, true) => Course::HomeReads,
+            (true, false) => Course::Home,
+        };
         self.set_course(course, at, RouteReason::ReadOnly);
     }
 
