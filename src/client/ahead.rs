@@ -42,8 +42,9 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Goes through the first batch in `input`. `scanner` is where the stream stands.
-    pub fn look<'a>(mut scanner: Scanner, input: &'a [u8], mut see: impl FnMut(Piece<'a>)) -> Self {
+    /// Goes through the first batch in `input`. `scanner` is where the stream stands; a text of up to `text_max` bytes is
+    /// passed on when it is whole.
+    pub fn look<'a>(mut scanner: Scanner, input: &'a [u8], text_max: usize, mut see: impl FnMut(Piece<'a>)) -> Self {
         let mut len = 0;
         let at = |len, edge| Self { len, edge };
         if scanner.is_inside() {
@@ -54,6 +55,9 @@ impl Ahead {
                 Ok(Scanned::Whole { tag, body }) => (tag, body),
                 Ok(Scanned::Short) => return at(len, Edge::Short),
                 Ok(Scanned::Part { body_len, .. }) if len + HEADER + body_len as usize <= BATCH_MAX => {
+                    return at(len, Edge::Short);
+                }
+                Ok(Scanned::Part { tag: b'Q' | b'P', body_len, .. }) if body_len as usize <= text_max => {
                     return at(len, Edge::Short);
                 }
                 Ok(Scanned::Part { tag, .. }) => {
@@ -108,7 +112,7 @@ mod tests {
     fn look(input: &[u8]) -> (usize, Edge, Vec<String>) {
         let mut seen = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let found = Ahead::look(Scanner::new(u32::MAX >> 1), input, |piece| {
+        let found = Ahead::look(Scanner::new(u32::MAX >> 1), input, 3 * BATCH_MAX, |piece| {
             seen.push(match piece {
                 Piece::Query(query) => text(query),
                 Piece::Parse(name, query) => format!("{}={}", text(name), text(query)),
@@ -126,7 +130,7 @@ mod tests {
         let (next, long) = (query("next"), "x".repeat(BATCH_MAX));
         let big = bind("", "s", &[Some(long.as_bytes())]);
         #[rustfmt::skip]
-        let table: [(&str, Vec<u8>, usize, Edge, &[&str]); 13] = [
+        let table: [(&str, Vec<u8>, usize, Edge, &[&str]); 15] = [
             ("a query",           query("q"),                                    7,              Edge::Whole,  &["q"]),
             ("two queries",       [query("q"), next.clone()].concat(),           7,              Edge::Whole,  &["q"]),
             ("a batch",           whole.clone(),                                 whole.len(),    Edge::Whole,  &["s=SELECT 1", "@s"]),
@@ -137,6 +141,8 @@ mod tests {
             ("a call",            function_call(1, &[]),                         15,             Edge::Whole,  &["?"]),
             ("a goodbye",         [query("q"), terminate()].concat(),            7,              Edge::Whole,  &["q"]),
             ("a goodbye first",   terminate(),                                   0,              Edge::Open,   &[]),
+            ("a long text, cut",    query(&"x".repeat(2 * BATCH_MAX))[..99].to_vec(), 0, Edge::Short,  &[]),
+            ("too long a text, cut", query(&"x".repeat(4 * BATCH_MAX))[..99].to_vec(), 0, Edge::Inside, &["?"]),
             ("data",              copy_data(b"x"),                               0,              Edge::Open,   &[]),
             ("too long",          [big.clone(), sync()].concat(),                big.len(),      Edge::Open,   &["@s"]),
             ("too long, the front", big[..99].to_vec(),                          0,              Edge::Inside, &[]),

@@ -109,7 +109,7 @@ impl Relay {
         input.drain(..rest);
         // Names that it gave are not given, as far as the client knows.
         let mut names: Vec<&[u8]> = Vec::new();
-        let _ = Ahead::look(self.scanner, &batch, |piece| {
+        let _ = Ahead::look(self.scanner, &batch, usize::MAX, |piece| {
             if let Piece::Parse(name, _) = piece
                 && !name.is_empty()
             {

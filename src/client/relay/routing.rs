@@ -282,6 +282,8 @@ impl Relay {
             (Err(reason), _) => Decision::Home(reason),
             (Ok(_), Edge::Short) => Decision::Wait,
             (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
+            // More than is kept.
+            (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
             (Ok(_), Edge::Whole) if self.gives_anew(ahead) => Decision::Home(RouteReason::Session),
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
@@ -294,7 +296,7 @@ impl Relay {
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         let mut anew = false;
-        let _ = Ahead::look(self.scanner, ahead, |piece| {
+        let _ = Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| {
             if let Piece::Parse(name, _) = piece {
                 anew |= !name.is_empty() && !matches!(self.statements.look(name, changes), Look::Unknown);
             }
@@ -342,7 +344,7 @@ impl Relay {
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         // Names that the batch itself gives.
         let mut parsed: Vec<&[u8]> = Vec::new();
-        Ahead::look(self.scanner, ahead, |piece| match piece {
+        Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| match piece {
             Piece::Query(text) => each(self, Text::Known(text)),
             Piece::Parse(name, text) => {
                 parsed.push(name);
@@ -607,7 +609,9 @@ impl Relay {
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
-            Edge::Whole if course == Course::Begun && is_settled && !gives_anew => (Course::First, found.len),
+            Edge::Whole if course == Course::Begun && is_settled && !gives_anew && found.len <= BATCH_MAX => {
+                (Course::First, found.len)
+            }
             Edge::Whole | Edge::Open => (Course::Within, found.len),
             Edge::Inside => (Course::Within, input.len()),
         };

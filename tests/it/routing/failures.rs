@@ -57,6 +57,42 @@ fn what_a_follower_refuses_runs_on_the_primary_once() {
 }
 
 #[test]
+fn long_texts_and_values_in_a_transaction_on_a_follower_are_looked_at_to_their_end() {
+    let family = family();
+    let stage = family.stage(&[]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    let long = |len: usize| format!("SELECT length('{}')", "x".repeat(len));
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        succeed(&mut client, "BEGIN READ ONLY").await;
+        assert_ne!(at(&mut client).await, "primary");
+        assert_eq!(value(&mut client, &long(200_000)).await, "200000", "read whole");
+        // A long value, and behind it, at once, what is no part of the transaction.
+        let big = "y".repeat(300_000);
+        let mut bytes = build::parse("", "SELECT length($1)", &[25]);
+        bytes.extend([build::bind("", "", &[Some(big.as_bytes())]), build::execute("", 0), build::sync()].concat());
+        bytes.extend([build::query("COMMIT"), build::query("INSERT INTO kept VALUES (1)")].concat());
+        client.send(&bytes).await.unwrap();
+        assert_eq!(client.outcome().await.unwrap().value(), Some("300000"));
+        assert_eq!(client.outcome().await.unwrap().tags, ["COMMIT"]);
+        assert_eq!(client.outcome().await.unwrap().tags, ["INSERT 0 1"]);
+        assert_eq!(value(&mut client, "SELECT count(*) FROM kept").await, "1");
+        // Longer than is ever read: it moves to the primary, if it comes first.
+        family.until_routed(&mut client).await;
+        succeed(&mut client, "BEGIN READ ONLY").await;
+        assert_eq!(value(&mut client, &long(1_000_000)).await, "1000000");
+        assert_eq!(at(&mut client).await, "primary");
+        succeed(&mut client, "COMMIT").await;
+        family.until_routed(&mut client).await;
+        succeed(&mut client, "BEGIN READ ONLY").await;
+        assert_ne!(at(&mut client).await, "primary");
+        fail(&mut client, &long(1_000_000), "0A000", b'E').await;
+        succeed(&mut client, "ROLLBACK").await;
+    });
+}
+
+#[test]
 fn a_conflict_with_recovery_is_seen_by_nobody() {
     let family = family();
     let stage = family.stage(&[]);
