@@ -494,7 +494,8 @@ impl Relay {
             // It was the front of a message that has to be whole: looked at again when there is more.
             self.passed(usize::MAX);
         }
-        Ok((used, more))
+        // What is behind it is looked at by itself.
+        Ok((used, more || used == batch.len() && used < input.len()))
     }
 
     fn passed(&mut self, used: usize) {
