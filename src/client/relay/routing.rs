@@ -87,6 +87,8 @@ pub struct Routing {
     pub(super) course: Course,
     /// Bytes of the batch under way that were not passed on yet.
     pub(super) left: usize,
+    /// None of it was.
+    untouched: bool,
     /// When the last transaction of this session that may have written was acknowledged.
     stamp: Option<Moment>,
     /// Whose positions the choice relied on.
@@ -112,6 +114,7 @@ impl Routing {
                 replicas,
                 course: Course::Home,
                 left: 0,
+                untouched: true,
                 stamp: None,
                 seat: None,
                 arrived: None,
@@ -240,6 +243,7 @@ impl Relay {
     pub(super) fn set_course(&mut self, course: Course, left: usize, reason: RouteReason) {
         if let Some(routing) = &mut self.routing {
             (routing.course, routing.left, routing.reason, routing.begins) = (course, left, reason, 0);
+            routing.untouched = true;
         }
     }
 
@@ -474,11 +478,12 @@ impl Relay {
         if left == 0 && !self.admit(input, cx)? {
             return Ok((0, false));
         }
-        let Some(routing) = &self.routing else { return Ok((0, false)) };
+        let Some(routing) = &mut self.routing else { return Ok((0, false)) };
         let (course, left) = (routing.course, routing.left);
         let batch = input.get(..left).unwrap_or(input);
-        let keeps = batch.len() == left && matches!(course, Course::Lone | Course::Opening | Course::First);
-        if let Some(active) = self.active.as_mut().filter(|active| keeps && !active.rerun.is_routed()) {
+        let is_whole = std::mem::take(&mut routing.untouched) && batch.len() == left;
+        let keeps = is_whole && matches!(course, Course::Lone | Course::Opening | Course::First);
+        if let Some(active) = self.active.as_mut().filter(|_| keeps) {
             active.rerun.keep_routed(batch);
         }
         let (used, more) = self.pass(batch, made, cx)?;
@@ -619,6 +624,7 @@ impl Relay {
         if let Some(routing) = &mut self.routing {
             // A goodbye, or what no client may send, is no part of a batch: the pass says so.
             (routing.course, routing.left) = (next, if left == 0 { input.len() } else { left });
+            routing.untouched = true;
         }
         Ok(true)
     }
