@@ -198,6 +198,7 @@ impl Worker {
             }
             pool.tick();
         }
+        self.context.router.tick();
         self.tell_who_holds_what();
         self.ticks = self.ticks.wrapping_add(1);
         #[cfg(debug_assertions)]

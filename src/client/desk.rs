@@ -162,6 +162,8 @@ impl Desk {
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
                 heals: false,
+                elsewhere: false,
+                follower: false,
             },
         };
         let heard = if input.is_some() {

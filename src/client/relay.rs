@@ -8,11 +8,13 @@
 mod active;
 mod away;
 mod ear;
+mod fallback;
 mod farewell;
 mod holding;
 mod lease;
 mod loss;
 mod rerun;
+mod routing;
 mod slow;
 mod write;
 
@@ -43,6 +45,7 @@ use crate::stats::PinReason;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
+use routing::Routing;
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -64,7 +67,13 @@ enum Lease {
 pub struct Relay {
     context: Rc<Context>,
     entry: Rc<Entry>,
+    /// Of the database's primary: whose client it is, with its limits, settings and catalog.
     pool: Rc<Pool>,
+    /// Whose server connection the lease is of, or waits for: that pool, or one of a follower. It means nothing without a
+    /// lease.
+    lender: Rc<Pool>,
+    /// What leads to followers; none if there are none to be used.
+    routing: Option<Box<Routing>>,
     link: Stream,
     scanner: Scanner,
     lease: Lease,
@@ -101,10 +110,13 @@ impl Relay {
     ) -> Self {
         pool.clients.set(pool.clients.get() + 1);
         let scanner = Scanner::new(u32::try_from(context.config.client.max_packet_size).unwrap_or(u32::MAX));
+        let routing = Routing::of(&context.router, &pool);
         let mut relay = Self {
             context,
             entry,
+            lender: pool.clone(),
             pool,
+            routing,
             link,
             scanner,
             lease: Lease::None,
@@ -235,7 +247,7 @@ impl Relay {
             Lease::Waiting(_) => false,
             Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
         };
-        free && self.active.as_ref().is_none_or(|active| active.local.is_none())
+        free && self.active.as_ref().is_none_or(|active| active.local.is_none()) && !self.owes_begin()
     }
 
     fn active(&mut self) -> &mut Active {
@@ -309,6 +321,8 @@ impl Relay {
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
+            elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
+            follower: self.is_on_follower(),
         }
     }
 
@@ -326,17 +340,24 @@ impl Relay {
             return 0;
         };
         let begun = active.aside.query_begun;
-        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
+        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
+        let ended = self.routing.as_ref().map(|_| self.lender.stats.borrow().transactions);
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             rules,
         }
         .inspect(&mut plan);
+        if let (Some(ended), Some(routing)) = (ended, &mut self.routing)
+            && self.lender.stats.borrow().transactions != ended
+        {
+            // Before the client is told.
+            routing.ended(rules.now, conn);
+        }
         let used = plan.at();
         let (first, second) = plan.slices();
         if !(first.is_empty() && second.is_empty()) {
@@ -359,6 +380,7 @@ impl Relay {
             Heard::Lost(lost) => self.lose(lost, cx),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
+            Heard::Again if self.is_on_follower() => self.leave_follower(cx),
             Heard::Again => self.run_healed(),
         }
     }
@@ -383,6 +405,8 @@ impl Relay {
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
+                // It may have come to nothing but another way, which is to be gone now.
+                moved |= self.active.as_ref().is_some_and(|active| active.resume && !active.stalled);
                 // A new lease has to be asked for answers, even if nothing of the client's was sent yet.
                 moved |= !had && matches!(self.lease, Lease::Held(_));
             }
@@ -406,6 +430,13 @@ impl Relay {
         };
         self.lease = Lease::None;
         self.active().resume = true;
+        if self.is_on_follower() && !self.accepts(granted.as_deref().ok()) {
+            // Not the server that was chosen, or none: what waits goes to the primary.
+            if let Ok(conn) = granted {
+                self.lender.release(conn);
+            }
+            return Ok(true);
+        }
         match granted {
             Ok(conn) => {
                 if self.context.slow.is_some() {
@@ -492,12 +523,16 @@ impl Relay {
             match &self.lease {
                 Lease::None => match self.first(rest)? {
                     First::Drop(len) => at += len,
-                    First::Lease if self.acquire(cx)? => {}
+                    First::Lease if self.acquire(rest, cx)? => {}
                     First::Lease | First::Wait => return Ok(at),
                 },
                 Lease::Waiting(_) => return Ok(at),
                 Lease::Held(_) => {
-                    let (used, more) = self.pass(rest, made, cx)?;
+                    let (used, more) = if self.routing.is_some() {
+                        self.pass_routed(rest, made, cx)?
+                    } else {
+                        self.pass(rest, made, cx)?
+                    };
                     at += used;
                     if !more || self.runs_again() {
                         return Ok(at);
@@ -558,7 +593,7 @@ impl Relay {
             library: &mut context.library.borrow_mut(),
             catalog: &self.pool.catalog,
             catalog_key: self.pool.catalog.key(),
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
             profiles: &self.pool.profiles,
@@ -603,7 +638,7 @@ impl Relay {
         if active.marks.harmless || first && active.marks.placing.named {
             active.rerun.keep(batch, active.marks.harmless);
         } else {
-            active.rerun.settle();
+            active.rerun.pass_by();
         }
         let (front, back) = plan.slices();
         let sent = if front.is_empty() && back.is_empty() { Ok(()) } else { conn.write(cx, front, back) };
@@ -663,14 +698,15 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
+        // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
+        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) && !active.rerun.is_routed() {
             let mut plan = Plan::new(&[], made);
             Answer {
                 conn,
                 statements: &mut self.statements,
                 marks: &mut active.marks,
                 aside: &mut active.aside,
-                stats: &mut self.pool.stats.borrow_mut(),
+                stats: &mut self.lender.stats.borrow_mut(),
                 rules,
             }
             .answer_locally(&mut plan);
