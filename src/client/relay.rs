@@ -11,6 +11,7 @@ mod ear;
 mod farewell;
 mod holding;
 mod lease;
+mod listen;
 mod loss;
 mod rerun;
 mod slow;
@@ -38,7 +39,7 @@ use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
-use crate::stats::PinReason;
+use crate::state::Subscriber;
 
 pub use active::Active;
 use active::Proof;
@@ -73,6 +74,8 @@ pub struct Relay {
     startup: Rc<Profile>,
     statements: Statements,
     active: Option<Box<Active>>,
+    /// What it listens to by the hub.
+    subscriber: Option<Box<Subscriber>>,
     /// The server connection is counted as pinned.
     pinned: bool,
     /// The server connection's waker was set when it was taken, just now.
@@ -112,6 +115,7 @@ impl Relay {
             profile,
             statements: Statements::default(),
             active: None,
+            subscriber: None,
             pinned: false,
             armed: false,
             ear: Ear::Open,
@@ -140,7 +144,10 @@ impl Relay {
         self.entry.set_waker(cx.waker());
         let mut scratch = self.context.scratch.lend();
         self.at_work = true;
-        let outcome = self.turn(cx, &mut scratch);
+        let mut outcome = self.turn(cx, &mut scratch);
+        if self.subscriber.is_some() && outcome.is_ok() {
+            outcome = self.tend(cx);
+        }
         self.context.scratch.put_back(scratch);
         if let Err(end) = &outcome {
             // Who said goodbye does not wait to be answered.
@@ -309,6 +316,7 @@ impl Relay {
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
+            pid: self.entry.pid,
         }
     }
 
@@ -334,6 +342,7 @@ impl Relay {
             marks: &mut active.marks,
             aside: &mut active.aside,
             stats: &mut self.pool.stats.borrow_mut(),
+            subscriber: self.subscriber.as_deref(),
             rules,
         }
         .inspect(&mut plan);
@@ -568,6 +577,8 @@ impl Relay {
             mode: self.pool.limits.statements,
             budget: self.pool.limits.budget,
             may_pin: self.pinned || self.pool.pinned.get() < self.pool.limits.max_pinned,
+            channels: self.subscriber.as_ref().and_then(|subscriber| subscriber.channels()),
+            replaying: &mut active.aside.replaying,
         }
         .inspect(&mut plan);
         if matches!(stop, Stop::Full) {
@@ -581,13 +592,7 @@ impl Relay {
             slow::note(&mut active.watched, lease, scanner, sent, &self.statements, &active.marks.changes);
         }
         if used > 0 {
-            // What pins a connection may be gone after any statement.
-            active.marks.tainted |= active.marks.pins.may_end();
-            if active.marks.pins.has(PinReason::Temp) {
-                // What its own temporary tables and functions set in motion is in nobody's catalog.
-                active.marks.runs_unjudged();
-            }
-            active.proof = Proof::Open;
+            active.sent();
         }
         if active.marks.defines {
             // In a transaction nobody sees it before the COMMIT.
@@ -659,27 +664,30 @@ impl Relay {
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
+        let waits = |conn: &ServerConn| conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local);
+        if matches!(&self.lease, Lease::Held(conn) if waits(conn)) {
+            return Ok(());
+        }
         let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
-            let mut plan = Plan::new(&[], made);
-            Answer {
-                conn,
-                statements: &mut self.statements,
-                marks: &mut active.marks,
-                aside: &mut active.aside,
-                stats: &mut self.pool.stats.borrow_mut(),
-                rules,
-            }
-            .answer_locally(&mut plan);
-            let (first, second) = plan.slices();
-            if !first.is_empty() {
-                // Whoever has a part of the answer must not get it twice.
-                active.rerun.settle();
-                self.write_client(cx, first, second)?;
-            }
+        let mut plan = Plan::new(&[], made);
+        Answer {
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            aside: &mut active.aside,
+            stats: &mut self.pool.stats.borrow_mut(),
+            subscriber: None,
+            rules,
+        }
+        .answer_locally(&mut plan);
+        let (first, second) = plan.slices();
+        if !first.is_empty() {
+            // Whoever has a part of the answer must not get it twice.
+            active.rerun.settle();
+            self.write_client(cx, first, second)?;
         }
         Ok(())
     }
