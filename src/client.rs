@@ -1,6 +1,7 @@
 //! One client connection: from its first packet to its goodbye.
 
 mod aftermath;
+mod ahead;
 mod answer;
 #[cfg(test)]
 mod desk;
@@ -12,6 +13,7 @@ mod relay;
 mod request;
 mod slow;
 mod statements;
+mod verdict;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -24,6 +26,7 @@ use pgweir_config::Config;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
+use crate::catalog::{Refusals, RouteCache};
 use crate::clock::{Clock, Moment};
 use crate::net::tls::{Gear, Keyring};
 use crate::net::{Peer, Sockets, Stream};
@@ -66,6 +69,10 @@ pub struct Context {
     pub scans: RefCell<sql::Cache>,
     /// What the grammar says of them.
     pub library: RefCell<sql::Library>,
+    /// Where they may run; none before somebody has to know.
+    pub routes: RefCell<Option<Box<RouteCache>>>,
+    /// What followers refused.
+    pub refusals: RefCell<Refusals>,
     /// What belongs to no pool.
     pub process: RefCell<ProcessStats>,
     /// Client connections, those that log in included.
@@ -114,6 +121,8 @@ impl Context {
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
             library: RefCell::default(),
+            routes: RefCell::default(),
+            refusals: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
             doors: Rc::default(),

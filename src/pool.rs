@@ -20,8 +20,9 @@ use slab::Slab;
 use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Target};
 use crate::clock::Clock;
 use crate::mutant::{Guard, lacks};
+use crate::replica::Incarnation;
 use crate::settings::{Profile, Profiles};
-use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
+use crate::stats::{DiscardReason, FollowerGauges, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _, Role};
 
 use dial::Backoff;
 use fleet::Fleet;
@@ -47,7 +48,7 @@ pub enum Refusal {
         /// The setting's value.
         limit: Duration,
         /// How the pool stood.
-        picture: Picture,
+        picture: Box<Picture>,
     },
     /// The server will not let the pool in; its `ErrorResponse` body, if it sent one, and what to log.
     Hopeless {
@@ -110,6 +111,15 @@ struct Inner {
     lent: Slab<Instant>,
 }
 
+/// What a pool shares with others of the same clients.
+struct Kin {
+    id: u32,
+    profiles: Rc<Profiles>,
+    catalog: Rc<Knowledge>,
+    clock: Rc<Clock>,
+    is_surveyor: bool,
+}
+
 /// The pool of one (database, user).
 #[derive(Debug)]
 pub struct Pool {
@@ -120,7 +130,7 @@ pub struct Pool {
     /// What it may do.
     pub limits: Limits,
     /// The settings of its clients.
-    pub profiles: Profiles,
+    pub profiles: Rc<Profiles>,
     /// What it counted.
     pub stats: RefCell<PoolStats>,
     /// Clients logged in.
@@ -130,7 +140,11 @@ pub struct Pool {
     /// The place of the lent connection that listens for all clients, if one does.
     pub listener: Cell<Option<usize>>,
     /// What is known of the database's functions, triggers and views.
-    pub catalog: Knowledge,
+    pub catalog: Rc<Knowledge>,
+    /// Whether this pool is the one that asks for it: a follower has the primary's.
+    is_surveyor: bool,
+    /// How its server stands, if it is a follower.
+    pub follower: Cell<Option<FollowerGauges>>,
     /// Its part in the fleet's budget, if there is one.
     fleet: Option<Fleet>,
     /// How its server's limits stand, for whoever asks.
@@ -162,26 +176,62 @@ impl Pool {
         census: Census<'_>,
     ) -> Rc<Self> {
         let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
+        let kin = Kin { id, profiles: Rc::default(), catalog: Rc::new(catalog), clock, is_surveyor: true };
+        Self::made(kin, name, limits, target, shared, census)
+    }
+
+    /// An empty pool of a follower, for the clients of `home`, whose settings and statements it knows and whose catalog it
+    /// has.
+    #[must_use]
+    pub fn of_follower(
+        home: &Self,
+        name: PoolName,
+        limits: Limits,
+        target: Target,
+        shared: [Rc<SharedLimit>; 2],
+        census: Census<'_>,
+    ) -> Rc<Self> {
+        let kin = Kin {
+            id: home.id,
+            profiles: home.profiles.clone(),
+            catalog: home.catalog.clone(),
+            clock: home.clock.clone(),
+            is_surveyor: false,
+        };
+        Self::made(kin, name, limits, target, shared, census)
+    }
+
+    fn made(
+        kin: Kin,
+        name: PoolName,
+        limits: Limits,
+        target: Target,
+        shared: [Rc<SharedLimit>; 2],
+        census: Census<'_>,
+    ) -> Rc<Self> {
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
-        let fleet = census.fleet.map(|policy| Fleet::new(policy, clock.now()));
+        let fleet = census.fleet.map(|policy| Fleet::new(policy, kin.clock.now()));
         let tag = fleet.as_ref().map(Fleet::member_name).unwrap_or_default();
         let watch = Watch::new(&target, &tag, census.period, census.roster);
+        let follower = (name.role == Role::Follower).then(FollowerGauges::default);
         let pool = Rc::new(Self {
-            id,
+            id: kin.id,
             name,
             limits,
-            profiles: Profiles::default(),
+            profiles: kin.profiles,
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
             listener: Cell::new(None),
-            catalog,
+            catalog: kin.catalog,
+            is_surveyor: kin.is_surveyor,
+            follower: Cell::new(follower),
             fleet,
             watch,
             check_ins: Cell::new(0),
             target: Rc::new(target),
-            clock,
+            clock: kin.clock,
             counts: [own, database.count.clone(), user.count.clone()],
             shared,
             inner: RefCell::default(),
@@ -336,7 +386,7 @@ impl Pool {
             self.discard(conn, DiscardReason::Lifetime);
             return self.dial_if_wanted();
         }
-        if self.catalog.is_due(self.clock.now()) {
+        if self.is_surveyor && self.catalog.is_due(self.clock.now()) {
             return self.look_into_catalog(conn);
         }
         let Some(mut conn) = self.pass_fleet(conn) else { return };
@@ -379,7 +429,7 @@ impl Pool {
     /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
     fn coming(&self) -> u32 {
         let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
-        self.logging_in.get() + u32::from(self.catalog.is_asking()) + errands
+        self.logging_in.get() + u32::from(self.is_surveyor && self.catalog.is_asking()) + errands
     }
 
     /// Why there are no more server connections, as far as that is known.
@@ -436,7 +486,7 @@ impl Pool {
             return;
         }
         while self.waiters().1 >= limit {
-            let refusal = Refusal::Timeout { limit, picture: self.picture() };
+            let refusal = Refusal::Timeout { limit, picture: Box::new(self.picture()) };
             let first = self.inner.borrow_mut().queue.pop_front();
             let Some(key) = first else { return };
             self.settle_slot(key, Slot::Refused(refusal));
@@ -475,6 +525,32 @@ impl Pool {
     pub fn drain(self: &Rc<Self>) {
         self.draining.set(true);
         self.close_stale();
+    }
+
+    /// Whether server connections are closed when they are no longer needed.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Closes the idle server connections that lead to this life of a server, or to another one.
+    pub fn evict(&self, is_leaving: impl Fn(&Incarnation) -> bool) {
+        loop {
+            let conn = {
+                let mut inner = self.inner.borrow_mut();
+                let at = inner.idle.iter().position(|conn| is_leaving(&conn.incarnation));
+                let Some(at) = at else { return };
+                inner.idle.remove(at)
+            };
+            self.discard(conn, DiscardReason::Lost);
+        }
+    }
+
+    /// What the pool has to do: server connections lent, and clients waiting.
+    #[must_use]
+    pub fn load(&self) -> u32 {
+        let inner = self.inner.borrow();
+        u32::try_from(inner.lent.len() + inner.queue.len()).unwrap_or(u32::MAX)
     }
 
     /// How the pool stands, in words' material.
@@ -516,6 +592,7 @@ impl Pool {
             servers_closing: self.open().saturating_sub(idle + lent + logging_in),
             servers_limit: self.limits.pool_size + self.limits.reserve_pool_size,
             oldest_wait_us: micros(oldest),
+            follower: self.follower.get(),
         }
     }
 

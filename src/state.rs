@@ -17,7 +17,7 @@ use crate::stats::{PinReason, Reason as _};
 pub use hub::{Hub, Hubs};
 pub use inbox::{Inbox, Over, UNTAKEN_MAX};
 pub use subscriber::{Step, Subscriber};
-pub use subscriptions::{TOTAL_MAX, quote};
+pub use subscriptions::{TOTAL_MAX, listen_to};
 
 /// Effects after which the connection has to be audited before another client gets it.
 const TAINTS: EffectSet = EffectSet::SETTINGS

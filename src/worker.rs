@@ -198,6 +198,7 @@ impl Worker {
             }
             pool.tick();
         }
+        self.context.router.tick();
         self.tell_who_holds_what();
         self.ticks = self.ticks.wrapping_add(1);
         #[cfg(debug_assertions)]
@@ -433,7 +434,8 @@ mod tests {
         first.thread.join().unwrap();
         drop(connect(&second, &shared));
         second.commands.send(Command::Stop).unwrap();
-        second.commands.send(Command::Tick).unwrap();
+        // It wakes up, unless it has ended already.
+        let _ = second.commands.send(Command::Tick);
         second.finished.blocking_recv().unwrap();
     }
 }

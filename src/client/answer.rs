@@ -15,6 +15,7 @@ use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
+use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{
@@ -66,6 +67,8 @@ pub struct Aside {
     pub marked: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
+    /// The SQLSTATE that it failed with on a follower.
+    pub refused: Option<[u8; 5]>,
     /// The first part of a description that is kept.
     pub described: Described,
     /// When the query that is answered next was sent.
@@ -93,6 +96,7 @@ pub struct Answer<'a> {
 
 /// What holds for every message of one turn.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Rules {
     /// The time.
     pub now: Moment,
@@ -104,6 +108,10 @@ pub struct Rules {
     pub statements_max: usize,
     /// The batch that is answered can be sent again, if nothing of it was done.
     pub heals: bool,
+    /// It runs on a follower, and will on the primary if it fails here: nothing of its answer was told.
+    pub elsewhere: bool,
+    /// The server is a follower.
+    pub follower: bool,
     /// The process id that the client was told.
     pub pid: u32,
 }
@@ -111,6 +119,10 @@ pub struct Rules {
 impl Answer<'_> {
     /// Goes through the input and plans what the client gets.
     pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Heard {
+        if self.rules.elsewhere {
+            // What was not told at once.
+            self.answer_locally(plan);
+        }
         loop {
             match self.conn.scanner.next(plan.rest()) {
                 Ok(Scanned::Short) => return Heard::Short,
@@ -166,7 +178,11 @@ impl Answer<'_> {
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
-                let origin = self.parameter();
+                let origin = if self.rules.follower && self.is_followers_own(body, plan) {
+                    Origin::Pooler
+                } else {
+                    self.parameter()
+                };
                 if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
                     Origin::Pooler
                 } else {
@@ -359,6 +375,21 @@ impl Answer<'_> {
         }
     }
 
+    /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
+    #[cold]
+    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+        let (name, value) = backend::parameter_status(body).unwrap_or_default();
+        let tells_of_recovery = name == b"in_hot_standby";
+        if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
+            // It was promoted before it had answered: what it said is of another history.
+            self.aside.healing = true;
+            plan.forget();
+        }
+        // Since 14 a reload is told in the answer of whatever comes next.
+        let sets = self.marks.tainted || self.marks.unsettled;
+        tells_of_recovery || !sets || self.conn.pipeline.front().is_none()
+    }
+
     /// A name is told without the tag. True if that was it.
     #[cold]
     fn untagged(&self, body: &[u8], plan: &mut Plan<'_>) -> bool {
@@ -399,10 +430,16 @@ impl Answer<'_> {
             }
             self.conn.doubt_all();
         }
-        let heals = stale && self.heals(front, plan);
+        let ours = front.note >= STAND_IN || front.origin == Origin::Pooler && front.earns_ready();
+        let elsewhere = self.rules.elsewhere && !ours && may_do_elsewhere(fields.code);
+        let heals = elsewhere || stale && self.heals(front, plan);
         self.fail(front, fields.code)?;
         if heals {
             self.aside.healing = true;
+            if self.rules.elsewhere {
+                self.aside.refused = fields.code.first_chunk().copied();
+                plan.forget();
+            }
             plan.skip(len);
             return Ok(());
         }

@@ -169,6 +169,8 @@ impl Desk {
                 statements_max: STATEMENTS_MAX,
                 heals: false,
                 pid: 1,
+                elsewhere: false,
+                follower: false,
             },
         };
         let heard = if input.is_some() {

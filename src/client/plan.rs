@@ -48,6 +48,12 @@ impl<'a> Plan<'a> {
         self.run = at..at;
     }
 
+    /// Nothing of what was decided so far is to be written.
+    pub fn forget(&mut self) {
+        self.made.clear();
+        self.run.start = self.run.end;
+    }
+
     /// Whether nothing is to be written so far.
     #[must_use]
     pub fn is_silent(&self) -> bool {

@@ -8,12 +8,14 @@
 mod active;
 mod away;
 mod ear;
+mod fallback;
 mod farewell;
 mod holding;
 mod lease;
 mod listen;
 mod loss;
 mod rerun;
+mod routing;
 mod slow;
 mod write;
 
@@ -44,6 +46,7 @@ use crate::state::Subscriber;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
+use routing::Routing;
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -65,7 +68,13 @@ enum Lease {
 pub struct Relay {
     context: Rc<Context>,
     entry: Rc<Entry>,
+    /// Of the database's primary: whose client it is, with its limits, settings and catalog.
     pool: Rc<Pool>,
+    /// Whose server connection the lease is of, or waits for: that pool, or one of a follower. It means nothing without a
+    /// lease.
+    lender: Rc<Pool>,
+    /// What leads to followers; none if there are none to be used.
+    routing: Option<Box<Routing>>,
     link: Stream,
     scanner: Scanner,
     lease: Lease,
@@ -104,10 +113,13 @@ impl Relay {
     ) -> Self {
         pool.clients.set(pool.clients.get() + 1);
         let scanner = Scanner::new(u32::try_from(context.config.client.max_packet_size).unwrap_or(u32::MAX));
+        let routing = Routing::of(&context.router, &pool);
         let mut relay = Self {
             context,
             entry,
+            lender: pool.clone(),
             pool,
+            routing,
             link,
             scanner,
             lease: Lease::None,
@@ -242,7 +254,7 @@ impl Relay {
             Lease::Waiting(_) => false,
             Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
         };
-        free && self.active.as_ref().is_none_or(|active| active.local.is_none())
+        free && self.active.as_ref().is_none_or(|active| active.local.is_none()) && !self.owes_begin()
     }
 
     fn active(&mut self) -> &mut Active {
@@ -316,6 +328,8 @@ impl Relay {
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
+            elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
+            follower: self.is_on_follower(),
             pid: self.entry.pid,
         }
     }
@@ -334,18 +348,25 @@ impl Relay {
             return 0;
         };
         let begun = active.aside.query_begun;
-        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
+        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
+        let ended = self.routing.as_ref().map(|_| self.lender.stats.borrow().transactions);
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             subscriber: self.subscriber.as_deref(),
             rules,
         }
         .inspect(&mut plan);
+        if let (Some(ended), Some(routing)) = (ended, &mut self.routing)
+            && self.lender.stats.borrow().transactions != ended
+        {
+            // Before the client is told.
+            routing.ended(rules.now, conn);
+        }
         let used = plan.at();
         let (first, second) = plan.slices();
         if !(first.is_empty() && second.is_empty()) {
@@ -368,6 +389,7 @@ impl Relay {
             Heard::Lost(lost) => self.lose(lost, cx),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
+            Heard::Again if self.is_on_follower() => self.leave_follower(cx),
             Heard::Again => self.run_healed(),
         }
     }
@@ -392,6 +414,8 @@ impl Relay {
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
+                // It may have come to nothing but another way, which is to be gone now.
+                moved |= self.active.as_ref().is_some_and(|active| active.resume && !active.stalled);
                 // A new lease has to be asked for answers, even if nothing of the client's was sent yet.
                 moved |= !had && matches!(self.lease, Lease::Held(_));
             }
@@ -415,6 +439,13 @@ impl Relay {
         };
         self.lease = Lease::None;
         self.active().resume = true;
+        if self.is_on_follower() && !self.accepts(granted.as_deref().ok()) {
+            // Not the server that was chosen, or none: what waits goes to the primary.
+            if let Ok(conn) = granted {
+                self.lender.release(conn);
+            }
+            return Ok(true);
+        }
         match granted {
             Ok(conn) => {
                 if self.context.slow.is_some() {
@@ -501,12 +532,16 @@ impl Relay {
             match &self.lease {
                 Lease::None => match self.first(rest)? {
                     First::Drop(len) => at += len,
-                    First::Lease if self.acquire(cx)? => {}
+                    First::Lease if self.acquire(rest, cx)? => {}
                     First::Lease | First::Wait => return Ok(at),
                 },
                 Lease::Waiting(_) => return Ok(at),
                 Lease::Held(_) => {
-                    let (used, more) = self.pass(rest, made, cx)?;
+                    let (used, more) = if self.routing.is_some() {
+                        self.pass_routed(rest, made, cx)?
+                    } else {
+                        self.pass(rest, made, cx)?
+                    };
                     at += used;
                     if !more || self.runs_again() {
                         return Ok(at);
@@ -546,6 +581,8 @@ impl Relay {
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
     fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
         let context = &*self.context;
+        // On a follower nothing listens, or notifies.
+        let listens_here = self.subscriber.is_some() && !self.is_on_follower();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
@@ -567,7 +604,7 @@ impl Relay {
             library: &mut context.library.borrow_mut(),
             catalog: &self.pool.catalog,
             catalog_key: self.pool.catalog.key(),
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
             profiles: &self.pool.profiles,
@@ -577,7 +614,7 @@ impl Relay {
             mode: self.pool.limits.statements,
             budget: self.pool.limits.budget,
             may_pin: self.pinned || self.pool.pinned.get() < self.pool.limits.max_pinned,
-            channels: self.subscriber.as_ref().and_then(|subscriber| subscriber.channels()),
+            channels: if listens_here { self.subscriber.as_ref().and_then(|own| own.channels()) } else { None },
             replaying: &mut active.aside.replaying,
         }
         .inspect(&mut plan);
@@ -608,7 +645,7 @@ impl Relay {
         if active.marks.harmless || first && active.marks.placing.named {
             active.rerun.keep(batch, active.marks.harmless);
         } else {
-            active.rerun.settle();
+            active.rerun.pass_by();
         }
         let (front, back) = plan.slices();
         let sent = if front.is_empty() && back.is_empty() { Ok(()) } else { conn.write(cx, front, back) };
@@ -665,7 +702,9 @@ impl Relay {
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
         let waits = |conn: &ServerConn| conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local);
-        if matches!(&self.lease, Lease::Held(conn) if waits(conn)) {
+        // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
+        let is_routed = || self.active.as_ref().is_some_and(|active| active.rerun.is_routed());
+        if matches!(&self.lease, Lease::Held(conn) if waits(conn)) || is_routed() {
             return Ok(());
         }
         let rules = self.rules();
@@ -678,7 +717,7 @@ impl Relay {
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             subscriber: None,
             rules,
         }

@@ -115,6 +115,13 @@ impl Marks {
         none && !any && !*hidden && !*defines
     }
 
+    /// The server connection listens to nothing that concerns the client.
+    #[cold]
+    pub fn hears_nothing(&mut self) {
+        (self.listening, self.listens_too, self.keeps_channels) = (false, false, false);
+        self.channels.clear();
+    }
+
     /// A text with these effects is about to run.
     #[inline]
     pub fn runs(&mut self, effects: Effects, text: &[u8]) {

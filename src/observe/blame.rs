@@ -23,6 +23,7 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
             "user": &*pool.name.user,
             "role": pool.name.role.as_str(),
             "url": pool.url.as_deref(),
+            "server": if pool.name.server.is_empty() { None } else { Some(&*pool.name.server) },
             "servers_active": gauges.servers_active,
             "servers_idle": gauges.servers_idle,
             "servers_pinned": gauges.servers_pinned,
@@ -42,12 +43,13 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
 }
 
 fn holder(holding: &Holding) -> Value {
-    let PoolName { database, user, role } = &holding.pool;
+    let PoolName { database, user, role, server } = &holding.pool;
     json!({
         "database": &**database,
         "user": &**user,
         "role": role.as_str(),
         "url": holding.url.as_deref(),
+        "server": if server.is_empty() { None } else { Some(&**server) },
         "server_pid": holding.server_pid,
         "client_pid": holding.client_pid,
         "client": holding.client.map_or_else(|| "unix".to_owned(), |address| address.to_string()),

@@ -35,6 +35,8 @@ pub struct Reading {
     pub facts: Rc<Facts>,
     /// What it may do to its session, its literals read.
     pub set: EffectSet,
+    /// It asks for a setting that may be the server's own.
+    pub asks_server: bool,
 }
 
 impl Library {
@@ -48,7 +50,7 @@ impl Library {
             return readings;
         }
         let facts = Facts::unknown();
-        vec![Reading { set: facts.set, facts: Rc::new(facts) }]
+        vec![Reading { set: facts.set, facts: Rc::new(facts), asks_server: true }]
     }
 
     /// Bytes of all that is kept, about.
@@ -67,7 +69,8 @@ impl Library {
             None => self.learn(text, escapes, &fingerprint)?,
         };
         let set = facts.effects(text, &fingerprint.literals);
-        Some(Reading { facts, set })
+        let asks_server = facts.asks_server(text, &fingerprint.literals);
+        Some(Reading { facts, set, asks_server })
     }
 
     fn find(&mut self, tokens: &[u8]) -> Option<Rc<Facts>> {

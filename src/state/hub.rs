@@ -34,6 +34,12 @@
 //! the hub is so far behind that it has not brought what was sent before the lease began when the lease's own connection
 //! brings what was sent later.
 //!
+//! # Reads on followers
+//!
+//! All of this is the primary's: no follower listens or notifies. What the hub brings while a transaction runs on a follower is
+//! told when it is over, as Postgres does; and the client's later reads are at least as new as what it was told. A transaction
+//! that moves from a follower to the primary finds its client's channels there.
+//!
 //! # What can fail
 //!
 //! | event | what becomes of it |

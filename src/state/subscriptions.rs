@@ -70,12 +70,7 @@ impl Work {
     /// The statements.
     #[must_use]
     pub fn text(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        for name in &self.listen {
-            text.extend_from_slice(b"LISTEN ");
-            quote(name, &mut text);
-            text.push(b';');
-        }
+        let mut text = listen_to(&self.listen);
         for name in &self.unlisten {
             text.extend_from_slice(b"UNLISTEN ");
             quote(name, &mut text);
@@ -83,6 +78,18 @@ impl Work {
         }
         text
     }
+}
+
+/// The statements that listen to these.
+#[must_use]
+pub fn listen_to<N: AsRef<[u8]>>(names: &[N]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for name in names {
+        text.extend_from_slice(b"LISTEN ");
+        quote(name.as_ref(), &mut text);
+        text.push(b';');
+    }
+    text
 }
 
 /// Appends a channel's name as an identifier.

@@ -34,13 +34,13 @@ impl Relay {
             if loaded {
                 // Nothing unloads a library.
                 self.unpin();
-                self.pool.discard_lent(conn, DiscardReason::Dirty);
+                self.lender.discard_lent(conn, DiscardReason::Dirty);
             } else if cut_client
                 || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty()
             {
                 // The server waits for the rest of a message that will never come.
                 self.unpin();
-                self.pool.discard_lent(conn, DiscardReason::Protocol);
+                self.lender.discard_lent(conn, DiscardReason::Protocol);
             } else {
                 let client = &self.context.config.client;
                 let at_once = match client.cancel_on_disconnect {
@@ -55,7 +55,7 @@ impl Relay {
                     limit => Some(limit).filter(|limit| !limit.is_zero()),
                 };
                 let pinned = std::mem::take(&mut self.pinned);
-                let pool = self.pool.clone();
+                let pool = self.lender.clone();
                 let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, reset };
                 tokio::task::spawn_local(orphan.settle());
             }
@@ -121,7 +121,7 @@ impl Drop for Relay {
         self.unpin();
         if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
             conn.cut = self.scanner.is_inside();
-            self.pool.discard_lent(conn, DiscardReason::Protocol);
+            self.lender.discard_lent(conn, DiscardReason::Protocol);
         }
     }
 }

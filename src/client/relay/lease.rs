@@ -22,7 +22,12 @@ use crate::stats::{PinReason, Reason as _};
 
 impl Relay {
     /// Takes a server connection. False if it has to be waited for.
-    pub(super) fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+    ///
+    /// `ahead` is what the client has sent for it.
+    pub(super) fn acquire(&mut self, ahead: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
+        if self.routing.is_some() && !self.route(ahead, cx)? {
+            return Ok(matches!(self.lease, Lease::Held(_)));
+        }
         if let Some(conn) = self.pool.try_lease(&self.profile, cx) {
             self.armed = true;
             self.begin(conn, cx)?;
@@ -50,7 +55,8 @@ impl Relay {
         active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
-        self.replay(forgets, cx)
+        self.replay(forgets, cx)?;
+        if self.owes_begin() { self.replay_begin(cx) } else { Ok(()) }
     }
 
     /// Makes the settings on the server connection the client's, if they are not; before, if it `forgets`, nothing is to be
@@ -100,7 +106,8 @@ impl Relay {
             // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
-            if !active.backlog.input.is_empty() {
+            let leaves = self.routing.as_mut().is_some_and(|routing| routing.held_out(&self.pool, &self.lender));
+            if !active.backlog.input.is_empty() && !leaves {
                 return self.replay(false, cx);
             }
         }
@@ -188,12 +195,16 @@ impl Relay {
         }
         // SET LOCAL is over.
         active.marks.unsettled = false;
-        if active.marks.listening && self.hands_over(cx)? {
+        if active.marks.listening && self.ends_listening(cx)? {
             return Ok(());
         }
         let Some(active) = &mut self.active else { return Ok(()) };
         if !active.marks.pins.is_empty() && !lacks(Guard::Pins) {
             let listens = active.marks.pins.has(PinReason::Listen) && !self.pinned;
+            if self.is_on_follower() {
+                self.give_up_follower();
+                return Ok(());
+            }
             self.note(Activity::Idle);
             self.pin()?;
             if listens {
@@ -212,7 +223,7 @@ impl Relay {
 
     pub(super) fn release(&mut self) {
         if let Some(conn) = self.let_go() {
-            self.pool.release(conn);
+            self.lender.release(conn);
         }
     }
 
@@ -225,7 +236,7 @@ impl Relay {
         self.note(Activity::Idle);
         if let Some(active) = &mut self.active {
             let taken = self.context.clock.moment().since(active.leased);
-            self.pool.stats.borrow_mut().transaction.record(taken);
+            self.lender.stats.borrow_mut().transaction.record(taken);
             if active.is_blank()
                 && let Some(active) = self.active.take()
             {
@@ -312,7 +323,7 @@ impl Relay {
         }
         if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
             // Nothing suggested that this server connection was not clean: a defect of ours.
-            self.pool.stats.borrow_mut().audit_failures += 1;
+            self.lender.stats.borrow_mut().audit_failures += 1;
             tracing::error!(client = self.entry.pid, server_pid = conn.pid, found = %findings, "an audit found what was not known");
         }
         let mut back_at_startup = Vec::new();
@@ -339,7 +350,7 @@ impl Relay {
         // Whether who listens keeps its server connection is not known yet.
         let known = |reason: &PinReason| *reason != PinReason::Listen;
         for reason in pins.iter().filter(known).filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
-            self.pool.stats.borrow_mut().pins.add(reason);
+            self.lender.stats.borrow_mut().pins.add(reason);
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
         marks.pins = pins;

@@ -12,7 +12,7 @@ use super::{Active, Lease, Relay};
 use crate::backend::{Lost, Unnamed};
 use crate::cancel::Activity;
 use crate::prepared::{MARK, REPLAY};
-use crate::state::{Findings, Step, Subscriber};
+use crate::state::{Findings, Step, Subscriber, listen_to};
 use crate::stats::PinReason;
 
 /// What a client is told at once; bytes, and the rest of a message.
@@ -64,9 +64,47 @@ fn encoding(name: &[u8]) -> Vec<u8> {
 }
 
 impl Relay {
+    /// The lease of a client that may have listened ends. True if its server connection does not go back to the pool yet, or
+    /// is the hub's now.
+    #[cold]
+    pub(super) fn ends_listening(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+        if self.is_on_follower() {
+            // The hub is on the primary. What listens to a follower that was promoted is pinned, and so given up.
+            if let Some(active) = &mut self.active {
+                active.marks.hears_nothing();
+            }
+            return Ok(false);
+        }
+        self.was_told();
+        self.hands_over(cx)
+    }
+
+    /// The client may have been told something: it is to see what that is about, wherever it reads.
+    fn was_told(&mut self) {
+        if let Some(routing) = &mut self.routing {
+            // What it was told of happened before now.
+            self.context.clock.refresh();
+            routing.told(self.context.clock.moment());
+        }
+    }
+
+    /// Behind the client's settings, where a transaction of which it was told goes on: what it listens to, which is there from
+    /// before its BEGIN.
+    pub(super) fn listen_in_front(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let Some(channels) = self.subscriber.as_ref().and_then(|subscriber| subscriber.channels()) else {
+            return Ok(());
+        };
+        let mut message = Vec::new();
+        encode::query(&mut message, &listen_to(channels));
+        if let Some(active) = &mut self.active {
+            (active.marks.listens_too, active.marks.listening) = (true, true);
+        }
+        self.send_held(&message, cx)
+    }
+
     /// The server connection is at rest, and what it listens to is known. True if it does not go back to the pool yet, or is
     /// the hub's now.
-    pub(super) fn hands_over(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+    fn hands_over(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
         let goes_on = self.hand_over(cx)?;
         if let Some(subscriber) = self.subscriber.as_mut().filter(|_| !goes_on) {
             // Nothing is on its way to the hub from here.
@@ -234,7 +272,9 @@ impl Relay {
     fn deliver(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let Some(subscriber) = &self.subscriber else { return Ok(()) };
         let is_failing = self.active.as_ref().is_some_and(|active| active.local.is_some());
-        if subscriber.inbox().is_empty() || self.has_output() || is_failing {
+        // One that a follower has begun goes on elsewhere.
+        let is_within = is_failing || self.owes_begin();
+        if subscriber.inbox().is_empty() || self.has_output() || is_within {
             return Ok(());
         }
         let mut twice = false;
@@ -248,6 +288,7 @@ impl Relay {
         let mut out = Vec::new();
         subscriber.inbox().take(twice, PART, &mut out);
         let more = !subscriber.inbox().is_empty();
+        self.was_told();
         self.write_client(cx, &out, &[])?;
         if more && !self.has_output() {
             cx.waker().wake_by_ref();

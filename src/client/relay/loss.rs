@@ -68,6 +68,8 @@ impl Relay {
     /// A wait ended in vain: the statement that waited gets the error.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
         self.note(Activity::Idle);
+        // Its client may have been told of a BEGIN that a follower ran.
+        let in_transaction = self.routing.as_mut().is_some_and(|routing| routing.gives_up());
         if matches!(refusal, Refusal::Hopeless { .. }) {
             return Err(End::Hopeless(refusal));
         }
@@ -78,13 +80,16 @@ impl Relay {
             tracing::warn!(client = self.entry.pid, code = failure.code, detail = %failure.detail, "{}", failure.message);
         }
         let active = self.active();
-        active.local = Some(Local::new(failure, false));
+        active.local = Some(Local::new(failure, in_transaction));
         active.resume = true;
         Ok(())
     }
 
     /// The server connection is lost.
     pub(super) fn lose(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
+        if self.is_on_follower() {
+            return self.lose_follower(lost, cx);
+        }
         let (Lease::Held(mut conn), Some(active)) = (std::mem::replace(&mut self.lease, Lease::None), &mut self.active)
         else {
             return Err(End::Broken("a loss without a lease"));
@@ -121,7 +126,11 @@ impl Relay {
         let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
         let mid_message = conn.scanner.is_inside();
         let batch = batch.filter(|_| !mid_message && !kept && !ready_held);
-        self.pool.discard_lent(conn, DiscardReason::Lost);
+        if let Some(routing) = &mut self.routing {
+            // Whoever is told that the outcome is unknown looks what became of it.
+            routing.ended(self.context.clock.moment(), &conn);
+        }
+        self.lender.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
         self.note(Activity::Idle);
         if let Some(batch) = batch {
@@ -155,19 +164,19 @@ impl Relay {
         {
             (active.aside.replaying, active.hold, active.resume) = (false, false, true);
             if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-                self.pool.discard_lent(conn, DiscardReason::Dirty);
+                self.lender.discard_lent(conn, DiscardReason::Dirty);
             }
             self.unpin();
             self.note(Activity::Idle);
             return Ok(());
         }
         let held = self.active.as_ref().is_some_and(|active| active.hold || active.marks.listens_too);
-        if !held {
+        if !held || self.is_on_follower() {
             // Something of the client's followed already, and ran under settings that are not its own.
             return self.lose(Lost::Protocol, cx);
         }
         if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            self.pool.discard_lent(conn, DiscardReason::Dirty);
+            self.lender.discard_lent(conn, DiscardReason::Dirty);
         }
         self.unpin();
         Err(End::Fatal(body.into()))
@@ -182,7 +191,7 @@ impl Relay {
         match &self.lease {
             Lease::None => Ok(()),
             Lease::Waiting(_) => {
-                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
+                self.lender.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
                 self.lease = Lease::None;
                 self.refuse(Refusal::Cancelled)
             }
@@ -201,9 +210,9 @@ impl Relay {
         if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;
         }
-        self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
+        self.lender.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
         let order = conn.cancel_order();
-        let pool = self.pool.clone();
+        let pool = self.lender.clone();
         active.cancels = active.cancels.saturating_add(1);
         let again = active.aside.query_begun.filter(|_| active.cancels < CANCELS_MAX);
         let entry = self.entry.clone();

@@ -22,18 +22,23 @@ pub struct Rerun {
     harmless: bool,
     /// It is sent for the second time.
     again: bool,
+    /// It is on a follower, and runs on the primary if it fails there: whatever it is, nothing was changed.
+    routed: bool,
 }
 
 impl Rerun {
     /// Whether forgetting it loses nothing.
     #[inline]
     pub const fn is_blank(&self) -> bool {
-        self.batch.is_empty() && !self.again
+        self.batch.is_empty() && !self.again && !self.routed
     }
 
     /// The whole of a batch, as the client sent it, is on its way.
     #[inline]
     pub fn keep(&mut self, batch: &[u8], harmless: bool) {
+        if self.routed {
+            return;
+        }
         self.batch.clear();
         self.harmless = harmless;
         if batch.len() <= RERUN_BUFFER && !self.again {
@@ -41,11 +46,32 @@ impl Rerun {
         }
     }
 
-    /// The client has a word of the answer, or more than this batch is on its way.
+    /// The whole of a batch is on its way to a follower.
+    pub fn keep_routed(&mut self, batch: &[u8]) {
+        self.batch.clear();
+        self.batch.extend_from_slice(batch);
+        (self.harmless, self.again, self.routed) = (true, false, true);
+    }
+
+    /// Whether it is on a follower, and may run on the primary.
+    #[inline]
+    pub const fn is_routed(&self) -> bool {
+        self.routed
+    }
+
+    /// More than this batch is on its way.
+    #[inline]
+    pub fn pass_by(&mut self) {
+        if !self.routed {
+            self.settle();
+        }
+    }
+
+    /// The client has a word of the answer.
     #[inline]
     pub fn settle(&mut self) {
         self.batch.clear();
-        self.again = false;
+        (self.again, self.routed) = (false, false);
     }
 
     /// Whether the batch whose answer is waited for can be sent again, and was not yet.
@@ -65,6 +91,7 @@ impl Rerun {
     /// The batch to send again, if there is one: nothing of it was done.
     pub fn take(&mut self) -> Option<Vec<u8>> {
         let batch = std::mem::take(&mut self.batch);
+        self.routed = false;
         self.again = !batch.is_empty();
         self.again.then_some(batch)
     }

@@ -8,7 +8,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use super::{Plan, Request, Stop};
 use crate::prepared::REPLAY;
 use crate::sql::{Effects, FirstWord};
-use crate::state::quote;
+use crate::state::listen_to;
 
 impl Request<'_> {
     /// In front of the first message of a lease that may do more than read: the client's channels. They cannot be inserted
@@ -37,12 +37,7 @@ impl Request<'_> {
         if !is_first {
             return Err(Stop::Unsettled);
         }
-        let mut text = Vec::new();
-        for name in self.channels.unwrap_or_default() {
-            text.extend_from_slice(b"LISTEN ");
-            quote(name, &mut text);
-            text.push(b';');
-        }
+        let text = listen_to(self.channels.unwrap_or_default());
         self.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         self.conn.unnamed = self.destroyed();
         self.marks.listens_too = true;

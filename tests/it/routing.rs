@@ -1,0 +1,143 @@
+//! Reads on followers: where transactions run, that nobody sees less than was promised, and that nobody sees a follower
+//! fail.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | a primary with two followers, which the tests share one after the other |
+//! | `ways` | what goes where, by every protocol, and what the client asks for |
+//! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `listeners` | clients that listen, and read on followers |
+//! | `registers` | histories of registers, checked against each level of freshness |
+
+mod failures;
+mod listeners;
+mod registers;
+mod ways;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use pgweir_harness::wire::Wire;
+use pgweir_harness::{Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until_async};
+
+use crate::stage::Stage;
+use crate::support::{Place, SOON, options};
+
+/// A primary and two streaming followers of it.
+struct Family {
+    primary: Cluster,
+    followers: [Cluster; 2],
+}
+
+impl Family {
+    fn start() -> Self {
+        let options = ClusterOptions::default().set("cluster_name", "primary").set("max_connections", "100");
+        let primary = Cluster::start(options).unwrap();
+        let follower = |name: &str| {
+            // Conflicts are told at once: what holds replay back is a pause of the test's own.
+            let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", "0");
+            primary.follower(own).unwrap()
+        };
+        let followers = [follower("one"), follower("two")];
+        Self { primary, followers }
+    }
+
+    /// Brings everything back to where it was, whatever a test before has left.
+    fn mend(&mut self) {
+        for (follower, name) in self.followers.iter_mut().zip(["one", "two"]) {
+            if follower.pid().is_none() {
+                follower.restart().unwrap();
+            }
+            if follower.psql("postgres", "SELECT pg_is_in_recovery()").unwrap() == "f" {
+                let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", "0");
+                *follower = self.primary.follower(own).unwrap();
+            }
+            follower.psql("postgres", "SELECT pg_wal_replay_resume()").unwrap();
+        }
+        for follower in &self.followers {
+            self.primary.await_replay(follower, SOON).unwrap();
+        }
+    }
+
+    /// A place on the primary that is there on the followers, too, and whose statements are logged.
+    fn place(&self) -> Place<'_> {
+        let place = Place::on(&self.primary);
+        place.psql(&format!("ALTER ROLE {} SET log_statement = 'all'", place.name));
+        for follower in &self.followers {
+            self.primary.await_replay(follower, SOON).unwrap();
+        }
+        place
+    }
+
+    /// A pgweir that knows of both followers.
+    fn stage(&self, settings: &[(&str, &str)]) -> Stage<'_> {
+        self.stage_with(settings, |options| options)
+    }
+
+    /// The same, with other options.
+    fn stage_with(&self, settings: &[(&str, &str)], change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> Stage<'_> {
+        let [one, two] = &self.followers;
+        let followers = format!("127.0.0.1:{}, 127.0.0.1:{}", one.port(), two.port());
+        let mut all = vec![
+            ("databases.PLACE.followers", followers.as_str()),
+            ("read_routing", "auto"),
+            ("read_sample_interval", "5ms"),
+            ("query_wait_timeout", "30s"),
+            ("shutdown_timeout", "5s"),
+        ];
+        all.extend_from_slice(settings);
+        let place = self.place();
+        let options = change(options(place.toml(&all)));
+        Stage { pgweir: Pgweir::start_with(options).unwrap(), place }
+    }
+
+    /// How often a statement with this in it has run on the primary, and on the followers.
+    fn ran(&self, tag: &str) -> (usize, usize) {
+        // A server logs its settings, too.
+        let of = |cluster: &Cluster| {
+            let log = cluster.log_text();
+            log.lines()
+                .filter(|line| line.contains(tag) && (line.contains("execute ") || line.contains("statement: ")))
+                .count()
+        };
+        (of(&self.primary), self.followers.iter().map(of).sum())
+    }
+
+    fn pause(&self) {
+        for follower in &self.followers {
+            follower.psql("postgres", "SELECT pg_wal_replay_pause()").unwrap();
+        }
+    }
+
+    fn resume(&self) {
+        for follower in &self.followers {
+            follower.psql("postgres", "SELECT pg_wal_replay_resume()").unwrap();
+        }
+    }
+
+    /// Waits until a read goes to a follower.
+    async fn until_routed(&self, client: &mut Wire) {
+        wait_until_async(SOON, async || {
+            let at = client.query("BEGIN READ ONLY").await.unwrap();
+            assert_eq!(at.error, None);
+            let outcome = client.query("SELECT current_setting('cluster_name')").await.unwrap();
+            let at = outcome.value().unwrap_or_else(|| panic!("{outcome:?}")).to_owned();
+            client.query("COMMIT").await.unwrap();
+            at != "primary"
+        })
+        .await;
+    }
+}
+
+/// The family, for one test at a time.
+fn family() -> MutexGuard<'static, Family> {
+    static FAMILY: OnceLock<Mutex<Family>> = OnceLock::new();
+    let family = FAMILY.get_or_init(|| Mutex::new(Family::start()));
+    let mut family = family.lock().unwrap_or_else(PoisonError::into_inner);
+    family.mend();
+    family
+}
+
+/// Where a transaction that only reads is, asked within.
+async fn at(client: &mut Wire) -> String {
+    crate::stage::value(client, "SELECT current_setting('cluster_name')").await
+}
