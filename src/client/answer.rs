@@ -65,6 +65,8 @@ pub struct Aside {
     pub ready_held: bool,
     /// The mark that was sent last has come: what follows it the hub brings, too.
     pub marked: bool,
+    /// The client was told of a notification.
+    pub notified: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
     /// The SQLSTATE that it failed with on a follower.
@@ -359,6 +361,7 @@ impl Answer<'_> {
                 return plan.skip(len);
             }
         }
+        self.aside.notified = true;
         match body.split_first_chunk() {
             // Its own: by this a client knows itself.
             Some((sender, rest)) if u32::from_be_bytes(*sender) == self.conn.pid && self.rules.pid != self.conn.pid => {

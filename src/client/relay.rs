@@ -361,11 +361,14 @@ impl Relay {
             rules,
         }
         .inspect(&mut plan);
-        if let (Some(ended), Some(routing)) = (ended, &mut self.routing)
-            && self.lender.stats.borrow().transactions != ended
-        {
+        if let (Some(ended), Some(routing)) = (ended, &mut self.routing) {
             // Before the client is told.
-            routing.ended(rules.now, conn);
+            if self.lender.stats.borrow().transactions != ended {
+                routing.ended(rules.now, conn);
+            }
+            if std::mem::take(&mut active.aside.notified) {
+                routing.told(rules.now);
+            }
         }
         let used = plan.at();
         let (first, second) = plan.slices();

@@ -75,17 +75,7 @@ impl Relay {
             }
             return Ok(false);
         }
-        self.was_told();
         self.hands_over(cx)
-    }
-
-    /// The client may have been told something: it is to see what that is about, wherever it reads.
-    fn was_told(&mut self) {
-        if let Some(routing) = &mut self.routing {
-            // What it was told of happened before now.
-            self.context.clock.refresh();
-            routing.told(self.context.clock.moment());
-        }
     }
 
     /// Behind the client's settings, where a transaction of which it was told goes on: what it listens to, which is there from
@@ -288,7 +278,11 @@ impl Relay {
         let mut out = Vec::new();
         subscriber.inbox().take(twice, PART, &mut out);
         let more = !subscriber.inbox().is_empty();
-        self.was_told();
+        if let Some(routing) = &mut self.routing {
+            // What it is told of has happened before now: it is to see that, wherever it reads.
+            self.context.clock.refresh();
+            routing.told(self.context.clock.moment());
+        }
         self.write_client(cx, &out, &[])?;
         if more && !self.has_output() {
             cx.waker().wake_by_ref();
