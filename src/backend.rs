@@ -3,6 +3,7 @@
 mod ask;
 mod credentials;
 mod farewell;
+mod hear;
 mod login;
 mod roster;
 mod settle;

@@ -33,6 +33,7 @@ use crate::net::{Peer, Sockets, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
 use crate::sql;
+use crate::state::Hubs;
 use crate::stats::ProcessStats;
 
 use login::log_in;
@@ -60,6 +61,8 @@ pub struct Context {
     pub router: Router,
     /// The sessions.
     pub registry: Registry,
+    /// Those that listen for clients.
+    pub hubs: Hubs,
     /// The prepared statements.
     pub interner: Interner,
     /// What is known of the texts that clients send.
@@ -114,6 +117,7 @@ impl Context {
             clock: clock.clone(),
             router: Router::new(config.clone(), clock, tls.clone(), sockets),
             registry: Registry::default(),
+            hubs: Hubs::default(),
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
             library: RefCell::default(),

@@ -5,6 +5,7 @@ mod dial;
 mod fleet;
 mod knowledge;
 mod limits;
+mod listener;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -136,6 +137,8 @@ pub struct Pool {
     pub clients: Cell<u32>,
     /// Server connections pinned.
     pub pinned: Cell<u32>,
+    /// The place of the lent connection that listens for all clients, if one does.
+    pub listener: Cell<Option<usize>>,
     /// What is known of the database's functions, triggers and views.
     pub catalog: Rc<Knowledge>,
     /// Whether this pool is the one that asks for it: a follower has the primary's.
@@ -220,6 +223,7 @@ impl Pool {
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
+            listener: Cell::new(None),
             catalog: kin.catalog,
             is_surveyor: kin.is_surveyor,
             follower: Cell::new(follower),
@@ -336,7 +340,7 @@ impl Pool {
     fn standing_refusal(&self) -> Option<Refusal> {
         let backoff = self.backoff.borrow();
         let paused = backoff.not_before.is_some_and(|at| at > self.clock.now());
-        let none = self.coming() == 0 && self.inner.borrow().lent.is_empty();
+        let none = self.coming() == 0 && self.serving() == 0;
         if paused && none { backoff.refusal.clone() } else { None }
     }
 
@@ -472,7 +476,7 @@ impl Pool {
     /// no client that would. Each try is followed by the pause that any failure is followed by.
     fn wants_probe(&self) -> bool {
         let down = matches!(self.health.get(), PoolHealth::WrongCredentials(_) | PoolHealth::Unreachable);
-        down && self.limits.is_probed && self.open() == 0 && !self.draining.get()
+        down && self.limits.is_probed && self.open() == self.listeners() && !self.draining.get()
     }
 
     /// Ends the waits that reached their limit.
@@ -553,11 +557,12 @@ impl Pool {
     #[must_use]
     pub fn picture(&self) -> Picture {
         let inner = self.inner.borrow();
-        let oldest = inner.lent.iter().map(|(_, since)| *since).min();
+        let listener = self.listener.get();
+        let oldest = inner.lent.iter().filter(|(key, _)| Some(*key) != listener).map(|(_, since)| *since).min();
         Picture {
             name: self.name.clone(),
             waiters: inner.queue.len(),
-            holders: inner.lent.len(),
+            holders: inner.lent.len().saturating_sub(usize::from(listener.is_some())),
             longest: oldest.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since)),
             pinned: self.pinned.get(),
             pool_size: self.limits.pool_size,
@@ -575,9 +580,10 @@ impl Pool {
         let idle = count(inner.idle.len()) + u32::from(self.watch.is_asking());
         let (lent, waiting) = (count(inner.lent.len()), count(waiters));
         let logging_in = self.coming();
+        let active = lent.saturating_sub(self.listeners());
         PoolGauges {
-            clients_idle: self.clients.get().saturating_sub(lent + waiting),
-            clients_active: lent,
+            clients_idle: self.clients.get().saturating_sub(active + waiting),
+            clients_active: active,
             clients_waiting: waiting,
             servers_idle: idle,
             servers_active: lent,

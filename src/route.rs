@@ -344,6 +344,7 @@ impl Router {
                 count: database.max_prepared_statements.unwrap_or(pool.max_prepared_statements) as usize,
                 bytes: pool.max_prepared_text,
             },
+            shared_listener: pool.shared_listener,
             audit_every: pool.audit_every,
             catalog_check_interval: pool.catalog_check_interval,
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },

@@ -229,6 +229,9 @@ group! {
         server_reset_query: String = "DISCARD ALL" => live;
         /// Pinned server connections of one pool, at most; 0 allows the whole pool.
         max_pinned: u32 = 0, in 0..=10000 => live;
+        /// Whether one server connection of a pool listens for all its clients that `LISTEN`, so that these give theirs
+        /// back. A pool that may have but one server connection has no such.
+        shared_listener: bool = true => live;
         /// How a client's prepared statements are run. `adaptive`: parsed for each execution, so that the server keeps
         /// nothing, until they have come often enough lately (the third time); then under a name, as long as there is
         /// room. `rewrite`: always under a name, shared by all clients. `strip`: always parsed, never kept. `session`:

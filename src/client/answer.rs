@@ -19,11 +19,11 @@ use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
+    AUDIT, CHANGES, DESCRIBES, Described, MARK, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
     UNNAMED, notes, statement_id,
 };
 use crate::settings;
-use crate::state::Findings;
+use crate::state::{Findings, Subscriber};
 use crate::stats::{Blame, PinReason, PoolStats};
 
 /// Cancelled audits in a row after which the connection stays with its client.
@@ -52,6 +52,8 @@ pub struct Aside {
     pub audit: Option<Findings>,
     /// The audit is complete.
     pub audited: bool,
+    /// It is because of what the client sent, not only because its server connection listens too.
+    pub audits_client: bool,
     /// Audits in a row that were cancelled: by a cancel request of the client's that came late, or by its own
     /// `statement_timeout`.
     pub cancelled: u8,
@@ -61,6 +63,10 @@ pub struct Aside {
     pub scrubbing: bool,
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
+    /// The mark that was sent last has come: what follows it the hub brings, too.
+    pub marked: bool,
+    /// The client was told of a notification.
+    pub notified: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
     /// The SQLSTATE that it failed with on a follower.
@@ -84,6 +90,8 @@ pub struct Answer<'a> {
     pub aside: &'a mut Aside,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
+    /// The client, if it listens by the hub.
+    pub subscriber: Option<&'a Subscriber>,
     /// What holds for every message of this turn.
     pub rules: Rules,
 }
@@ -106,6 +114,8 @@ pub struct Rules {
     pub elsewhere: bool,
     /// The server is a follower.
     pub follower: bool,
+    /// The process id that the client was told.
+    pub pid: u32,
 }
 
 impl Answer<'_> {
@@ -181,7 +191,10 @@ impl Answer<'_> {
                     origin
                 }
             }
-            Tag::NotificationResponse if self.marks.listening => Origin::Client,
+            Tag::NotificationResponse if self.marks.listening => {
+                self.notification(body, plan);
+                return Ok(());
+            }
             // Not this client's: it never listened.
             Tag::NotificationResponse => Origin::Pooler,
             tag => {
@@ -258,6 +271,7 @@ impl Answer<'_> {
             // Without findings it was cancelled, and is to be done again.
             Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
             // A change of client_encoding takes two queries.
+            Some(MARK) => self.aside.replaying = false,
             Some(REPLAY) => self.aside.replaying = self.conn.pipeline.iter().any(|owed| owed.note == REPLAY),
             _ => {}
         }
@@ -325,6 +339,43 @@ impl Answer<'_> {
         self.marks.tainted = true;
         self.marks.unsettled = true;
         Origin::Client
+    }
+
+    /// The client's own server connection hears something.
+    #[cold]
+    fn notification(&mut self, body: &[u8], plan: &mut Plan<'_>) {
+        let len = HEADER + body.len();
+        if let Some(subscriber) = self.subscriber {
+            if let Some(awaited) = subscriber.is_mark(body) {
+                self.aside.marked |= awaited;
+                return plan.skip(len);
+            }
+            let mut earlier = Vec::new();
+            // What the client did may end that it listens, or change its encoding.
+            let unread = self.marks.tainted || self.aside.audit.is_some() && self.aside.audits_client;
+            let told = subscriber.comes(body, self.aside.marked, unread, &mut earlier);
+            if !earlier.is_empty() {
+                plan.insert(|out| out.append(&mut earlier));
+            }
+            if !told {
+                return plan.skip(len);
+            }
+        }
+        self.aside.notified = true;
+        match body.split_first_chunk() {
+            // Its own: by this a client knows itself.
+            Some((sender, rest)) if u32::from_be_bytes(*sender) == self.conn.pid && self.rules.pid != self.conn.pid => {
+                let pid = self.rules.pid;
+                plan.insert(|out| {
+                    encode::message(out, b'A', |out| {
+                        out.extend_from_slice(&pid.to_be_bytes());
+                        out.extend_from_slice(rest);
+                    });
+                });
+                plan.skip(len);
+            }
+            _ => plan.forward(len),
+        }
     }
 
     /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
@@ -395,7 +446,7 @@ impl Answer<'_> {
             plan.skip(len);
             return Ok(());
         }
-        if front.note == AUDIT || front.note == RESTORE {
+        if matches!(front.note, AUDIT | RESTORE | MARK) {
             plan.skip(len);
             return Ok(());
         }

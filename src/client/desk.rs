@@ -32,6 +32,8 @@ pub struct Desk {
     pub interner: Interner,
     pub mode: StatementMode,
     pub budget: Budget,
+    /// What the client listens to by the hub.
+    pub channels: Vec<Box<[u8]>>,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -63,6 +65,7 @@ impl Desk {
             interner: Interner::new(1 << 20),
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
+            channels: Vec::new(),
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -116,6 +119,8 @@ impl Desk {
             mode: self.mode,
             budget: self.budget,
             may_pin: true,
+            channels: Some(&*self.channels).filter(|channels| !channels.is_empty()),
+            replaying: &mut self.aside.replaying,
         }
         .inspect(&mut plan);
         let (used, sent) = (plan.at(), both(&plan));
@@ -156,12 +161,14 @@ impl Desk {
             marks: &mut self.marks,
             aside: &mut self.aside,
             stats: &mut self.stats,
+            subscriber: None,
             rules: Rules {
                 now: Moment::default(),
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
                 heals: false,
+                pid: 1,
                 elsewhere: false,
                 follower: false,
             },

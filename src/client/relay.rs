@@ -12,6 +12,7 @@ mod fallback;
 mod farewell;
 mod holding;
 mod lease;
+mod listen;
 mod loss;
 mod rerun;
 mod routing;
@@ -40,7 +41,7 @@ use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
-use crate::stats::PinReason;
+use crate::state::Subscriber;
 
 pub use active::Active;
 use active::Proof;
@@ -82,6 +83,8 @@ pub struct Relay {
     startup: Rc<Profile>,
     statements: Statements,
     active: Option<Box<Active>>,
+    /// What it listens to by the hub.
+    subscriber: Option<Box<Subscriber>>,
     /// The server connection is counted as pinned.
     pinned: bool,
     /// The server connection's waker was set when it was taken, just now.
@@ -124,6 +127,7 @@ impl Relay {
             profile,
             statements: Statements::default(),
             active: None,
+            subscriber: None,
             pinned: false,
             armed: false,
             ear: Ear::Open,
@@ -152,7 +156,10 @@ impl Relay {
         self.entry.set_waker(cx.waker());
         let mut scratch = self.context.scratch.lend();
         self.at_work = true;
-        let outcome = self.turn(cx, &mut scratch);
+        let mut outcome = self.turn(cx, &mut scratch);
+        if self.subscriber.is_some() && outcome.is_ok() {
+            outcome = self.tend(cx);
+        }
         self.context.scratch.put_back(scratch);
         if let Err(end) = &outcome {
             // Who said goodbye does not wait to be answered.
@@ -323,6 +330,7 @@ impl Relay {
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
             elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
             follower: self.is_on_follower(),
+            pid: self.entry.pid,
         }
     }
 
@@ -349,14 +357,18 @@ impl Relay {
             marks: &mut active.marks,
             aside: &mut active.aside,
             stats: &mut self.lender.stats.borrow_mut(),
+            subscriber: self.subscriber.as_deref(),
             rules,
         }
         .inspect(&mut plan);
-        if let (Some(ended), Some(routing)) = (ended, &mut self.routing)
-            && self.lender.stats.borrow().transactions != ended
-        {
+        if let (Some(ended), Some(routing)) = (ended, &mut self.routing) {
             // Before the client is told.
-            routing.ended(rules.now, conn);
+            if self.lender.stats.borrow().transactions != ended {
+                routing.ended(rules.now, conn);
+            }
+            if std::mem::take(&mut active.aside.notified) {
+                routing.told(rules.now);
+            }
         }
         let used = plan.at();
         let (first, second) = plan.slices();
@@ -572,6 +584,8 @@ impl Relay {
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
     fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
         let context = &*self.context;
+        // On a follower nothing listens, or notifies.
+        let listens_here = self.subscriber.is_some() && !self.is_on_follower();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
@@ -603,6 +617,8 @@ impl Relay {
             mode: self.pool.limits.statements,
             budget: self.pool.limits.budget,
             may_pin: self.pinned || self.pool.pinned.get() < self.pool.limits.max_pinned,
+            channels: if listens_here { self.subscriber.as_ref().and_then(|own| own.channels()) } else { None },
+            replaying: &mut active.aside.replaying,
         }
         .inspect(&mut plan);
         if matches!(stop, Stop::Full) {
@@ -616,13 +632,7 @@ impl Relay {
             slow::note(&mut active.watched, lease, scanner, sent, &self.statements, &active.marks.changes);
         }
         if used > 0 {
-            // What pins a connection may be gone after any statement.
-            active.marks.tainted |= active.marks.pins.may_end();
-            if active.marks.pins.has(PinReason::Temp) {
-                // What its own temporary tables and functions set in motion is in nobody's catalog.
-                active.marks.runs_unjudged();
-            }
-            active.proof = Proof::Open;
+            active.sent();
         }
         if active.marks.defines {
             // In a transaction nobody sees it before the COMMIT.
@@ -694,28 +704,32 @@ impl Relay {
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
+        let waits = |conn: &ServerConn| conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local);
+        // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
+        let is_routed = || self.active.as_ref().is_some_and(|active| active.rerun.is_routed());
+        if matches!(&self.lease, Lease::Held(conn) if waits(conn)) || is_routed() {
+            return Ok(());
+        }
         let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
-        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) && !active.rerun.is_routed() {
-            let mut plan = Plan::new(&[], made);
-            Answer {
-                conn,
-                statements: &mut self.statements,
-                marks: &mut active.marks,
-                aside: &mut active.aside,
-                stats: &mut self.lender.stats.borrow_mut(),
-                rules,
-            }
-            .answer_locally(&mut plan);
-            let (first, second) = plan.slices();
-            if !first.is_empty() {
-                // Whoever has a part of the answer must not get it twice.
-                active.rerun.settle();
-                self.write_client(cx, first, second)?;
-            }
+        let mut plan = Plan::new(&[], made);
+        Answer {
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            aside: &mut active.aside,
+            stats: &mut self.lender.stats.borrow_mut(),
+            subscriber: None,
+            rules,
+        }
+        .answer_locally(&mut plan);
+        let (first, second) = plan.slices();
+        if !first.is_empty() {
+            // Whoever has a part of the answer must not get it twice.
+            active.rerun.settle();
+            self.write_client(cx, first, second)?;
         }
         Ok(())
     }

@@ -159,8 +159,8 @@ impl Verdict {
     }
 }
 
-/// What a follower accepts and must not: it would lock nothing, or leave something on a server connection that its client
-/// does not keep; and what it accepts only to fail with all that follows.
+/// What a follower accepts and must not: it would lock nothing, tell nothing of what the client listens to, or leave something
+/// on a server connection that its client does not keep; and what it accepts only to fail with all that follows.
 const UNFIT: EffectSet = EffectSet::ADVISORY_LOCK
     .union(EffectSet::HOLD_CURSOR)
     .union(EffectSet::LISTEN)
@@ -176,7 +176,8 @@ const UNFIT: EffectSet = EffectSet::ADVISORY_LOCK
 pub fn is_unfit(set: EffectSet, text: &[u8]) -> bool {
     // The next transaction would be on the follower whatever it is.
     let chains = set.intersects(EffectSet::BEGIN) || ends(set) && set.intersects(EffectSet::MULTI);
-    set.intersects(UNFIT) || chains || mentions(text, b"advisory") || mentions(text, b"serializable")
+    const WORDS: [&[u8]; 3] = [b"advisory", b"serializable", b"listening_channels"];
+    set.intersects(UNFIT) || chains || WORDS.iter().any(|word| mentions(text, word))
 }
 
 /// Whether a text with these effects may make a read-only transaction one that writes, or end it and go on.
@@ -288,7 +289,7 @@ mod tests {
     #[test]
     fn what_a_follower_accepts_and_must_not_is_unfit_and_what_may_write_is_no_read_only_transaction() {
         #[rustfmt::skip]
-        let table: [(&str, bool, bool); 15] = [
+        let table: [(&str, bool, bool); 16] = [
             ("SELECT 1",                                     false, false),
             ("SET LOCAL work_mem = '1MB'",                   false, true),
             ("SAVEPOINT s",                                  false, false),
@@ -302,6 +303,7 @@ mod tests {
             ("SET TRANSACTION READ WRITE",                   false, true),
             ("COMMIT AND CHAIN",                             true,  true),
             ("COMMIT; INSERT INTO t VALUES (1)",             true,  true),
+            ("SELECT pg_listening_channels()",               true,  false),
             ("PREPARE p AS SELECT 1",                        true,  false),
             ("DO $$ BEGIN END $$",                           true,  true),
         ];

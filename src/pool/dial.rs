@@ -164,7 +164,7 @@ impl Pool {
             let refusal = Refusal::Hopeless { body, reason: error.for_client().into() };
             self.backoff.borrow_mut().refusal = Some(refusal.clone());
             // Whoever is served by the connections that are there is better off waiting for those.
-            if self.inner.borrow().lent.is_empty() {
+            if self.serving() == 0 {
                 self.refuse_all(&refusal);
             }
         }

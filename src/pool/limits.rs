@@ -44,6 +44,8 @@ pub struct Limits {
     pub budget: Budget,
     /// Pinned server connections, at most.
     pub max_pinned: u32,
+    /// Whether one of them listens for all clients.
+    pub shared_listener: bool,
     /// One in so many check-ins is audited with nothing to suggest it; 0 for none.
     pub audit_every: u32,
     /// How often the catalog is looked at.

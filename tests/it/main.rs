@@ -30,6 +30,7 @@ mod hidden;
 mod hostile_servers;
 mod isolation;
 mod limits;
+mod listen;
 mod login;
 mod loss;
 mod observe;

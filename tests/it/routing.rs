@@ -6,9 +6,11 @@
 //! | this one | a primary with two followers, which the tests share one after the other |
 //! | `ways` | what goes where, by every protocol, and what the client asks for |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `listeners` | clients that listen, and read on followers |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
 mod failures;
+mod listeners;
 mod registers;
 mod ways;
 

@@ -202,6 +202,7 @@ impl Relay {
         }
         if let Some(active) = &mut self.active {
             active.marks.pins = Pins::default();
+            active.marks.hears_nothing();
             active.resume = true;
         }
         self.note(Activity::Idle);

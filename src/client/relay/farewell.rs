@@ -25,7 +25,9 @@ impl Relay {
             let commit = marks.is_some_and(|marks| marks.commit_sent);
             let dirty = self.pool.limits.mode == PoolMode::Session
                 || self.pinned
-                || marks.is_some_and(|marks| marks.tainted || marks.scrub || !marks.pins.is_empty())
+                || marks
+                    .is_some_and(|marks| marks.tainted || marks.scrub || marks.listens_too || !marks.pins.is_empty())
+                || self.active.as_ref().is_some_and(|active| active.aside.scrubbing)
                 || self.active.as_ref().is_some_and(|active| active.catalog != self.pool.catalog.key())
                 || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
             let loaded = marks.is_some_and(|marks| marks.pins.has(PinReason::Load));
@@ -100,6 +102,7 @@ impl Relay {
 
     pub(super) fn leave(&mut self) {
         self.open_ear();
+        self.subscriber = None;
         self.context.registry.leave(&self.entry);
         self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }

@@ -100,13 +100,19 @@ impl Relay {
             lost => lost,
         };
         let mut marks = std::mem::take(&mut active.marks);
+        if let Some(subscriber) = &mut self.subscriber {
+            subscriber.retract();
+            subscriber.inbox().server_is_silent();
+        }
+        // What only it was to listen to is lost with it, and so is the session.
+        self.subscriber.take_if(|subscriber| subscriber.is_idle());
         let batch = active.rerun.take_harmless().filter(|_| rerun::is_passing(&lost));
         self.statements.undo_all(&mut marks.changes);
         active.hold = false;
         active.resume = true;
         active.stalled = false;
         // State that was not read back yet is lost with the connection, as that of a pinned one is.
-        let unread = marks.tainted || active.aside.audit.is_some();
+        let unread = marks.tainted || active.aside.audit.is_some() && active.aside.audits_client;
         let ready_held = active.aside.ready_held;
         active.aside = Aside::default();
         let pipeline = &mut conn.pipeline;
@@ -164,7 +170,7 @@ impl Relay {
             self.note(Activity::Idle);
             return Ok(());
         }
-        let held = self.active.as_ref().is_some_and(|active| active.hold);
+        let held = self.active.as_ref().is_some_and(|active| active.hold || active.marks.listens_too);
         if !held || self.is_on_follower() {
             // Something of the client's followed already, and ran under settings that are not its own.
             return self.lose(Lost::Protocol, cx);

@@ -135,6 +135,11 @@ impl Routing {
         }
     }
 
+    /// The client is told of something that has happened before `now`.
+    pub fn told(&mut self, now: Moment) {
+        self.stamp = Some(now);
+    }
+
     /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
     /// session leaves.
     pub fn held_out(&mut self, home: &Rc<Pool>, lender: &Rc<Pool>) -> bool {
@@ -427,6 +432,8 @@ impl Relay {
     /// Behind the client's settings, on the primary: the BEGIN that it believes to have been run. What it sent waits for the
     /// answer.
     pub(super) fn replay_begin(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        // It may be about to change that.
+        self.listen_in_front(cx)?;
         let Some(routing) = &self.routing else { return Ok(()) };
         let mut message = Vec::new();
         encode::query(&mut message, &routing.begin);

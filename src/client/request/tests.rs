@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
+use crate::prepared::AUDIT;
 use crate::settings::{self, Profiles};
 
 const ONE: &str = "SELECT $1::int";
@@ -93,6 +94,45 @@ fn each_message_becomes_what_the_server_is_to_get() {
         assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string(), "{name}");
         assert_eq!(desk.to_client, answered, "{name}");
     }
+}
+
+#[test]
+fn a_client_that_listens_does_so_in_front_of_what_may_do_more_than_read_and_behind_nothing() {
+    let listening = || {
+        let mut desk = Desk::new();
+        desk.channels = vec![Box::from(&b"c"[..]), Box::from(&b"d\"e"[..])];
+        desk
+    };
+    let done = |tag: &str| [reply::done(tag), reply::ready(b'I')].concat();
+    let listen = query("LISTEN \"c\";LISTEN \"d\"\"e\";");
+    let (read, write) = (query("SELECT a FROM t"), query("INSERT INTO t VALUES (1)"));
+    let mut desk = listening();
+    // A read goes alone, and what may do more waits for its end: a cancel request is the read's until then.
+    let (sent, stop) = desk.client(&[read.clone(), write.clone()].concat());
+    assert_eq!((sent, stop), (read.clone(), Stop::Unsettled));
+    assert!(!desk.marks.listens_too && !desk.aside.replaying);
+    desk.server(&done("SELECT 0"));
+    let (sent, stop) = desk.client(&[write.clone(), read.clone()].concat());
+    assert_eq!(sent.escape_ascii().to_string(), [&*listen, &write, &write, &read].concat().escape_ascii().to_string());
+    assert_eq!(stop, Stop::Short);
+    assert!(desk.marks.listens_too && desk.marks.listening && desk.aside.replaying);
+    desk.server(&done("LISTEN"));
+    assert!(!desk.aside.replaying, "from now on a cancel request reaches what it is for");
+    // Nor does it listen behind an audit, which would not tell of it.
+    let mut desk = listening();
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+    assert_eq!(desk.client(&write), (vec![], Stop::Unsettled));
+    // What a batch has in it is not known at its beginning.
+    let mut desk = listening();
+    let batch = [parse("", "SELECT a FROM t", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    assert_eq!(desk.client(&batch), ([listen, batch.clone()].concat(), Stop::Short));
+    // In a transaction it is too late.
+    let mut desk = listening();
+    desk.channels.clear();
+    desk.client(&query("BEGIN"));
+    desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+    desk.channels = listening().channels;
+    assert_eq!(desk.client(&write), (write.clone(), Stop::Short));
 }
 
 #[test]
