@@ -665,7 +665,7 @@ impl Relay {
         };
         if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
             let mut plan = Plan::new(&[], made);
-            Answer {
+            let answers = Answer {
                 conn,
                 statements: &mut self.statements,
                 marks: &mut active.marks,
@@ -677,7 +677,7 @@ impl Relay {
             let (first, second) = plan.slices();
             if !first.is_empty() {
                 // Whoever has a part of the answer must not get it twice.
-                active.rerun.settle();
+                active.rerun.answered(answers);
                 self.write_client(cx, first, second)?;
             }
         }

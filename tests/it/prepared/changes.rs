@@ -20,11 +20,11 @@ const CHANGES: [(&str, bool); 6] = [
 const MAKE: &str = "DROP TABLE IF EXISTS t; CREATE TABLE t AS SELECT 7 AS a, 'b'::text AS b";
 
 /// Body of the answer's message with this tag, if there is one.
-fn body(messages: &[Message], tag: u8) -> Option<&[u8]> {
+pub(super) fn body(messages: &[Message], tag: u8) -> Option<&[u8]> {
     messages.iter().find(|message| message.tag == tag).map(|message| &*message.body)
 }
 
-async fn exchange(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
+pub(super) async fn exchange(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
     client.send(&messages.concat()).await.unwrap();
     client.recv_until_ready().await.unwrap()
 }
@@ -119,7 +119,7 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
     }
 }
 
-fn code(messages: &[Message]) -> &str {
+pub(super) fn code(messages: &[Message]) -> &str {
     let Some(error) = body(messages, b'E') else { return "" };
     let field = error.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(b"C"));
     std::str::from_utf8(field.unwrap()).unwrap()
