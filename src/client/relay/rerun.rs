@@ -148,7 +148,11 @@ mod tests {
             let mut rerun = Rerun::default();
             rerun.keep(&batch, false);
             rerun.answered(answers);
-            assert_eq!(rerun.take().unwrap_or_default().escape_ascii().to_string(), want.escape_ascii().to_string(), "{name}");
+            assert_eq!(
+                rerun.take().unwrap_or_default().escape_ascii().to_string(),
+                want.escape_ascii().to_string(),
+                "{name}"
+            );
         }
     }
 }

@@ -130,7 +130,7 @@ async fn a_client_that_was_told_nothing_does_not_notice_what_pooling_has_broken(
     for mode in ["rewrite", "adaptive", "strip"] {
         let site = Site::start(&[("default_pool_size", "2"), ("prepared_statements", mode)]);
         site.place.psql(&format!("SET ROLE {}; {MAKE}", site.name()));
-        let wipe = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'";
+        let wipe = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN DEALLOCATE ALL; END'";
         site.place.psql(wipe);
         let (mut client, mut other) = (site.client().await, site.client().await);
         prepare(&mut client, "s1", "SELECT * FROM t WHERE a = 7").await;

@@ -8,12 +8,13 @@ use pgweir_harness::wire::{Outcome, Wire};
 
 use super::changes::{body, code, exchange};
 use super::{hold, prepare, run};
-use crate::support::{Site, assert_value};
+use crate::support::{SOON, Site, assert_value};
 
 const MODES: [&str; 3] = ["rewrite", "adaptive", "strip"];
 
-/// A server connection forgets everything, or has a name taken, and no text tells.
-const HIDDEN: &str = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'; \
+/// A server connection forgets everything, or has a name taken, and no text tells. (What runs SQL that it has made itself is known
+/// for it, and whatever ran before is parsed anew.)
+const HIDDEN: &str = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN DEALLOCATE ALL; END'; \
     CREATE FUNCTION take(name text) RETURNS void LANGUAGE plpgsql \
     AS 'BEGIN EXECUTE format(''PREPARE %I AS SELECT ''''a stranger''''::text'', name); END'; \
     CREATE TABLE done (what text); GRANT ALL ON done TO PUBLIC; \
@@ -39,6 +40,9 @@ async fn echo(client: &mut Wire, name: &str, value: &str) -> Outcome {
     run(client, &[bind("", name, &[Some(value.as_bytes())]), execute("", 0), sync()]).await
 }
 
+/// Pipelined beyond the end of a batch: the client has an answer already when the next batch fails.
+const BEYOND: &str = "with a Sync between";
+
 /// How drivers prepare a statement and run it for the first time.
 fn shapes(text: &str, value: &'static str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
     let parse = || parse("new", text, &[]);
@@ -50,10 +54,21 @@ fn shapes(text: &str, value: &'static str) -> Vec<(&'static str, Vec<Vec<Vec<u8>
         ("in one batch", vec![vec![parse(), bind(), all(), sync()]]),
         ("in one batch, described", vec![vec![parse(), bind(), describe_portal(""), all(), sync()]]),
         ("in one batch, told of both", vec![vec![parse(), describe_statement("new"), bind(), all(), sync()]]),
-        ("with a Sync between", vec![vec![parse(), sync(), bind(), all(), sync()]]),
+        (BEYOND, vec![vec![parse(), sync(), bind(), all(), sync()]]),
         ("closed in the same batch", vec![vec![parse(), bind(), all(), close_statement("new"), sync()]]),
         ("flushed first", vec![vec![parse(), flush()], vec![bind(), all(), sync()]]),
     ]
+}
+
+/// Plays a shape: the statement is found, at the first attempt, or in a pipeline at the second.
+async fn find(client: &mut Wire, (shape, batches): &(&str, Vec<Vec<Vec<u8>>>), value: &str, mode: &str) {
+    let mut got = play(client, batches).await;
+    if *shape == BEYOND && matches!(&*got.1, "26000" | "XX000") {
+        run(client, &[close_statement("new"), sync()]).await;
+        got = play(client, batches).await;
+    }
+    assert_eq!(got, (vec![value.to_owned()], String::new()), "{mode}, {shape}");
+    run(client, &[close_statement("new"), sync()]).await;
 }
 
 /// Plays a shape. The rows, and the first error.
@@ -72,6 +87,13 @@ async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, Stri
     (rows, error)
 }
 
+/// What was shown is that something was mended, and not that nothing was broken.
+fn assert_healed(site: &Site<'_>, mode: &str) {
+    if mode != "strip" {
+        pgweir_harness::wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
+    }
+}
+
 #[tokio::test]
 async fn a_statement_that_the_server_has_lost_is_prepared_anew_however_a_driver_asks() {
     for mode in MODES {
@@ -79,15 +101,17 @@ async fn a_statement_that_the_server_has_lost_is_prepared_anew_however_a_driver_
         let (mut client, mut other) = (site.client().await, site.client().await);
         let text = "SELECT $1::text /* lost */";
         prepare(&mut client, "s1", text).await;
-        for (shape, batches) in shapes(text, "found") {
+        for shape in shapes(text, "found") {
             for _ in 0..4 {
                 assert_value(&echo(&mut client, "s1", "known").await, "known");
             }
             query(&mut other, "SELECT wipe()").await;
-            let got = play(&mut other, &batches).await;
-            assert_eq!(got, (vec!["found".to_owned()], String::new()), "{mode}, {shape}");
-            run(&mut other, &[close_statement("new"), sync()]).await;
+            find(&mut other, &shape, "found", mode).await;
+            // The one who had it is healed as well: it is lost to nobody.
+            query(&mut other, "SELECT wipe()").await;
+            assert_value(&echo(&mut client, "s1", "known").await, "known");
         }
+        assert_healed(&site, mode);
     }
 }
 
@@ -129,6 +153,7 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
         assert_eq!(client.query("ROLLBACK").await.unwrap().status, b'I');
         assert_value(&echo(&mut client, "s1", "mine").await, "mine");
         assert_value(&echo(&mut client, "s2", "twice").await, "twice");
+        assert_healed(&site, mode);
         // And nothing keeps the server connection with its client any more.
         let (first, second) = (hold(&mut client).await, hold(&mut other).await);
         assert_ne!(first, second);
@@ -172,15 +197,14 @@ async fn a_text_prepared_for_the_first_time_means_the_types_that_are_there_now()
         let (mut client, mut other) = (site.client().await, site.client().await);
         let text = "SELECT $1::mood /* again */";
         prepare(&mut client, "s1", text).await;
-        for (shape, batches) in shapes(text, "sad") {
+        for shape in shapes(text, "sad") {
             for _ in 0..4 {
                 assert_value(&echo(&mut client, "s1", "glad").await, "glad");
             }
             site.place.psql(RENEW);
-            let got = play(&mut other, &batches).await;
-            assert_eq!(got, (vec!["sad".to_owned()], String::new()), "{mode}, {shape}");
-            run(&mut other, &[close_statement("new"), sync()]).await;
+            find(&mut other, &shape, "sad", mode).await;
         }
+        assert_healed(&site, mode);
     }
 }
 
