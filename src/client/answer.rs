@@ -235,14 +235,17 @@ impl Answer<'_> {
         self.answer_locally(plan);
     }
 
-    /// Answers whose turn has come.
+    /// Answers whose turn has come. How many these were.
     #[inline]
-    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) {
+    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) -> usize {
+        let mut answers = 0;
         while let Some(owed) = self.conn.pipeline.next_local() {
+            answers += 1;
             let message = if owed.expect == Expect::Close { encode::CLOSE_COMPLETE } else { encode::PARSE_COMPLETE };
             plan.insert(|out| out.extend_from_slice(&message));
             self.done(owed);
         }
+        answers
     }
 
     fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
