@@ -714,24 +714,22 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
-            let mut plan = Plan::new(&[], made);
-            let answers = Answer {
-                conn,
-                statements: &mut self.statements,
-                marks: &mut active.marks,
-                aside: &mut active.aside,
-                stats: &mut self.lender.stats.borrow_mut(),
-                subscriber: None,
-                rules,
-            }
-            .answer_locally(&mut plan);
-            let (first, second) = plan.slices();
-            if !first.is_empty() {
-                // Whoever has a part of the answer must not get it twice.
-                active.rerun.answered(answers);
-                self.write_client(cx, first, second)?;
-            }
+        let mut plan = Plan::new(&[], made);
+        let answers = Answer {
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            aside: &mut active.aside,
+            stats: &mut self.lender.stats.borrow_mut(),
+            subscriber: None,
+            rules,
+        }
+        .answer_locally(&mut plan);
+        let (first, second) = plan.slices();
+        if !first.is_empty() {
+            // Whoever has a part of the answer must not get it twice.
+            active.rerun.answered(answers);
+            self.write_client(cx, first, second)?;
         }
         Ok(())
     }
