@@ -44,6 +44,17 @@ pub enum Heard {
     Again,
 }
 
+/// Why a batch that went to a follower is to run on the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// The server said that it is no follower any more.
+    Promoted,
+    /// A statement of the batch is not what it was on that server connection: any server may say so.
+    Stale,
+    /// It failed with this SQLSTATE.
+    Failed([u8; 5]),
+}
+
 /// The pooler's own conversation with the server, between the client's.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
@@ -63,8 +74,8 @@ pub struct Aside {
     pub ready_held: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
-    /// The SQLSTATE that it failed with on a follower.
-    pub refused: Option<[u8; 5]>,
+    /// Why it runs again, if it was on a follower.
+    pub unserved: Option<Unserved>,
     /// The first part of a description that is kept.
     pub described: Described,
     /// When the query that is answered next was sent.
@@ -335,6 +346,7 @@ impl Answer<'_> {
         if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
             // It was promoted before it had answered: what it said is of another history.
             self.aside.healing = true;
+            self.aside.unserved = Some(Unserved::Promoted);
             plan.forget();
         }
         // Since 14 a reload is told in the answer of whatever comes next.
@@ -389,7 +401,11 @@ impl Answer<'_> {
         if heals {
             self.aside.healing = true;
             if self.rules.elsewhere {
-                self.aside.refused = fields.code.first_chunk().copied();
+                self.aside.unserved = match fields.code.first_chunk() {
+                    Some(code) if !stale => Some(Unserved::Failed(*code)),
+                    // Another table by now, or a lost statement: the primary would have said the same.
+                    _ => Some(Unserved::Stale),
+                };
                 plan.forget();
             }
             plan.skip(len);

@@ -32,6 +32,8 @@ pub struct Desk {
     pub interner: Interner,
     pub mode: StatementMode,
     pub budget: Budget,
+    /// The server is a follower, and nothing of the answer to the batch under way was told.
+    pub elsewhere: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -63,6 +65,7 @@ impl Desk {
             interner: Interner::new(1 << 20),
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
+            elsewhere: false,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -162,8 +165,8 @@ impl Desk {
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
                 heals: false,
-                elsewhere: false,
-                follower: false,
+                elsewhere: self.elsewhere,
+                follower: self.elsewhere,
             },
         };
         let heard = if input.is_some() {

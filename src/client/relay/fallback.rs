@@ -9,7 +9,7 @@ use pgweir_proto::pipeline::Origin;
 
 use super::super::aftermath::Orphan;
 use super::super::ahead::{Ahead, Piece};
-use super::super::answer::Aside;
+use super::super::answer::{Aside, Unserved};
 use super::super::end::End;
 use super::super::local::{Failure, Local};
 use super::routing::{Course, Text};
@@ -81,12 +81,11 @@ impl Relay {
     pub(super) fn leave_follower(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let batch = self.active().rerun.take();
         let batch = batch.ok_or(End::Broken("a batch to run elsewhere that was not kept"))?;
-        let code = self.active().aside.refused.take();
-        if let (None, Some(routing)) = (code, &self.routing) {
-            // It said that it is no follower any more.
-            routing.replicas.failed(&self.lender);
+        match (self.active().aside.unserved.take(), &self.routing) {
+            (Some(Unserved::Failed(code)), _) => self.note_refusal(&batch, code),
+            (Some(Unserved::Promoted), Some(routing)) => routing.replicas.failed(&self.lender),
+            _ => {}
         }
-        self.note_refusal(&batch, code);
         let active = self.active();
         (active.marks.begin_sent, active.marks.commit_sent) = (false, false);
         self.run_at_home(batch);
@@ -209,8 +208,8 @@ impl Relay {
 
     /// What followers refuse is not tried there again for a while. A conflict, or something that was not there yet, is no
     /// refusal.
-    fn note_refusal(&mut self, batch: &[u8], code: Option<[u8; 5]>) {
-        if !matches!(code.as_ref().map(|code| &code[..]), Some(b"25006" | b"0A000" | b"55000")) {
+    fn note_refusal(&mut self, batch: &[u8], code: [u8; 5]) {
+        if !matches!(&code, b"25006" | b"0A000" | b"55000") {
             return;
         }
         self.texts(batch, |relay, text| {
