@@ -115,6 +115,8 @@ pub struct Rules {
     pub heals: bool,
     /// It runs on a follower, and will on the primary if it fails here: nothing of its answer was told.
     pub elsewhere: bool,
+    /// It may also run on the primary when it is not known whether it has run.
+    pub harmless: bool,
     /// The server is a follower.
     pub follower: bool,
 }
@@ -181,7 +183,7 @@ impl Answer<'_> {
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
-                let origin = if self.rules.follower && self.is_followers_own(body, plan) {
+                let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
                     Origin::Pooler
                 } else {
                     self.parameter()
@@ -340,18 +342,22 @@ impl Answer<'_> {
 
     /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
     #[cold]
-    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<bool, Heard> {
         let (name, value) = backend::parameter_status(body).unwrap_or_default();
         let tells_of_recovery = name == b"in_hot_standby";
         if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
             // It was promoted before it had answered: what it said is of another history.
+            plan.forget();
+            if !self.rules.harmless {
+                // And what it did may be there to stay.
+                return Err(Heard::Lost(Lost::Protocol));
+            }
             self.aside.healing = true;
             self.aside.unserved = Some(Unserved::Promoted);
-            plan.forget();
         }
         // Since 14 a reload is told in the answer of whatever comes next.
         let sets = self.marks.tainted || self.marks.unsettled;
-        tells_of_recovery || !sets || self.conn.pipeline.front().is_none()
+        Ok(tells_of_recovery || !sets || self.conn.pipeline.front().is_none())
     }
 
     /// A name is told without the tag. True if that was it.

@@ -34,6 +34,8 @@ pub struct Desk {
     pub budget: Budget,
     /// The server is a follower, and nothing of the answer to the batch under way was told.
     pub elsewhere: bool,
+    /// That batch is proven to read.
+    pub harmless: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -66,6 +68,7 @@ impl Desk {
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
             elsewhere: false,
+            harmless: true,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -166,6 +169,7 @@ impl Desk {
                 statements_max: STATEMENTS_MAX,
                 heals: false,
                 elsewhere: self.elsewhere,
+                harmless: self.harmless,
                 follower: self.elsewhere,
             },
         };

@@ -322,6 +322,7 @@ impl Relay {
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
             elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
+            harmless: self.active.as_ref().is_some_and(|active| active.rerun.is_harmless()),
             follower: self.is_on_follower(),
         }
     }

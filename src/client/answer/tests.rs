@@ -204,6 +204,20 @@ fn what_a_follower_refuses_is_told_from_what_any_server_may_say() {
     }
 }
 
+#[test]
+fn what_a_follower_said_before_it_was_promoted_is_told_to_nobody_and_run_again_only_if_it_is_proven_to_read() {
+    for harmless in [true, false] {
+        let mut desk = Desk::new();
+        (desk.elsewhere, desk.harmless) = (true, harmless);
+        desk.client(&query("SELECT charge()"));
+        let promoted = reply::parameter("in_hot_standby", "off");
+        let (got, heard) =
+            desk.server(&[reply::row(b"1"), reply::done("SELECT 1"), promoted, reply::ready(b'I')].concat());
+        assert_eq!(show(&got), "");
+        assert!(matches!((&heard, harmless), (Heard::Again, true) | (Heard::Lost(_), false)), "{harmless}: {heard:?}");
+    }
+}
+
 /// A conversation: what the client sends, and what the server answers.
 fn some_turn() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let (bound, idle) = (reply::bare(b'2'), reply::ready(b'I'));

@@ -12,6 +12,7 @@ use super::super::ahead::{Ahead, Piece};
 use super::super::answer::{Aside, Unserved};
 use super::super::end::End;
 use super::super::local::{Failure, Local};
+use super::loss::lost_failure;
 use super::routing::{Course, Text};
 use super::{Lease, Relay};
 use crate::backend::{Lost, describe_error, last_words};
@@ -106,9 +107,15 @@ impl Relay {
         let input = &mut self.active().backlog.input;
         let rest = left.min(input.len());
         input.drain(..rest);
-        // Names that it gave are not given, as far as the client knows.
+        self.take_back_names(&batch);
+        self.force(begun, RouteReason::Rerun);
+        self.run_again(batch);
+    }
+
+    /// Names that the batch gave are not given, as far as its client knows: it was told nothing.
+    fn take_back_names(&mut self, batch: &[u8]) {
         let mut names: Vec<&[u8]> = Vec::new();
-        let _ = Ahead::look(self.scanner, &batch, usize::MAX, |piece| {
+        let _ = Ahead::look(self.scanner, batch, usize::MAX, |piece| {
             if let Piece::Parse(name, _) = piece
                 && !name.is_empty()
             {
@@ -118,8 +125,6 @@ impl Relay {
         for name in names {
             self.statements.forget(name);
         }
-        self.force(begun, RouteReason::Rerun);
-        self.run_again(batch);
     }
 
     /// The follower's server connection is lost.
@@ -140,7 +145,11 @@ impl Relay {
         active.aside = Aside::default();
         let mid_message = conn.scanner.is_inside();
         let kept = active.rerun.is_routed() && !mid_message;
+        // In the way of the replay is a query only where there is one: on a follower.
+        let is_conflict = matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001");
+        let runs_again = active.rerun.is_harmless() || is_conflict;
         let batch = active.rerun.take().filter(|_| kept);
+        let is_doubtful = batch.is_some() && !runs_again;
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
@@ -148,12 +157,23 @@ impl Relay {
         let concerned = batch_open || skipping || !owed.is_empty();
         routing.replicas.failed(&self.lender);
         let course = routing.course;
+        if is_doubtful {
+            // Whoever is told that the outcome is unknown looks what became of it.
+            routing.may_have_written(self.context.clock.moment(), &conn);
+        }
         self.lender.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
         self.note(Activity::Idle);
-        if let Some(batch) = batch {
-            self.run_at_home(batch);
-            return Ok(());
+        match batch {
+            Some(batch) if runs_again => {
+                self.run_at_home(batch);
+                return Ok(());
+            }
+            Some(batch) => {
+                self.take_back_names(&batch);
+                self.active().rerun.settle();
+            }
+            None => {}
         }
         if mid_message {
             return Err(End::MidMessage);
@@ -175,9 +195,11 @@ impl Relay {
         }
         self.set_course(Course::Home, 0, RouteReason::Rerun);
         // Drivers know what to do with a serialization failure.
-        let code =
-            if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
-        let failure = lost_on_follower(code);
+        let failure = if is_doubtful {
+            lost_failure(in_transaction)
+        } else {
+            lost_on_follower(if is_conflict { "40001" } else { "08006" })
+        };
         self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
         let mut local = Local::new(failure, in_transaction);
         let mut out = Vec::new();

@@ -225,7 +225,8 @@ impl Relay {
     }
 }
 
-fn lost_failure(in_transaction: bool) -> Failure {
+/// What a client is told whose statement may have run, or not.
+pub(super) fn lost_failure(in_transaction: bool) -> Failure {
     let (message, hint) = if in_transaction {
         (
             "the server connection was lost inside the transaction",

@@ -19,7 +19,9 @@
 //! The decision is taken for the whole first batch, before a byte of it is sent. With a lease of a follower one batch is
 //! under way at a time: what comes behind it waits, and is decided anew when the lease has ended; in a read-only transaction it
 //! is looked at again before it is passed on. The batch is kept until the client has a word of its answer. Whatever happens
-//! to it on a follower before, it runs once more at home, unseen: nothing on a follower can have changed anything.
+//! to it on a follower before, it runs once more at home, unseen: nothing on a follower can have changed anything. Of a server
+//! that is lost, or says that it was promoted, nobody knows until when it was one: then it runs once more only if it is proven
+//! to read, and else the client is told that the outcome is unknown.
 //!
 //! What runs at home and is not proven to read is stamped when its transaction has ended, before its client is told: later
 //! reads wait for a follower that has replayed it.
@@ -89,6 +91,8 @@ pub struct Routing {
     pub(super) left: usize,
     /// None of it was.
     untouched: bool,
+    /// That it reads is proven, and not merely hoped for because its client asked for a follower.
+    proven: bool,
     /// When the last transaction of this session that may have written was acknowledged.
     stamp: Option<Moment>,
     /// Whose positions the choice relied on.
@@ -115,6 +119,7 @@ impl Routing {
                 course: Course::Home,
                 left: 0,
                 untouched: true,
+                proven: false,
                 stamp: None,
                 seat: None,
                 arrived: None,
@@ -130,9 +135,15 @@ impl Routing {
     pub fn ended(&mut self, now: Moment, conn: &ServerConn) {
         // One that only reads ends by a COMMIT, which is seen on its way: otherwise it was not even begun.
         if matches!(self.course, Course::Home | Course::HomeReadOnly) {
-            self.stamp = Some(now);
-            self.replicas.stamp(now, conn);
+            self.may_have_written(now, conn);
         }
+    }
+
+    /// What ran on `conn` may be there to stay.
+    #[cold]
+    pub(super) fn may_have_written(&mut self, now: Moment, conn: &ServerConn) {
+        self.stamp = Some(now);
+        self.replicas.stamp(now, conn);
     }
 
     /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
@@ -217,6 +228,7 @@ impl Relay {
         let mut verdict = Verdict::default();
         let circumstances = Circumstances::of(routing.replicas.routing(), &self.profile);
         let (decision, found) = self.decide(ahead, circumstances, &mut verdict);
+        let proven = verdict.proven(circumstances).filter(|_| found.edge == Edge::Whole);
         let reason = match (decision, forced) {
             (Decision::Wait, _) => return Ok(false),
             (Decision::Home(reason), None) | (_, Some(reason)) => reason,
@@ -226,11 +238,11 @@ impl Relay {
                 Poll::Ready(Choice::Follower(pool, seat)) => {
                     let course = if errand == Errand::Lone { Course::Lone } else { Course::Opening };
                     self.set_course(course, found.len, reason);
+                    self.set_proven(proven.is_some());
                     return self.acquire_follower(pool, seat, cx);
                 }
             },
         };
-        let proven = verdict.proven(circumstances).filter(|_| found.edge == Edge::Whole);
         let course = match proven {
             None => Course::Home,
             Some(Errand::Lone) => Course::HomeReads,
@@ -244,6 +256,12 @@ impl Relay {
         if let Some(routing) = &mut self.routing {
             (routing.course, routing.left, routing.reason, routing.begins) = (course, left, reason, 0);
             routing.untouched = true;
+        }
+    }
+
+    fn set_proven(&mut self, proven: bool) {
+        if let Some(routing) = &mut self.routing {
+            routing.proven = proven;
         }
     }
 
@@ -479,12 +497,12 @@ impl Relay {
             return Ok((0, false));
         }
         let Some(routing) = &mut self.routing else { return Ok((0, false)) };
-        let (course, left) = (routing.course, routing.left);
+        let (course, left, proven) = (routing.course, routing.left, routing.proven);
         let batch = input.get(..left).unwrap_or(input);
         let is_whole = std::mem::take(&mut routing.untouched) && batch.len() == left;
         let keeps = is_whole && matches!(course, Course::Lone | Course::Opening | Course::First);
         if let Some(active) = self.active.as_mut().filter(|_| keeps) {
-            active.rerun.keep_routed(batch);
+            active.rerun.keep_routed(batch, proven);
         }
         let (used, more) = self.pass(batch, made, cx)?;
         match self.routing.as_ref().map(|routing| routing.course) {
@@ -604,9 +622,14 @@ impl Relay {
         }
         let course = routing.course;
         let gives_anew = self.gives_anew(input);
-        let mut unfit = false;
+        let (mut unfit, mut proven) = (false, true);
         let found = self.texts(input, |relay, text| match text {
-            Text::Known(text) => unfit |= relay.is_unfit(text),
+            Text::Known(text) => {
+                let effects = relay.effects(text);
+                unfit |= verdict::is_unfit(effects.set, text);
+                // On a server that was promoted it may be read-only no more.
+                proven &= !verdict::escapes(effects);
+            }
             Text::Missing => {}
             Text::Opaque => unfit = true,
         });
@@ -624,7 +647,7 @@ impl Relay {
         if let Some(routing) = &mut self.routing {
             // A goodbye, or what no client may send, is no part of a batch: the pass says so.
             (routing.course, routing.left) = (next, if left == 0 { input.len() } else { left });
-            routing.untouched = true;
+            (routing.untouched, routing.proven) = (true, proven);
         }
         Ok(true)
     }
