@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
-use pgweir_proto::pipeline::Origin;
+use pgweir_proto::pipeline::{Origin, Owed};
 
 use super::super::aftermath::Orphan;
 use super::super::ahead::{Ahead, Piece};
@@ -23,6 +23,13 @@ use crate::stats::{Blame, DiscardReason, RouteReason};
 /// How long a follower may take over what is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a server connection owed its client when its lease ended.
+struct Debt {
+    owed: Vec<Owed>,
+    batch_open: bool,
+    skipping: bool,
+}
+
 impl Relay {
     /// A batch must not run in the transaction that is open on the follower: if nothing was done in it yet, all of it moves to
     /// the primary; else the client is told.
@@ -35,18 +42,14 @@ impl Relay {
             return self.send_held(&message, cx);
         }
         self.set_course(Course::Home, 0, RouteReason::Lock);
-        self.abandon();
-        self.tell_locally(
-            Failure {
-                code: "0A000",
-                message: "this statement cannot run in a transaction on a follower".to_owned(),
-                detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
-                    .to_owned(),
-                hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
-            },
-            true,
-        );
-        Ok(())
+        let failure = Failure {
+            code: "0A000",
+            message: "this statement cannot run in a transaction on a follower".to_owned(),
+            detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
+                .to_owned(),
+            hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
+        };
+        self.abandon(failure, cx)
     }
 
     /// The client is told a failure, and what it sends is answered here until it has ended its transaction.
@@ -63,19 +66,48 @@ impl Relay {
         }
     }
 
-    /// What runs on the follower is of no use to anyone: it is rolled back there.
-    fn abandon(&mut self) {
-        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return };
-        let dirty = self.active.as_mut().is_some_and(|active| {
-            let marks = std::mem::take(&mut active.marks);
+    /// What runs on the follower is of no use to anyone: it is rolled back there. The client is told why.
+    fn abandon(&mut self, failure: Failure, cx: &mut Task<'_>) -> Result<(), End> {
+        let dirty = self.leaves_traces();
+        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return Ok(()) };
+        if let Some(active) = &mut self.active {
+            // What it gave and took back without being told of it is as it was.
+            let mut marks = std::mem::take(&mut active.marks);
+            self.statements.undo_all(&mut marks.changes);
             (active.hold, active.stalled, active.resume) = (false, false, true);
             active.aside = Aside::default();
-            marks.tainted || marks.scrub || !marks.pins.is_empty()
-        });
+        }
+        let pipeline = &conn.pipeline;
+        let debt = Debt {
+            owed: pipeline.iter().filter(|owed| owed.origin != Origin::Pooler).collect(),
+            batch_open: pipeline.is_batch_open(),
+            skipping: pipeline.is_skipping(),
+        };
         self.note(Activity::Idle);
         let reset = self.context.config.pool.server_reset_query.clone();
         let (pool, cancel_after) = (self.lender.clone(), Some(PATIENCE));
         tokio::task::spawn_local(Orphan { conn, pool, cancel_after, dirty, pinned: false, reset }.settle());
+        self.tell_owed(failure, Blame::Pooler, true, debt, cx)
+    }
+
+    /// The client is told a failure in the place of all that it is owed, and is answered here until it has ended its
+    /// transaction.
+    fn tell_owed(
+        &mut self,
+        failure: Failure,
+        blame: Blame,
+        in_transaction: bool,
+        debt: Debt,
+        cx: &mut Task<'_>,
+    ) -> Result<(), End> {
+        self.pool.stats.borrow_mut().errors.add(blame, failure.code.as_bytes());
+        let mut local = Local::new(failure, in_transaction);
+        let mut out = Vec::new();
+        local.owed(debt.owed.into_iter(), debt.batch_open, debt.skipping, &mut out);
+        if !local.is_over() {
+            self.active().local = Some(local);
+        }
+        self.write_client(cx, &out, &[])
     }
 
     /// The batch failed on the follower, and nobody was told: it goes to the primary, with its BEGIN in front if there is one.
@@ -154,7 +186,8 @@ impl Relay {
         let in_transaction = pipeline.status() != TxStatus::Idle;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
         let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
-        let concerned = batch_open || skipping || !owed.is_empty();
+        let debt = Debt { owed, batch_open, skipping };
+        let concerned = batch_open || skipping || !debt.owed.is_empty();
         routing.replicas.failed(&self.lender);
         let course = routing.course;
         if is_doubtful {
@@ -200,14 +233,7 @@ impl Relay {
         } else {
             lost_on_follower(if is_conflict { "40001" } else { "08006" })
         };
-        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
-        let mut local = Local::new(failure, in_transaction);
-        let mut out = Vec::new();
-        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
-        if !local.is_over() {
-            self.active().local = Some(local);
-        }
-        self.write_client(cx, &out, &[])
+        self.tell_owed(failure, Blame::Server, in_transaction, debt, cx)
     }
 
     /// Something was found on a follower that its client would have to keep the server connection for: what that is has no

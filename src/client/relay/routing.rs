@@ -521,6 +521,11 @@ impl Relay {
         Ok((used, more || used == batch.len() && used < input.len()))
     }
 
+    /// Whether the client stands in the middle of a message of the server's.
+    fn is_inside_answer(&self) -> bool {
+        matches!(&self.lease, Lease::Held(conn) if conn.scanner.is_inside())
+    }
+
     fn passed(&mut self, used: usize) {
         if let Some(routing) = &mut self.routing {
             routing.left = routing.left.saturating_sub(used);
@@ -615,6 +620,8 @@ impl Relay {
             return Ok(false);
         }
         let is_settled = pipeline.is_settled() && !self.scanner.is_inside();
+        // What the server skips does nothing, whatever it is.
+        let is_skipped = pipeline.is_skipping();
         match routing.course {
             Course::Opening => routing.course = Course::Begun,
             Course::First => routing.course = Course::Within,
@@ -624,6 +631,7 @@ impl Relay {
         let gives_anew = self.gives_anew(input);
         let (mut unfit, mut proven) = (false, true);
         let found = self.texts(input, |relay, text| match text {
+            _ if is_skipped => {}
             Text::Known(text) => {
                 let effects = relay.effects(text);
                 unfit |= verdict::is_unfit(effects.set, text);
@@ -633,6 +641,11 @@ impl Relay {
             Text::Missing => {}
             Text::Opaque => unfit = true,
         });
+        if unfit && self.is_inside_answer() {
+            // Nothing can be told in the middle of a row.
+            self.active().stalled = true;
+            return Ok(false);
+        }
         if unfit {
             return self.turn_away(cx).map(|()| false);
         }
