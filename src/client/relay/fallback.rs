@@ -13,7 +13,7 @@ use super::super::answer::{Aside, Unserved};
 use super::super::end::End;
 use super::super::local::{Failure, Local};
 use super::loss::lost_failure;
-use super::routing::{Course, Text};
+use super::routing::{Course, Text, Unfit};
 use super::{Lease, Relay};
 use crate::backend::{Lost, describe_error, last_words};
 use crate::cancel::Activity;
@@ -22,6 +22,30 @@ use crate::stats::{Blame, DiscardReason, RouteReason};
 
 /// How long a follower may take over what is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Unfit {
+    const fn reason(self) -> RouteReason {
+        match self {
+            Self::Itself => RouteReason::Lock,
+            Self::Behind => RouteReason::Transaction,
+        }
+    }
+
+    fn failure(self) -> Failure {
+        let detail = match self {
+            Self::Itself => {
+                "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
+            }
+            Self::Behind => "It comes behind the end of that transaction, in the same batch: it cannot run elsewhere.",
+        };
+        Failure {
+            code: "0A000",
+            message: "this statement cannot run in a transaction on a follower".to_owned(),
+            detail: detail.to_owned(),
+            hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
+        }
+    }
+}
 
 /// What a server connection owed its client when its lease ended.
 struct Debt {
@@ -33,23 +57,16 @@ struct Debt {
 impl Relay {
     /// A batch must not run in the transaction that is open on the follower: if nothing was done in it yet, all of it moves to
     /// the primary; else the client is told.
-    pub(super) fn turn_away(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn turn_away(&mut self, why: Unfit, cx: &mut Task<'_>) -> Result<(), End> {
         let begun = self.routing.as_ref().is_some_and(|routing| routing.course == Course::Begun);
-        self.force(begun, RouteReason::Lock);
+        self.force(begun, why.reason());
         if begun {
             let mut message = Vec::new();
             encode::query(&mut message, b"ROLLBACK");
             return self.send_held(&message, cx);
         }
-        self.set_course(Course::Home, 0, RouteReason::Lock);
-        let failure = Failure {
-            code: "0A000",
-            message: "this statement cannot run in a transaction on a follower".to_owned(),
-            detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
-                .to_owned(),
-            hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
-        };
-        self.abandon(failure, cx)
+        self.set_course(Course::Home, 0, why.reason());
+        self.abandon(why.failure(), cx)
     }
 
     /// The client is told a failure, and what it sends is answered here until it has ended its transaction.

@@ -180,6 +180,15 @@ enum Decision {
     Follower(Errand, RouteReason),
 }
 
+/// Why a batch must not run in the transaction that is open on a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// The follower would accept it, and it would have no effect.
+    Itself,
+    /// Some of it comes behind the end of the transaction: it is another one, which may write.
+    Behind,
+}
+
 /// What is known of a piece of a batch.
 pub(super) enum Text<'a> {
     Known(&'a [u8]),
@@ -629,25 +638,30 @@ impl Relay {
         }
         let course = routing.course;
         let gives_anew = self.gives_anew(input);
-        let (mut unfit, mut proven) = (false, true);
+        let (mut unfit, mut proven, mut ended) = (None, true, false);
         let found = self.texts(input, |relay, text| match text {
             _ if is_skipped => {}
             Text::Known(text) => {
                 let effects = relay.effects(text);
-                unfit |= verdict::is_unfit(effects.set, text);
+                if verdict::is_unfit(effects.set, text) {
+                    unfit = unfit.or(Some(Unfit::Itself));
+                } else if ended {
+                    unfit = unfit.or(Some(Unfit::Behind));
+                }
+                ended |= verdict::ends(effects.set);
                 // On a server that was promoted it may be read-only no more.
                 proven &= !verdict::escapes(effects);
             }
             Text::Missing => {}
-            Text::Opaque => unfit = true,
+            Text::Opaque => unfit = unfit.or(Some(Unfit::Itself)),
         });
-        if unfit && self.is_inside_answer() {
+        if unfit.is_some() && self.is_inside_answer() {
             // Nothing can be told in the middle of a row.
             self.active().stalled = true;
             return Ok(false);
         }
-        if unfit {
-            return self.turn_away(cx).map(|()| false);
+        if let Some(why) = unfit {
+            return self.turn_away(why, cx).map(|()| false);
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
