@@ -169,26 +169,26 @@ mod tests {
         let (give_s, give_t, give_unnamed) = (parse("s", "A", &[]), parse("t", "A", &[]), parse("", "A", &[]));
         let (take_s, take_unnamed, end) = (close_statement("s"), close_statement(""), sync());
         let many: Vec<u8> = (0..=NAMES_MAX).flat_map(|number| describe_statement(&number.to_string())).collect();
+        let cat = |pieces: &[&[u8]]| pieces.concat();
         #[rustfmt::skip]
-        let table: [(&str, Vec<&[u8]>, bool); 15] = [
-            ("a known name, used",                vec![&s, &run, &end],                            false),
-            ("a new name, used",                  vec![&give_t, &s, &run, &end],                   false),
-            ("a known name, given",               vec![&give_s, &end],                             true),
-            ("used and closed",                   vec![&s, &run, &take_s, &end],                   true),
-            ("described and closed",              vec![&describe_statement("s"), &take_s, &end],   true),
-            ("closed alone",                      vec![&take_s, &end],                             false),
-            ("another one closed",                vec![&s, &run, &close_statement("u"), &end],     false),
-            ("a portal of that name closed",      vec![&s, &run, &close_portal("s"), &end],        false),
-            ("given, used, closed",               vec![&give_t, &bind("", "t", &[]), &run, &close_statement("t"), &end], false),
-            ("unnamed, given first",              vec![&give_unnamed, &unnamed, &run, &end],       false),
-            ("unnamed, given twice",              vec![&give_unnamed, &unnamed, &run, &give_unnamed, &unnamed, &run, &end], false),
-            ("unnamed of before, then given",     vec![&unnamed, &run, &give_unnamed, &unnamed, &run, &end], true),
-            ("unnamed of before, then closed",    vec![&unnamed, &run, &take_unnamed, &end],       true),
-            ("unnamed of before, then destroyed", vec![&unnamed, &run, &query("q")],               true),
-            ("very many",                         vec![&many, &end],                               true),
+        let table: [(&str, Vec<u8>, bool); 15] = [
+            ("a known name, used",                cat(&[&s, &run, &end]),                            false),
+            ("a new name, used",                  cat(&[&give_t, &s, &run, &end]),                   false),
+            ("a known name, given",               cat(&[&give_s, &end]),                             true),
+            ("used and closed",                   cat(&[&s, &run, &take_s, &end]),                   true),
+            ("described and closed",              cat(&[&describe_statement("s"), &take_s, &end]),   true),
+            ("closed alone",                      cat(&[&take_s, &end]),                             false),
+            ("another one closed",                cat(&[&s, &run, &close_statement("u"), &end]),     false),
+            ("a portal of that name closed",      cat(&[&s, &run, &close_portal("s"), &end]),        false),
+            ("given, used, closed",               cat(&[&give_t, &bind("", "t", &[]), &run, &close_statement("t"), &end]), false),
+            ("unnamed, given first",              cat(&[&give_unnamed, &unnamed, &run, &end]),       false),
+            ("unnamed, given twice",              cat(&[&give_unnamed, &unnamed, &run, &give_unnamed, &unnamed, &run, &end]), false),
+            ("unnamed of before, then given",     cat(&[&unnamed, &run, &give_unnamed, &unnamed, &run, &end]), true),
+            ("unnamed of before, then closed",    cat(&[&unnamed, &run, &take_unnamed, &end]),       true),
+            ("unnamed of before, then destroyed", cat(&[&unnamed, &run, &query("q")]),               true),
+            ("very many",                         cat(&[&many, &end]),                               true),
         ];
-        for (name, pieces, want) in table {
-            let input = pieces.concat();
+        for (name, input, want) in table {
             let spoils = Ahead::spoils(Scanner::new(u32::MAX >> 1), &input, BATCH_MAX, |name| name == b"s");
             assert_eq!(spoils, want, "{name}");
         }
