@@ -130,6 +130,9 @@ impl Drop for Relay {
         self.unpin();
         if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
             conn.cut = self.scanner.is_inside();
+            if let Some(routing) = &mut self.routing {
+                routing.ended(self.context.clock.moment(), &conn);
+            }
             self.lender.discard_lent(conn, DiscardReason::Protocol);
         }
     }
