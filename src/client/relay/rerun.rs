@@ -23,7 +23,8 @@ pub struct Rerun {
     harmless: bool,
     /// It is sent for the second time.
     again: bool,
-    /// It is on a follower, and runs on the primary if it fails there: whatever it is, nothing was changed.
+    /// It is on a follower, and runs on the primary if it fails there. If the server is lost, or was promoted meanwhile, only
+    /// if it is harmless: what is not proven to read may have been done.
     routed: bool,
 }
 
@@ -47,17 +48,23 @@ impl Rerun {
         }
     }
 
-    /// The whole of a batch is on its way to a follower.
-    pub fn keep_routed(&mut self, batch: &[u8]) {
+    /// The whole of a batch is on its way to a follower; `proven` to read, or sent there because somebody wished it.
+    pub fn keep_routed(&mut self, batch: &[u8], proven: bool) {
         self.batch.clear();
         self.batch.extend_from_slice(batch);
-        (self.harmless, self.again, self.routed) = (true, false, true);
+        (self.harmless, self.again, self.routed) = (proven, false, true);
     }
 
     /// Whether it is on a follower, and may run on the primary.
     #[inline]
     pub const fn is_routed(&self) -> bool {
         self.routed
+    }
+
+    /// Whether the batch may also run again when it is not known whether it has run.
+    #[inline]
+    pub const fn is_harmless(&self) -> bool {
+        self.harmless
     }
 
     /// More than this batch is on its way.
