@@ -267,14 +267,7 @@ impl Relay {
                 }
                 return;
             };
-            let judged = relay.judge(text, &suspects);
-            if let Route::Primary(reason) = judged.route
-                && verdict::is_soft(reason)
-                && relay.is_unfit(text)
-            {
-                verdict.oppose(RouteReason::Session);
-            }
-            verdict.add(judged);
+            verdict.hear(relay.judge(text, &suspects), || relay.is_unfit(text));
             if begin.is_empty() && verdict.begins() {
                 begin.extend_from_slice(text);
             }

@@ -1,5 +1,6 @@
 //! What goes where.
 
+use std::process::Command;
 use std::time::Duration;
 
 use pgweir_harness::wait_until_async;
@@ -243,4 +244,54 @@ fn nothing_that_a_follower_says_of_itself_reaches_a_client() {
             follower.reload().unwrap();
         }
     });
+}
+
+#[test]
+fn pgweir_route_says_where_a_statement_goes_and_why() {
+    let family = family();
+    let stage = family.stage(&[("databases.PLACE_ro.followers_of", "PLACE")]);
+    stage.own_sql(
+        "CREATE TABLE kept (id int); CREATE UNLOGGED TABLE cache (id int); \
+         CREATE FUNCTION count_up() RETURNS int LANGUAGE plpgsql AS 'BEGIN DELETE FROM kept; RETURN 1; END'; \
+         CREATE VIEW counted AS SELECT count_up()",
+    );
+    let route = |database: &str, text: &str| {
+        let config = stage.pgweir.config_path();
+        let words = ["route", "--config", config.to_str().unwrap(), database, text];
+        let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+        (told.status.success(), String::from_utf8(told.stdout).unwrap(), String::from_utf8(told.stderr).unwrap())
+    };
+    #[rustfmt::skip]
+    let table = [
+        ("SELECT * FROM kept",                              "to a follower (read)"),
+        ("BEGIN READ ONLY",                                 "to a follower (read_only)"),
+        ("/* pgweir.route=follower */ SELECT count_up()",   "to a follower (hint)"),
+        ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint)"),
+        ("INSERT INTO kept VALUES (1)",                     "to the primary (write)"),
+        ("SELECT * FROM counted",                           "to the primary (function)"),
+        ("SELECT * FROM cache",                             "to the primary (relation)"),
+        ("SELECT * FROM kept FOR UPDATE",                   "to the primary (lock)"),
+        ("/* pgweir.route=follower */ SELECT pg_advisory_lock(1)", "to the primary (lock)"),
+        ("SELECT version()",                                "to the primary (server)"),
+        ("BEGIN",                                           "to the primary (transaction)"),
+    ];
+    for (text, want) in table {
+        let (is_well, said, faults) = route(stage.name(), text);
+        assert!(is_well && said.starts_with(want) && faults.is_empty(), "{text}: {said}{faults}");
+    }
+    let (_, said, _) = route(stage.name(), "SELECT 1");
+    assert_eq!(said.matches("follows the primary, ").count(), 2, "{said}");
+    assert!(said.contains("While none of them is fresh enough"), "{said}");
+    let (is_well, said, _) = route(&format!("{}_ro", stage.name()), "DELETE FROM kept");
+    assert!(is_well && said.starts_with("to the follower of"), "{said}");
+    let (is_well, _, faults) = route("nobody", "SELECT 1");
+    assert!(!is_well && faults.contains("no such database is configured"), "{faults}");
+    assert_eq!(stage.sql("SELECT count(*) FROM kept"), "0", "nothing was run");
+    // What would be if.
+    let off = family.stage(&[("read_routing", "off")]);
+    let words = ["route", "--config", off.pgweir.config_path().to_str().unwrap(), off.name(), "SELECT 1"].map(str::to_owned);
+    let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+    let said = String::from_utf8(told.stdout).unwrap();
+    assert!(said.starts_with("to the primary: read_routing is off\n"), "{said}");
+    assert!(said.contains("read_routing = auto and transaction mode: to a follower (read)"), "{said}");
 }
