@@ -1,7 +1,6 @@
 //! `pgweir route`: where a statement of a database's clients goes, and why. What the admin console will answer to
 //! `SHOW ROUTE`, from a catalog that is read for this alone.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,22 +137,16 @@ fn sentence(decided: Result<RouteReason, RouteReason>) -> String {
         Ok(reason) => ("a follower", reason),
         Err(reason) => ("the primary", reason),
     };
-    let mut line = String::new();
-    // Writing to a String cannot fail.
-    let _ = writeln!(line, "to {whereto} ({}): {}", reason.as_str(), because(decided));
-    line
+    format!("to {whereto} ({}): {}\n", reason.as_str(), because(reason))
 }
 
 /// Why, for people.
-const fn because(decided: Result<RouteReason, RouteReason>) -> &'static str {
-    let (Ok(reason) | Err(reason)) = decided;
+const fn because(reason: RouteReason) -> &'static str {
     match reason {
         RouteReason::Read => "it is known to read and to do nothing else",
         RouteReason::ReadOnly => "it begins a read-only transaction, which is there from its begin to its end",
-        RouteReason::Hint if decided.is_ok() => {
-            "its comment, or pgweir.route, asks for it; what a follower refuses is run on the primary"
-        }
-        RouteReason::Hint => "its comment, or pgweir.route, asks for it",
+        RouteReason::Hint => "its comment, or pgweir.route, asks for it; what a follower refuses is run on the primary",
+        RouteReason::HintPrimary => "its comment, or pgweir.route, asks for it",
         RouteReason::Unknown => "it is not known what it does",
         RouteReason::Write => "it writes",
         RouteReason::Lock => "it locks rows, tables or advisory locks",
@@ -180,6 +173,5 @@ mod tests {
     fn a_decision_is_told_with_its_reason() {
         assert_eq!(sentence(Ok(RouteReason::Read)), "to a follower (read): it is known to read and to do nothing else\n");
         assert_eq!(sentence(Err(RouteReason::Write)), "to the primary (write): it writes\n");
-        assert_ne!(because(Ok(RouteReason::Hint)), because(Err(RouteReason::Hint)));
     }
 }

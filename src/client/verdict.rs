@@ -125,7 +125,7 @@ impl Verdict {
     /// Why on the primary.
     pub fn errand(&self, at: Circumstances) -> Result<(Errand, RouteReason), RouteReason> {
         if self.hint == Some(Hint::Primary) || at.wish == Wish::Primary && self.hint.is_none() {
-            return Err(RouteReason::Hint);
+            return Err(RouteReason::HintPrimary);
         }
         if at.serializable {
             return Err(RouteReason::Serializable);
@@ -296,8 +296,8 @@ mod tests {
             ("not by default",       Auto,   &[],             &[begin(None)],                     Err(Why::Transaction)),
             ("a begin behind",       Auto,   &[],             &[READ, begin(Some(true))],         Err(Why::Transaction)),
             ("serializable",         Auto,   &[serializable], &[READ],                            Err(Why::Serializable)),
-            ("hint away",            Auto,   &[],             &[hinted(Hint::Primary, READ)],     Err(Why::Hint)),
-            ("setting away",         Auto,   &[primary],      &[READ],                            Err(Why::Hint)),
+            ("hint away",            Auto,   &[],             &[hinted(Hint::Primary, READ)],     Err(Why::HintPrimary)),
+            ("setting away",         Auto,   &[primary],      &[READ],                            Err(Why::HintPrimary)),
             ("hint above setting",   Auto,   &[primary],      &[hinted(Hint::Follower, READ)],    Ok((Lone, Why::Hint))),
             ("unasked",              Hinted, &[],             &[READ],                            Err(Why::Transaction)),
             ("asked",                Hinted, &[],             &[hinted(Hint::Follower, READ)],    Ok((Lone, Why::Hint))),

@@ -370,6 +370,7 @@ impl Relay {
         self.context.clock.refresh();
         let now = self.context.clock.moment();
         let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
+        let has_waited = routing.arrived.is_some();
         let arrived = *routing.arrived.get_or_insert(now);
         let choice = routing.replicas.poll_choose(routing.stamp, arrived, cx);
         if choice.is_pending() {
@@ -378,6 +379,7 @@ impl Relay {
             (active.resume, active.stalled) = (true, true);
         } else {
             routing.arrived = None;
+            self.pool.stats.borrow_mut().read_waits += u64::from(has_waited);
         }
         choice
     }

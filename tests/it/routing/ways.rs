@@ -266,7 +266,7 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
         ("SELECT * FROM kept",                              "to a follower (read)"),
         ("BEGIN READ ONLY",                                 "to a follower (read_only)"),
         ("/* pgweir.route=follower */ SELECT count_up()",   "to a follower (hint)"),
-        ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint)"),
+        ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint_primary)"),
         ("INSERT INTO kept VALUES (1)",                     "to the primary (write)"),
         ("SELECT * FROM counted",                           "to the primary (function)"),
         ("SELECT * FROM cache",                             "to the primary (relation)"),
