@@ -8,11 +8,13 @@
 //! | `drivers` | psycopg and tokio-postgres: what is prepared runs on all servers; Redash's way on followers alone |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
 //! | `leaving` | cancels, clients that vanish and a stop, while reads run on followers |
+//! | `promotions` | a follower takes the primary's place under load |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
 mod drivers;
 mod failures;
 mod leaving;
+mod promotions;
 mod registers;
 mod ways;
 

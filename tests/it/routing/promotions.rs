@@ -1,0 +1,231 @@
+//! A follower takes the primary's place, at the primary's address, while clients write and read: whoever is between two
+//! transactions waits, and sees no error.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, join3};
+use pgweir_harness::wire::{Outcome, Wire};
+use pgweir_harness::{Cluster, ClusterOptions, FaultProxy, Pgweir, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
+use tokio::time::sleep;
+
+use crate::stage::{SOON, Stage, run};
+use crate::support::{Place, metric_in, options};
+
+/// Clients of each kind; each has a register of its own.
+const CLIENTS: usize = 4;
+
+/// What the clients and whoever makes the changes know of each other.
+#[derive(Default)]
+struct Scene {
+    over: AtomicBool,
+    /// Those that can are to be between two transactions.
+    pause: AtomicBool,
+    paused: AtomicUsize,
+    /// Statements answered, of all.
+    answered: AtomicUsize,
+}
+
+/// What came of one client.
+#[derive(Debug, Default)]
+struct Told {
+    errors: Vec<String>,
+    longest: Duration,
+    /// The last value that was acknowledged.
+    acknowledged: u64,
+}
+
+async fn read(client: &mut Wire, register: usize, turn: u64) -> Outcome {
+    let id = register.to_string();
+    if turn.is_multiple_of(2) {
+        client.query(&format!("SELECT value FROM registers WHERE id = {id}")).await.unwrap()
+    } else {
+        client.extended("SELECT value FROM registers WHERE id = $1", &[Some(&id)]).await.unwrap()
+    }
+}
+
+/// Writes its register again and again, and reads it back. One that is `gentle` is between two transactions when that is wanted.
+async fn write_until(scene: &Scene, mut client: Wire, register: usize, gentle: bool) -> Told {
+    let (mut told, mut value) = (Told::default(), 0);
+    while !scene.over.load(SeqCst) {
+        if gentle && scene.pause.load(SeqCst) {
+            scene.paused.fetch_add(1, SeqCst);
+            while scene.pause.load(SeqCst) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        value += 1;
+        let begun = Instant::now();
+        let outcome = client.query(&format!("UPDATE registers SET value = {value} WHERE id = {register}")).await.unwrap();
+        told.longest = told.longest.max(begun.elapsed());
+        if outcome.error.is_some() {
+            told.errors.push(outcome.sqlstate().to_owned());
+            continue;
+        }
+        told.acknowledged = value;
+        let outcome = read(&mut client, register, value).await;
+        match outcome.value() {
+            // It may be this one's, or one whose answer was lost.
+            Some(got) => assert!((told.acknowledged..=value).contains(&got.parse().unwrap()), "{got}, not {value}"),
+            None => told.errors.push(outcome.sqlstate().to_owned()),
+        }
+        scene.answered.fetch_add(2, SeqCst);
+        sleep(Duration::from_millis(2)).await;
+    }
+    told
+}
+
+async fn read_until(scene: &Scene, mut client: Wire, register: usize) -> Told {
+    let (mut told, mut last, mut turn) = (Told::default(), 0, 0);
+    while !scene.over.load(SeqCst) {
+        turn += 1;
+        let begun = Instant::now();
+        let outcome = read(&mut client, register, turn).await;
+        told.longest = told.longest.max(begun.elapsed());
+        match outcome.value().map(|value| value.parse::<i64>().unwrap()) {
+            // What was written where nobody follows any more.
+            Some(value) => {
+                assert!(value >= last, "{value} after {last}");
+                last = value;
+            }
+            None => told.errors.push(outcome.sqlstate().to_owned()),
+        }
+        scene.answered.fetch_add(1, SeqCst);
+        sleep(Duration::from_millis(1)).await;
+    }
+    told
+}
+
+fn in_state(pgweir: &Pgweir, cluster: &Cluster, state: &str) -> bool {
+    let (_, body) = pgweir.http_get("/metrics").unwrap();
+    let labels = [format!("server=\"{}\"", cluster.addr()), format!("state=\"{state}\"")];
+    metric_in(&body, "pgweir_follower_state", &[&labels[0], &labels[1]]) > 0.5
+}
+
+fn on_followers(pgweir: &Pgweir) -> f64 {
+    let (_, body) = pgweir.http_get("/metrics").unwrap();
+    metric_in(&body, "pgweir_routes_total", &["reason=\"read\""])
+}
+
+#[test]
+fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_between_transactions() {
+    let named = |name: &str| ClusterOptions::default().set("cluster_name", name);
+    let primary = Cluster::start(named("primary")).unwrap();
+    let followers = ["one", "two", "three"].map(|name| primary.follower(named(name)).unwrap());
+    let [one, two, three] = &followers;
+    let proxy = FaultProxy::start(primary.addr()).unwrap();
+    let place = Place::on(&primary);
+    let port = proxy.port().to_string();
+    let addresses = followers.each_ref().map(|follower| follower.addr().to_string()).join(", ");
+    let settings = [
+        ("databases.PLACE.port", &*port),
+        ("databases.PLACE.followers", &addresses),
+        ("read_routing", "auto"),
+        ("read_sample_interval", "5ms"),
+        ("default_pool_size", "6"),
+        ("query_wait_timeout", "60s"),
+        ("shutdown_timeout", "5s"),
+    ];
+    let pgweir = Pgweir::start_with(options(place.toml(&settings))).unwrap();
+    let stage = Stage { place, pgweir };
+    let table = "CREATE TABLE registers (id int PRIMARY KEY, value bigint); \
+                 INSERT INTO registers SELECT n, 0 FROM generate_series(0, 99) n";
+    stage.own_sql(table);
+    for follower in &followers {
+        primary.await_replay(follower, SOON).unwrap();
+    }
+    let scene = Scene::default();
+    let name = stage.name();
+    thread::scope(|scope| {
+        let play = scope.spawn(|| run(Duration::from_mins(4), play(&stage, &scene)));
+        let ended = || play.is_finished();
+        let alive = || assert!(!ended(), "a client failed");
+        let more = |what: &str| {
+            let before = scene.answered.load(SeqCst);
+            wait_until(SOON, || ended() || scene.answered.load(SeqCst) > before + 100);
+            assert!(!ended(), "{what}: a client failed");
+        };
+        more("at first");
+        wait_until(SOON, || ended() || followers.iter().all(|follower| in_state(&stage.pgweir, follower, "serving")));
+        wait_until(SOON, || ended() || on_followers(&stage.pgweir) > 100.0);
+
+        // The primary goes, in order: what it has acknowledged is on the followers.
+        scene.pause.store(true, SeqCst);
+        wait_until(SOON, || ended() || scene.paused.load(SeqCst) == CLIENTS);
+        primary.stop().unwrap();
+        scene.pause.store(false, SeqCst);
+        thread::sleep(Duration::from_millis(500));
+        alive();
+        // One takes its place, as who is reached by its name.
+        one.psql("postgres", "SELECT pg_promote()").unwrap();
+        proxy.redirect(one.addr());
+        more("after the promotion");
+        // The old one is back, and one that follows it: both go on by themselves, past where the new one is.
+        primary.restart().unwrap();
+        primary.psql(name, "UPDATE registers SET value = -1").unwrap();
+        primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
+        primary.await_replay(three, SOON).unwrap();
+        // The other one follows the new one.
+        let conninfo = format!(
+            "host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}",
+            one.addr().ip(),
+            one.port()
+        );
+        two.psql("postgres", &format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'")).unwrap();
+        two.reload().unwrap();
+        one.psql("postgres", "CHECKPOINT").unwrap();
+        one.await_replay(two, SOON).unwrap();
+        two.psql("postgres", "CHECKPOINT").unwrap();
+        let before = on_followers(&stage.pgweir);
+        wait_until(SOON, || ended() || in_state(&stage.pgweir, two, "serving") && on_followers(&stage.pgweir) > before + 50.0);
+        more("with one follower");
+        assert!(!in_state(&stage.pgweir, three, "serving") && !in_state(&stage.pgweir, one, "serving"));
+
+        // All are lost, and come back.
+        for follower in [two, three] {
+            follower.kill_hard();
+        }
+        more("without followers");
+        two.restart().unwrap();
+        wait_until(SOON, || ended() || in_state(&stage.pgweir, two, "serving"));
+        more("at last");
+        scene.over.store(true, SeqCst);
+        let [gentle, busy, readers] = play.join().unwrap();
+        println!("{gentle:#?} {busy:#?} {readers:#?}");
+        for told in gentle.iter().chain(&readers) {
+            assert!(told.errors.is_empty(), "{told:?}");
+        }
+        for told in &busy {
+            // The one whose transaction was under way.
+            let lost = |code: &String| code.starts_with("57P0") || code.starts_with("08");
+            assert!(told.errors.len() <= 1 && told.errors.iter().all(lost), "{told:?}");
+        }
+        for (register, told) in gentle.iter().chain(&busy).enumerate() {
+            let kept = one.psql(name, &format!("SELECT value FROM registers WHERE id = {register}")).unwrap();
+            assert!(kept.parse::<u64>().unwrap() >= told.acknowledged, "{register}: {kept}, {told:?}");
+        }
+    });
+    let log = stage.pgweir.log();
+    for follower in &followers {
+        let address = follower.addr().to_string();
+        let changes = |line: &&str| line.contains(&address) && line.contains("before=");
+        let changes = log.lines().filter(changes).count();
+        println!("{address}: its state changed {changes} times");
+        assert!(changes <= 16, "{changes} changes: {log}");
+    }
+}
+
+/// What came of the gentle, of the busy, and of those that only read.
+async fn play(stage: &Stage<'_>, scene: &Scene) -> [Vec<Told>; 3] {
+    let mut clients = Vec::new();
+    for _ in 0..3 * CLIENTS {
+        clients.push(stage.client().await);
+    }
+    let mut clients = clients.into_iter().enumerate();
+    let gentle = join_all(clients.by_ref().take(CLIENTS).map(|(at, client)| write_until(scene, client, at, true)));
+    let busy = join_all(clients.by_ref().take(CLIENTS).map(|(at, client)| write_until(scene, client, at, false)));
+    let readers = join_all(clients.map(|(at, client)| read_until(scene, client, at % CLIENTS)));
+    let (gentle, busy, readers) = join3(gentle, busy, readers).await;
+    [gentle, busy, readers]
+}
