@@ -3,11 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use pgweir_harness::wait_until_async;
+use pgweir_harness::{wait_until, wait_until_async};
 use pgweir_harness::wire::build;
 
 use super::{at, family};
+use crate::limits::{assert_valid, limits};
 use crate::stage::{SOON, fail, run, succeed, value};
+use crate::support::metric_in;
 
 #[test]
 fn reads_go_to_followers_and_writes_to_the_primary_by_every_protocol() {
@@ -244,6 +246,67 @@ fn nothing_that_a_follower_says_of_itself_reaches_a_client() {
             follower.reload().unwrap();
         }
     });
+}
+
+#[test]
+fn the_figures_tell_what_went_where_and_why() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "fleet")]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        for _ in 0..20 {
+            value(&mut client, "SELECT count(*) FROM kept").await;
+        }
+        succeed(&mut client, "INSERT INTO kept VALUES (1)").await;
+        value(&mut client, "SELECT version()").await;
+        // Refused on a follower, and run again.
+        stage.own_sql("CREATE UNLOGGED TABLE unlogged (n int)");
+        family.until_routed(&mut client).await;
+        wait_until_async(SOON, async || {
+            succeed(&mut client, "SELECT n FROM unlogged").await;
+            limits(&stage.pgweir)["servers"][0]["pools"][0]["reruns"] != 0
+        })
+        .await;
+    });
+    // Told once a second.
+    let told = || -> Vec<serde_json::Value> {
+        let servers = limits(&stage.pgweir)["servers"].as_array().unwrap().clone();
+        servers.iter().flat_map(|server| server["pools"].as_array().unwrap().clone()).collect()
+    };
+    let of_role = |role: &str| told().into_iter().filter(|pool| pool["role"] == role).collect::<Vec<_>>();
+    wait_until(SOON, || {
+        let (home, followers) = (of_role("primary"), of_role("follower"));
+        let number = |pool: &serde_json::Value, key: &str| pool[key].as_u64().unwrap_or(0);
+        let reads = followers.iter().map(|pool| number(pool, "transactions")).sum::<u64>();
+        let routes = &home[0]["routes"];
+        reads >= 20
+            && number(routes, "read") >= 10
+            && ["write", "server", "rerun"].iter().all(|reason| number(routes, reason) > 0)
+            && number(&home[0], "reruns") > 0
+            && number(&home[0], "read_waits") > 0
+            && followers.len() == 2
+    });
+    for pool in of_role("follower") {
+        let follower = &pool["follower"];
+        assert!(follower["state"] == "serving" && follower["lag_bytes"].is_u64() && follower["lag_seconds"].is_f64(), "{pool}");
+    }
+    assert_eq!(of_role("primary")[0]["follower"], serde_json::Value::Null);
+    assert_valid(&stage.pgweir, &[&limits(&stage.pgweir)]);
+    let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+    for (name, label) in [
+        ("pgweir_routes_total", "reason=\"write\""),
+        ("pgweir_routes_total", "reason=\"rerun\""),
+        ("pgweir_reruns_total", ""),
+        ("pgweir_read_waits_total", ""),
+        ("pgweir_follower_state", "state=\"serving\""),
+        ("pgweir_transactions_total", "role=\"follower\""),
+    ] {
+        assert!(metric_in(&body, name, &[label]) > 0.0, "{name}{{{label}}}: {body}");
+    }
+    let (_, body) = stage.pgweir.http_get("/blame").unwrap();
+    assert_eq!(body.matches("\"role\":\"follower\"").count(), 2, "{body}");
 }
 
 #[test]
