@@ -98,6 +98,16 @@ def main():
         thread.join()
     if failures:
         sys.exit(f"{failures}")
+    # Whoever asks for a standby gets one here, and nobody a primary.
+    for wish in ("standby", "read-only", "prefer-standby"):
+        psycopg2.connect(f"{CONNINFO} target_session_attrs={wish}").close()
+    for wish in ("primary", "read-write"):
+        try:
+            psycopg2.connect(f"{CONNINFO} target_session_attrs={wish}")
+        except psycopg2.OperationalError:
+            pass
+        else:
+            raise AssertionError(f"{wish} was granted")
     print("ok")
 
 
