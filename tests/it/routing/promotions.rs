@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, join3};
 use pgweir_harness::wire::{Outcome, Wire};
-use pgweir_harness::{Cluster, ClusterOptions, FaultProxy, Pgweir, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
+use pgweir_harness::{Cluster, ClusterOptions, FaultProxy, Pgweir, SUPERUSER, SUPERUSER_PASSWORD};
 use tokio::time::sleep;
 
 use crate::stage::{SOON, Stage, run};
@@ -25,6 +25,15 @@ struct Scene {
     paused: AtomicUsize,
     /// Statements answered, of all.
     answered: AtomicUsize,
+}
+
+struct Over<'a>(&'a Scene);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, SeqCst);
+        self.0.pause.store(false, SeqCst);
+    }
 }
 
 /// What came of one client.
@@ -136,24 +145,32 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
     let name = stage.name();
     thread::scope(|scope| {
         let play = scope.spawn(|| run(Duration::from_mins(4), play(&stage, &scene)));
-        let ended = || play.is_finished();
-        let alive = || assert!(!ended(), "a client failed");
+        // Whatever fails, the clients end.
+        let _over = Over(&scene);
+        let until = |what: &str, condition: &dyn Fn() -> bool| {
+            let begun = Instant::now();
+            while !condition() {
+                assert!(!play.is_finished(), "{what}: a client failed");
+                let late = begun.elapsed() > 2 * SOON;
+                assert!(!late, "{what}: {}\n{}", stage.pgweir.http_get("/metrics").unwrap().1, stage.pgweir.log());
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
         let more = |what: &str| {
             let before = scene.answered.load(SeqCst);
-            wait_until(SOON, || ended() || scene.answered.load(SeqCst) > before + 100);
-            assert!(!ended(), "{what}: a client failed");
+            until(what, &|| scene.answered.load(SeqCst) > before + 100);
         };
+        let serving = |follower: &Cluster| in_state(&stage.pgweir, follower, "serving");
         more("at first");
-        wait_until(SOON, || ended() || followers.iter().all(|follower| in_state(&stage.pgweir, follower, "serving")));
-        wait_until(SOON, || ended() || on_followers(&stage.pgweir) > 100.0);
+        until("all serve", &|| followers.iter().all(serving));
+        until("reads on followers", &|| on_followers(&stage.pgweir) > 100.0);
 
         // The primary goes, in order: what it has acknowledged is on the followers.
         scene.pause.store(true, SeqCst);
-        wait_until(SOON, || ended() || scene.paused.load(SeqCst) == CLIENTS);
+        until("a pause", &|| scene.paused.load(SeqCst) == CLIENTS);
         primary.stop().unwrap();
         scene.pause.store(false, SeqCst);
         thread::sleep(Duration::from_millis(500));
-        alive();
         // One takes its place, as who is reached by its name.
         one.psql("postgres", "SELECT pg_promote()").unwrap();
         proxy.redirect(one.addr());
@@ -175,9 +192,9 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         one.await_replay(two, SOON).unwrap();
         two.psql("postgres", "CHECKPOINT").unwrap();
         let before = on_followers(&stage.pgweir);
-        wait_until(SOON, || ended() || in_state(&stage.pgweir, two, "serving") && on_followers(&stage.pgweir) > before + 50.0);
+        until("one serves", &|| serving(two) && on_followers(&stage.pgweir) > before + 50.0);
         more("with one follower");
-        assert!(!in_state(&stage.pgweir, three, "serving") && !in_state(&stage.pgweir, one, "serving"));
+        assert!(!serving(three) && !serving(one));
 
         // All are lost, and come back.
         for follower in [two, three] {
@@ -185,7 +202,7 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         }
         more("without followers");
         two.restart().unwrap();
-        wait_until(SOON, || ended() || in_state(&stage.pgweir, two, "serving"));
+        until("it is back", &|| serving(two));
         more("at last");
         scene.over.store(true, SeqCst);
         let [gentle, busy, readers] = play.join().unwrap();

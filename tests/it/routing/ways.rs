@@ -266,7 +266,8 @@ fn the_figures_tell_what_went_where_and_why() {
         family.until_routed(&mut client).await;
         wait_until_async(SOON, async || {
             succeed(&mut client, "SELECT n FROM unlogged").await;
-            limits(&stage.pgweir)["servers"][0]["pools"][0]["reruns"] != 0
+            let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+            metric_in(&body, "pgweir_reruns_total", &[]) > 0.0
         })
         .await;
     });
@@ -316,6 +317,7 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     stage.own_sql(
         "CREATE TABLE kept (id int); CREATE UNLOGGED TABLE cache (id int); \
          CREATE FUNCTION count_up() RETURNS int LANGUAGE plpgsql AS 'BEGIN DELETE FROM kept; RETURN 1; END'; \
+         CREATE FUNCTION run_it() RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE ''SELECT 1''; RETURN 1; END'; \
          CREATE VIEW counted AS SELECT count_up()",
     );
     let route = |database: &str, text: &str| {
@@ -328,10 +330,12 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     let table = [
         ("SELECT * FROM kept",                              "to a follower (read)"),
         ("BEGIN READ ONLY",                                 "to a follower (read_only)"),
-        ("/* pgweir.route=follower */ SELECT count_up()",   "to a follower (hint)"),
+        ("/* pgweir.route=follower */ SELECT run_it()",     "to a follower (hint)"),
+        ("SELECT run_it()",                                 "to the primary"),
+        ("/* pgweir.route=follower */ SELECT count_up()",   "to the primary (write)"),
         ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint_primary)"),
         ("INSERT INTO kept VALUES (1)",                     "to the primary (write)"),
-        ("SELECT * FROM counted",                           "to the primary (function)"),
+        ("SELECT * FROM counted",                           "to the primary (write)"),
         ("SELECT * FROM cache",                             "to the primary (relation)"),
         ("SELECT * FROM kept FOR UPDATE",                   "to the primary (lock)"),
         ("/* pgweir.route=follower */ SELECT pg_advisory_lock(1)", "to the primary (lock)"),
