@@ -56,13 +56,12 @@ async fn tell(config: &Config, name: &str, text: &str) -> Result<(), String> {
     let pools = pools(config);
     let pool = pools.iter().find(|pool| pool.database == name);
     let pool = pool.ok_or("no role to log in as, and no password for it, is configured")?;
-    let keyring = Keyring::load(Arc::new(config.clone())).map_err(|faults| {
-        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    })?;
+    let keyring = Keyring::load(Arc::new(config.clone()))
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let keyring = Arc::new(keyring);
-    let suspects = read_catalog(config, pool, &keyring, start).await.map_err(|Failure { what, remedy }| {
-        format!("{what}. {remedy}")
-    })?;
+    let suspects = read_catalog(config, pool, &keyring, start)
+        .await
+        .map_err(|Failure { what, remedy }| format!("{what}. {remedy}"))?;
     let routing = database.read_routing.unwrap_or(config.followers.read_routing);
     let judge = |routing| {
         suspects.as_ref().map_or(Err(RouteReason::Unknown), |suspects| {
@@ -75,7 +74,9 @@ async fn tell(config: &Config, name: &str, text: &str) -> Result<(), String> {
         None => say(&sentence(judge(routing))),
         Some(obstacle) => {
             let but = sentence(judge(ReadRouting::Auto));
-            say(&format!("to the primary: {obstacle}\nwith followers, read_routing = auto and transaction mode: {but}"));
+            say(&format!(
+                "to the primary: {obstacle}\nwith followers, read_routing = auto and transaction mode: {but}"
+            ));
         }
     }
     if suspects.is_none() {
@@ -171,7 +172,10 @@ mod tests {
 
     #[test]
     fn a_decision_is_told_with_its_reason() {
-        assert_eq!(sentence(Ok(RouteReason::Read)), "to a follower (read): it is known to read and to do nothing else\n");
+        assert_eq!(
+            sentence(Ok(RouteReason::Read)),
+            "to a follower (read): it is known to read and to do nothing else\n"
+        );
         assert_eq!(sentence(Err(RouteReason::Write)), "to the primary (write): it writes\n");
     }
 }

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::blame::seconds;
 use super::history::{History, LimitKey, subject};
 use crate::stats::{
-    FollowerGauges, Holder, Holders, LastRefusal, PoolLimits, PoolSnapshot, Reason as _, ScopeStanding, Sharing, Snapshot,
+    FollowerGauges, Holder, Holders, LastRefusal, PoolLimits, PoolSnapshot, Reason as _, ScopeStanding, Sharing,
+    Snapshot,
 };
 
 /// The form of the answer.

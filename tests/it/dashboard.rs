@@ -174,7 +174,8 @@ async fn it_shows_how_far_behind_followers_are_and_what_goes_to_them() {
     place.psql(&format!("CREATE TABLE kept (id int); ALTER TABLE kept OWNER TO {}", place.name));
     primary().await_replay(&follower, SOON).unwrap();
     let address = follower.addr().to_string();
-    let settings = [("databases.PLACE.followers", &*address), ("read_routing", "auto"), ("read_sample_interval", "5ms")];
+    let settings =
+        [("databases.PLACE.followers", &*address), ("read_routing", "auto"), ("read_sample_interval", "5ms")];
     let pgweir = start_pgweir(place.toml(&settings));
     let (to, name) = (pgweir.addr(), place.name.clone());
     let busy = tokio::spawn(async move {

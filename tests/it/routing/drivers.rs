@@ -70,9 +70,8 @@ fn tokio_postgres_prepares_on_primary_and_followers() {
             for n in 0..30_i32 {
                 assert_eq!(client.execute(&write, &[&number, &n]).await.unwrap(), 1);
                 // Pipelined, one behind the other.
-                let got = join_all((0..5).map(async |_| {
-                    client.query_one(&read, &[&number]).await.unwrap().get::<_, i32>(0)
-                }));
+                let got =
+                    join_all((0..5).map(async |_| client.query_one(&read, &[&number]).await.unwrap().get::<_, i32>(0)));
                 assert_eq!(got.await, [n; 5]);
             }
             let transaction = client.build_transaction().read_only(true).start().await.unwrap();
@@ -123,9 +122,13 @@ fn redash_runs_each_query_on_a_connection_of_its_own_on_followers_alone() {
     let output = finish(script);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n");
     assert_eq!(family.ran("Username: "), (0, 150), "each once, on a follower");
-    let slow = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%slow % FROM pg_sleep(120)%'";
+    let slow =
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%slow % FROM pg_sleep(120)%'";
     wait_until(SOON, || {
-        family.followers.iter().all(|follower| follower.psql("postgres", &format!("{slow} AND pid <> pg_backend_pid()")).unwrap() == "0")
+        family
+            .followers
+            .iter()
+            .all(|follower| follower.psql("postgres", &format!("{slow} AND pid <> pg_backend_pid()")).unwrap() == "0")
     });
     let [one, two] = watches.map(|watch| watch.most());
     println!("at most {one} and {two} server connections");

@@ -48,7 +48,8 @@ fn a_cancel_of_a_read_on_a_follower_reaches_only_that_one() {
             client.send(&build::query(&slow("to be cut", 60.0))).await.unwrap();
         }
         at_home.send(&build::query("/* pgweir.route=primary */ SELECT 'at home' FROM pg_sleep(60)")).await.unwrap();
-        wait_until_async(SOON, async || running(&family, &stage, "to be cut") == 4 && stage.is_running("at home")).await;
+        wait_until_async(SOON, async || running(&family, &stage, "to be cut") == 4 && stage.is_running("at home"))
+            .await;
         let before = backends(&family, &stage);
         for left in (0..4).rev() {
             let client = &mut clients[left];

@@ -42,65 +42,87 @@ struct Told {
     errors: Vec<String>,
     longest: Duration,
     /// The last value that was acknowledged.
-    acknowledged: u64,
+    acknowledged: i64,
 }
 
-async fn read(client: &mut Wire, register: usize, turn: u64) -> Outcome {
-    let id = register.to_string();
-    if turn.is_multiple_of(2) {
-        client.query(&format!("SELECT value FROM registers WHERE id = {id}")).await.unwrap()
-    } else {
-        client.extended("SELECT value FROM registers WHERE id = $1", &[Some(&id)]).await.unwrap()
-    }
+/// A client that goes on when its connection is closed.
+struct Player<'a> {
+    stage: &'a Stage<'a>,
+    scene: &'a Scene,
+    client: Wire,
+    told: Told,
 }
 
-/// Writes its register again and again, and reads it back. One that is `gentle` is between two transactions when that is wanted.
-async fn write_until(scene: &Scene, mut client: Wire, register: usize, gentle: bool) -> Told {
-    let (mut told, mut value) = (Told::default(), 0);
-    while !scene.over.load(SeqCst) {
-        if gentle && scene.pause.load(SeqCst) {
-            scene.paused.fetch_add(1, SeqCst);
-            while scene.pause.load(SeqCst) {
-                sleep(Duration::from_millis(1)).await;
+impl Player<'_> {
+    /// The answer; none if it was an error.
+    async fn ask(&mut self, sql: &str, id: Option<&str>) -> Option<Outcome> {
+        let begun = Instant::now();
+        let outcome = match id {
+            None => self.client.query(sql).await,
+            Some(id) => self.client.extended(sql, &[Some(id)]).await,
+        };
+        self.told.longest = self.told.longest.max(begun.elapsed());
+        match outcome {
+            Ok(outcome) if outcome.error.is_none() => {
+                self.scene.answered.fetch_add(1, SeqCst);
+                return Some(outcome);
+            }
+            Ok(outcome) => self.told.errors.push(outcome.sqlstate().to_owned()),
+            Err(error) => {
+                let code = error.server_error().map(|error| error.sqlstate().to_owned());
+                self.told.errors.push(code.unwrap_or_else(|| error.to_string()));
+                self.client = self.stage.client().await;
             }
         }
-        value += 1;
-        let begun = Instant::now();
-        let outcome = client.query(&format!("UPDATE registers SET value = {value} WHERE id = {register}")).await.unwrap();
-        told.longest = told.longest.max(begun.elapsed());
-        if outcome.error.is_some() {
-            told.errors.push(outcome.sqlstate().to_owned());
-            continue;
-        }
-        told.acknowledged = value;
-        let outcome = read(&mut client, register, value).await;
-        match outcome.value() {
-            // It may be this one's, or one whose answer was lost.
-            Some(got) => assert!((told.acknowledged..=value).contains(&got.parse().unwrap()), "{got}, not {value}"),
-            None => told.errors.push(outcome.sqlstate().to_owned()),
-        }
-        scene.answered.fetch_add(2, SeqCst);
-        sleep(Duration::from_millis(2)).await;
+        None
     }
-    told
-}
 
-async fn read_until(scene: &Scene, mut client: Wire, register: usize) -> Told {
-    let (mut told, mut turn) = (Told::default(), 0);
-    while !scene.over.load(SeqCst) {
-        turn += 1;
-        let begun = Instant::now();
-        let outcome = read(&mut client, register, turn).await;
-        told.longest = told.longest.max(begun.elapsed());
-        match outcome.value().map(|value| value.parse::<i64>().unwrap()) {
-            // What was written where nobody follows any more.
-            Some(value) => assert!(value >= 0, "{value}"),
-            None => told.errors.push(outcome.sqlstate().to_owned()),
-        }
-        scene.answered.fetch_add(1, SeqCst);
-        sleep(Duration::from_millis(1)).await;
+    async fn read(&mut self, register: usize, turn: u64) -> Option<i64> {
+        let id = register.to_string();
+        let outcome = if turn.is_multiple_of(2) {
+            self.ask(&format!("SELECT value FROM registers WHERE id = {id}"), None).await
+        } else {
+            self.ask("SELECT value FROM registers WHERE id = $1", Some(&id)).await
+        };
+        outcome.map(|outcome| outcome.value().unwrap().parse().unwrap())
     }
-    told
+
+    /// Writes its register again and again, and reads it back. One that is `gentle` is between two transactions when that is
+    /// wanted.
+    async fn write_until(mut self, register: usize, gentle: bool) -> Told {
+        let (mut value, mut acknowledged) = (0, 0);
+        while !self.scene.over.load(SeqCst) {
+            if gentle && self.scene.pause.load(SeqCst) {
+                self.scene.paused.fetch_add(1, SeqCst);
+                while self.scene.pause.load(SeqCst) {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            value += 1;
+            if self.ask(&format!("UPDATE registers SET value = {value} WHERE id = {register}"), None).await.is_none() {
+                continue;
+            }
+            acknowledged = value;
+            if let Some(got) = self.read(register, u64::try_from(value).unwrap()).await {
+                assert_eq!(got, value, "it does not see its own write");
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        Told { acknowledged, ..self.told }
+    }
+
+    async fn read_until(mut self, register: usize) -> Told {
+        let mut turn = 0;
+        while !self.scene.over.load(SeqCst) {
+            turn += 1;
+            if let Some(value) = self.read(register, turn).await {
+                // It would be one that was written where nobody follows any more.
+                assert!(value >= 0, "{value}");
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        self.told
+    }
 }
 
 fn in_state(pgweir: &Pgweir, cluster: &Cluster, state: &str) -> bool {
@@ -181,11 +203,8 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
         primary.await_replay(three, SOON).unwrap();
         // The other one follows the new one.
-        let conninfo = format!(
-            "host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}",
-            one.addr().ip(),
-            one.port()
-        );
+        let conninfo =
+            format!("host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}", one.addr().ip(), one.port());
         two.psql("postgres", &format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'")).unwrap();
         two.reload().unwrap();
         one.psql("postgres", "CHECKPOINT").unwrap();
@@ -207,17 +226,17 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         scene.over.store(true, SeqCst);
         let [gentle, busy, readers] = play.join().unwrap();
         println!("{gentle:#?} {busy:#?} {readers:#?}");
-        for told in gentle.iter().chain(&readers) {
+        for told in &gentle {
             assert!(told.errors.is_empty(), "{told:?}");
         }
-        for told in &busy {
-            // The one whose transaction was under way.
+        for told in busy.iter().chain(&readers) {
+            // What was under way on the primary when it went.
             let lost = |code: &String| code.starts_with("57P0") || code.starts_with("08");
             assert!(told.errors.len() <= 1 && told.errors.iter().all(lost), "{told:?}");
         }
         for (register, told) in gentle.iter().chain(&busy).enumerate() {
             let kept = one.psql(name, &format!("SELECT value FROM registers WHERE id = {register}")).unwrap();
-            assert!(kept.parse::<u64>().unwrap() >= told.acknowledged, "{register}: {kept}, {told:?}");
+            assert!(kept.parse::<i64>().unwrap() >= told.acknowledged, "{register}: {kept}, {told:?}");
         }
     });
     let log = stage.pgweir.log();
@@ -232,14 +251,14 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
 
 /// What came of the gentle, of the busy, and of those that only read.
 async fn play(stage: &Stage<'_>, scene: &Scene) -> [Vec<Told>; 3] {
-    let mut clients = Vec::new();
+    let mut players = Vec::new();
     for _ in 0..3 * CLIENTS {
-        clients.push(stage.client().await);
+        players.push(Player { stage, scene, client: stage.client().await, told: Told::default() });
     }
-    let mut clients = clients.into_iter().enumerate();
-    let gentle = join_all(clients.by_ref().take(CLIENTS).map(|(at, client)| write_until(scene, client, at, true)));
-    let busy = join_all(clients.by_ref().take(CLIENTS).map(|(at, client)| write_until(scene, client, at, false)));
-    let readers = join_all(clients.map(|(at, client)| read_until(scene, client, at % CLIENTS)));
+    let mut players = players.into_iter().enumerate();
+    let gentle = join_all(players.by_ref().take(CLIENTS).map(|(at, player)| player.write_until(at, true)));
+    let busy = join_all(players.by_ref().take(CLIENTS).map(|(at, player)| player.write_until(at, false)));
+    let readers = join_all(players.map(|(at, player)| player.read_until(at % CLIENTS)));
     let (gentle, busy, readers) = join3(gentle, busy, readers).await;
     [gentle, busy, readers]
 }

@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use pgweir_harness::{wait_until, wait_until_async};
 use pgweir_harness::wire::build;
+use pgweir_harness::{wait_until, wait_until_async};
 
 use super::{at, family};
 use crate::limits::{assert_valid, limits};
@@ -265,7 +265,7 @@ fn the_figures_tell_what_went_where_and_why() {
         stage.own_sql("CREATE UNLOGGED TABLE unlogged (n int)");
         family.until_routed(&mut client).await;
         wait_until_async(SOON, async || {
-            succeed(&mut client, "SELECT n FROM unlogged").await;
+            succeed(&mut client, "/* pgweir.route=follower */ SELECT n FROM unlogged").await;
             let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
             metric_in(&body, "pgweir_reruns_total", &[]) > 0.0
         })
@@ -291,7 +291,10 @@ fn the_figures_tell_what_went_where_and_why() {
     });
     for pool in of_role("follower") {
         let follower = &pool["follower"];
-        assert!(follower["state"] == "serving" && follower["lag_bytes"].is_u64() && follower["lag_seconds"].is_f64(), "{pool}");
+        assert!(
+            follower["state"] == "serving" && follower["lag_bytes"].is_u64() && follower["lag_seconds"].is_f64(),
+            "{pool}"
+        );
     }
     assert_eq!(of_role("primary")[0]["follower"], serde_json::Value::Null);
     assert_valid(&stage.pgweir, &[&limits(&stage.pgweir)]);
@@ -330,8 +333,8 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     let table = [
         ("SELECT * FROM kept",                              "to a follower (read)"),
         ("BEGIN READ ONLY",                                 "to a follower (read_only)"),
-        ("/* pgweir.route=follower */ SELECT run_it()",     "to a follower (hint)"),
-        ("SELECT run_it()",                                 "to the primary"),
+        ("/* pgweir.route=follower */ SELECT version()",    "to a follower (hint)"),
+        ("/* pgweir.route=follower */ SELECT run_it()",     "to the primary (session)"),
         ("/* pgweir.route=follower */ SELECT count_up()",   "to the primary (write)"),
         ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint_primary)"),
         ("INSERT INTO kept VALUES (1)",                     "to the primary (write)"),
@@ -356,7 +359,8 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     assert_eq!(stage.sql("SELECT count(*) FROM kept"), "0", "nothing was run");
     // What would be if.
     let off = family.stage(&[("read_routing", "off")]);
-    let words = ["route", "--config", off.pgweir.config_path().to_str().unwrap(), off.name(), "SELECT 1"].map(str::to_owned);
+    let words =
+        ["route", "--config", off.pgweir.config_path().to_str().unwrap(), off.name(), "SELECT 1"].map(str::to_owned);
     let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
     let said = String::from_utf8(told.stdout).unwrap();
     assert!(said.starts_with("to the primary: read_routing is off\n"), "{said}");
