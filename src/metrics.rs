@@ -92,6 +92,7 @@ catalogue! {
     FOLLOWER_LAG_BYTES = Gauge Bytes "pgweir_follower_lag_bytes" "Bytes of the write-ahead log that the follower was behind then.";
     FOLLOWER_STATE = Gauge Count "pgweir_follower_state" "1 for what is known of the follower, else 0, by state.";
     ROUTES = Counter Count "pgweir_routes_total" "Transactions of databases with followers, by what decided where they went (reason).";
+    READ_WAITS = Counter Count "pgweir_read_waits_total" "Reads that waited for a look at the primary's position (read_freshness = fleet).";
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
     QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
@@ -295,7 +296,7 @@ pub struct PoolMetrics {
     pins: TallyTotals,
     discards: TallyTotals,
     /// None while nothing was ever routed.
-    routes: Option<TallyTotals>,
+    routes: Option<(TallyTotals, Total)>,
     /// None of a primary.
     follower: Option<FollowerMetrics>,
     labels: Vec<Label>,
@@ -371,8 +372,14 @@ impl PoolMetrics {
         self.pins.publish(&stats.pins);
         self.discards.publish(&stats.discards);
         if self.routes.is_some() || stats.routes.total() > 0 {
-            let register = || TallyTotals::register::<RouteReason>(&self.exporter, ROUTES, &self.labels, "reason");
-            self.routes.get_or_insert_with(register).publish(&stats.routes);
+            let (exporter, labels) = (&self.exporter, &self.labels);
+            let register = || {
+                let routes = TallyTotals::register::<RouteReason>(exporter, ROUTES, labels, "reason");
+                (routes, exporter.counter(READ_WAITS, labels.clone()))
+            };
+            let (routes, read_waits) = self.routes.get_or_insert_with(register);
+            routes.publish(&stats.routes);
+            read_waits.publish(stats.read_waits);
         }
         if let (Some(metrics), Some(follower)) = (&self.follower, &gauges.follower) {
             metrics.publish(follower);

@@ -5,12 +5,18 @@
 //! |---|---|
 //! | this one | a primary with two followers, which the tests share one after the other |
 //! | `ways` | what goes where, by every protocol, and what the client asks for |
+//! | `drivers` | psycopg and tokio-postgres: what is prepared runs on all servers; Redash's way on followers alone |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `leaving` | cancels, clients that vanish and a stop, while reads run on followers |
 //! | `listeners` | clients that listen, and read on followers |
+//! | `promotions` | a follower takes the primary's place under load |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
+mod drivers;
 mod failures;
+mod leaving;
 mod listeners;
+mod promotions;
 mod registers;
 mod ways;
 
@@ -68,7 +74,7 @@ impl Family {
         place
     }
 
-    /// A pgweir that knows of both followers.
+    /// A pgweir that knows of both followers. In keys and values `PLACE` is the place's name.
     fn stage(&self, settings: &[(&str, &str)]) -> Stage<'_> {
         self.stage_with(settings, |options| options)
     }
@@ -86,6 +92,8 @@ impl Family {
         ];
         all.extend_from_slice(settings);
         let place = self.place();
+        let all: Vec<_> = all.iter().map(|(key, value)| (*key, value.replace("PLACE", &place.name))).collect();
+        let all: Vec<_> = all.iter().map(|(key, value)| (*key, &**value)).collect();
         let options = change(options(place.toml(&all)));
         Stage { pgweir: Pgweir::start_with(options).unwrap(), place }
     }

@@ -339,14 +339,7 @@ impl Relay {
                 }
                 return;
             };
-            let judged = relay.judge(text, &suspects);
-            if let Route::Primary(reason) = judged.route
-                && verdict::is_soft(reason)
-                && relay.is_unfit(text)
-            {
-                verdict.oppose(RouteReason::Session);
-            }
-            verdict.add(judged);
+            verdict.hear(relay.judge(text, &suspects), || relay.is_unfit(text));
             if begin.is_empty() && verdict.begins() {
                 begin.extend_from_slice(text);
             }
@@ -462,6 +455,7 @@ impl Relay {
         self.context.clock.refresh();
         let now = self.context.clock.moment();
         let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
+        let has_waited = routing.arrived.is_some();
         let arrived = *routing.arrived.get_or_insert(now);
         let choice = routing.replicas.poll_choose(routing.stamp, arrived, cx);
         if choice.is_pending() {
@@ -470,6 +464,7 @@ impl Relay {
             (active.resume, active.stalled) = (true, true);
         } else {
             routing.arrived = None;
+            self.pool.stats.borrow_mut().read_waits += u64::from(has_waited);
         }
         choice
     }

@@ -98,6 +98,7 @@ enum Order {
     CutAll,
     HalfClose(Direction),
     RefuseNew(bool),
+    Redirect(SocketAddr),
     Open,
 }
 
@@ -203,6 +204,11 @@ impl FaultProxy {
     /// Refuses new connections (the port is closed) until called with false.
     pub fn refuse_new(&self, on: bool) {
         self.order(Order::RefuseNew(on));
+    }
+
+    /// Leads new connections to another target, as a name does that resolves anew; those that are there stay where they are.
+    pub fn redirect(&self, target: SocketAddr) {
+        self.order(Order::Redirect(target));
     }
 
     /// Ends all faults that last: black holes, delays, single bytes, refusal, a cut not yet spent.
@@ -313,6 +319,7 @@ impl Proxy {
                 // Returns when every task is dropped, and with it the last handle of each socket.
                 self.tasks.shutdown().await;
             }
+            Order::Redirect(target) => self.target = target,
             Order::RefuseNew(true) => self.listener = None,
             Order::RefuseNew(false) => {
                 if self.listener.is_none() {
