@@ -24,6 +24,8 @@ pub struct Library {
     young: Generation,
     old: Generation,
     bytes: usize,
+    /// Texts whose facts were there.
+    pub found: u64,
     /// Texts that the grammar was asked about.
     pub parsed: u64,
 }
@@ -65,7 +67,10 @@ impl Library {
         }
         let fingerprint = Fingerprint::of(text, escapes)?;
         let facts = match self.find(&fingerprint.tokens) {
-            Some(facts) => facts,
+            Some(facts) => {
+                self.found += 1;
+                facts
+            }
             None => self.learn(text, escapes, &fingerprint)?,
         };
         let set = facts.effects(text, &fingerprint.literals);
