@@ -259,7 +259,8 @@ impl Relay {
     /// Goes through the first batch in `ahead`.
     fn decide(&mut self, ahead: &[u8], at: Circumstances, verdict: &mut Verdict) -> (Decision, Ahead) {
         let suspects = self.pool.catalog.suspects();
-        let mut begin = Vec::new();
+        let mut begin = self.routing.as_mut().map(|routing| std::mem::take(&mut routing.begin)).unwrap_or_default();
+        begin.clear();
         let found = self.texts(ahead, |relay, text| {
             let Text::Known(text) = text else {
                 if matches!(text, Text::Opaque) {
@@ -297,6 +298,9 @@ impl Relay {
     /// Whether the first batch in `ahead` gives a name that stands for something already: that would be lost if the batch failed on
     /// a follower and ran again.
     fn gives_anew(&self, ahead: &[u8]) -> bool {
+        if ahead.first() == Some(&b'Q') {
+            return false;
+        }
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         let mut anew = false;
