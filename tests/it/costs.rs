@@ -262,7 +262,7 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
 #[test]
 #[ignore = "long: builds pgweir once more"]
 fn user_instructions_of_routed_transactions_stay_what_they_were() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _alone = runtime.block_on(ALONE.lock());
     let family = family();
     let followers = family.list();
