@@ -115,6 +115,7 @@ catalogue! {
     BROKEN_INVARIANTS = Counter Count "pgweir_broken_invariants_total" "Sessions ended by a broken invariant; each is a defect.";
     CANCELS_IGNORED = Counter Count "pgweir_cancels_ignored_total" "Cancel requests ignored because too many keys from their address were wrong.";
     CANCELS_UNKNOWN_KEY = Counter Count "pgweir_cancels_unknown_key_total" "Cancel requests whose key no session has.";
+    TEXTS = Counter Count "pgweir_texts_total" "Texts that were judged where there are followers, or that mention something suspicious, by what knew them: recent (the same was seen lately), fingerprint (one that differs in its literals was), grammar (it was parsed).";
     TLS_HANDSHAKES = Counter Count "pgweir_tls_handshakes_total" "TLS handshakes that succeeded, by side: client or server.";
     TLS_RESUMPTIONS = Counter Count "pgweir_tls_resumptions_total" "TLS handshakes that resumed an earlier session, by side.";
     TLS_FAILURES = Counter Count "pgweir_tls_failures_total" "TLS handshakes that failed, by side.";
@@ -438,7 +439,7 @@ impl FollowerMetrics {
 
 /// The series of the process.
 pub struct ProcessMetrics {
-    plain: [(Read<ProcessStats, u64>, Total); 6],
+    plain: [(Read<ProcessStats, u64>, Total); 9],
     refused: TallyTotals,
     tls: [(Read<ProcessStats, SideCounts>, TallyTotals); 3],
     gauges: [(Read<ProcessGauges, u32>, Gauge); 3],
@@ -450,6 +451,7 @@ impl ProcessMetrics {
     pub fn register(exporter: &Exporter) -> Self {
         let total = |metric| exporter.counter(metric, Vec::new());
         let gauge = |metric| exporter.gauge(metric, Vec::new());
+        let text = |by: &'static str| exporter.counter(TEXTS, vec![Label::from_static_parts("by", by)]);
         let by_side = |metric| TallyTotals::register::<Side>(exporter, metric, &[], "side");
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         exporter.gauge(BUILD_INFO, vec![version]).set(1.0);
@@ -461,6 +463,9 @@ impl ProcessMetrics {
                 (|stats| stats.broken_invariants, total(BROKEN_INVARIANTS)),
                 (|stats| stats.cancels_unknown_key, total(CANCELS_UNKNOWN_KEY)),
                 (|stats| stats.cancels_ignored, total(CANCELS_IGNORED)),
+                (|stats| stats.texts.recent, text("recent")),
+                (|stats| stats.texts.fingerprint, text("fingerprint")),
+                (|stats| stats.texts.grammar, text("grammar")),
             ],
             refused: TallyTotals::register::<RefusalReason>(exporter, CLIENTS_REFUSED, &[], "reason"),
             tls: [

@@ -331,7 +331,8 @@ impl Relay {
     /// Goes through the first batch in `ahead`.
     fn decide(&mut self, ahead: &[u8], at: Circumstances, verdict: &mut Verdict) -> (Decision, Ahead) {
         let suspects = self.pool.catalog.suspects();
-        let mut begin = Vec::new();
+        let mut begin = self.routing.as_mut().map(|routing| std::mem::take(&mut routing.begin)).unwrap_or_default();
+        begin.clear();
         let found = self.texts(ahead, |relay, text| {
             let Text::Known(text) = text else {
                 if matches!(text, Text::Opaque) {
@@ -364,6 +365,9 @@ impl Relay {
     /// Whether the first batch in `ahead` could not run again after it failed on a follower: what it did to its client's
     /// statements before that is done.
     fn spoils(&self, ahead: &[u8]) -> bool {
+        if ahead.first() == Some(&b'Q') {
+            return false;
+        }
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         let is_known = |name: &[u8]| !matches!(self.statements.look(name, changes), Look::Unknown);
