@@ -315,24 +315,19 @@ impl Relay {
             (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
             // More than is kept.
             (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
-            (Ok(_), Edge::Whole) if self.gives_anew(ahead) => Decision::Home(RouteReason::Session),
+            (Ok(_), Edge::Whole) if self.spoils(ahead) => Decision::Home(RouteReason::Session),
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
         (decision, found)
     }
 
-    /// Whether the first batch in `ahead` gives a name that stands for something already: that would be lost if the batch failed on
-    /// a follower and ran again.
-    fn gives_anew(&self, ahead: &[u8]) -> bool {
+    /// Whether the first batch in `ahead` could not run again after it failed on a follower: what it did to its client's
+    /// statements before that is done.
+    fn spoils(&self, ahead: &[u8]) -> bool {
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
-        let mut anew = false;
-        let _ = Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| {
-            if let Piece::Parse(name, _) = piece {
-                anew |= !name.is_empty() && !matches!(self.statements.look(name, changes), Look::Unknown);
-            }
-        });
-        anew
+        let is_known = |name: &[u8]| !matches!(self.statements.look(name, changes), Look::Unknown);
+        Ahead::spoils(self.scanner, ahead, self.context.config.client.inspect_max, is_known)
     }
 
     /// Where a text may run.
@@ -382,6 +377,7 @@ impl Relay {
                 each(self, Text::Known(text));
             }
             Piece::Untold => each(self, Text::Opaque),
+            Piece::Closes(_) => {}
             Piece::Names(name) if parsed.contains(&name) => {}
             Piece::Names(b"") => match &self.statements.unnamed {
                 Unnamed::Holds(statement, _) => each(self, Text::Known(&statement.text)),
@@ -637,7 +633,7 @@ impl Relay {
             _ => {}
         }
         let course = routing.course;
-        let gives_anew = self.gives_anew(input);
+        let spoils = self.spoils(input);
         let (mut unfit, mut proven, mut ended) = (None, true, false);
         let found = self.texts(input, |relay, text| match text {
             _ if is_skipped => {}
@@ -665,7 +661,7 @@ impl Relay {
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
-            Edge::Whole if course == Course::Begun && is_settled && !gives_anew && found.len <= BATCH_MAX => {
+            Edge::Whole if course == Course::Begun && is_settled && !spoils && found.len <= BATCH_MAX => {
                 (Course::First, found.len)
             }
             Edge::Whole | Edge::Open => (Course::Within, found.len),
