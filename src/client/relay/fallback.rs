@@ -27,6 +27,7 @@ impl Unfit {
     const fn reason(self) -> RouteReason {
         match self {
             Self::Itself => RouteReason::Lock,
+            Self::Unkept => RouteReason::Session,
             Self::Behind => RouteReason::Transaction,
         }
     }
@@ -35,6 +36,9 @@ impl Unfit {
         let detail = match self {
             Self::Itself => {
                 "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
+            }
+            Self::Unkept => {
+                "It prepares a statement that no other server would have: all statements have reached max_statement_memory."
             }
             Self::Behind => "It comes behind the end of that transaction, in the same batch: it cannot run elsewhere.",
         };

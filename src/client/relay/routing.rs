@@ -30,7 +30,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 
-use pgweir_config::{PoolMode, ReadRouting};
+use pgweir_config::{PoolMode, ReadRouting, StatementMode};
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
@@ -185,6 +185,8 @@ enum Decision {
 pub(super) enum Unfit {
     /// The follower would accept it, and it would have no effect.
     Itself,
+    /// It prepares a statement that nobody but that server would have.
+    Unkept,
     /// Some of it comes behind the end of the transaction: it is another one, which may write.
     Behind,
 }
@@ -315,7 +317,9 @@ impl Relay {
             (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
             // More than is kept.
             (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
-            (Ok(_), Edge::Whole) if self.spoils(ahead) => Decision::Home(RouteReason::Session),
+            // Drivers prepare in the middle of a transaction, where it could not move any more.
+            (Ok((Errand::Opening, _)), Edge::Whole) if !self.keeps_names() => Decision::Home(RouteReason::Session),
+            (Ok(_), Edge::Whole) if self.spoils(ahead) || self.gives_unkept(ahead) => Decision::Home(RouteReason::Session),
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
         (decision, found)
@@ -328,6 +332,21 @@ impl Relay {
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         let is_known = |name: &[u8]| !matches!(self.statements.look(name, changes), Look::Unknown);
         Ahead::spoils(self.scanner, ahead, self.context.config.client.inspect_max, is_known)
+    }
+
+    /// Whether the texts of named statements are kept here, so that they can be run on any server connection.
+    fn keeps_names(&self) -> bool {
+        self.pool.limits.statements != StatementMode::Session && self.context.interner.has_room()
+    }
+
+    /// Whether the first batch in `ahead` gives a name that the server alone would keep, and a follower's connection is not
+    /// kept for its client.
+    fn gives_unkept(&self, ahead: &[u8]) -> bool {
+        let mut gives = false;
+        let _ = Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| {
+            gives |= matches!(piece, Piece::Parse(name, _) if !name.is_empty());
+        });
+        gives && !self.keeps_names()
     }
 
     /// Where a text may run.
@@ -635,6 +654,9 @@ impl Relay {
         let course = routing.course;
         let spoils = self.spoils(input);
         let (mut unfit, mut proven, mut ended) = (None, true, false);
+        if !is_skipped && self.gives_unkept(input) {
+            unfit = Some(Unfit::Unkept);
+        }
         let found = self.texts(input, |relay, text| match text {
             _ if is_skipped => {}
             Text::Known(text) => {
