@@ -45,7 +45,7 @@ use crate::stats::PinReason;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
-use routing::Routing;
+use routing::{Routing, Told};
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -342,7 +342,7 @@ impl Relay {
         };
         let begun = active.aside.query_begun;
         let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
-        let ended = self.routing.as_ref().map(|_| self.lender.stats.borrow().transactions);
+        let before_routed = self.routing.as_ref().map(|_| Told::of(&self.lender.stats.borrow(), &active.marks));
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
@@ -353,8 +353,8 @@ impl Relay {
             rules,
         }
         .inspect(&mut plan);
-        if let (Some(ended), Some(routing)) = (ended, &mut self.routing)
-            && self.lender.stats.borrow().transactions != ended
+        if let (Some(before), Some(routing)) = (before_routed, &mut self.routing)
+            && before.may_have_committed(&self.lender.stats.borrow())
         {
             // Before the client is told.
             routing.ended(rules.now, conn);

@@ -38,6 +38,7 @@ use pgweir_proto::scanner::Scanned;
 
 use super::super::ahead::{Ahead, BATCH_MAX, Edge, Piece};
 use super::super::end::End;
+use super::super::request::Marks;
 use super::super::statements::{Changes, Look, Named, Unnamed};
 use super::super::verdict::{self, Circumstances, Errand, Verdict};
 use super::fallback::lost_on_follower;
@@ -51,7 +52,7 @@ use crate::prepared::REPLAY;
 use crate::replica::Seat;
 use crate::route::{Choice, Replicas, Router};
 use crate::sql::{self, Effects};
-use crate::stats::RouteReason;
+use crate::stats::{PoolStats, RouteReason};
 
 /// How often a transaction that a follower began is begun on the primary before its client is told.
 const BEGINS_MAX: u8 = 3;
@@ -132,7 +133,7 @@ impl Routing {
 
     /// A transaction on `conn` has ended, or may have: whatever it wrote is to be seen from now on.
     #[cold]
-    pub fn ended(&mut self, now: Moment, conn: &ServerConn) {
+    pub(super) fn ended(&mut self, now: Moment, conn: &ServerConn) {
         // One that only reads ends by a COMMIT, which is seen on its way: otherwise it was not even begun.
         if matches!(self.course, Course::Home | Course::HomeReadOnly) {
             self.may_have_written(now, conn);
@@ -167,6 +168,28 @@ impl Routing {
     const fn is_elsewhere(&self) -> bool {
         use Course::{Begun, First, Lone, Opening, Within};
         matches!(self.course, Lone | Opening | Begun | First | Within)
+    }
+}
+
+/// What the client was told of its transactions before some answers came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    queries: u64,
+    transactions: u64,
+    /// A COMMIT is on its way, or something that nobody could read.
+    commits: bool,
+}
+
+impl Told {
+    pub(super) fn of(stats: &PoolStats, marks: &Marks) -> Self {
+        let commits = marks.commit_sent || marks.scrub;
+        Self { queries: stats.queries, transactions: stats.transactions, commits }
+    }
+
+    /// Whether the client is about to be told of the end of a transaction: of one behind which there is none, or, by
+    /// `COMMIT AND CHAIN` and a BEGIN in the same text, already the next.
+    pub(super) fn may_have_committed(self, stats: &PoolStats) -> bool {
+        stats.transactions != self.transactions || self.commits && stats.queries != self.queries
     }
 }
 
