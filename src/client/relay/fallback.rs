@@ -107,7 +107,8 @@ impl Relay {
         self.note(Activity::Idle);
         let reset = self.context.config.pool.server_reset_query.clone();
         let (pool, cancel_after) = (self.lender.clone(), Some(PATIENCE));
-        tokio::task::spawn_local(Orphan { conn, pool, cancel_after, dirty, pinned: false, reset }.settle());
+        let orphan = Orphan { conn, pool, cancel_after, dirty, pinned: false, stamps: None, reset };
+        tokio::task::spawn_local(orphan.settle());
         self.tell_owed(failure, Blame::Pooler, true, debt, cx)
     }
 

@@ -25,6 +25,10 @@ impl Relay {
             let commit = marks.is_some_and(|marks| marks.commit_sent);
             let dirty = self.leaves_traces();
             let loaded = marks.is_some_and(|marks| marks.pins.has(PinReason::Load));
+            if let Some(routing) = &mut self.routing {
+                // A COMMIT may be on its way, however the connection ends.
+                routing.ended(self.context.clock.moment(), &conn);
+            }
             if loaded {
                 // Nothing unloads a library.
                 self.unpin();
@@ -50,7 +54,8 @@ impl Relay {
                 };
                 let pinned = std::mem::take(&mut self.pinned);
                 let pool = self.lender.clone();
-                let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, reset };
+                let stamps = self.routing.as_ref().and_then(|routing| routing.stamps());
+                let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, stamps, reset };
                 tokio::task::spawn_local(orphan.settle());
             }
         }
@@ -125,6 +130,9 @@ impl Drop for Relay {
         self.unpin();
         if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
             conn.cut = self.scanner.is_inside();
+            if let Some(routing) = &mut self.routing {
+                routing.ended(self.context.clock.moment(), &conn);
+            }
             self.lender.discard_lent(conn, DiscardReason::Protocol);
         }
     }

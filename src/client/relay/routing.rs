@@ -140,6 +140,11 @@ impl Routing {
         }
     }
 
+    /// Who is to know when what is under way has ended, if it may write.
+    pub(super) fn stamps(&self) -> Option<Rc<Replicas>> {
+        matches!(self.course, Course::Home | Course::HomeReadOnly).then(|| self.replicas.clone())
+    }
+
     /// What ran on `conn` may be there to stay.
     #[cold]
     pub(super) fn may_have_written(&mut self, now: Moment, conn: &ServerConn) {
