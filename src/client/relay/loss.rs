@@ -183,9 +183,9 @@ impl Relay {
         }
         let waiting_for_it = self.entry.take_cancels();
         match &self.lease {
-            Lease::None => Ok(()),
-            Lease::Waiting(_) => {
-                self.lender.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
+            Lease::None if !self.awaits_lease() => Ok(()),
+            Lease::None | Lease::Waiting(_) => {
+                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
                 self.lease = Lease::None;
                 self.refuse(Refusal::Cancelled)
             }

@@ -165,6 +165,7 @@ impl Routing {
 
     /// The client is about to be told that there is no server connection. True if it believes to be in a transaction.
     pub fn gives_up(&mut self) -> bool {
+        self.arrived = None;
         let begun = self.course == Course::Forced { begun: true };
         self.course = Course::Home;
         begun
@@ -240,6 +241,15 @@ impl Relay {
     #[inline]
     pub(super) fn owes_begin(&self) -> bool {
         self.routing.as_ref().is_some_and(|routing| routing.course == Course::Forced { begun: true })
+    }
+
+    /// Whether a batch has no lease yet, and is on its way to one: a follower is being chosen for it, or it is about to run at
+    /// home.
+    pub(super) fn awaits_lease(&self) -> bool {
+        self.routing.as_ref().is_some_and(|routing| match routing.course {
+            Course::Forced { .. } => self.active.as_ref().is_some_and(|active| !active.backlog.input.is_empty()),
+            _ => routing.arrived.is_some(),
+        })
     }
 
     // ---- the decision ----
