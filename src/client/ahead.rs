@@ -143,7 +143,9 @@ impl Ahead {
 
 #[cfg(test)]
 mod tests {
-    use pgweir_harness::wire::build::{bind, close_portal, close_statement, copy_data, describe_statement, execute, flush};
+    use pgweir_harness::wire::build::{
+        bind, close_portal, close_statement, copy_data, describe_statement, execute, flush,
+    };
     use pgweir_harness::wire::build::{function_call, parse, query, sync, terminate};
 
     use super::*;

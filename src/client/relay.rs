@@ -247,7 +247,9 @@ impl Relay {
             Lease::Waiting(_) => false,
             Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
         };
-        free && self.active.as_ref().is_none_or(|active| active.local.is_none()) && !self.owes_begin() && !self.awaits_lease()
+        free && self.active.as_ref().is_none_or(|active| active.local.is_none())
+            && !self.owes_begin()
+            && !self.awaits_lease()
     }
 
     fn active(&mut self) -> &mut Active {

@@ -6,8 +6,10 @@
 //! | this one | a primary with two followers, which the tests share one after the other |
 //! | `ways` | what goes where, by every protocol, and what the client asks for |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `edges` | promotions under a write, clients that vanish, ends of transactions and batches, waits without a lease |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
+mod edges;
 mod failures;
 mod registers;
 mod ways;

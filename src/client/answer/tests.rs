@@ -197,8 +197,7 @@ fn what_a_follower_refuses_is_told_from_what_any_server_may_say() {
         let mut desk = moved();
         desk.elsewhere = true;
         desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
-        let (got, heard) =
-            desk.server(&[reply::bare(b'1'), reply::bare(b'2'), error, reply::ready(b'I')].concat());
+        let (got, heard) = desk.server(&[reply::bare(b'1'), reply::bare(b'2'), error, reply::ready(b'I')].concat());
         assert!(got.is_empty() && matches!(heard, Heard::Again), "{name}: {} {heard:?}", show(&got));
         assert_eq!(desk.aside.unserved, Some(want), "{name}");
     }

@@ -357,7 +357,9 @@ impl Relay {
             (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
             // Drivers prepare in the middle of a transaction, where it could not move any more.
             (Ok((Errand::Opening, _)), Edge::Whole) if !self.keeps_names() => Decision::Home(RouteReason::Session),
-            (Ok(_), Edge::Whole) if self.spoils(ahead) || self.gives_unkept(ahead) => Decision::Home(RouteReason::Session),
+            (Ok(_), Edge::Whole) if self.spoils(ahead) || self.gives_unkept(ahead) => {
+                Decision::Home(RouteReason::Session)
+            }
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
         (decision, found)
