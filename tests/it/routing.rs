@@ -7,12 +7,14 @@
 //! | `ways` | what goes where, by every protocol, and what the client asks for |
 //! | `drivers` | psycopg and tokio-postgres: what is prepared runs on all servers; Redash's way on followers alone |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `edges` | promotions under a write, clients that vanish, ends of transactions and batches, waits without a lease |
 //! | `leaving` | cancels, clients that vanish and a stop, while reads run on followers |
 //! | `listeners` | clients that listen, and read on followers |
 //! | `promotions` | a follower takes the primary's place under load |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
 mod drivers;
+mod edges;
 mod failures;
 mod leaving;
 mod listeners;
