@@ -286,7 +286,8 @@ impl Router {
             limit => Limits { query_wait_timeout: limit.min(FOLLOWER_WAIT), ..own },
         };
         let at = pgweir_config::Database { host: follower.host.clone(), port: follower.port, ..database.clone() };
-        let mut target = self.target(name, user, &at);
+        // Whatever becomes of it: promoted, it takes no write that was meant for a follower.
+        let mut target = Target { is_read_only: true, ..self.target(name, user, &at) };
         if database.password_command.is_some() {
             // What a command prints may be good for one host alone.
             target.credentials = self.credentials(&format!("{name} {address}"), user, &target.user, &at);
