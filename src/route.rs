@@ -267,11 +267,14 @@ impl Router {
     fn make(&self, name: &str, user: &str, database: &pgweir_config::Database, shown: PoolName) -> Rc<Pool> {
         let limits = self.limits(name, user, database);
         let target = self.target(name, user, database);
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
         let shared = self.shared(name, user, user, database);
         let census = self.census(&target);
-        Pool::new(id, shown, limits, target, self.clock.clone(), shared, census)
+        Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census)
+    }
+
+    /// The number of a new pool.
+    fn id(&self) -> u32 {
+        self.next_id.replace(self.next_id.get() + 1)
     }
 
     /// The pool of a follower: as many server connections as on the primary, on another server.
@@ -294,7 +297,12 @@ impl Router {
         }
         let shared = self.shared(&format!("{name} {address}"), &format!("{user} {address}"), user, database);
         let census = self.census(&target);
-        Pool::of_follower(home, PoolName::follower(name, user, &address), limits, target, shared, census)
+        let name = PoolName::follower(name, user, &address);
+        if database.followers_of.is_some() {
+            // Its clients are none of the primary's, where nobody may look into the catalog for as long as they are served here.
+            return Pool::new(self.id(), name, limits, target, self.clock.clone(), shared, census);
+        }
+        Pool::of_follower(home, name, limits, target, shared, census)
     }
 
     /// The limits that a pool shares with others, of these names.
