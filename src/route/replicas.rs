@@ -559,14 +559,14 @@ fn is_busy(pool: &Pool) -> bool {
     pool.health().serves() && pool.open() > 0
 }
 
-/// A server connection of the pool; none if there is none in time.
+/// A server connection of the pool, before all who wait for one; none if there is none in time.
 async fn lease(pool: &Rc<Pool>) -> Option<Box<ServerConn>> {
     let plain = pool.profiles.plain();
     if let Some(conn) = poll_fn(|cx| Poll::Ready(pool.try_lease(&plain, cx))).await {
         return Some(conn);
     }
     let mut ticket = None;
-    let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait(cx)).poll(cx));
+    let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait_first(cx)).poll(cx));
     pool.clock().limit(LIMIT, granted).await.ok()?.ok()
 }
 

@@ -200,6 +200,35 @@ fn a_follower_that_is_promoted_takes_no_write_that_was_sent_to_a_follower() {
 }
 
 #[test]
+fn a_primary_with_a_long_queue_is_asked_all_the_same() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "session"), ("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        let over = std::rc::Rc::new(std::cell::Cell::new(false));
+        // Whoever comes last waits for longer than a look does.
+        let mut busy = Vec::new();
+        for _ in 0..15 {
+            let (mut client, over) = (stage.client().await, over.clone());
+            busy.push(tokio::task::spawn_local(async move {
+                while !over.get() {
+                    succeed(&mut client, "/* pgweir.route=primary */ SELECT pg_sleep(0.1)").await;
+                }
+            }));
+        }
+        succeed(&mut client, "INSERT INTO kept VALUES (1)").await;
+        // What this session has to see is known to be there, though it writes nothing more and hardly reads.
+        family.until_routed(&mut client).await;
+        over.set(true);
+        for client in busy {
+            client.await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn clients_that_read_do_not_notice_that_followers_come_and_go() {
     let family = family();
     let stage = family.stage(&[]);
