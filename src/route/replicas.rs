@@ -194,10 +194,11 @@ impl Replicas {
         self.members.iter().map(|member| &member.pool)
     }
 
-    /// Whether no server connection of a follower is open.
+    /// Whether a follower has a client, or a server connection.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.followers().all(|pool| pool.open() == 0)
+    pub fn is_used(&self) -> bool {
+        // Who is served by followers alone holds nothing but the pool of one.
+        self.followers().any(|pool| Rc::strong_count(pool) > 1 || pool.open() > 0)
     }
 
     /// Which follower may serve a read of a session whose last acknowledged transaction that may have written was at
