@@ -438,16 +438,16 @@ impl ServerConn {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the defaults name no files")]
-impl ServerConn {
-    /// One that has logged in and has no socket, for tests of what passes through it.
+impl Target {
+    /// One that nothing is ever dialled at, for tests.
     #[must_use]
-    pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+    pub fn nowhere() -> Self {
         use crate::net::Sockets;
         use crate::net::tls::Keyring;
         use std::sync::Arc;
 
         let config = pgweir_config::Config::default();
-        let target = Target {
+        Self {
             host: String::new(),
             port: 0,
             dbname: String::new(),
@@ -466,7 +466,15 @@ impl ServerConn {
             connect_timeout: Duration::ZERO,
             tls: Gear::new(Arc::new(Keyring::load(Arc::new(config)).unwrap())),
             entry: String::new(),
-        };
+        }
+    }
+}
+
+#[cfg(test)]
+impl ServerConn {
+    /// One that has logged in and has no socket, for tests of what passes through it.
+    #[must_use]
+    pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
         let now = Instant::now();
         Box::new(Self {
             stream: Stream::Closed,
@@ -493,7 +501,7 @@ impl ServerConn {
             untagged: false,
             used: true,
             lent: 0,
-            target: Rc::new(target),
+            target: Rc::new(Target::nowhere()),
             clock: Rc::default(),
             permit: None,
         })

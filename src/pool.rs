@@ -104,11 +104,20 @@ pub struct Census<'a> {
 struct Inner {
     /// The most recently used last.
     idle: Vec<Box<ServerConn>>,
-    /// The longest waiting first.
+    /// The longest waiting first, but for [`Self::ahead`].
     queue: VecDeque<usize>,
+    /// Who came last and goes first, while there is one.
+    ahead: Option<usize>,
     slots: Slab<Slot>,
     /// Since when each lent connection is.
     lent: Slab<Instant>,
+}
+
+impl Inner {
+    /// Where in the queue the longest waiting is.
+    fn eldest(&self) -> usize {
+        usize::from(self.ahead.is_some() && self.queue.front() == self.ahead.as_ref() && self.queue.len() > 1)
+    }
 }
 
 /// What a pool shares with others of the same clients.
@@ -322,6 +331,17 @@ impl Pool {
     /// Queues up. The caller polls the ticket; dropping it leaves the queue.
     #[must_use]
     pub fn wait(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        self.queue_up(cx, false)
+    }
+
+    /// The same for a question of ours, in front of all clients: in the longest queue it would never be asked, and what it
+    /// tells may shorten that. One at a time: another one queues up behind them.
+    #[must_use]
+    pub fn wait_first(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        self.queue_up(cx, true)
+    }
+
+    fn queue_up(self: &Rc<Self>, cx: &Context<'_>, ahead: bool) -> Ticket {
         if let Some(refusal) = self.standing_refusal() {
             let key = self.inner.borrow_mut().slots.insert(Slot::Refused(refusal));
             return Ticket { pool: self.clone(), key };
@@ -329,7 +349,12 @@ impl Pool {
         let key = {
             let mut inner = self.inner.borrow_mut();
             let key = inner.slots.insert(Slot::Waiting { waker: cx.waker().clone(), since: self.clock.now() });
-            inner.queue.push_back(key);
+            if ahead && inner.ahead.is_none() {
+                inner.ahead = Some(key);
+                inner.queue.push_front(key);
+            } else {
+                inner.queue.push_back(key);
+            }
             key
         };
         self.dial_if_wanted();
@@ -441,10 +466,10 @@ impl Pool {
         format!("The last server login failed: {trouble}")
     }
 
-    /// Clients waiting, and how long the first of them has.
+    /// Clients waiting, and how long the one has that does so for longest.
     fn waiters(&self) -> (usize, Duration) {
         let inner = self.inner.borrow();
-        let since = inner.queue.front().and_then(|key| inner.slots.get(*key)).and_then(|slot| match slot {
+        let since = inner.queue.get(inner.eldest()).and_then(|key| inner.slots.get(*key)).and_then(|slot| match slot {
             Slot::Waiting { since, .. } => Some(*since),
             Slot::Granted(_) | Slot::Refused(_) => None,
         });
@@ -487,8 +512,12 @@ impl Pool {
         }
         while self.waiters().1 >= limit {
             let refusal = Refusal::Timeout { limit, picture: Box::new(self.picture()) };
-            let first = self.inner.borrow_mut().queue.pop_front();
-            let Some(key) = first else { return };
+            let late = {
+                let mut inner = self.inner.borrow_mut();
+                let at = inner.eldest();
+                inner.queue.remove(at)
+            };
+            let Some(key) = late else { return };
             self.settle_slot(key, Slot::Refused(refusal));
         }
     }
@@ -655,6 +684,9 @@ impl Drop for Ticket {
             if matches!(slot, Some(Slot::Waiting { .. })) {
                 inner.queue.retain(|key| *key != self.key);
             }
+            if inner.ahead == Some(self.key) {
+                inner.ahead = None;
+            }
             slot
         };
         if let Some(Slot::Granted(conn)) = slot {
@@ -667,4 +699,49 @@ impl Drop for Ticket {
 #[must_use]
 pub fn micros(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::clock::Pauses;
+
+    /// A pool in session mode that dials nothing.
+    fn pool(query_wait_timeout: Duration) -> Rc<Pool> {
+        let name = PoolName::primary("db", "user");
+        let limits = Limits { mode: PoolMode::Session, pool_size: 0, query_wait_timeout, ..Limits::of_nothing() };
+        let shared = [SharedLimit::new(0), SharedLimit::new(0)];
+        let census = Census { fleet: None, period: Duration::from_secs(1), roster: Rc::default() };
+        Pool::new(1, name, limits, Target::nowhere(), Rc::new(Clock::new(Pauses::default())), shared, census)
+    }
+
+    #[test]
+    fn a_question_of_ours_goes_before_all_clients_and_none_of_them_waits_for_longer_than_it_may() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let limit = Duration::from_millis(1);
+        let pool = pool(limit);
+        let [client, other] = [pool.wait(&cx), pool.wait(&cx)];
+        std::thread::sleep(limit);
+        pool.clock.refresh();
+        let question = pool.wait_first(&cx);
+        let next = pool.wait_first(&cx);
+        pool.refuse_late();
+        for late in [&client, &other] {
+            assert!(matches!(late.poll(&mut cx), Poll::Ready(Err(Refusal::Timeout { .. }))));
+        }
+        let newcomer = pool.wait(&cx);
+        assert!(question.poll(&mut cx).is_pending() && next.poll(&mut cx).is_pending());
+        pool.offer(ServerConn::without_socket(pool.profiles.plain()));
+        assert!(newcomer.poll(&mut cx).is_pending() && next.poll(&mut cx).is_pending());
+        let Poll::Ready(Ok(_lent)) = question.poll(&mut cx) else { panic!("it did not go first") };
+        drop((question, next));
+        // There is none now: the next is the first again.
+        let question = pool.wait_first(&cx);
+        pool.offer(ServerConn::without_socket(pool.profiles.plain()));
+        assert!(newcomer.poll(&mut cx).is_pending());
+        assert!(question.poll(&mut cx).is_ready());
+    }
 }

@@ -154,17 +154,29 @@ impl Router {
 
     /// Has a connection that has outlived its worker counted by its pool, until the server has ended it.
     pub fn bury(&self, left: Left) {
-        let name = &left.server.pool;
-        let looks_up = name.user.strip_suffix(LOOKUP).and_then(|user| self.lookup_pool(&name.database, user).ok());
-        let home = looks_up.filter(|pool| pool.name == *name).or_else(|| self.pool(&name.database, &name.user).ok());
-        let follower = home.as_ref().filter(|pool| pool.name != *name).and_then(|home| {
-            self.replicas(home)?;
-            self.pools().into_iter().find(|pool| pool.name == *name)
-        });
-        let pool = follower.or(home);
-        if let Some(pool) = pool {
+        if let Some(pool) = self.named(&left.server.pool) {
             pool.bury(left);
         }
+    }
+
+    /// The pool of that name, made if it has to be; that of its clients' database, if it is of a follower that is none any
+    /// more.
+    fn named(&self, name: &PoolName) -> Option<Rc<Pool>> {
+        let looks_up = name.user.strip_suffix(LOOKUP).and_then(|user| self.lookup_pool(&name.database, user).ok());
+        let home = looks_up.filter(|pool| pool.name == *name).or_else(|| self.pool(&name.database, &name.user).ok())?;
+        if home.name == *name {
+            return Some(home);
+        }
+        let replicas = self.replicas(&home).or_else(|| self.sole_replicas(&home));
+        let follower = replicas.and_then(|all| all.followers().find(|pool| pool.name == *name).cloned());
+        Some(follower.unwrap_or(home))
+    }
+
+    /// The followers that a pool's clients are led to when they log in; none if they are served by the pool itself.
+    fn sole_replicas(&self, pool: &Rc<Pool>) -> Option<Rc<Replicas>> {
+        let entry = self.entry(&pool.name.database).ok()?;
+        entry.followers_of.as_ref()?;
+        self.replicas_of(pool, entry, ReadRouting::Off)
     }
 
     /// The pool of a client that logs in, and has proved by `credential` who it is. A database that has nothing but followers
@@ -179,11 +191,7 @@ impl Router {
             // What proves one user opens nothing for another, whom the database may force on all clients.
             pool.give(credential);
         }
-        let entry = self.entry(database)?;
-        if entry.followers_of.is_none() {
-            return Ok(pool);
-        }
-        let Some(replicas) = self.replicas_of(&pool, entry, ReadRouting::Off) else { return Ok(pool) };
+        let Some(replicas) = self.sole_replicas(&pool) else { return Ok(pool) };
         match replicas.admit().await {
             Some(follower) => Ok(follower),
             None if self.config.followers.primary_reads => Ok(pool),
@@ -244,7 +252,7 @@ impl Router {
     pub fn sweep(&self) {
         let unused = |pool: &Rc<Pool>| Rc::strong_count(pool) == 1 && pool.open() == 0;
         if self.pools.borrow().len() > 1000 {
-            let is_used = |replicas: &Rc<Replicas>| Rc::strong_count(replicas) > 1 || !replicas.is_closed();
+            let is_used = |replicas: &Rc<Replicas>| Rc::strong_count(replicas) > 1 || replicas.is_used();
             self.replicas.borrow_mut().retain(|_, replicas| is_used(replicas));
         }
         for pools in [&self.pools, &self.lookup_pools] {
@@ -267,11 +275,14 @@ impl Router {
     fn make(&self, name: &str, user: &str, database: &pgweir_config::Database, shown: PoolName) -> Rc<Pool> {
         let limits = self.limits(name, user, database);
         let target = self.target(name, user, database);
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
         let shared = self.shared(name, user, user, database);
         let census = self.census(&target);
-        Pool::new(id, shown, limits, target, self.clock.clone(), shared, census)
+        Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census)
+    }
+
+    /// The number of a new pool.
+    fn id(&self) -> u32 {
+        self.next_id.replace(self.next_id.get() + 1)
     }
 
     /// The pool of a follower: as many server connections as on the primary, on another server.
@@ -286,14 +297,20 @@ impl Router {
             limit => Limits { query_wait_timeout: limit.min(FOLLOWER_WAIT), ..own },
         };
         let at = pgweir_config::Database { host: follower.host.clone(), port: follower.port, ..database.clone() };
-        let mut target = self.target(name, user, &at);
+        // Whatever becomes of it: promoted, it takes no write that was meant for a follower.
+        let mut target = Target { is_read_only: true, ..self.target(name, user, &at) };
         if database.password_command.is_some() {
             // What a command prints may be good for one host alone.
             target.credentials = self.credentials(&format!("{name} {address}"), user, &target.user, &at);
         }
         let shared = self.shared(&format!("{name} {address}"), &format!("{user} {address}"), user, database);
         let census = self.census(&target);
-        Pool::of_follower(home, PoolName::follower(name, user, &address), limits, target, shared, census)
+        let name = PoolName::follower(name, user, &address);
+        if database.followers_of.is_some() {
+            // Its clients are none of the primary's, where nobody may look into the catalog for as long as they are served here.
+            return Pool::new(self.id(), name, limits, target, self.clock.clone(), shared, census);
+        }
+        Pool::of_follower(home, name, limits, target, shared, census)
     }
 
     /// The limits that a pool shares with others, of these names.
@@ -445,23 +462,58 @@ pub fn is_verifier(password: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
-    use pgweir_config::Database;
+    use pgweir_config::{Database, FollowerList};
 
     use super::*;
     use crate::clock::Pauses;
     use crate::net::tls::Keyring;
 
+    fn router(config: Config) -> Router {
+        let config = Arc::new(config);
+        let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
+        Router::new(config, Rc::new(Clock::new(Pauses::default())), gear, Sockets::default())
+    }
+
+    /// Makes so many pools that those nobody uses are forgotten.
+    fn crowd(router: &Router) {
+        for number in 0..1500 {
+            router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_pool_of_a_follower_that_alone_serves_is_found_by_its_name_and_is_one_for_as_long_as_somebody_has_it() {
+        let mut config = Config::default();
+        let follower = Follower { host: "10.0.0.2".to_owned(), port: 5432, weight: 1 };
+        let followers = Some(FollowerList::new([follower]));
+        let entry = Database { followers, followers_of: Some("app".to_owned()), ..Database::default() };
+        config.databases.insert(FALLBACK.into(), entry);
+        let router = router(config);
+        let home = router.pool("reports", "user").unwrap();
+        let name = PoolName::follower("reports", "user", "10.0.0.2:5432");
+        // As after the end of the worker that had a connection of it: it is counted there.
+        let pool = router.named(&name).unwrap();
+        assert_eq!((&pool.name, &router.named(&home.name).unwrap().name), (&name, &home.name));
+        // What it has surveyed is no other server's.
+        assert!(pool.id != home.id && !Rc::ptr_eq(&pool.catalog, &home.catalog));
+        drop(home);
+        // Its clients have nothing but the pool.
+        crowd(&router);
+        router.sweep();
+        assert!(Rc::ptr_eq(&pool, &router.named(&name).unwrap()), "a second one, with as many connections again");
+        drop(pool);
+        crowd(&router);
+        router.sweep();
+        assert!(router.replicas.borrow().is_empty());
+    }
+
     #[test]
     fn what_is_kept_of_databases_that_no_one_names_any_more_is_forgotten_with_their_pools() {
         let mut config = Config::default();
         config.databases.insert(FALLBACK.into(), Database::default());
-        let config = Arc::new(config);
-        let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
-        let router = Router::new(config, Rc::new(Clock::new(Pauses::default())), gear, Sockets::default());
+        let router = router(config);
         let used = router.pool("in use", "user").unwrap();
-        for number in 0..1500 {
-            router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();
-        }
+        crowd(&router);
         router.sweep();
         let left = |limits: &RefCell<SharedLimits>| limits.borrow().len();
         assert_eq!((left(&router.databases), left(&router.users)), (1, 1));

@@ -82,31 +82,34 @@ const TRANSACTION: EffectSet = EffectSet::BEGIN
 impl Suspects {
     /// Where `text` may run, a whole text of one `Query` or `Parse`.
     ///
-    /// On the primary alone while nothing is known of the catalog, or not enough: see [`Survey::with_routes`].
+    /// On the primary alone while nothing is known of the catalog, or not enough: see [`Survey::with_routes`]. What plainly
+    /// writes is known to even then, lest a hint has it tried on a follower.
     ///
     /// [`Survey::with_routes`]: super::Survey::with_routes
     #[must_use]
     pub fn route(&self, text: &[u8], library: &mut Library) -> Judged {
         let known = self.routes();
-        let route = known.map_or(Route::Primary(RouteReason::Unknown), |known| known.route(text, library));
+        let route = match known {
+            Some(known) => known.route(text, library),
+            // For that nothing has to be known.
+            None if writes(text) => Route::Primary(RouteReason::Write),
+            None => Route::Primary(RouteReason::Unknown),
+        };
         Judged { route, hint: Hint::of(text) }
     }
 }
 
 impl Routes {
     fn route(&self, text: &[u8], library: &mut Library) -> Route {
-        match first_word(text) {
-            FirstWord::Insert | FirstWord::Update | FirstWord::Delete | FirstWord::Merge => {
-                return Route::Primary(RouteReason::Write);
-            }
-            FirstWord::Begin | FirstWord::Start => {
-                return match opens(text) {
-                    None => Route::Primary(RouteReason::Transaction),
-                    Some(opening) if opening.serializable == Some(true) => Route::Primary(RouteReason::Serializable),
-                    Some(opening) => Route::Begin { read_only: opening.read_only },
-                };
-            }
-            _ => {}
+        if writes(text) {
+            return Route::Primary(RouteReason::Write);
+        }
+        if matches!(first_word(text), FirstWord::Begin | FirstWord::Start) {
+            return match opens(text) {
+                None => Route::Primary(RouteReason::Transaction),
+                Some(opening) if opening.serializable == Some(true) => Route::Primary(RouteReason::Serializable),
+                Some(opening) => Route::Begin { read_only: opening.read_only },
+            };
         }
         let mut barred = None;
         library.each(text, |reading| barred = worse(barred, self.bars(reading)));
@@ -178,6 +181,11 @@ impl Routes {
             false => Some(RouteReason::Relation),
         }
     }
+}
+
+/// Whether the first word says that it writes, whatever it names.
+fn writes(text: &[u8]) -> bool {
+    matches!(first_word(text), FirstWord::Insert | FirstWord::Update | FirstWord::Delete | FirstWord::Merge)
 }
 
 /// Whether what is in the schema belongs to the session.

@@ -13,8 +13,8 @@ pub struct Circumstances {
     routing: ReadRouting,
     /// `pgweir.route`.
     wish: Wish,
-    /// `default_transaction_read_only`.
-    read_only: bool,
+    /// `default_transaction_read_only`, if the session says so itself.
+    read_only: Option<bool>,
     /// `default_transaction_isolation` is serializable.
     serializable: bool,
 }
@@ -31,10 +31,14 @@ enum Wish {
 /// The setting that says it for a session.
 const ROUTE: &str = "pgweir.route";
 
+/// The setting that each of a follower's connections has from its start-up packet.
+const READ_ONLY: &str = "default_transaction_read_only";
+
 impl Circumstances {
     /// Those of a client with these settings.
     #[must_use]
     pub fn of(routing: ReadRouting, profile: &Profile) -> Self {
+        const YES: [&[u8]; 6] = [b"on", b"true", b"yes", b"1", b"t", b"y"];
         if profile.entries().is_empty() {
             return Self { routing, ..Self::default() };
         }
@@ -45,11 +49,11 @@ impl Circumstances {
             Some(wish) if wish.eq_ignore_ascii_case(b"auto") => Wish::Auto,
             _ => Wish::None,
         };
-        let read_only = [&b"on"[..], b"true", b"yes", b"1", b"t", b"y"];
+        let read_only = profile.get(READ_ONLY);
         Self {
             routing,
             wish,
-            read_only: read_only.iter().any(|value| is("default_transaction_read_only", value)),
+            read_only: read_only.map(|own| YES.iter().any(|yes| own.eq_ignore_ascii_case(yes))),
             serializable: is("default_transaction_isolation", b"serializable"),
         }
     }
@@ -130,6 +134,10 @@ impl Verdict {
         if at.serializable {
             return Err(RouteReason::Serializable);
         }
+        if at.read_only == Some(false) {
+            // With that setting replayed, what was a follower a moment ago would take whatever it is sent.
+            return Err(RouteReason::Session);
+        }
         let asked = self.hint == Some(Hint::Follower) || at.wish == Wish::Follower;
         if !(asked || at.wish == Wish::Auto || at.routing == ReadRouting::Auto) {
             return Err(self.against.unwrap_or(RouteReason::Transaction));
@@ -156,7 +164,7 @@ impl Verdict {
     }
 
     fn opens_read_only(&self, at: Circumstances) -> bool {
-        matches!(self.begin, Begin::Yes(says) if says.unwrap_or(at.read_only))
+        matches!(self.begin, Begin::Yes(says) if says.unwrap_or(at.read_only == Some(true)))
     }
 
     /// Whether the texts seen open a transaction.
@@ -280,11 +288,11 @@ mod tests {
         use Errand::{Lone, Opening};
         use ReadRouting::{Auto, Hinted};
         use RouteReason as Why;
-        let (on, primary, follower) =
-            (("default_transaction_read_only", "on"), ("pgweir.route", "primary"), ("pgweir.route", "follower"));
+        let [on, off] = ["on", "off"].map(|value| ("default_transaction_read_only", value));
+        let [primary, follower] = ["primary", "follower"].map(|value| ("pgweir.route", value));
         let serializable = ("default_transaction_isolation", "Serializable");
         #[rustfmt::skip]
-        let table: [(&str, ReadRouting, &[(&str, &str)], &[Judged], Result<(Errand, Why), Why>); 20] = [
+        let table: [(&str, ReadRouting, &[(&str, &str)], &[Judged], Result<(Errand, Why), Why>); 23] = [
             ("a read",               Auto,   &[],             &[READ],                            Ok((Lone, Why::Read))),
             ("nothing",              Auto,   &[],             &[],                                Err(Why::Transaction)),
             ("reads and a write",    Auto,   &[],             &[READ, WRITE, READ],               Err(Why::Write)),
@@ -305,6 +313,9 @@ mod tests {
             ("asked by setting",     Hinted, &[follower],     &[READ],                            Ok((Lone, Why::Hint))),
             ("asked, and unsure",    Hinted, &[],             &[hinted(Hint::Follower, CALL)],    Ok((Lone, Why::Hint))),
             ("asked, and a write",   Hinted, &[follower],     &[WRITE],                           Err(Why::Write)),
+            ("may write",            Auto,   &[off],          &[READ],                            Err(Why::Session)),
+            ("may write, and asked", Hinted, &[off, follower],&[CALL],                            Err(Why::Session)),
+            ("may write by default", Auto,   &[off],          &[begin(Some(true))],               Err(Why::Session)),
         ];
         for (name, routing, settings, texts, want) in table {
             let mut verdict = Verdict::default();

@@ -194,10 +194,11 @@ impl Replicas {
         self.members.iter().map(|member| &member.pool)
     }
 
-    /// Whether no server connection of a follower is open.
+    /// Whether a follower has a client, or a server connection.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.followers().all(|pool| pool.open() == 0)
+    pub fn is_used(&self) -> bool {
+        // Who is served by followers alone holds nothing but the pool of one.
+        self.followers().any(|pool| Rc::strong_count(pool) > 1 || pool.open() > 0)
     }
 
     /// Which follower may serve a read of a session whose last acknowledged transaction that may have written was at
@@ -559,14 +560,14 @@ fn is_busy(pool: &Pool) -> bool {
     pool.health().serves() && pool.open() > 0
 }
 
-/// A server connection of the pool; none if there is none in time.
+/// A server connection of the pool, before all who wait for one; none if there is none in time.
 async fn lease(pool: &Rc<Pool>) -> Option<Box<ServerConn>> {
     let plain = pool.profiles.plain();
     if let Some(conn) = poll_fn(|cx| Poll::Ready(pool.try_lease(&plain, cx))).await {
         return Some(conn);
     }
     let mut ticket = None;
-    let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait(cx)).poll(cx));
+    let granted = poll_fn(|cx| ticket.get_or_insert_with(|| pool.wait_first(cx)).poll(cx));
     pool.clock().limit(LIMIT, granted).await.ok()?.ok()
 }
 

@@ -229,6 +229,36 @@ async fn followers_share_the_clients_and_the_primary_is_the_last_resort() {
 }
 
 #[tokio::test]
+async fn what_is_defined_is_seen_though_only_followers_have_clients() {
+    let primary = Cluster::start(named("primary")).unwrap();
+    let one = primary.follower(named("one")).unwrap();
+    let settings =
+        [("databases.PLACE_ro.pool_size", "1"), ("server_idle_timeout", "1s"), ("catalog_check_interval", "100ms")];
+    let readers = Readers::start(&primary, &[&one], &settings);
+    let define = |body: &str| {
+        readers.place.psql(&format!("CREATE OR REPLACE FUNCTION tenant() RETURNS text LANGUAGE sql AS $$ {body} $$"));
+        primary.await_replay(&one, SOON).unwrap();
+    };
+    define("SELECT 'none'");
+    wait_until_async(SOON, async || readers.led_to().await == "one").await;
+    let [mut client, mut other] = [readers.client().await, readers.client().await];
+    assert_eq!(value(&mut client, "SELECT tenant()").await, "none");
+    let of_role = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'", readers.place.name);
+    wait_until_async(SOON, async || primary.psql("postgres", &of_role).unwrap() == "0").await;
+    // From now on it leaves something on the server connection, which the two clients share.
+    define("SELECT set_config('app.tenant', 'leaked', false)");
+    let mut leaks = async || {
+        assert_eq!(value(&mut client, "SELECT tenant()").await, "leaked");
+        other.query("SELECT current_setting('app.tenant', true)").await.unwrap().value() == Some("leaked")
+    };
+    wait_until_async(SOON, async || !leaks().await).await;
+    for _ in 0..10 {
+        assert!(!leaks().await);
+    }
+    assert_eq!(primary.psql("postgres", &of_role).unwrap(), "0", "the primary was asked");
+}
+
+#[tokio::test]
 async fn one_that_comes_back_behind_is_not_trusted_for_what_it_once_had() {
     let primary = Cluster::start(named("primary")).unwrap();
     let one = primary.follower(named("one")).unwrap();

@@ -130,8 +130,15 @@ fn while_the_catalog_is_not_known_all_goes_to_the_primary() {
     // Nobody asked what a follower may run.
     let not_asked = survey_of(Survey::default(), ROWS.iter().copied());
     for suspects in [Suspects::unknown(), Suspects::default(), not_asked] {
-        for text in ["SELECT 1", "BEGIN READ ONLY", "INSERT INTO log VALUES ('x')", ""] {
+        for text in ["SELECT 1", "BEGIN READ ONLY", "WITH a AS (DELETE FROM log RETURNING 1) SELECT 1", ""] {
             assert_eq!(suspects.route(text.as_bytes(), &mut library), Judged { route: unknown, hint: None }, "{text}");
+        }
+        // No hint may send these to a follower, which may be none any more.
+        for text in
+            ["INSERT INTO log VALUES ('x')", "update log SET a = 1", "DELETE FROM log", "MERGE INTO log USING x"]
+        {
+            let judged = suspects.route(format!("/* pgweir.route=follower */ {text}").as_bytes(), &mut library);
+            assert_eq!(judged.route, Route::Primary(RouteReason::Write), "{text}");
         }
         let hinted = suspects.route(b"/* pgweir.route=follower */ SELECT 1", &mut library);
         assert_eq!(hinted, Judged { route: unknown, hint: Some(Hint::Follower) });

@@ -161,6 +161,74 @@ fn a_follower_killed_at_any_phase_is_seen_by_nobody_who_has_no_word_of_it() {
 }
 
 #[test]
+fn a_follower_that_is_promoted_takes_no_write_that_was_sent_to_a_follower() {
+    let family = family();
+    // Behind the first look none comes while this runs: what was a follower is taken for one.
+    let stage = family.stage(&[("read_freshness", "eventual"), ("read_sample_interval", "1m")]);
+    stage.own_sql("CREATE TABLE charges (n int)");
+    let charges = || {
+        let count = "SELECT count(*) FROM charges";
+        let elsewhere = family.followers.each_ref().map(|follower| follower.psql(stage.name(), count).unwrap());
+        (stage.sql(count), elsewhere)
+    };
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        // pgweir has not been told of it.
+        stage.own_sql(
+            "CREATE FUNCTION charge() RETURNS int LANGUAGE plpgsql AS \
+             'BEGIN INSERT INTO charges VALUES (1); RETURN 1; END'",
+        );
+        for follower in &family.followers {
+            family.primary.await_replay(follower, SOON).unwrap();
+            assert_eq!(follower.psql("postgres", "SELECT pg_promote()").unwrap(), "t");
+        }
+        let charge = "/* pgweir.route=follower */ SELECT charge()";
+        assert_eq!(value(&mut client, charge).await, "1");
+        assert_eq!(family.ran("SELECT charge()"), (1, 1), "it was not sent to what had been a follower");
+        assert_eq!(charges(), ("1".to_owned(), ["0", "0"].map(ToOwned::to_owned)));
+        // Whatever a session says of its transactions.
+        let sets = ["SET default_transaction_read_only = off", "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"];
+        for (number, set) in (2..).zip(sets) {
+            let mut client = stage.client().await;
+            succeed(&mut client, set).await;
+            assert_eq!(value(&mut client, &format!("{charge} AS n{number}")).await, "1");
+            assert_eq!(family.ran(&format!("AS n{number}")), (1, 0), "{set}");
+            assert_eq!(charges(), (number.to_string(), ["0", "0"].map(ToOwned::to_owned)), "{set}");
+        }
+    });
+}
+
+#[test]
+fn a_primary_with_a_long_queue_is_asked_all_the_same() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "session"), ("default_pool_size", "1")]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        let over = std::rc::Rc::new(std::cell::Cell::new(false));
+        // Whoever comes last waits for longer than a look does.
+        let mut busy = Vec::new();
+        for _ in 0..15 {
+            let (mut client, over) = (stage.client().await, over.clone());
+            busy.push(tokio::task::spawn_local(async move {
+                while !over.get() {
+                    succeed(&mut client, "/* pgweir.route=primary */ SELECT pg_sleep(0.1)").await;
+                }
+            }));
+        }
+        succeed(&mut client, "INSERT INTO kept VALUES (1)").await;
+        // What this session has to see is known to be there, though it writes nothing more and hardly reads.
+        family.until_routed(&mut client).await;
+        over.set(true);
+        for client in busy {
+            client.await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn clients_that_read_do_not_notice_that_followers_come_and_go() {
     let family = family();
     let stage = family.stage(&[]);

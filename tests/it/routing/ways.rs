@@ -232,7 +232,7 @@ fn nothing_that_a_follower_says_of_itself_reaches_a_client() {
         family.until_routed(&mut client).await;
         assert_eq!(client.parameters.get("in_hot_standby").map(String::as_str), Some("off"));
         for follower in &family.followers {
-            follower.psql("postgres", "ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+            follower.psql("postgres", "ALTER SYSTEM SET application_name = 'a follower'").unwrap();
             follower.reload().unwrap();
         }
         for number in 0..20 {
@@ -242,7 +242,7 @@ fn nothing_that_a_follower_says_of_itself_reaches_a_client() {
             assert_eq!(told, []);
         }
         for follower in &family.followers {
-            follower.psql("postgres", "ALTER SYSTEM RESET default_transaction_read_only").unwrap();
+            follower.psql("postgres", "ALTER SYSTEM RESET application_name").unwrap();
             follower.reload().unwrap();
         }
     });
