@@ -150,6 +150,8 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         ("databases.PLACE.port", &*port),
         ("databases.PLACE.followers", &addresses),
         ("read_routing", "auto"),
+        // Whoever only reads is on followers all the time.
+        ("read_freshness", "session"),
         ("read_sample_interval", "5ms"),
         ("default_pool_size", "6"),
         ("query_wait_timeout", "60s"),
@@ -197,18 +199,19 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         one.psql("postgres", "SELECT pg_promote()").unwrap();
         proxy.redirect(one.addr());
         more("after the promotion");
-        // The old one is back, and one that follows it: both go on by themselves, past where the new one is.
-        primary.restart().unwrap();
-        primary.psql(name, "UPDATE registers SET value = -1").unwrap();
-        primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
-        primary.await_replay(three, SOON).unwrap();
-        // The other one follows the new one.
+        // Another one follows it from now on.
         let conninfo =
             format!("host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}", one.addr().ip(), one.port());
         two.psql("postgres", &format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'")).unwrap();
         two.reload().unwrap();
         one.psql("postgres", "CHECKPOINT").unwrap();
         one.await_replay(two, SOON).unwrap();
+        // The old one is back, and one that follows it: both go on by themselves, past where the new one is.
+        primary.restart().unwrap();
+        primary.psql(name, "UPDATE registers SET value = -1").unwrap();
+        primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
+        primary.await_replay(three, SOON).unwrap();
+        // At its next restartpoint it tells its new timeline.
         two.psql("postgres", "CHECKPOINT").unwrap();
         let before = on_followers(&stage.pgweir);
         until("one serves", &|| serving(two) && on_followers(&stage.pgweir) > before + 50.0);
