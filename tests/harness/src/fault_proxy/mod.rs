@@ -124,10 +124,26 @@ impl FaultProxy {
     ///
     /// [`HarnessError::Io`] without a port or a thread.
     pub fn start(target: SocketAddr) -> Result<Self, HarnessError> {
+        Self::launch(target, first_listener)
+    }
+
+    /// Starts a proxy to `target` on this address of this machine: on Linux all of 127.0.0.0/8 are.
+    ///
+    /// # Errors
+    ///
+    /// [`HarnessError::Io`] without a thread, or if the port is taken.
+    pub fn start_at(address: SocketAddr, target: SocketAddr) -> Result<Self, HarnessError> {
+        Self::launch(target, || Ok((listen(address).doing("listening on", address.to_string())?, address)))
+    }
+
+    fn launch(
+        target: SocketAddr,
+        listener: impl FnOnce() -> Result<(TcpListener, SocketAddr), HarnessError>,
+    ) -> Result<Self, HarnessError> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().doing("starting", "a runtime")?;
         let (listener, address) = {
             let _entered = runtime.enter();
-            first_listener()?
+            listener()?
         };
         let (faults, seen) = watch::channel(Faults::default());
         let (orders, received) = mpsc::unbounded_channel();
