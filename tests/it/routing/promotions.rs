@@ -204,7 +204,7 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         thread::sleep(Duration::from_millis(500));
         // One takes its place, as who is reached by its name.
         one.psql("postgres", "SELECT pg_promote()").unwrap();
-        proxy.redirect(one.addr());
+        proxy.lead_to(one.addr());
         more("after the promotion");
         // Another one follows it from now on.
         let conninfo =
