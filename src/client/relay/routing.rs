@@ -335,7 +335,8 @@ impl Relay {
 
     /// Whether a text must not run in a transaction on a follower.
     fn is_unfit(&self, text: &[u8]) -> bool {
-        verdict::is_unfit(self.effects(text).set, text)
+        let set = self.effects(text).set;
+        verdict::is_unfit(set, text) || self.subscriber.is_some() && verdict::concerns_channels(set, text)
     }
 
     /// What a text may do, with what it sets in motion as far as that was ever known: the catalog may be about to be read
