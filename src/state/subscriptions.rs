@@ -280,9 +280,9 @@ impl Subscriptions {
         Rc::new(Inbox::new(self.total.clone()))
     }
 
-    /// All clients are told something.
-    pub fn tell(&self, message: &Rc<[u8]>) {
-        for inbox in self.clients.values() {
+    /// The clients with smaller numbers than `below` are told something.
+    pub fn tell(&self, message: &Rc<[u8]>, below: Id) {
+        for (_, inbox) in self.clients.iter().filter(|(id, _)| **id < below) {
             inbox.bring(message);
         }
     }

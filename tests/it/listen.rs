@@ -5,11 +5,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pgweir_harness::wait_until;
 use pgweir_harness::wire::{Message, Outcome, Wire, build};
+use pgweir_harness::{Cluster, ClusterOptions, wait_until};
 
 use crate::stage::{Dice, SOON, Stage, read_to_end, run, succeed, value};
-use crate::support;
+use crate::support::{self, PASSWORD};
 
 /// Reads up to the next notification: sender, channel, payload; and the warnings before it.
 async fn heard(wire: &mut Wire) -> ((i32, String, String), Vec<String>) {
@@ -274,6 +274,11 @@ fn the_loss_of_the_one_that_listens_is_repaired_and_told() {
             succeed(client, &format!("LISTEN {channel}; LISTEN shared")).await;
         }
         is_released(&stage, 1);
+        // Both have it: what it was told last is not of the one whose server connection it was.
+        let hub = hubs(&stage)[0];
+        wait_until(SOON, || {
+            stage.sql(&format!("SELECT query FROM pg_stat_activity WHERE pid = {hub}")).contains("\";")
+        });
         for round in 1..3 {
             stage.terminate(*hubs(&stage).last().unwrap());
             wait_until(SOON, || hubs(&stage).len() > round);
@@ -293,6 +298,54 @@ fn the_loss_of_the_one_that_listens_is_repaired_and_told() {
             }
             nobody_is_pinned(&stage);
         }
+    });
+}
+
+#[test]
+fn the_one_that_listens_to_a_server_that_is_the_primary_no_longer_is_replaced() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "3")]);
+    let name = stage.name();
+    let new = Cluster::start(ClusterOptions::default()).unwrap();
+    new.psql("postgres", &format!("CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")).unwrap();
+    new.psql("postgres", &format!("CREATE DATABASE {name} OWNER {name}")).unwrap();
+    run(Duration::from_mins(2), async {
+        let mut old = stage.client().await;
+        succeed(&mut old, "LISTEN news").await;
+        is_released(&stage, 1);
+        let hub = hubs(&stage)[0];
+        // The old server lives on, and so does the connection that listens; all others lead to the new one.
+        proxy.lead_to(new.addr());
+        wait_until(SOON, || {
+            stage.sql(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{name}' AND pid <> {hub}"
+            ));
+            stage.backends() == [hub]
+        });
+        let mut other = stage.client().await;
+        succeed(&mut other, "LISTEN news").await;
+        wait_until(SOON, || hubs(&stage).len() > 1);
+        wait_until(SOON, || stage.backends().is_empty());
+        new.psql(name, "NOTIFY news, 'of the new one'").unwrap();
+        let ((_, _, payload), warnings) = heard(&mut old).await;
+        assert_eq!(payload, "of the new one");
+        assert!(warnings.len() == 2 && warnings[0].contains("was lost"), "{warnings:?}");
+        assert_eq!(heard(&mut other).await.0.2, "of the new one");
+        nobody_is_pinned(&stage);
+        // And there it stays.
+        for round in 0..3 {
+            succeed(&mut old, &format!("NOTIFY news, '{round}'")).await;
+            for client in [&mut old, &mut other] {
+                let ((_, _, payload), warnings) = heard(client).await;
+                assert_eq!((payload, warnings.len()), (round.to_string(), 0));
+            }
+        }
+        assert_eq!(hubs(&stage).len(), 2);
+        // Whoever asks is told whose it is.
+        let holders = || {
+            let (_, body) = stage.pgweir.http_get("/blame").unwrap();
+            body
+        };
+        wait_until(SOON, || holders().contains("\"2 listening clients\""));
     });
 }
 

@@ -140,6 +140,11 @@ impl Routing {
         self.stamp = Some(now);
     }
 
+    /// Whether a batch waits to be placed.
+    pub const fn is_placing(&self) -> bool {
+        self.arrived.is_some()
+    }
+
     /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
     /// session leaves.
     pub fn held_out(&mut self, home: &Rc<Pool>, lender: &Rc<Pool>) -> bool {

@@ -98,6 +98,7 @@ enum Order {
     CutAll,
     HalfClose(Direction),
     RefuseNew(bool),
+    LeadTo(SocketAddr),
     Open,
 }
 
@@ -205,6 +206,11 @@ impl FaultProxy {
         self.order(Order::RefuseNew(on));
     }
 
+    /// Leads new connections to another target, as a name or a balancer does after a failover; the others stay where they are.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.order(Order::LeadTo(target));
+    }
+
     /// Ends all faults that last: black holes, delays, single bytes, refusal, a cut not yet spent.
     pub fn heal(&self) {
         for direction in [Direction::ToServer, Direction::ToClient] {
@@ -300,6 +306,7 @@ impl Proxy {
         let open = self.relays.len();
         match order {
             Order::Open => {}
+            Order::LeadTo(target) => self.target = target,
             Order::HalfClose(direction) => {
                 for relay in self.relays.values() {
                     relay.half_close(direction);
