@@ -333,7 +333,7 @@ fn the_one_that_listens_to_a_server_that_is_the_primary_no_longer_is_replaced() 
         nobody_is_pinned(&stage);
         // And there it stays.
         for round in 0..3 {
-            succeed(&mut old, &format!("NOTIFY news, '{round}'")).await;
+            new.psql(name, &format!("NOTIFY news, '{round}'")).unwrap();
             for client in [&mut old, &mut other] {
                 let ((_, _, payload), warnings) = heard(client).await;
                 assert_eq!((payload, warnings.len()), (round.to_string(), 0));
