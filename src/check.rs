@@ -6,6 +6,7 @@
 //! It opens one connection at a time, and each for moments: the servers it asks are in use.
 
 mod proof;
+mod route;
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -26,6 +27,8 @@ use crate::net::tls::{Gear, Keyring};
 use crate::net::{Sockets, Stream, TcpOptions};
 use crate::observe::Excerpt;
 use crate::route::source;
+
+pub use route::route;
 
 /// Longest time for everything together.
 const WHOLE_LIMIT: Duration = Duration::from_mins(1);

@@ -40,6 +40,7 @@ use login::log_in;
 pub use login::{Doors, Lookups, Room, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 use slow::Slow;
+pub use verdict::route;
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
 const READ_SIZE: usize = 64 * 1024;

@@ -92,6 +92,7 @@ catalogue! {
     FOLLOWER_LAG_BYTES = Gauge Bytes "pgweir_follower_lag_bytes" "Bytes of the write-ahead log that the follower was behind then.";
     FOLLOWER_STATE = Gauge Count "pgweir_follower_state" "1 for what is known of the follower, else 0, by state.";
     ROUTES = Counter Count "pgweir_routes_total" "Transactions of databases with followers, by what decided where they went (reason).";
+    READ_WAITS = Counter Count "pgweir_read_waits_total" "Reads that waited for a look at the primary's position (read_freshness = fleet).";
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
     QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
@@ -114,6 +115,7 @@ catalogue! {
     BROKEN_INVARIANTS = Counter Count "pgweir_broken_invariants_total" "Sessions ended by a broken invariant; each is a defect.";
     CANCELS_IGNORED = Counter Count "pgweir_cancels_ignored_total" "Cancel requests ignored because too many keys from their address were wrong.";
     CANCELS_UNKNOWN_KEY = Counter Count "pgweir_cancels_unknown_key_total" "Cancel requests whose key no session has.";
+    TEXTS = Counter Count "pgweir_texts_total" "Texts that were judged where there are followers, or that mention something suspicious, by what knew them: recent (the same was seen lately), fingerprint (one that differs in its literals was), grammar (it was parsed).";
     TLS_HANDSHAKES = Counter Count "pgweir_tls_handshakes_total" "TLS handshakes that succeeded, by side: client or server.";
     TLS_RESUMPTIONS = Counter Count "pgweir_tls_resumptions_total" "TLS handshakes that resumed an earlier session, by side.";
     TLS_FAILURES = Counter Count "pgweir_tls_failures_total" "TLS handshakes that failed, by side.";
@@ -295,7 +297,7 @@ pub struct PoolMetrics {
     pins: TallyTotals,
     discards: TallyTotals,
     /// None while nothing was ever routed.
-    routes: Option<TallyTotals>,
+    routes: Option<(TallyTotals, Total)>,
     /// None of a primary.
     follower: Option<FollowerMetrics>,
     labels: Vec<Label>,
@@ -371,8 +373,14 @@ impl PoolMetrics {
         self.pins.publish(&stats.pins);
         self.discards.publish(&stats.discards);
         if self.routes.is_some() || stats.routes.total() > 0 {
-            let register = || TallyTotals::register::<RouteReason>(&self.exporter, ROUTES, &self.labels, "reason");
-            self.routes.get_or_insert_with(register).publish(&stats.routes);
+            let (exporter, labels) = (&self.exporter, &self.labels);
+            let register = || {
+                let routes = TallyTotals::register::<RouteReason>(exporter, ROUTES, labels, "reason");
+                (routes, exporter.counter(READ_WAITS, labels.clone()))
+            };
+            let (routes, read_waits) = self.routes.get_or_insert_with(register);
+            routes.publish(&stats.routes);
+            read_waits.publish(stats.read_waits);
         }
         if let (Some(metrics), Some(follower)) = (&self.follower, &gauges.follower) {
             metrics.publish(follower);
@@ -431,7 +439,7 @@ impl FollowerMetrics {
 
 /// The series of the process.
 pub struct ProcessMetrics {
-    plain: [(Read<ProcessStats, u64>, Total); 6],
+    plain: [(Read<ProcessStats, u64>, Total); 9],
     refused: TallyTotals,
     tls: [(Read<ProcessStats, SideCounts>, TallyTotals); 3],
     gauges: [(Read<ProcessGauges, u32>, Gauge); 3],
@@ -443,6 +451,7 @@ impl ProcessMetrics {
     pub fn register(exporter: &Exporter) -> Self {
         let total = |metric| exporter.counter(metric, Vec::new());
         let gauge = |metric| exporter.gauge(metric, Vec::new());
+        let text = |by: &'static str| exporter.counter(TEXTS, vec![Label::from_static_parts("by", by)]);
         let by_side = |metric| TallyTotals::register::<Side>(exporter, metric, &[], "side");
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         exporter.gauge(BUILD_INFO, vec![version]).set(1.0);
@@ -454,6 +463,9 @@ impl ProcessMetrics {
                 (|stats| stats.broken_invariants, total(BROKEN_INVARIANTS)),
                 (|stats| stats.cancels_unknown_key, total(CANCELS_UNKNOWN_KEY)),
                 (|stats| stats.cancels_ignored, total(CANCELS_IGNORED)),
+                (|stats| stats.texts.recent, text("recent")),
+                (|stats| stats.texts.fingerprint, text("fingerprint")),
+                (|stats| stats.texts.grammar, text("grammar")),
             ],
             refused: TallyTotals::register::<RefusalReason>(exporter, CLIENTS_REFUSED, &[], "reason"),
             tls: [

@@ -30,6 +30,6 @@ pub use reason::{
     PinCounts, PinReason, Reason, RefusalCounts, RefusalReason, Role, RoleCounts, RouteReason, RouteReasonCounts, Side,
     SideCounts, Tally,
 };
-pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TlsStats};
+pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TextStats, TlsStats};
 pub use sqlstate::{ErrorCounts, SQLSTATES_MAX, Sqlstate, SqlstateCounts};
 pub use standing::{Holder, Holders, LastRefusal, PoolLimits, ScopeStanding, Sharing, Standing};

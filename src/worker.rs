@@ -17,7 +17,7 @@ use crate::net::{Acceptor, Left, Listener, Sockets};
 use crate::observe::blame::HOLDERS_MAX;
 use crate::observe::{Shared, Told};
 use crate::pool::{self, Pool, micros};
-use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
+use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot, TextStats};
 
 /// Ticks between two publications of the statistics.
 const TICKS_PER_PUBLICATION: u32 = 10;
@@ -319,6 +319,13 @@ impl Worker {
         let mut snapshot = Snapshot::empty(now);
         snapshot.process = self.context.process.borrow().clone();
         snapshot.process.tls = self.context.tls.stats.borrow().clone();
+        let library = self.context.library.borrow();
+        snapshot.process.texts = TextStats {
+            recent: self.context.routes.borrow().as_ref().map_or(0, |routes| routes.hits),
+            fingerprint: library.found,
+            grammar: library.parsed,
+        };
+        drop(library);
         for pool in self.context.router.pools() {
             snapshot.pools.push(PoolSnapshot {
                 name: pool.name.clone(),

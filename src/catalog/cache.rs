@@ -15,6 +15,8 @@ const SLOTS: usize = 512;
 #[derive(Debug)]
 pub struct RouteCache {
     slots: Vec<Slot>,
+    /// Texts that were known.
+    pub hits: u64,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -28,7 +30,7 @@ struct Slot {
 
 impl Default for RouteCache {
     fn default() -> Self {
-        Self { slots: vec![Slot::default(); SLOTS], hasher: foldhash::fast::RandomState::default() }
+        Self { slots: vec![Slot::default(); SLOTS], hits: 0, hasher: foldhash::fast::RandomState::default() }
     }
 }
 
@@ -42,7 +44,10 @@ impl RouteCache {
         let Some(slot) = self.slots.get_mut(at).filter(|_| text.len() <= TEXT_MAX) else { return route() };
         let same = *slot.text == *text;
         match slot.judged {
-            Some((key, judged)) if same && key == catalog => judged,
+            Some((key, judged)) if same && key == catalog => {
+                self.hits += 1;
+                judged
+            }
             _ => {
                 let judged = route();
                 if !same {

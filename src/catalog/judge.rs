@@ -147,13 +147,13 @@ impl Suspects {
         if !finder.automaton.is_match(text) {
             return set;
         }
-        for reading in library.read(text) {
+        library.each(text, |reading| {
             set |= if reading.facts.writes && reading.facts.statements == 0 {
                 finder.mentioned(text)
             } else {
                 self.of(&reading.facts)
             };
-        }
+        });
         set
     }
 

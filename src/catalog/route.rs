@@ -108,7 +108,8 @@ impl Routes {
             }
             _ => {}
         }
-        let barred = library.read(text).iter().fold(None, |why, reading| worse(why, self.bars(reading)));
+        let mut barred = None;
+        library.each(text, |reading| barred = worse(barred, self.bars(reading)));
         barred.map_or(Route::Read, Route::Primary)
     }
 

@@ -18,40 +18,54 @@ use crate::stats::FollowerState;
 
 /// Asks the primary and the followers of every database that has any, and reports on them.
 pub(super) async fn prove(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool], start: Instant) -> Vec<Fault> {
-    let (gear, tcp) = (Gear::new(Arc::clone(keyring)), TcpOptions::new(&config.listen, Sockets::default()));
     let mut faults = Vec::new();
     for (name, database) in &config.databases {
-        let Some(followers) = database.followers.as_ref().filter(|_| database.followers_of.is_none()) else { continue };
-        let Some(pool) = pools.iter().find(|pool| pool.database == *name) else { continue };
-        let limit = || step(config, start);
-        // That it cannot be reached was said before.
-        let Ok(client) = connect(name, &pool.login, &tcp, &gear, limit()).await else { continue };
-        let mut proof = Proof::new(client, followers.all().len());
-        if !proof.ask_primary(limit()).await {
-            say(&format!(
-                "\n{name}: the primary does not tell its position, so that nothing can be said of followers\n"
-            ));
-            continue;
+        if database.followers.is_some() && database.followers_of.is_none() {
+            faults.extend(prove_of(name, config, keyring, pools, start).await);
         }
-        for (at, follower) in followers.all().iter().enumerate() {
-            let login = Login { host: follower.host.clone(), port: follower.port, ..pool.login.clone() };
-            say(&format!("\n{name}, follower {}\n", follower.address()));
-            let told = match connect(name, &login, &tcp, &gear, limit()).await {
-                Ok(client) => proof.ask_follower(at, &client, limit()).await,
-                Err(failure) => Err(failure),
-            };
-            let fault = |what, remedy: &str| Fault {
-                place: format!("databases.{name}.followers, {}", follower.address()),
-                what,
-                remedy: remedy.to_owned(),
-            };
-            match told {
-                Err(failure) => {
-                    say(&format!("  {}\n", failure.what));
-                    faults.push(fault(failure.what, failure.remedy));
-                }
-                Ok(()) => faults.extend(proof.verdict(at).map(|(what, remedy)| fault(what, remedy))),
+    }
+    faults
+}
+
+/// The same for one database.
+pub(super) async fn prove_of(
+    name: &str,
+    config: &Config,
+    keyring: &Arc<Keyring>,
+    pools: &[Pool],
+    start: Instant,
+) -> Vec<Fault> {
+    let (gear, tcp) = (Gear::new(Arc::clone(keyring)), TcpOptions::new(&config.listen, Sockets::default()));
+    let mut faults = Vec::new();
+    let followers = config.databases.get(name).and_then(|database| database.followers.as_ref());
+    let pool = pools.iter().find(|pool| pool.database == *name);
+    let Some((followers, pool)) = followers.zip(pool) else { return faults };
+    let limit = || step(config, start);
+    // That it cannot be reached was said before.
+    let Ok(client) = connect(name, &pool.login, &tcp, &gear, limit()).await else { return faults };
+    let mut proof = Proof::new(client, followers.all().len());
+    if !proof.ask_primary(limit()).await {
+        say(&format!("\n{name}: the primary does not tell its position, so that nothing can be said of followers\n"));
+        return faults;
+    }
+    for (at, follower) in followers.all().iter().enumerate() {
+        let login = Login { host: follower.host.clone(), port: follower.port, ..pool.login.clone() };
+        say(&format!("\n{name}, follower {}\n", follower.address()));
+        let told = match connect(name, &login, &tcp, &gear, limit()).await {
+            Ok(client) => proof.ask_follower(at, &client, limit()).await,
+            Err(failure) => Err(failure),
+        };
+        let fault = |what, remedy: &str| Fault {
+            place: format!("databases.{name}.followers, {}", follower.address()),
+            what,
+            remedy: remedy.to_owned(),
+        };
+        match told {
+            Err(failure) => {
+                say(&format!("  {}\n", failure.what));
+                faults.push(fault(failure.what, failure.remedy));
             }
+            Ok(()) => faults.extend(proof.verdict(at).map(|(what, remedy)| fault(what, remedy))),
         }
     }
     faults

@@ -6,6 +6,9 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 /// Longer batches are not looked at to their end; bytes.
 pub const BATCH_MAX: usize = 64 * 1024;
 
+/// Names of statements in a batch that are compared with each other, at most.
+const NAMES_MAX: usize = 64;
+
 /// Something in a batch that says what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
@@ -15,6 +18,8 @@ pub enum Piece<'a> {
     Parse(&'a [u8], &'a [u8]),
     /// A statement that is named by a `Bind` or `Describe`.
     Names(&'a [u8]),
+    /// A statement that a `Close` takes away.
+    Closes(&'a [u8]),
     /// Something that no text tells of: a `FunctionCall`.
     Untold,
 }
@@ -93,18 +98,54 @@ impl Ahead {
                         see(Piece::Names(name));
                     }
                 }
-                Tag::Execute | Tag::Close => {}
+                Tag::Close => {
+                    if let Ok(Target::Statement(name)) = Target::parse(body) {
+                        see(Piece::Closes(name));
+                    }
+                }
+                Tag::Execute => {}
                 Tag::Flush => return at(len, Edge::Open),
                 _ => return at(before, Edge::Open),
             }
         }
         at(len, Edge::Open)
     }
+
+    /// Whether the first batch in `input` would find other statements if it ran a second time: it gives a name that is known
+    /// already, or takes away or replaces what it has used. True also of one that uses or gives very many.
+    pub fn spoils(scanner: Scanner, input: &[u8], text_max: usize, is_known: impl Fn(&[u8]) -> bool) -> bool {
+        // Used, and not given by the batch itself before.
+        let (mut used, mut given): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
+        let mut spoils = false;
+        let _ = Self::look(scanner, input, text_max, |piece| match piece {
+            _ if spoils => {}
+            Piece::Names(name) => {
+                if !given.contains(&name) && !used.contains(&name) {
+                    used.push(name);
+                }
+                spoils = used.len() > NAMES_MAX;
+            }
+            Piece::Parse(name, _) => {
+                let is_lost = !name.is_empty() && is_known(name);
+                if !given.contains(&name) {
+                    given.push(name);
+                }
+                spoils = is_lost || used.contains(&name) || given.len() > NAMES_MAX;
+            }
+            Piece::Closes(name) => spoils = used.contains(&name),
+            // It destroys the unnamed statement.
+            Piece::Query(_) => spoils = used.iter().any(|name| name.is_empty()),
+            Piece::Untold => {}
+        });
+        spoils
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use pgweir_harness::wire::build::{bind, close_portal, copy_data, describe_statement, execute, flush};
+    use pgweir_harness::wire::build::{
+        bind, close_portal, close_statement, copy_data, describe_statement, execute, flush,
+    };
     use pgweir_harness::wire::build::{function_call, parse, query, sync, terminate};
 
     use super::*;
@@ -117,10 +158,42 @@ mod tests {
                 Piece::Query(query) => text(query),
                 Piece::Parse(name, query) => format!("{}={}", text(name), text(query)),
                 Piece::Names(name) => format!("@{}", text(name)),
+                Piece::Closes(name) => format!("-{}", text(name)),
                 Piece::Untold => "?".to_owned(),
             });
         });
         (found.len, found.edge, seen)
+    }
+
+    #[test]
+    fn a_batch_is_spoilt_by_what_it_takes_from_itself() {
+        let (s, unnamed, run) = (bind("", "s", &[]), bind("", "", &[]), execute("", 0));
+        let (give_s, give_t, give_unnamed) = (parse("s", "A", &[]), parse("t", "A", &[]), parse("", "A", &[]));
+        let (take_s, take_unnamed, end) = (close_statement("s"), close_statement(""), sync());
+        let many: Vec<u8> = (0..=NAMES_MAX).flat_map(|number| describe_statement(&number.to_string())).collect();
+        let cat = |pieces: &[&[u8]]| pieces.concat();
+        #[rustfmt::skip]
+        let table: [(&str, Vec<u8>, bool); 15] = [
+            ("a known name, used",                cat(&[&s, &run, &end]),                            false),
+            ("a new name, used",                  cat(&[&give_t, &s, &run, &end]),                   false),
+            ("a known name, given",               cat(&[&give_s, &end]),                             true),
+            ("used and closed",                   cat(&[&s, &run, &take_s, &end]),                   true),
+            ("described and closed",              cat(&[&describe_statement("s"), &take_s, &end]),   true),
+            ("closed alone",                      cat(&[&take_s, &end]),                             false),
+            ("another one closed",                cat(&[&s, &run, &close_statement("u"), &end]),     false),
+            ("a portal of that name closed",      cat(&[&s, &run, &close_portal("s"), &end]),        false),
+            ("given, used, closed",               cat(&[&give_t, &bind("", "t", &[]), &run, &close_statement("t"), &end]), false),
+            ("unnamed, given first",              cat(&[&give_unnamed, &unnamed, &run, &end]),       false),
+            ("unnamed, given twice",              cat(&[&give_unnamed, &unnamed, &run, &give_unnamed, &unnamed, &run, &end]), false),
+            ("unnamed of before, then given",     cat(&[&unnamed, &run, &give_unnamed, &unnamed, &run, &end]), true),
+            ("unnamed of before, then closed",    cat(&[&unnamed, &run, &take_unnamed, &end]),       true),
+            ("unnamed of before, then destroyed", cat(&[&unnamed, &run, &query("q")]),               true),
+            ("very many",                         cat(&[&many, &end]),                               true),
+        ];
+        for (name, input, want) in table {
+            let spoils = Ahead::spoils(Scanner::new(u32::MAX >> 1), &input, BATCH_MAX, |name| name == b"s");
+            assert_eq!(spoils, want, "{name}");
+        }
     }
 
     #[test]

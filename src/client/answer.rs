@@ -44,6 +44,17 @@ pub enum Heard {
     Again,
 }
 
+/// Why a batch that went to a follower is to run on the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// The server said that it is no follower any more.
+    Promoted,
+    /// A statement of the batch is not what it was on that server connection: any server may say so.
+    Stale,
+    /// It failed with this SQLSTATE.
+    Failed([u8; 5]),
+}
+
 /// The pooler's own conversation with the server, between the client's.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
@@ -69,8 +80,8 @@ pub struct Aside {
     pub notified: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
-    /// The SQLSTATE that it failed with on a follower.
-    pub refused: Option<[u8; 5]>,
+    /// Why it runs again, if it was on a follower.
+    pub unserved: Option<Unserved>,
     /// The first part of a description that is kept.
     pub described: Described,
     /// When the query that is answered next was sent.
@@ -112,6 +123,8 @@ pub struct Rules {
     pub heals: bool,
     /// It runs on a follower, and will on the primary if it fails here: nothing of its answer was told.
     pub elsewhere: bool,
+    /// It may also run on the primary when it is not known whether it has run.
+    pub harmless: bool,
     /// The server is a follower.
     pub follower: bool,
     /// The client was told of a BEGIN that the server has not run yet.
@@ -182,7 +195,7 @@ impl Answer<'_> {
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
             Tag::ParameterStatus => {
-                let origin = if self.rules.follower && self.is_followers_own(body, plan) {
+                let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
                     Origin::Pooler
                 } else {
                     self.parameter()
@@ -237,14 +250,17 @@ impl Answer<'_> {
         self.answer_locally(plan);
     }
 
-    /// Answers whose turn has come.
+    /// Answers whose turn has come. How many these were.
     #[inline]
-    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) {
+    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) -> usize {
+        let mut answers = 0;
         while let Some(owed) = self.conn.pipeline.next_local() {
+            answers += 1;
             let message = if owed.expect == Expect::Close { encode::CLOSE_COMPLETE } else { encode::PARSE_COMPLETE };
             plan.insert(|out| out.extend_from_slice(&message));
             self.done(owed);
         }
+        answers
     }
 
     fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
@@ -386,17 +402,22 @@ impl Answer<'_> {
 
     /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
     #[cold]
-    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<bool, Heard> {
         let (name, value) = backend::parameter_status(body).unwrap_or_default();
         let tells_of_recovery = name == b"in_hot_standby";
         if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
             // It was promoted before it had answered: what it said is of another history.
-            self.aside.healing = true;
             plan.forget();
+            if !self.rules.harmless {
+                // And what it did may be there to stay.
+                return Err(Heard::Lost(Lost::Protocol));
+            }
+            self.aside.healing = true;
+            self.aside.unserved = Some(Unserved::Promoted);
         }
         // Since 14 a reload is told in the answer of whatever comes next.
         let sets = self.marks.tainted || self.marks.unsettled;
-        tells_of_recovery || !sets || self.conn.pipeline.front().is_none()
+        Ok(tells_of_recovery || !sets || self.conn.pipeline.front().is_none())
     }
 
     /// A name is told without the tag. True if that was it.
@@ -446,7 +467,11 @@ impl Answer<'_> {
         if heals {
             self.aside.healing = true;
             if self.rules.elsewhere {
-                self.aside.refused = fields.code.first_chunk().copied();
+                self.aside.unserved = match fields.code.first_chunk() {
+                    Some(code) if !stale => Some(Unserved::Failed(*code)),
+                    // Another table by now, or a lost statement: the primary would have said the same.
+                    _ => Some(Unserved::Stale),
+                };
                 plan.forget();
             }
             plan.skip(len);

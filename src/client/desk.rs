@@ -34,6 +34,10 @@ pub struct Desk {
     pub budget: Budget,
     /// What the client listens to by the hub.
     pub channels: Vec<Box<[u8]>>,
+    /// The server is a follower, and nothing of the answer to the batch under way was told.
+    pub elsewhere: bool,
+    /// That batch is proven to read.
+    pub harmless: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -66,6 +70,8 @@ impl Desk {
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
             channels: Vec::new(),
+            elsewhere: false,
+            harmless: true,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -170,8 +176,9 @@ impl Desk {
                 heals: false,
                 owes_begin: false,
                 pid: 1,
-                elsewhere: false,
-                follower: false,
+                elsewhere: self.elsewhere,
+                harmless: self.harmless,
+                follower: self.elsewhere,
             },
         };
         let heard = if input.is_some() {

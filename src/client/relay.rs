@@ -46,7 +46,7 @@ use crate::state::Subscriber;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
-use routing::Routing;
+use routing::{Routing, Told};
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -254,7 +254,9 @@ impl Relay {
             Lease::Waiting(_) => false,
             Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
         };
-        free && self.active.as_ref().is_none_or(|active| active.local.is_none()) && !self.owes_begin()
+        free && self.active.as_ref().is_none_or(|active| active.local.is_none())
+            && !self.owes_begin()
+            && !self.awaits_lease()
     }
 
     fn active(&mut self) -> &mut Active {
@@ -329,6 +331,7 @@ impl Relay {
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
             elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
+            harmless: self.active.as_ref().is_some_and(|active| active.rerun.is_harmless()),
             follower: self.is_on_follower(),
             owes_begin: self.owes_begin(),
             pid: self.entry.pid,
@@ -350,7 +353,7 @@ impl Relay {
         };
         let begun = active.aside.query_begun;
         let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
-        let ended = self.routing.as_ref().map(|_| self.lender.stats.borrow().transactions);
+        let before_routed = self.routing.as_ref().map(|_| Told::of(&self.lender.stats.borrow(), &active.marks));
         let mut plan = Plan::new(input, made);
         let heard = Answer {
             conn,
@@ -362,9 +365,9 @@ impl Relay {
             rules,
         }
         .inspect(&mut plan);
-        if let (Some(ended), Some(routing)) = (ended, &mut self.routing) {
+        if let (Some(before), Some(routing)) = (before_routed, &mut self.routing) {
             // Before the client is told.
-            if self.lender.stats.borrow().transactions != ended {
+            if before.may_have_committed(&self.lender.stats.borrow()) {
                 routing.ended(rules.now, conn);
             }
             if std::mem::take(&mut active.aside.notified) {
@@ -718,7 +721,7 @@ impl Relay {
             return Ok(());
         };
         let mut plan = Plan::new(&[], made);
-        Answer {
+        let answers = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
@@ -731,7 +734,7 @@ impl Relay {
         let (first, second) = plan.slices();
         if !first.is_empty() {
             // Whoever has a part of the answer must not get it twice.
-            active.rerun.settle();
+            active.rerun.answered(answers);
             self.write_client(cx, first, second)?;
         }
         Ok(())

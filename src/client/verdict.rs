@@ -2,9 +2,9 @@
 
 use pgweir_config::ReadRouting;
 
-use crate::catalog::{Hint, Judged, Route};
+use crate::catalog::{Hint, Judged, Route, Suspects};
 use crate::settings::Profile;
-use crate::sql::{self, EffectSet, Effects, FirstWord};
+use crate::sql::{self, EffectSet, Effects, FirstWord, Library};
 use crate::stats::RouteReason;
 
 /// What the client's settings say of where its transactions go.
@@ -83,14 +83,21 @@ pub struct Verdict {
 
 /// Whether it is merely not known whether a follower can do it: that it finds out, if somebody asks for it.
 #[must_use]
-pub const fn is_soft(reason: RouteReason) -> bool {
+const fn is_soft(reason: RouteReason) -> bool {
     use RouteReason::{Function, Relation, Server, Unknown};
     matches!(reason, Function | Relation | Server | Unknown)
 }
 
 impl Verdict {
-    /// A text of the batch.
-    pub fn add(&mut self, judged: Judged) {
+    /// A text of the batch. Whether it must not run on a follower, whatever a hint says, is asked if a hint might lead it there.
+    pub fn hear(&mut self, judged: Judged, is_unfit: impl FnOnce() -> bool) {
+        if matches!(judged.route, Route::Primary(reason) if is_soft(reason)) && is_unfit() {
+            self.oppose(RouteReason::Session);
+        }
+        self.add(judged);
+    }
+
+    fn add(&mut self, judged: Judged) {
         match judged.hint {
             Some(Hint::Primary) => self.hint = Some(Hint::Primary),
             hint => self.hint = self.hint.or(hint),
@@ -118,7 +125,7 @@ impl Verdict {
     /// Why on the primary.
     pub fn errand(&self, at: Circumstances) -> Result<(Errand, RouteReason), RouteReason> {
         if self.hint == Some(Hint::Primary) || at.wish == Wish::Primary && self.hint.is_none() {
-            return Err(RouteReason::Hint);
+            return Err(RouteReason::HintPrimary);
         }
         if at.serializable {
             return Err(RouteReason::Serializable);
@@ -157,6 +164,28 @@ impl Verdict {
     pub const fn begins(&self) -> bool {
         matches!(self.begin, Begin::Yes(_))
     }
+}
+
+/// Where a text goes that comes by itself, from a client with these settings: to a follower, if there is one that is fresh
+/// enough; and why.
+///
+/// # Errors
+///
+/// Why it goes to the primary.
+pub fn route(
+    text: &[u8],
+    routing: ReadRouting,
+    profile: &Profile,
+    suspects: &Suspects,
+    library: &mut Library,
+) -> Result<RouteReason, RouteReason> {
+    let judged = suspects.route(text, library);
+    let mut verdict = Verdict::default();
+    verdict.hear(judged, || {
+        let own = sql::scan(text).set;
+        is_unfit(own | suspects.judge(text, own, library), text)
+    });
+    verdict.errand(Circumstances::of(routing, profile)).map(|(_, reason)| reason)
 }
 
 /// What a follower accepts and must not: it would lock nothing, or leave something on a server connection that its client
@@ -274,8 +303,8 @@ mod tests {
             ("not by default",       Auto,   &[],             &[begin(None)],                     Err(Why::Transaction)),
             ("a begin behind",       Auto,   &[],             &[READ, begin(Some(true))],         Err(Why::Transaction)),
             ("serializable",         Auto,   &[serializable], &[READ],                            Err(Why::Serializable)),
-            ("hint away",            Auto,   &[],             &[hinted(Hint::Primary, READ)],     Err(Why::Hint)),
-            ("setting away",         Auto,   &[primary],      &[READ],                            Err(Why::Hint)),
+            ("hint away",            Auto,   &[],             &[hinted(Hint::Primary, READ)],     Err(Why::HintPrimary)),
+            ("setting away",         Auto,   &[primary],      &[READ],                            Err(Why::HintPrimary)),
             ("hint above setting",   Auto,   &[primary],      &[hinted(Hint::Follower, READ)],    Ok((Lone, Why::Hint))),
             ("unasked",              Hinted, &[],             &[READ],                            Err(Why::Transaction)),
             ("asked",                Hinted, &[],             &[hinted(Hint::Follower, READ)],    Ok((Lone, Why::Hint))),

@@ -196,8 +196,8 @@ impl Inbox {
             return false;
         }
         // If the hub has not brought it, it has brought nothing that comes after it.
-        let is_same = |letter: &Letter| !letter.filed && notification(&letter.message) == Some(body);
-        let same = inner.mail.iter().position(is_same);
+        let unfiled = |letter: &Letter| !letter.filed && notification(&letter.message) == Some(body);
+        let same = inner.mail.iter().position(unfiled);
         let is_safe =
             |earlier: &[u8]| channel(earlier) == channel(body) && earlier.get(4..).is_some_and(<[u8]>::is_ascii);
         let mut waits = VecDeque::new();

@@ -57,6 +57,8 @@ pub struct PoolStats {
     pub discards: DiscardCounts,
     /// Transactions whose way was decided, where there are followers.
     pub routes: RouteReasonCounts,
+    /// Of these reads that waited for a look at the primary.
+    pub read_waits: u64,
 }
 
 impl PoolStats {
@@ -89,6 +91,7 @@ impl PoolStats {
             pins,
             discards,
             routes,
+            read_waits,
         } = other;
         self.leases += leases;
         self.transactions += transactions;
@@ -114,6 +117,7 @@ impl PoolStats {
         self.pins.merge(pins);
         self.discards.merge(discards);
         self.routes.merge(routes);
+        self.read_waits += read_waits;
     }
 }
 
@@ -245,6 +249,7 @@ mod tests {
             local_parses: 9,
             server_logins: 10,
             server_logins_unanswered: 11,
+            read_waits: 12,
             ..PoolStats::default()
         };
         one.wait.record(1);
@@ -273,6 +278,7 @@ mod tests {
             sum.local_parses,
             sum.server_logins,
             sum.server_logins_unanswered,
+            sum.read_waits,
             sum.wait.sum(),
             sum.transaction.sum(),
             sum.query.sum(),
@@ -283,6 +289,6 @@ mod tests {
             sum.discards.total(),
             sum.routes.total(),
         ];
-        assert_eq!(got, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 2, 4, 6, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(got, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 2, 4, 6, 2, 2, 2, 2, 2, 2]);
     }
 }

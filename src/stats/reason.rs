@@ -177,8 +177,10 @@ reasons! {
         Read = "read",
         /// A read-only transaction: to a follower.
         ReadOnly = "read_only",
-        /// A hint asked for it.
+        /// A hint asked for a follower: to one.
         Hint = "hint",
+        /// A hint asked for the primary.
+        HintPrimary = "hint_primary",
         /// It is not known what it does.
         Unknown = "unknown",
         /// It writes.
@@ -311,7 +313,7 @@ mod tests {
         check_reasons::<RefusalReason, 11>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
-        check_reasons::<RouteReason, 16>();
+        check_reasons::<RouteReason, 17>();
         check_reasons::<FollowerState, 10>();
     }
 }

@@ -5,12 +5,18 @@
 //! |---|---|
 //! | this one | a primary with two followers, which the tests share one after the other |
 //! | `ways` | what goes where, by every protocol, and what the client asks for |
+//! | `drivers` | psycopg and tokio-postgres: what is prepared runs on all servers; Redash's way on followers alone |
 //! | `failures` | refusals, conflicts, followers that are lost, promoted, and all gone |
+//! | `leaving` | cancels, clients that vanish and a stop, while reads run on followers |
 //! | `listeners` | clients that listen, and read on followers |
+//! | `promotions` | a follower takes the primary's place under load |
 //! | `registers` | histories of registers, checked against each level of freshness |
 
+mod drivers;
 mod failures;
+mod leaving;
 mod listeners;
+mod promotions;
 mod registers;
 mod ways;
 
@@ -23,8 +29,8 @@ use crate::stage::Stage;
 use crate::support::{Place, SOON, options};
 
 /// A primary and two streaming followers of it.
-struct Family {
-    primary: Cluster,
+pub(crate) struct Family {
+    pub(crate) primary: Cluster,
     followers: [Cluster; 2],
 }
 
@@ -59,7 +65,7 @@ impl Family {
     }
 
     /// A place on the primary that is there on the followers, too, and whose statements are logged.
-    fn place(&self) -> Place<'_> {
+    pub(crate) fn place(&self) -> Place<'_> {
         let place = Place::on(&self.primary);
         place.psql(&format!("ALTER ROLE {} SET log_statement = 'all'", place.name));
         for follower in &self.followers {
@@ -68,15 +74,14 @@ impl Family {
         place
     }
 
-    /// A pgweir that knows of both followers.
+    /// A pgweir that knows of both followers. In keys and values `PLACE` is the place's name.
     fn stage(&self, settings: &[(&str, &str)]) -> Stage<'_> {
         self.stage_with(settings, |options| options)
     }
 
     /// The same, with other options.
     fn stage_with(&self, settings: &[(&str, &str)], change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> Stage<'_> {
-        let [one, two] = &self.followers;
-        let followers = format!("127.0.0.1:{}, 127.0.0.1:{}", one.port(), two.port());
+        let followers = self.list();
         let mut all = vec![
             ("databases.PLACE.followers", followers.as_str()),
             ("read_routing", "auto"),
@@ -86,8 +91,16 @@ impl Family {
         ];
         all.extend_from_slice(settings);
         let place = self.place();
+        let all: Vec<_> = all.iter().map(|(key, value)| (*key, value.replace("PLACE", &place.name))).collect();
+        let all: Vec<_> = all.iter().map(|(key, value)| (*key, &**value)).collect();
         let options = change(options(place.toml(&all)));
         Stage { pgweir: Pgweir::start_with(options).unwrap(), place }
+    }
+
+    /// The followers, as a setting names them.
+    pub(crate) fn list(&self) -> String {
+        let [one, two] = &self.followers;
+        format!("127.0.0.1:{}, 127.0.0.1:{}", one.port(), two.port())
     }
 
     /// How often a statement with this in it has run on the primary, and on the followers.
@@ -129,7 +142,7 @@ impl Family {
 }
 
 /// The family, for one test at a time.
-fn family() -> MutexGuard<'static, Family> {
+pub(crate) fn family() -> MutexGuard<'static, Family> {
     static FAMILY: OnceLock<Mutex<Family>> = OnceLock::new();
     let family = FAMILY.get_or_init(|| Mutex::new(Family::start()));
     let mut family = family.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use proptest::prelude::*;
 
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
-use super::Heard;
+use super::{Heard, Unserved};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::state::Findings;
 
@@ -181,6 +181,40 @@ fn nothing_of_ours_comes_inside_a_servers_message() {
     let want =
         [reply::bare(b'2'), row, reply::done("SELECT 1"), encode::CLOSE_COMPLETE.to_vec(), reply::ready(b'I')].concat();
     assert_eq!(show(&got), show(&want));
+}
+
+#[test]
+fn what_a_follower_refuses_is_told_from_what_any_server_may_say() {
+    let changed = message(b'E', super::CHANGED);
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, Unserved); 4] = [
+        ("refused",              reply::error("ERROR", "25006", "read-only"),       Unserved::Failed(*b"25006")),
+        ("in the way",           reply::error("ERROR", "40001", "conflict"),        Unserved::Failed(*b"40001")),
+        ("not on a follower",    reply::error("ERROR", "0A000", "not supported"),   Unserved::Failed(*b"0A000")),
+        ("a table was altered",  changed,                                           Unserved::Stale),
+    ];
+    for (name, error, want) in table {
+        let mut desk = moved();
+        desk.elsewhere = true;
+        desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
+        let (got, heard) = desk.server(&[reply::bare(b'1'), reply::bare(b'2'), error, reply::ready(b'I')].concat());
+        assert!(got.is_empty() && matches!(heard, Heard::Again), "{name}: {} {heard:?}", show(&got));
+        assert_eq!(desk.aside.unserved, Some(want), "{name}");
+    }
+}
+
+#[test]
+fn what_a_follower_said_before_it_was_promoted_is_told_to_nobody_and_run_again_only_if_it_is_proven_to_read() {
+    for harmless in [true, false] {
+        let mut desk = Desk::new();
+        (desk.elsewhere, desk.harmless) = (true, harmless);
+        desk.client(&query("SELECT charge()"));
+        let promoted = reply::parameter("in_hot_standby", "off");
+        let (got, heard) =
+            desk.server(&[reply::row(b"1"), reply::done("SELECT 1"), promoted, reply::ready(b'I')].concat());
+        assert_eq!(show(&got), "");
+        assert!(matches!((&heard, harmless), (Heard::Again, true) | (Heard::Lost(_), false)), "{harmless}: {heard:?}");
+    }
 }
 
 /// A conversation: what the client sends, and what the server answers.

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
-use pgweir_proto::pipeline::Origin;
+use pgweir_proto::pipeline::{Origin, Owed};
 
 use super::super::aftermath::Orphan;
 use super::super::ahead::{Ahead, Piece};
-use super::super::answer::Aside;
+use super::super::answer::{Aside, Unserved};
 use super::super::end::End;
 use super::super::local::{Failure, Local};
-use super::routing::{Course, Text};
+use super::loss::lost_failure;
+use super::routing::{Course, Text, Unfit};
 use super::{Lease, Relay};
 use crate::backend::{Lost, describe_error, last_words};
 use crate::cancel::Activity;
@@ -22,30 +23,54 @@ use crate::stats::{Blame, DiscardReason, RouteReason};
 /// How long a follower may take over what is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+impl Unfit {
+    const fn reason(self) -> RouteReason {
+        match self {
+            Self::Itself => RouteReason::Lock,
+            Self::Unkept => RouteReason::Session,
+            Self::Behind => RouteReason::Transaction,
+        }
+    }
+
+    fn failure(self) -> Failure {
+        let detail = match self {
+            Self::Itself => {
+                "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
+            }
+            Self::Unkept => {
+                "It prepares a statement that no other server would have: all statements have reached max_statement_memory."
+            }
+            Self::Behind => "It comes behind the end of that transaction, in the same batch: it cannot run elsewhere.",
+        };
+        Failure {
+            code: "0A000",
+            message: "this statement cannot run in a transaction on a follower".to_owned(),
+            detail: detail.to_owned(),
+            hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
+        }
+    }
+}
+
+/// What a server connection owed its client when its lease ended.
+struct Debt {
+    owed: Vec<Owed>,
+    batch_open: bool,
+    skipping: bool,
+}
+
 impl Relay {
     /// A batch must not run in the transaction that is open on the follower: if nothing was done in it yet, all of it moves to
     /// the primary; else the client is told.
-    pub(super) fn turn_away(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn turn_away(&mut self, why: Unfit, cx: &mut Task<'_>) -> Result<(), End> {
         let begun = self.routing.as_ref().is_some_and(|routing| routing.course == Course::Begun);
-        self.force(begun, RouteReason::Lock);
+        self.force(begun, why.reason());
         if begun {
             let mut message = Vec::new();
             encode::query(&mut message, b"ROLLBACK");
             return self.send_held(&message, cx);
         }
-        self.set_course(Course::Home, 0, RouteReason::Lock);
-        self.abandon();
-        self.tell_locally(
-            Failure {
-                code: "0A000",
-                message: "this statement cannot run in a transaction on a follower".to_owned(),
-                detail: "It takes an advisory lock, changes the session, or may do either; on a follower that has no effect."
-                    .to_owned(),
-                hint: "Begin the transaction with READ WRITE, or SET pgweir.route = 'primary'.".to_owned(),
-            },
-            true,
-        );
-        Ok(())
+        self.set_course(Course::Home, 0, why.reason());
+        self.abandon(why.failure(), cx)
     }
 
     /// The client is told a failure, and what it sends is answered here until it has ended its transaction.
@@ -62,31 +87,60 @@ impl Relay {
         }
     }
 
-    /// What runs on the follower is of no use to anyone: it is rolled back there.
-    fn abandon(&mut self) {
-        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return };
-        let dirty = self.active.as_mut().is_some_and(|active| {
-            let marks = std::mem::take(&mut active.marks);
+    /// What runs on the follower is of no use to anyone: it is rolled back there. The client is told why.
+    fn abandon(&mut self, failure: Failure, cx: &mut Task<'_>) -> Result<(), End> {
+        let dirty = self.leaves_traces();
+        let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return Ok(()) };
+        if let Some(active) = &mut self.active {
+            // What it gave and took back without being told of it is as it was.
+            let mut marks = std::mem::take(&mut active.marks);
+            self.statements.undo_all(&mut marks.changes);
             (active.hold, active.stalled, active.resume) = (false, false, true);
             active.aside = Aside::default();
-            marks.tainted || marks.scrub || !marks.pins.is_empty()
-        });
+        }
+        let pipeline = &conn.pipeline;
+        let debt = Debt {
+            owed: pipeline.iter().filter(|owed| owed.origin != Origin::Pooler).collect(),
+            batch_open: pipeline.is_batch_open(),
+            skipping: pipeline.is_skipping(),
+        };
         self.note(Activity::Idle);
         let reset = self.context.config.pool.server_reset_query.clone();
         let (pool, cancel_after) = (self.lender.clone(), Some(PATIENCE));
-        tokio::task::spawn_local(Orphan { conn, pool, cancel_after, dirty, pinned: false, reset }.settle());
+        let orphan = Orphan { conn, pool, cancel_after, dirty, pinned: false, stamps: None, reset };
+        tokio::task::spawn_local(orphan.settle());
+        self.tell_owed(failure, Blame::Pooler, true, debt, cx)
+    }
+
+    /// The client is told a failure in the place of all that it is owed, and is answered here until it has ended its
+    /// transaction.
+    fn tell_owed(
+        &mut self,
+        failure: Failure,
+        blame: Blame,
+        in_transaction: bool,
+        debt: Debt,
+        cx: &mut Task<'_>,
+    ) -> Result<(), End> {
+        self.pool.stats.borrow_mut().errors.add(blame, failure.code.as_bytes());
+        let mut local = Local::new(failure, in_transaction);
+        let mut out = Vec::new();
+        local.owed(debt.owed.into_iter(), debt.batch_open, debt.skipping, &mut out);
+        if !local.is_over() {
+            self.active().local = Some(local);
+        }
+        self.write_client(cx, &out, &[])
     }
 
     /// The batch failed on the follower, and nobody was told: it goes to the primary, with its BEGIN in front if there is one.
     pub(super) fn leave_follower(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let batch = self.active().rerun.take();
         let batch = batch.ok_or(End::Broken("a batch to run elsewhere that was not kept"))?;
-        let code = self.active().aside.refused.take();
-        if let (None, Some(routing)) = (code, &self.routing) {
-            // It said that it is no follower any more.
-            routing.replicas.failed(&self.lender);
+        match (self.active().aside.unserved.take(), &self.routing) {
+            (Some(Unserved::Failed(code)), _) => self.note_refusal(&batch, code),
+            (Some(Unserved::Promoted), Some(routing)) => routing.replicas.failed(&self.lender),
+            _ => {}
         }
-        self.note_refusal(&batch, code);
         let active = self.active();
         (active.marks.begin_sent, active.marks.commit_sent) = (false, false);
         self.run_at_home(batch);
@@ -107,9 +161,15 @@ impl Relay {
         let input = &mut self.active().backlog.input;
         let rest = left.min(input.len());
         input.drain(..rest);
-        // Names that it gave are not given, as far as the client knows.
+        self.take_back_names(&batch);
+        self.force(begun, RouteReason::Rerun);
+        self.run_again(batch);
+    }
+
+    /// Names that the batch gave are not given, as far as its client knows: it was told nothing.
+    fn take_back_names(&mut self, batch: &[u8]) {
         let mut names: Vec<&[u8]> = Vec::new();
-        let _ = Ahead::look(self.scanner, &batch, usize::MAX, |piece| {
+        let _ = Ahead::look(self.scanner, batch, usize::MAX, |piece| {
             if let Piece::Parse(name, _) = piece
                 && !name.is_empty()
             {
@@ -119,8 +179,6 @@ impl Relay {
         for name in names {
             self.statements.forget(name);
         }
-        self.force(begun, RouteReason::Rerun);
-        self.run_again(batch);
     }
 
     /// The follower's server connection is lost.
@@ -141,20 +199,36 @@ impl Relay {
         active.aside = Aside::default();
         let mid_message = conn.scanner.is_inside();
         let kept = active.rerun.is_routed() && !mid_message;
+        // In the way of the replay is a query only where there is one: on a follower.
+        let is_conflict = matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001");
+        let runs_again = active.rerun.is_harmless() || is_conflict;
         let batch = active.rerun.take().filter(|_| kept);
+        let is_doubtful = batch.is_some() && !runs_again;
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
         let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
-        let concerned = batch_open || skipping || !owed.is_empty();
+        let debt = Debt { owed, batch_open, skipping };
+        let concerned = batch_open || skipping || !debt.owed.is_empty();
         routing.replicas.failed(&self.lender);
         let course = routing.course;
+        if is_doubtful {
+            // Whoever is told that the outcome is unknown looks what became of it.
+            routing.may_have_written(self.context.clock.moment(), &conn);
+        }
         self.lender.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
         self.note(Activity::Idle);
-        if let Some(batch) = batch {
-            self.run_at_home(batch);
-            return Ok(());
+        match batch {
+            Some(batch) if runs_again => {
+                self.run_at_home(batch);
+                return Ok(());
+            }
+            Some(batch) => {
+                self.take_back_names(&batch);
+                self.active().rerun.settle();
+            }
+            None => {}
         }
         if mid_message {
             return Err(End::MidMessage);
@@ -176,17 +250,12 @@ impl Relay {
         }
         self.set_course(Course::Home, 0, RouteReason::Rerun);
         // Drivers know what to do with a serialization failure.
-        let code =
-            if matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001") { "40001" } else { "08006" };
-        let failure = lost_on_follower(code);
-        self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
-        let mut local = Local::new(failure, in_transaction);
-        let mut out = Vec::new();
-        local.owed(owed.into_iter(), batch_open, skipping, &mut out);
-        if !local.is_over() {
-            self.active().local = Some(local);
-        }
-        self.write_client(cx, &out, &[])
+        let failure = if is_doubtful {
+            lost_failure(in_transaction)
+        } else {
+            lost_on_follower(if is_conflict { "40001" } else { "08006" })
+        };
+        self.tell_owed(failure, Blame::Server, in_transaction, debt, cx)
     }
 
     /// Something was found on a follower that its client would have to keep the server connection for: what that is has no
@@ -210,8 +279,8 @@ impl Relay {
 
     /// What followers refuse is not tried there again for a while. A conflict, or something that was not there yet, is no
     /// refusal.
-    fn note_refusal(&mut self, batch: &[u8], code: Option<[u8; 5]>) {
-        if !matches!(code.as_ref().map(|code| &code[..]), Some(b"25006" | b"0A000" | b"55000")) {
+    fn note_refusal(&mut self, batch: &[u8], code: [u8; 5]) {
+        if !matches!(&code, b"25006" | b"0A000" | b"55000") {
             return;
         }
         self.texts(batch, |relay, text| {

@@ -189,9 +189,9 @@ impl Relay {
         }
         let waiting_for_it = self.entry.take_cancels();
         match &self.lease {
-            Lease::None => Ok(()),
-            Lease::Waiting(_) => {
-                self.lender.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
+            Lease::None if !self.awaits_lease() => Ok(()),
+            Lease::None | Lease::Waiting(_) => {
+                self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
                 self.lease = Lease::None;
                 self.refuse(Refusal::Cancelled)
             }
@@ -231,7 +231,8 @@ impl Relay {
     }
 }
 
-fn lost_failure(in_transaction: bool) -> Failure {
+/// What a client is told whose statement may have run, or not.
+pub(super) fn lost_failure(in_transaction: bool) -> Failure {
     let (message, hint) = if in_transaction {
         (
             "the server connection was lost inside the transaction",

@@ -19,7 +19,9 @@
 //! The decision is taken for the whole first batch, before a byte of it is sent. With a lease of a follower one batch is
 //! under way at a time: what comes behind it waits, and is decided anew when the lease has ended; in a read-only transaction it
 //! is looked at again before it is passed on. The batch is kept until the client has a word of its answer. Whatever happens
-//! to it on a follower before, it runs once more at home, unseen: nothing on a follower can have changed anything.
+//! to it on a follower before, it runs once more at home, unseen: nothing on a follower can have changed anything. Of a server
+//! that is lost, or says that it was promoted, nobody knows until when it was one: then it runs once more only if it is proven
+//! to read, and else the client is told that the outcome is unknown.
 //!
 //! What runs at home and is not proven to read is stamped when its transaction has ended, before its client is told: later
 //! reads wait for a follower that has replayed it.
@@ -28,7 +30,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 
-use pgweir_config::{PoolMode, ReadRouting};
+use pgweir_config::{PoolMode, ReadRouting, StatementMode};
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
@@ -36,6 +38,7 @@ use pgweir_proto::scanner::Scanned;
 
 use super::super::ahead::{Ahead, BATCH_MAX, Edge, Piece};
 use super::super::end::End;
+use super::super::request::Marks;
 use super::super::statements::{Changes, Look, Named, Unnamed};
 use super::super::verdict::{self, Circumstances, Errand, Verdict};
 use super::fallback::lost_on_follower;
@@ -49,7 +52,7 @@ use crate::prepared::REPLAY;
 use crate::replica::Seat;
 use crate::route::{Choice, Replicas, Router};
 use crate::sql::{self, Effects};
-use crate::stats::RouteReason;
+use crate::stats::{PoolStats, RouteReason};
 
 /// How often a transaction that a follower began is begun on the primary before its client is told.
 const BEGINS_MAX: u8 = 3;
@@ -89,6 +92,8 @@ pub struct Routing {
     pub(super) left: usize,
     /// None of it was.
     untouched: bool,
+    /// That it reads is proven, and not merely hoped for because its client asked for a follower.
+    proven: bool,
     /// When the last transaction of this session that may have written was acknowledged.
     stamp: Option<Moment>,
     /// Whose positions the choice relied on.
@@ -115,6 +120,7 @@ impl Routing {
                 course: Course::Home,
                 left: 0,
                 untouched: true,
+                proven: false,
                 stamp: None,
                 seat: None,
                 arrived: None,
@@ -127,22 +133,33 @@ impl Routing {
 
     /// A transaction on `conn` has ended, or may have: whatever it wrote is to be seen from now on.
     #[cold]
-    pub fn ended(&mut self, now: Moment, conn: &ServerConn) {
+    pub(super) fn ended(&mut self, now: Moment, conn: &ServerConn) {
         // One that only reads ends by a COMMIT, which is seen on its way: otherwise it was not even begun.
         if matches!(self.course, Course::Home | Course::HomeReadOnly) {
-            self.stamp = Some(now);
-            self.replicas.stamp(now, conn);
+            self.may_have_written(now, conn);
         }
     }
 
     /// The client is told of something that has happened before `now`.
-    pub fn told(&mut self, now: Moment) {
+    pub(super) fn told(&mut self, now: Moment) {
         self.stamp = Some(now);
     }
 
     /// Whether a batch waits to be placed.
     pub const fn is_placing(&self) -> bool {
         self.arrived.is_some()
+    }
+
+    /// Who is to know when what is under way has ended, if it may write.
+    pub(super) fn stamps(&self) -> Option<Rc<Replicas>> {
+        matches!(self.course, Course::Home | Course::HomeReadOnly).then(|| self.replicas.clone())
+    }
+
+    /// What ran on `conn` may be there to stay.
+    #[cold]
+    pub(super) fn may_have_written(&mut self, now: Moment, conn: &ServerConn) {
+        self.stamp = Some(now);
+        self.replicas.stamp(now, conn);
     }
 
     /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
@@ -158,6 +175,7 @@ impl Routing {
 
     /// The client is about to be told that there is no server connection. True if it believes to be in a transaction.
     pub fn gives_up(&mut self) -> bool {
+        self.arrived = None;
         let begun = self.course == Course::Forced { begun: true };
         self.course = Course::Home;
         begun
@@ -169,6 +187,28 @@ impl Routing {
     }
 }
 
+/// What the client was told of its transactions before some answers came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    queries: u64,
+    transactions: u64,
+    /// A COMMIT is on its way, or something that nobody could read.
+    commits: bool,
+}
+
+impl Told {
+    pub(super) fn of(stats: &PoolStats, marks: &Marks) -> Self {
+        let commits = marks.commit_sent || marks.scrub;
+        Self { queries: stats.queries, transactions: stats.transactions, commits }
+    }
+
+    /// Whether the client is about to be told of the end of a transaction: of one behind which there is none, or, by
+    /// `COMMIT AND CHAIN` and a BEGIN in the same text, already the next.
+    pub(super) fn may_have_committed(self, stats: &PoolStats) -> bool {
+        stats.transactions != self.transactions || self.commits && stats.queries != self.queries
+    }
+}
+
 /// What to do with a batch that was looked at.
 enum Decision {
     /// Wait until all of it is there.
@@ -177,6 +217,17 @@ enum Decision {
     Home(RouteReason),
     /// To a follower.
     Follower(Errand, RouteReason),
+}
+
+/// Why a batch must not run in the transaction that is open on a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// The follower would accept it, and it would have no effect.
+    Itself,
+    /// It prepares a statement that nobody but that server would have.
+    Unkept,
+    /// Some of it comes behind the end of the transaction: it is another one, which may write.
+    Behind,
 }
 
 /// What is known of a piece of a batch.
@@ -200,6 +251,15 @@ impl Relay {
     #[inline]
     pub(super) fn owes_begin(&self) -> bool {
         self.routing.as_ref().is_some_and(|routing| routing.course == Course::Forced { begun: true })
+    }
+
+    /// Whether a batch has no lease yet, and is on its way to one: a follower is being chosen for it, or it is about to run at
+    /// home.
+    pub(super) fn awaits_lease(&self) -> bool {
+        self.routing.as_ref().is_some_and(|routing| match routing.course {
+            Course::Forced { .. } => self.active.as_ref().is_some_and(|active| !active.backlog.input.is_empty()),
+            _ => routing.arrived.is_some(),
+        })
     }
 
     // ---- the decision ----
@@ -227,6 +287,7 @@ impl Relay {
         let mut verdict = Verdict::default();
         let circumstances = Circumstances::of(routing.replicas.routing(), &self.profile);
         let (decision, found) = self.decide(ahead, circumstances, &mut verdict);
+        let proven = verdict.proven(circumstances).filter(|_| found.edge == Edge::Whole);
         let reason = match (decision, forced) {
             (Decision::Wait, _) => return Ok(false),
             (Decision::Home(reason), None) | (_, Some(reason)) => reason,
@@ -236,11 +297,11 @@ impl Relay {
                 Poll::Ready(Choice::Follower(pool, seat)) => {
                     let course = if errand == Errand::Lone { Course::Lone } else { Course::Opening };
                     self.set_course(course, found.len, reason);
+                    self.set_proven(proven.is_some());
                     return self.acquire_follower(pool, seat, cx);
                 }
             },
         };
-        let proven = verdict.proven(circumstances).filter(|_| found.edge == Edge::Whole);
         let course = match proven {
             None => Course::Home,
             Some(Errand::Lone) => Course::HomeReads,
@@ -257,6 +318,12 @@ impl Relay {
         }
     }
 
+    fn set_proven(&mut self, proven: bool) {
+        if let Some(routing) = &mut self.routing {
+            routing.proven = proven;
+        }
+    }
+
     fn go_home(&mut self, course: Course, left: usize, reason: RouteReason) {
         self.lender = self.pool.clone();
         self.pool.stats.borrow_mut().routes.add(reason);
@@ -269,7 +336,8 @@ impl Relay {
     /// Goes through the first batch in `ahead`.
     fn decide(&mut self, ahead: &[u8], at: Circumstances, verdict: &mut Verdict) -> (Decision, Ahead) {
         let suspects = self.pool.catalog.suspects();
-        let mut begin = Vec::new();
+        let mut begin = self.routing.as_mut().map(|routing| std::mem::take(&mut routing.begin)).unwrap_or_default();
+        begin.clear();
         let found = self.texts(ahead, |relay, text| {
             let Text::Known(text) = text else {
                 if matches!(text, Text::Opaque) {
@@ -277,14 +345,7 @@ impl Relay {
                 }
                 return;
             };
-            let judged = relay.judge(text, &suspects);
-            if let Route::Primary(reason) = judged.route
-                && verdict::is_soft(reason)
-                && relay.is_unfit(text)
-            {
-                verdict.oppose(RouteReason::Session);
-            }
-            verdict.add(judged);
+            verdict.hear(relay.judge(text, &suspects), || relay.is_unfit(text));
             if begin.is_empty() && verdict.begins() {
                 begin.extend_from_slice(text);
             }
@@ -298,24 +359,41 @@ impl Relay {
             (Ok(_), Edge::Open | Edge::Inside) => Decision::Home(RouteReason::Open),
             // More than is kept.
             (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
-            (Ok(_), Edge::Whole) if self.gives_anew(ahead) => Decision::Home(RouteReason::Session),
+            // Drivers prepare in the middle of a transaction, where it could not move any more.
+            (Ok((Errand::Opening, _)), Edge::Whole) if !self.keeps_names() => Decision::Home(RouteReason::Session),
+            (Ok(_), Edge::Whole) if self.spoils(ahead) || self.gives_unkept(ahead) => {
+                Decision::Home(RouteReason::Session)
+            }
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
         };
         (decision, found)
     }
 
-    /// Whether the first batch in `ahead` gives a name that stands for something already: that would be lost if the batch failed on
-    /// a follower and ran again.
-    fn gives_anew(&self, ahead: &[u8]) -> bool {
+    /// Whether the first batch in `ahead` could not run again after it failed on a follower: what it did to its client's
+    /// statements before that is done.
+    fn spoils(&self, ahead: &[u8]) -> bool {
+        if ahead.first() == Some(&b'Q') {
+            return false;
+        }
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
-        let mut anew = false;
+        let is_known = |name: &[u8]| !matches!(self.statements.look(name, changes), Look::Unknown);
+        Ahead::spoils(self.scanner, ahead, self.context.config.client.inspect_max, is_known)
+    }
+
+    /// Whether the texts of named statements are kept here, so that they can be run on any server connection.
+    fn keeps_names(&self) -> bool {
+        self.pool.limits.statements != StatementMode::Session && self.context.interner.has_room()
+    }
+
+    /// Whether the first batch in `ahead` gives a name that the server alone would keep, and a follower's connection is not
+    /// kept for its client.
+    fn gives_unkept(&self, ahead: &[u8]) -> bool {
+        let mut gives = false;
         let _ = Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| {
-            if let Piece::Parse(name, _) = piece {
-                anew |= !name.is_empty() && !matches!(self.statements.look(name, changes), Look::Unknown);
-            }
+            gives |= matches!(piece, Piece::Parse(name, _) if !name.is_empty());
         });
-        anew
+        gives && !self.keeps_names()
     }
 
     /// Where a text may run.
@@ -340,7 +418,11 @@ impl Relay {
 
     /// Whether a text must not run in a transaction on a follower.
     fn is_unfit(&self, text: &[u8]) -> bool {
-        let set = self.effects(text).set;
+        self.is_unfit_by(self.effects(text), text)
+    }
+
+    fn is_unfit_by(&self, effects: Effects, text: &[u8]) -> bool {
+        let set = effects.set;
         verdict::is_unfit(set, text) || self.subscriber.is_some() && verdict::concerns_channels(set, text)
     }
 
@@ -366,6 +448,7 @@ impl Relay {
                 each(self, Text::Known(text));
             }
             Piece::Untold => each(self, Text::Opaque),
+            Piece::Closes(_) => {}
             Piece::Names(name) if parsed.contains(&name) => {}
             Piece::Names(b"") => match &self.statements.unnamed {
                 Unnamed::Holds(statement, _) => each(self, Text::Known(&statement.text)),
@@ -388,6 +471,7 @@ impl Relay {
         self.context.clock.refresh();
         let now = self.context.clock.moment();
         let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
+        let has_waited = routing.arrived.is_some();
         let arrived = *routing.arrived.get_or_insert(now);
         let choice = routing.replicas.poll_choose(routing.stamp, arrived, cx);
         if choice.is_pending() {
@@ -396,6 +480,7 @@ impl Relay {
             (active.resume, active.stalled) = (true, true);
         } else {
             routing.arrived = None;
+            self.pool.stats.borrow_mut().read_waits += u64::from(has_waited);
         }
         choice
     }
@@ -492,12 +577,12 @@ impl Relay {
             return Ok((0, false));
         }
         let Some(routing) = &mut self.routing else { return Ok((0, false)) };
-        let (course, left) = (routing.course, routing.left);
+        let (course, left, proven) = (routing.course, routing.left, routing.proven);
         let batch = input.get(..left).unwrap_or(input);
         let is_whole = std::mem::take(&mut routing.untouched) && batch.len() == left;
         let keeps = is_whole && matches!(course, Course::Lone | Course::Opening | Course::First);
         if let Some(active) = self.active.as_mut().filter(|_| keeps) {
-            active.rerun.keep_routed(batch);
+            active.rerun.keep_routed(batch, proven);
         }
         let (used, more) = self.pass(batch, made, cx)?;
         match self.routing.as_ref().map(|routing| routing.course) {
@@ -514,6 +599,11 @@ impl Relay {
         }
         // What is behind it is looked at by itself.
         Ok((used, more || used == batch.len() && used < input.len()))
+    }
+
+    /// Whether the client stands in the middle of a message of the server's.
+    fn is_inside_answer(&self) -> bool {
+        matches!(&self.lease, Lease::Held(conn) if conn.scanner.is_inside())
     }
 
     fn passed(&mut self, used: usize) {
@@ -610,25 +700,46 @@ impl Relay {
             return Ok(false);
         }
         let is_settled = pipeline.is_settled() && !self.scanner.is_inside();
+        // What the server skips does nothing, whatever it is.
+        let is_skipped = pipeline.is_skipping();
         match routing.course {
             Course::Opening => routing.course = Course::Begun,
             Course::First => routing.course = Course::Within,
             _ => {}
         }
         let course = routing.course;
-        let gives_anew = self.gives_anew(input);
-        let mut unfit = false;
+        let spoils = self.spoils(input);
+        let (mut unfit, mut proven, mut ended) = (None, true, false);
+        if !is_skipped && self.gives_unkept(input) {
+            unfit = Some(Unfit::Unkept);
+        }
         let found = self.texts(input, |relay, text| match text {
-            Text::Known(text) => unfit |= relay.is_unfit(text),
+            _ if is_skipped => {}
+            Text::Known(text) => {
+                let effects = relay.effects(text);
+                if relay.is_unfit_by(effects, text) {
+                    unfit = unfit.or(Some(Unfit::Itself));
+                } else if ended {
+                    unfit = unfit.or(Some(Unfit::Behind));
+                }
+                ended |= verdict::ends(effects.set);
+                // On a server that was promoted it may be read-only no more.
+                proven &= !verdict::escapes(effects);
+            }
             Text::Missing => {}
-            Text::Opaque => unfit = true,
+            Text::Opaque => unfit = unfit.or(Some(Unfit::Itself)),
         });
-        if unfit {
-            return self.turn_away(cx).map(|()| false);
+        if unfit.is_some() && self.is_inside_answer() {
+            // Nothing can be told in the middle of a row.
+            self.active().stalled = true;
+            return Ok(false);
+        }
+        if let Some(why) = unfit {
+            return self.turn_away(why, cx).map(|()| false);
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
-            Edge::Whole if course == Course::Begun && is_settled && !gives_anew && found.len <= BATCH_MAX => {
+            Edge::Whole if course == Course::Begun && is_settled && !spoils && found.len <= BATCH_MAX => {
                 (Course::First, found.len)
             }
             Edge::Whole | Edge::Open => (Course::Within, found.len),
@@ -637,7 +748,7 @@ impl Relay {
         if let Some(routing) = &mut self.routing {
             // A goodbye, or what no client may send, is no part of a batch: the pass says so.
             (routing.course, routing.left) = (next, if left == 0 { input.len() } else { left });
-            routing.untouched = true;
+            (routing.untouched, routing.proven) = (true, proven);
         }
         Ok(true)
     }

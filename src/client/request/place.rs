@@ -77,6 +77,11 @@ impl Request<'_> {
             // Parsed just now, while what is kept under a name may be older than the table is.
             return Ok(Renamed::Stripped(statement.id));
         }
+        if self.conn.pipeline.is_batch_open() && self.is_stripped_here(statement, told) {
+            self.stats.stripped += u64::from(purpose.runs);
+            self.marks.placing.bound = if told.is_known() { 0 } else { STRIPPED | statement.id };
+            return Ok(Renamed::Stripped(statement.id));
+        }
         if let Some(place) = self.conn.shelf.get(statement.id)
             && place.parsed.epoch == statement.epoch()
             && place.parsed.described.fits(told) == Fit::Same
@@ -92,6 +97,15 @@ impl Request<'_> {
         matches!(&self.conn.unnamed, Held::Holds(held, parsed)
             if Rc::ptr_eq(held, statement) && parsed.epoch == statement.epoch())
             && !self.marks.changes.is_unnamed_unsettled()
+    }
+
+    /// Whether it is kept under a name, and is the server's unnamed statement besides: it was parsed in this batch, to be
+    /// described. What is kept may be gone, and nothing heals a batch of whose answer the client has a part.
+    fn is_stripped_here(&self, statement: &Rc<Statement>, told: Described) -> bool {
+        let fits = |parsed: &Parsed| parsed.described.fits(told) == Fit::Same;
+        self.conn.shelf.has(statement.id)
+            && self.is_stripped(statement)
+            && matches!(&self.conn.unnamed, Held::Holds(_, parsed) if fits(parsed))
     }
 
     #[cold]

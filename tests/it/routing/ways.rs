@@ -1,12 +1,15 @@
 //! What goes where.
 
+use std::process::Command;
 use std::time::Duration;
 
-use pgweir_harness::wait_until_async;
 use pgweir_harness::wire::build;
+use pgweir_harness::{wait_until, wait_until_async};
 
 use super::{at, family};
+use crate::limits::{assert_valid, limits};
 use crate::stage::{SOON, fail, run, succeed, value};
+use crate::support::metric_in;
 
 #[test]
 fn reads_go_to_followers_and_writes_to_the_primary_by_every_protocol() {
@@ -243,4 +246,123 @@ fn nothing_that_a_follower_says_of_itself_reaches_a_client() {
             follower.reload().unwrap();
         }
     });
+}
+
+#[test]
+fn the_figures_tell_what_went_where_and_why() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "fleet")]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        for _ in 0..20 {
+            value(&mut client, "SELECT count(*) FROM kept").await;
+        }
+        succeed(&mut client, "INSERT INTO kept VALUES (1)").await;
+        value(&mut client, "SELECT version()").await;
+        // Refused on a follower, and run again.
+        stage.own_sql("CREATE UNLOGGED TABLE unlogged (n int)");
+        family.until_routed(&mut client).await;
+        wait_until_async(SOON, async || {
+            succeed(&mut client, "/* pgweir.route=follower */ SELECT n FROM unlogged").await;
+            let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+            metric_in(&body, "pgweir_reruns_total", &[]) > 0.0
+        })
+        .await;
+    });
+    // Told once a second.
+    let told = || -> Vec<serde_json::Value> {
+        let servers = limits(&stage.pgweir)["servers"].as_array().unwrap().clone();
+        servers.iter().flat_map(|server| server["pools"].as_array().unwrap().clone()).collect()
+    };
+    let of_role = |role: &str| told().into_iter().filter(|pool| pool["role"] == role).collect::<Vec<_>>();
+    wait_until(SOON, || {
+        let (home, followers) = (of_role("primary"), of_role("follower"));
+        let number = |pool: &serde_json::Value, key: &str| pool[key].as_u64().unwrap_or(0);
+        let reads = followers.iter().map(|pool| number(pool, "transactions")).sum::<u64>();
+        let routes = &home[0]["routes"];
+        reads >= 20
+            && number(routes, "read") >= 10
+            && ["write", "server", "rerun"].iter().all(|reason| number(routes, reason) > 0)
+            && number(&home[0], "reruns") > 0
+            && number(&home[0], "read_waits") > 0
+            && followers.len() == 2
+    });
+    for pool in of_role("follower") {
+        let follower = &pool["follower"];
+        assert!(
+            follower["state"] == "serving" && follower["lag_bytes"].is_u64() && follower["lag_seconds"].is_f64(),
+            "{pool}"
+        );
+    }
+    assert_eq!(of_role("primary")[0]["follower"], serde_json::Value::Null);
+    assert_valid(&stage.pgweir, &[&limits(&stage.pgweir)]);
+    let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+    for (name, label) in [
+        ("pgweir_routes_total", "reason=\"write\""),
+        ("pgweir_routes_total", "reason=\"rerun\""),
+        ("pgweir_reruns_total", ""),
+        ("pgweir_read_waits_total", ""),
+        ("pgweir_follower_state", "state=\"serving\""),
+        ("pgweir_transactions_total", "role=\"follower\""),
+    ] {
+        assert!(metric_in(&body, name, &[label]) > 0.0, "{name}{{{label}}}: {body}");
+    }
+    let (_, body) = stage.pgweir.http_get("/blame").unwrap();
+    assert_eq!(body.matches("\"role\":\"follower\"").count(), 2, "{body}");
+}
+
+#[test]
+fn pgweir_route_says_where_a_statement_goes_and_why() {
+    let family = family();
+    let stage = family.stage(&[("databases.PLACE_ro.followers_of", "PLACE")]);
+    stage.own_sql(
+        "CREATE TABLE kept (id int); CREATE UNLOGGED TABLE cache (id int); \
+         CREATE FUNCTION count_up() RETURNS int LANGUAGE plpgsql AS 'BEGIN DELETE FROM kept; RETURN 1; END'; \
+         CREATE FUNCTION run_it() RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE ''SELECT 1''; RETURN 1; END'; \
+         CREATE VIEW counted AS SELECT count_up()",
+    );
+    let route = |database: &str, text: &str| {
+        let config = stage.pgweir.config_path();
+        let words = ["route", "--config", config.to_str().unwrap(), database, text];
+        let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+        (told.status.success(), String::from_utf8(told.stdout).unwrap(), String::from_utf8(told.stderr).unwrap())
+    };
+    #[rustfmt::skip]
+    let table = [
+        ("SELECT * FROM kept",                              "to a follower (read)"),
+        ("BEGIN READ ONLY",                                 "to a follower (read_only)"),
+        ("/* pgweir.route=follower */ SELECT version()",    "to a follower (hint)"),
+        ("/* pgweir.route=follower */ SELECT run_it()",     "to the primary (session)"),
+        ("/* pgweir.route=follower */ SELECT count_up()",   "to the primary (write)"),
+        ("/* pgweir.route=primary */ SELECT * FROM kept",   "to the primary (hint_primary)"),
+        ("INSERT INTO kept VALUES (1)",                     "to the primary (write)"),
+        ("SELECT * FROM counted",                           "to the primary (write)"),
+        ("SELECT * FROM cache",                             "to the primary (relation)"),
+        ("SELECT * FROM kept FOR UPDATE",                   "to the primary (lock)"),
+        ("/* pgweir.route=follower */ SELECT pg_advisory_lock(1)", "to the primary (lock)"),
+        ("SELECT version()",                                "to the primary (server)"),
+        ("BEGIN",                                           "to the primary (transaction)"),
+    ];
+    for (text, want) in table {
+        let (is_well, said, faults) = route(stage.name(), text);
+        assert!(is_well && said.starts_with(want) && faults.is_empty(), "{text}: {said}{faults}");
+    }
+    let (_, said, _) = route(stage.name(), "SELECT 1");
+    assert_eq!(said.matches("follows the primary, ").count(), 2, "{said}");
+    assert!(said.contains("While none of them is fresh enough"), "{said}");
+    let (is_well, said, _) = route(&format!("{}_ro", stage.name()), "DELETE FROM kept");
+    assert!(is_well && said.starts_with("to the follower of"), "{said}");
+    let (is_well, _, faults) = route("nobody", "SELECT 1");
+    assert!(!is_well && faults.contains("no such database is configured"), "{faults}");
+    assert_eq!(stage.sql("SELECT count(*) FROM kept"), "0", "nothing was run");
+    // What would be if.
+    let off = family.stage(&[("read_routing", "off")]);
+    let words =
+        ["route", "--config", off.pgweir.config_path().to_str().unwrap(), off.name(), "SELECT 1"].map(str::to_owned);
+    let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+    let said = String::from_utf8(told.stdout).unwrap();
+    assert!(said.starts_with("to the primary: read_routing is off\n"), "{said}");
+    assert!(said.contains("read_routing = auto and transaction mode: to a follower (read)"), "{said}");
 }

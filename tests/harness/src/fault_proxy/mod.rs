@@ -98,7 +98,7 @@ enum Order {
     CutAll,
     HalfClose(Direction),
     RefuseNew(bool),
-    LeadTo(SocketAddr),
+    Redirect(SocketAddr),
     Open,
 }
 
@@ -206,9 +206,9 @@ impl FaultProxy {
         self.order(Order::RefuseNew(on));
     }
 
-    /// Leads new connections to another target, as a name or a balancer does after a failover; the others stay where they are.
-    pub fn lead_to(&self, target: SocketAddr) {
-        self.order(Order::LeadTo(target));
+    /// Leads new connections to another target, as a name does that resolves anew; those that are there stay where they are.
+    pub fn redirect(&self, target: SocketAddr) {
+        self.order(Order::Redirect(target));
     }
 
     /// Ends all faults that last: black holes, delays, single bytes, refusal, a cut not yet spent.
@@ -306,7 +306,6 @@ impl Proxy {
         let open = self.relays.len();
         match order {
             Order::Open => {}
-            Order::LeadTo(target) => self.target = target,
             Order::HalfClose(direction) => {
                 for relay in self.relays.values() {
                     relay.half_close(direction);
@@ -320,6 +319,7 @@ impl Proxy {
                 // Returns when every task is dropped, and with it the last handle of each socket.
                 self.tasks.shutdown().await;
             }
+            Order::Redirect(target) => self.target = target,
             Order::RefuseNew(true) => self.listener = None,
             Order::RefuseNew(false) => {
                 if self.listener.is_none() {

@@ -1,0 +1,254 @@
+//! What a shared statement meets on a server connection without its client's doing: it is gone, its name is taken, a type that
+//! it was parsed with is gone. The client is none the wiser, or told as the contract says, and can go on.
+
+use pgweir_harness::wire::build::{
+    bind, bind_formats, close_statement, describe_portal, describe_statement, execute, flush, parse, sync,
+};
+use pgweir_harness::wire::{Outcome, Wire};
+
+use super::changes::{body, code, exchange};
+use super::{hold, prepare, run};
+use crate::support::{SOON, Site, assert_value};
+
+const MODES: [&str; 3] = ["rewrite", "adaptive", "strip"];
+
+/// A server connection forgets everything, or has a name taken, and no text tells. (What runs SQL that it has made itself is known
+/// for it, and whatever ran before is parsed anew.)
+const HIDDEN: &str = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN DEALLOCATE ALL; END'; \
+    CREATE FUNCTION take(name text) RETURNS void LANGUAGE plpgsql \
+    AS 'BEGIN EXECUTE format(''PREPARE %I AS SELECT ''''a stranger''''::text'', name); END'; \
+    CREATE TABLE done (what text); GRANT ALL ON done TO PUBLIC; \
+    CREATE TYPE mood AS ENUM ('sad', 'glad')";
+
+/// The type is another one under the same name.
+const RENEW: &str = "DROP TYPE mood; CREATE TYPE mood AS ENUM ('glad', 'sad')";
+
+fn site(mode: &'static str) -> Site<'static> {
+    let site = Site::start(&[("default_pool_size", "2"), ("prepared_statements", mode)]);
+    site.place.psql(HIDDEN);
+    site
+}
+
+async fn query(client: &mut Wire, text: &str) -> Outcome {
+    let outcome = client.query(text).await.unwrap();
+    assert_eq!(outcome.error, None, "{text}");
+    outcome
+}
+
+/// Runs the statement, whose only parameter this is.
+async fn echo(client: &mut Wire, name: &str, value: &str) -> Outcome {
+    run(client, &[bind("", name, &[Some(value.as_bytes())]), execute("", 0), sync()]).await
+}
+
+/// The client has a part of the answer already when what is behind it fails.
+const BEYOND: [&str; 2] = ["with a Sync between", "flushed first"];
+
+/// How drivers prepare a statement and run it for the first time.
+fn shapes(text: &str, value: &'static str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
+    let parse = || parse("new", text, &[]);
+    let bind = || bind("", "new", &[Some(value.as_bytes())]);
+    let all = || execute("", 0);
+    vec![
+        ("one by one", vec![vec![parse(), sync()], vec![bind(), all(), sync()]]),
+        ("described first", vec![vec![parse(), describe_statement("new"), sync()], vec![bind(), all(), sync()]]),
+        ("in one batch", vec![vec![parse(), bind(), all(), sync()]]),
+        ("in one batch, described", vec![vec![parse(), bind(), describe_portal(""), all(), sync()]]),
+        ("in one batch, told of both", vec![vec![parse(), describe_statement("new"), bind(), all(), sync()]]),
+        (BEYOND[0], vec![vec![parse(), sync(), bind(), all(), sync()]]),
+        ("closed in the same batch", vec![vec![parse(), bind(), all(), close_statement("new"), sync()]]),
+        (
+            "described and flushed first",
+            vec![vec![parse(), describe_statement("new"), flush()], vec![bind(), all(), sync()]],
+        ),
+        (BEYOND[1], vec![vec![parse(), flush()], vec![bind(), all(), sync()]]),
+    ]
+}
+
+/// Plays a shape: the statement is found at the first attempt, or, where that cannot be, at the second.
+async fn find(client: &mut Wire, (shape, batches): &(&str, Vec<Vec<Vec<u8>>>), value: &str, mode: &str) {
+    let mut got = play(client, batches).await;
+    if BEYOND.contains(shape) && matches!(&*got.1, "26000" | "XX000") {
+        run(client, &[close_statement("new"), sync()]).await;
+        got = play(client, batches).await;
+    }
+    assert_eq!(got, (vec![value.to_owned()], String::new()), "{mode}, {shape}");
+    run(client, &[close_statement("new"), sync()]).await;
+}
+
+/// Plays a shape. The rows, and the first error.
+async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, String) {
+    let (mut rows, mut error) = (Vec::new(), String::new());
+    for batch in batches {
+        client.send(&batch.concat()).await.unwrap();
+        for _ in batch.iter().filter(|message| ***message == sync()) {
+            let outcome = client.outcome().await.unwrap();
+            rows.extend(outcome.rows.iter().map(|row| row[0].clone().unwrap_or_default()));
+            if error.is_empty() {
+                error = outcome.sqlstate().to_owned();
+            }
+        }
+    }
+    (rows, error)
+}
+
+/// What was shown is that something was mended, and not that nothing was broken.
+fn assert_healed(site: &Site<'_>, mode: &str) {
+    if mode != "strip" {
+        pgweir_harness::wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_the_server_has_lost_is_prepared_anew_however_a_driver_asks() {
+    for mode in MODES {
+        let site = site(mode);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        let text = "SELECT $1::text /* lost */";
+        prepare(&mut client, "s1", text).await;
+        for shape in shapes(text, "found") {
+            for _ in 0..4 {
+                assert_value(&echo(&mut client, "s1", "known").await, "known");
+            }
+            query(&mut other, "SELECT wipe()").await;
+            find(&mut other, &shape, "found", mode).await;
+            // The one who had it is healed as well: it is lost to nobody.
+            query(&mut other, "SELECT wipe()").await;
+            assert_value(&echo(&mut client, "s1", "known").await, "known");
+        }
+        assert_healed(&site, mode);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
+    for mode in MODES {
+        let site = site(mode);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        prepare(&mut client, "s1", "SELECT $1::text").await;
+        prepare(&mut client, "s2", "INSERT INTO done VALUES ($1) RETURNING what").await;
+        for _ in 0..5 {
+            assert_value(&echo(&mut client, "s1", "mine").await, "mine");
+            assert_value(&echo(&mut client, "s2", "before").await, "before");
+        }
+        let names = query(&mut client, "SELECT string_agg(name, ' ' ORDER BY name) FROM pg_prepared_statements").await;
+        let names: Vec<String> = names.value().unwrap_or_default().split(' ').map(str::to_owned).collect();
+        if mode == "strip" {
+            assert_eq!(names, [""], "nothing is kept whose name could be taken");
+            continue;
+        }
+        // On the other server connection, where they are not yet.
+        hold(&mut other).await;
+        for name in &names {
+            query(&mut client, &format!("SELECT take('{name}')")).await;
+        }
+        // Until it is known what the function left, nothing is parsed under a name that others know.
+        query(&mut client, "SELECT 1").await;
+        assert_value(&echo(&mut client, "s1", "mine").await, "mine");
+        assert_value(&echo(&mut client, "s2", "once").await, "once");
+        assert_eq!(site.place.psql("SELECT count(*) FROM done WHERE what = 'once'").trim(), "1", "{mode}");
+        assert_eq!(other.query("ROLLBACK").await.unwrap().status, b'I');
+        // In a transaction of the client's own it is told, under the client's name, and behind it all is well.
+        assert_eq!(client.query("BEGIN").await.unwrap().error, None);
+        query(&mut client, "SELECT wipe()").await;
+        for name in &names {
+            query(&mut client, &format!("SELECT take('{name}')")).await;
+        }
+        let told = echo(&mut client, "s1", "mine").await;
+        assert!(!told.rows.iter().flatten().flatten().any(|value| value.contains("stranger")), "{mode}: {told:?}");
+        assert!(!format!("{told:?}").contains(&names[0]), "{mode}: {told:?}");
+        assert_eq!(client.query("ROLLBACK").await.unwrap().status, b'I');
+        assert_value(&echo(&mut client, "s1", "mine").await, "mine");
+        assert_value(&echo(&mut client, "s2", "twice").await, "twice");
+        assert_healed(&site, mode);
+        // And nothing keeps the server connection with its client any more.
+        let (first, second) = (hold(&mut client).await, hold(&mut other).await);
+        assert_ne!(first, second);
+        assert_eq!(client.query("COMMIT").await.unwrap().status, b'I');
+        assert_eq!(other.query("COMMIT").await.unwrap().status, b'I');
+    }
+}
+
+#[tokio::test]
+async fn who_was_told_nothing_of_a_type_that_is_another_now_does_not_notice() {
+    for mode in MODES {
+        let site = site(mode);
+        let mut client = site.client().await;
+        prepare(&mut client, "s1", "SELECT $1::mood").await;
+        prepare(&mut client, "s2", "INSERT INTO done VALUES ($1::mood) RETURNING what").await;
+        for round in 0..4_usize {
+            for _ in 0..4 {
+                assert_value(&echo(&mut client, "s1", "glad").await, "glad");
+                assert_value(&echo(&mut client, "s2", "glad").await, "glad");
+            }
+            site.place.psql(RENEW);
+            assert_value(&echo(&mut client, "s2", "sad").await, "sad");
+            let once = site.place.psql("SELECT count(*) FROM done WHERE what = 'sad'");
+            assert_eq!(once.trim(), (round + 1).to_string(), "{mode}");
+            assert_value(&echo(&mut client, "s1", "sad").await, "sad");
+        }
+        // In a transaction of its own it is told with all its fields, and once.
+        site.place.psql(RENEW);
+        assert_eq!(client.query("BEGIN").await.unwrap().error, None);
+        let told = echo(&mut client, "s1", "sad").await;
+        assert!(matches!(told.sqlstate(), "" | "XX000"), "{mode}: {told:?}");
+        assert_eq!(client.query("ROLLBACK").await.unwrap().status, b'I');
+        assert_value(&echo(&mut client, "s1", "sad").await, "sad");
+    }
+}
+
+#[tokio::test]
+async fn a_text_prepared_for_the_first_time_means_the_types_that_are_there_now() {
+    for mode in MODES {
+        let site = site(mode);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        let text = "SELECT $1::mood /* again */";
+        prepare(&mut client, "s1", text).await;
+        for shape in shapes(text, "sad") {
+            for _ in 0..4 {
+                assert_value(&echo(&mut client, "s1", "glad").await, "glad");
+            }
+            site.place.psql(RENEW);
+            find(&mut other, &shape, "sad", mode).await;
+        }
+        assert_healed(&site, mode);
+    }
+}
+
+/// What drivers look up by its number in the catalog, once.
+fn told_types(answer: &[pgweir_harness::wire::Message]) -> (u32, u32) {
+    let parameters = body(answer, b't').unwrap();
+    let rows = body(answer, b'T').unwrap();
+    let name = rows[2..].iter().position(|byte| *byte == 0).unwrap() + 3;
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+    (number(&parameters[2..6]), number(&rows[name + 6..name + 10]))
+}
+
+#[tokio::test]
+async fn who_was_told_a_type_that_is_gone_gets_an_error_once_and_then_the_new_one() {
+    for mode in MODES {
+        let site = site(mode);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        let now = || site.place.psql("SELECT 'mood'::regtype::oid::int8").trim().parse::<u32>().unwrap();
+        let prepared = || [parse("s1", "SELECT $1::mood", &[]), describe_statement("s1"), sync()];
+        let execution = || [bind_formats("", "s1", &[], &[Some(b"sad")], &[1]), execute("", 0), sync()];
+        for round in 0..3 {
+            let told = exchange(&mut client, &prepared()).await;
+            assert_eq!(told_types(&told), (now(), now()), "{mode}, round {round}");
+            for _ in 0..4 {
+                assert_eq!(code(&exchange(&mut client, &execution()).await), "", "{mode}");
+            }
+            site.place.psql(RENEW);
+            let failed = exchange(&mut client, &execution()).await;
+            assert_eq!(code(&failed), "0A000", "{mode}, round {round}: {failed:?}");
+            let error = String::from_utf8_lossy(body(&failed, b'E').unwrap()).into_owned();
+            assert!(error.contains("RRevalidateCachedQuery"), "{mode}: {error}");
+            // Whoever asks for the first time is told what is there now, and so is this client when it asks again.
+            let told = exchange(&mut other, &prepared()).await;
+            assert_eq!(told_types(&told), (now(), now()), "{mode}, round {round}, another client");
+            assert_eq!(code(&exchange(&mut other, &execution()).await), "", "{mode}");
+            for client in [&mut client, &mut other] {
+                exchange(client, &[close_statement("s1"), sync()]).await;
+            }
+        }
+    }
+}
