@@ -92,7 +92,7 @@ catalogue! {
     FOLLOWER_LAG_BYTES = Gauge Bytes "pgweir_follower_lag_bytes" "Bytes of the write-ahead log that the follower was behind then.";
     FOLLOWER_STATE = Gauge Count "pgweir_follower_state" "1 for what is known of the follower, else 0, by state.";
     ROUTES = Counter Count "pgweir_routes_total" "Transactions of databases with followers, by what decided where they went (reason).";
-    READ_WAITS = Counter Count "pgweir_read_waits_total" "Reads that waited for a look at the primary's position (read_freshness = fleet).";
+    READ_WAITS = Counter Count "pgweir_read_waits_total" "Reads that waited until the position of the primary was looked at.";
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
     QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
