@@ -314,7 +314,7 @@ fn the_one_that_listens_to_a_server_that_is_the_primary_no_longer_is_replaced() 
         is_released(&stage, 1);
         let hub = hubs(&stage)[0];
         // The old server lives on, and so does the connection that listens; all others lead to the new one.
-        proxy.redirect(new.addr());
+        proxy.lead_to(new.addr());
         wait_until(SOON, || {
             stage.sql(&format!(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{name}' AND pid <> {hub}"

@@ -106,9 +106,9 @@ fn cancels_at_any_moment_hit_nobody_elses_read() {
                 while !over.get() {
                     counter += 1;
                     let tag = format!("c{number}-{counter}");
-                    let hint = dice.pick(&["", "/* pgweir.route=follower */", "/* pgweir.route=primary */"]);
+                    let wish = dice.pick(&["", "/* pgweir.route=follower */", "/* pgweir.route=primary */"]);
                     let seconds = dice.time_below(Duration::from_millis(15)).as_secs_f64();
-                    let sql = format!("{hint} SELECT '{tag}' FROM pg_sleep({seconds})");
+                    let sql = format!("{wish} SELECT '{tag}' FROM pg_sleep({seconds})");
                     let outcome = match dice.below(2) {
                         0 => client.query(&sql).await.unwrap(),
                         _ => client.extended(&sql, &[]).await.unwrap(),
@@ -129,7 +129,7 @@ fn cancels_at_any_moment_hit_nobody_elses_read() {
         for _ in 0..CANCELS {
             // Those of every third are never used.
             let whom = dice.index(CLIENTS);
-            if whom % 3 == 0 {
+            if whom.is_multiple_of(3) {
                 continue;
             }
             sent[whom] += 1;

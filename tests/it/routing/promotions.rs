@@ -1,16 +1,23 @@
-//! A follower takes the primary's place, at the primary's address, while clients write and read: whoever is between two
+//! A follower takes the primary's place, at the primary's address or by its name, while clients write and read: whoever is between two
 //! transactions waits, and sees no error.
 
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, join3};
-use pgweir_harness::wire::{Outcome, Wire};
-use pgweir_harness::{Cluster, ClusterOptions, FaultProxy, Pgweir, SUPERUSER, SUPERUSER_PASSWORD};
+use pgweir_harness::wire::{Outcome, Wire, build};
+use pgweir_harness::{
+    Cluster, ClusterOptions, FaultProxy, Pgweir, PgweirOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async,
+};
 use tokio::time::sleep;
 
-use crate::stage::{SOON, Stage, run};
+use crate::stage::{SOON, Stage, run, succeed, value};
 use crate::support::{Place, metric_in, options};
 
 /// Clients of each kind; each has a register of its own.
@@ -150,6 +157,8 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         ("databases.PLACE.port", &*port),
         ("databases.PLACE.followers", &addresses),
         ("read_routing", "auto"),
+        // Whoever only reads is on followers all the time.
+        ("read_freshness", "session"),
         ("read_sample_interval", "5ms"),
         ("default_pool_size", "6"),
         ("query_wait_timeout", "60s"),
@@ -195,20 +204,21 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         thread::sleep(Duration::from_millis(500));
         // One takes its place, as who is reached by its name.
         one.psql("postgres", "SELECT pg_promote()").unwrap();
-        proxy.redirect(one.addr());
+        proxy.lead_to(one.addr());
         more("after the promotion");
-        // The old one is back, and one that follows it: both go on by themselves, past where the new one is.
-        primary.restart().unwrap();
-        primary.psql(name, "UPDATE registers SET value = -1").unwrap();
-        primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
-        primary.await_replay(three, SOON).unwrap();
-        // The other one follows the new one.
+        // Another one follows it from now on.
         let conninfo =
             format!("host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}", one.addr().ip(), one.port());
         two.psql("postgres", &format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'")).unwrap();
         two.reload().unwrap();
         one.psql("postgres", "CHECKPOINT").unwrap();
         one.await_replay(two, SOON).unwrap();
+        // The old one is back, and one that follows it: both go on by themselves, past where the new one is.
+        primary.restart().unwrap();
+        primary.psql(name, "UPDATE registers SET value = -1").unwrap();
+        primary.psql(name, "CREATE TABLE astray AS SELECT generate_series(1, 200000) n").unwrap();
+        primary.await_replay(three, SOON).unwrap();
+        // At its next restartpoint it tells its new timeline.
         two.psql("postgres", "CHECKPOINT").unwrap();
         let before = on_followers(&stage.pgweir);
         until("one serves", &|| serving(two) && on_followers(&stage.pgweir) > before + 50.0);
@@ -247,6 +257,73 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         println!("{address}: its state changed {changes} times");
         assert!(changes <= 16, "{changes} changes: {log}");
     }
+}
+
+/// A program that runs pgweir with a file of its own in the place of `/etc/hosts`. None where no program may have a view of
+/// its own of the file system.
+fn with_names(folder: &Path, hosts: &Path) -> Option<PathBuf> {
+    let may = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success());
+    let script = folder.join("pgweir");
+    let text = "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind \"$0\" /etc/hosts && exec \"$@\"' ";
+    let text = format!("{text} {} {} \"$@\"\n", hosts.display(), env!("CARGO_BIN_EXE_pgweir"));
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    may.then_some(script)
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_after_a_promotion_is_looked_up_anew() {
+    const NAME: &str = "database.pgweir.test";
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    let leads_to = |address: Ipv4Addr| fs::write(&hosts, format!("127.0.0.1 localhost\n{address} {NAME}\n")).unwrap();
+    let Some(bin) = with_names(folder.path(), &hosts) else {
+        println!("this test needs `unshare --mount`: it shows nothing here");
+        return;
+    };
+    let primary = Cluster::start(ClusterOptions::default()).unwrap();
+    let follower = primary.follower(ClusterOptions::default()).unwrap();
+    // Both at the same port, by which the name leads to them.
+    let [before, after] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+    let port = FaultProxy::start(primary.addr()).unwrap().port();
+    let at =
+        |address: Ipv4Addr, cluster: &Cluster| FaultProxy::start_at((address, port).into(), cluster.addr()).unwrap();
+    let _proxies = [at(before, &primary), at(after, &follower)];
+    leads_to(before);
+    let place = Place::on(&primary);
+    let (port, address) = (port.to_string(), follower.addr().to_string());
+    let settings = [
+        ("databases.PLACE.host", NAME),
+        ("databases.PLACE.port", &*port),
+        ("databases.PLACE.followers", &*address),
+        ("read_routing", "auto"),
+        ("read_sample_interval", "5ms"),
+        ("query_wait_timeout", "60s"),
+    ];
+    let options = PgweirOptions { bin: Some(bin), ..options(place.toml(&settings)) };
+    let stage = Stage { pgweir: Pgweir::start_with(options).unwrap(), place };
+    stage.own_sql("CREATE TABLE registers (id int PRIMARY KEY, value bigint); INSERT INTO registers VALUES (1, 0)");
+    primary.await_replay(&follower, SOON).unwrap();
+    run(Duration::from_mins(1), async {
+        let (mut one, mut two) = (stage.client().await, stage.client().await);
+        succeed(&mut one, "UPDATE registers SET value = 1").await;
+        wait_until_async(SOON, async || {
+            assert_eq!(value(&mut two, "SELECT value FROM registers").await, "1");
+            in_state(&stage.pgweir, &follower, "serving")
+        })
+        .await;
+        primary.stop().unwrap();
+        one.send(&build::query("UPDATE registers SET value = 2 RETURNING value")).await.unwrap();
+        // It is tried where the name still leads.
+        stage.pgweir.wait_log("server login failed", SOON).unwrap();
+        follower.psql("postgres", "SELECT pg_promote()").unwrap();
+        leads_to(after);
+        assert_eq!(one.outcome().await.unwrap().value(), Some("2"));
+        assert_eq!(value(&mut two, "SELECT value FROM registers").await, "2");
+        succeed(&mut two, "UPDATE registers SET value = 3").await;
+        assert_eq!(value(&mut one, "SELECT value FROM registers").await, "3");
+    });
+    assert_eq!(follower.psql(stage.name(), "SELECT value FROM registers").unwrap(), "3");
 }
 
 /// What came of the gentle, of the busy, and of those that only read.
