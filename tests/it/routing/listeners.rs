@@ -52,6 +52,7 @@ fn who_listens_is_told_between_its_reads_on_followers_and_sees_what_it_is_told_o
             }
             if number < ROUNDS / 2 {
                 family.until_routed(&mut client).await;
+                assert_eq!(value(&mut client, "SELECT 'x' /* before */").await, "x");
             }
             succeed(&mut sender, &format!("UPDATE kept SET id = {number}; NOTIFY news, '{number}'")).await;
             // It reads all the time, and is told in between.
@@ -67,7 +68,7 @@ fn who_listens_is_told_between_its_reads_on_followers_and_sees_what_it_is_told_o
             assert_eq!(value(&mut client, "SELECT id FROM kept /* what it is about */").await, number.to_string());
         }
         family.resume();
-        let (at_home, elsewhere) = family.ran("meanwhile */");
+        let (at_home, elsewhere) = family.ran("before */");
         assert!(elsewhere > 0, "{at_home} at home, {elsewhere} elsewhere");
         family.until_routed(&mut client).await;
     });
