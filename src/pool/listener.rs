@@ -112,11 +112,18 @@ impl Pool {
         may && leaves_one(self.open(), room, limits.pool_size, pinned)
     }
 
-    /// Whether clients wait in vain because the connection that listens is the only one.
+    /// Whether clients wait in vain because all connections but the one that listens are pinned, or there are no others.
     #[must_use]
     pub fn needs_listener(&self) -> bool {
-        self.listener.borrow().is_some() && self.open() == 1 && self.waiters().1 >= GRACE
+        self.listener.borrow().is_some()
+            && is_last_to_serve(self.open(), self.pinned.get())
+            && self.waiters().1 >= GRACE
     }
+}
+
+/// Whether none of the connections that are `open` serves clients that are not pinned, if one of them listens.
+const fn is_last_to_serve(open: u32, pinned: u32) -> bool {
+    open.saturating_sub(pinned) <= 1
 }
 
 /// Whether at least one of the connections that are `open`, or for which there is `room`, is left for clients that are not
@@ -150,6 +157,14 @@ mod tests {
         ];
         for (name, other, other_born, want) in table {
             assert_eq!(compare((&listener, born), (&other, other_born)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_opened_or_not_pinned_serves_the_others() {
+        let table = [((1, 0), true), ((2, 0), false), ((3, 1), false), ((3, 2), true), ((2, 3), true)];
+        for ((open, pinned), want) in table {
+            assert_eq!(is_last_to_serve(open, pinned), want, "{pinned} of {open}");
         }
     }
 

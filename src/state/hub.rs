@@ -50,7 +50,7 @@
 //! | the pool's clients are led to another server (a failover) while its old one lives on | the same, as soon as one that listens runs something there, or a follower is found to be the primary |
 //! | it is silent | a question every [`PING_AFTER`] periods; no answer within [`LIMIT`] is a loss |
 //! | the pool may have but one connection beside the pinned ones (its size, a limit, the fleet's budget) | there is no hub: who listens keeps its server connection |
-//! | that comes about when there is a hub: its connection is the only one, and clients wait | it is reset and serves them; the hub's clients are ended with 57P01, so that they listen anew and the first keep their server connections |
+//! | that comes about when there is a hub: all others are pinned, or there are none, and clients have waited for 5 s | it is reset and serves them; the hub's clients are ended with 57P01, so that they listen anew and the first keep their server connections |
 //! | the server will not listen (it is a standby by now) | the same |
 //! | a client has more channels than [`CHANNELS_MAX`](super::CHANNELS_MAX), or another encoding than the hub | it keeps its server connection; what the hub had brought before and was not told yet is lost with another encoding |
 //! | a client sends UNLISTEN and LISTEN of one channel ahead of the answers | what was sent between the two is told |
@@ -290,6 +290,11 @@ impl Hub {
         let number = self.number();
         self.subscriptions.borrow_mut().mark(id, number, names);
         number
+    }
+
+    /// The mark with this number will not come.
+    pub(super) fn unmark(&self, number: u64) {
+        self.subscriptions.borrow_mut().unmark(number);
     }
 
     /// A client's own server connection, which listens to `names`, becomes the hub's, if it has none.

@@ -164,6 +164,9 @@ impl Subscriber {
 
     /// Those on their way do not come.
     pub fn retract(&mut self) {
+        if let Step::Marking(number) = self.step {
+            self.hub.unmark(number);
+        }
         if self.step != Step::Rest {
             self.hub.unsubscribe(self.id, slices(&self.coming));
             self.coming.clear();

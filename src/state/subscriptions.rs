@@ -171,9 +171,12 @@ impl Subscriptions {
                 marked.push(name.clone());
             }
         }
-        // One that failed is not waited for.
-        self.marks.retain(|_, (waits, _)| *waits != id);
         self.marks.insert(number, (id, marked));
+    }
+
+    /// The mark will not come.
+    pub fn unmark(&mut self, number: u64) {
+        self.marks.remove(&number);
     }
 
     /// The mark has come.
@@ -395,6 +398,28 @@ mod tests {
         all.unsubscribe(1, names(&["c"]));
         all.dispatch(b"c", &message("never"));
         assert_eq!(mail(&inbox), "");
+    }
+
+    #[test]
+    fn a_second_mark_of_a_client_leaves_the_first_to_come() {
+        let mut all = Subscriptions::default();
+        let inbox = Rc::new(Inbox::default());
+        all.enter(1, inbox.clone());
+        for name in [&b"a"[..], b"b", b"c"] {
+            all.subscribe(1, name, false);
+        }
+        text(&mut all);
+        all.mark(1, 1, names(&["a"]));
+        all.mark(1, 2, names(&["b"]));
+        all.mark(1, 3, names(&["c"]));
+        all.unmark(3);
+        for number in 1..=3 {
+            all.marked(number);
+        }
+        for (name, said) in [(&b"a"[..], "a"), (b"b", "b"), (b"c", "c")] {
+            all.dispatch(name, &message(said));
+        }
+        assert_eq!(mail(&inbox), "ab");
     }
 
     #[test]
