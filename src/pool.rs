@@ -29,6 +29,7 @@ use fleet::Fleet;
 pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
+pub use listener::{Life, Listener};
 use watch::Watch;
 
 /// What the first server connection of a pool told, and every client is told.
@@ -146,8 +147,10 @@ pub struct Pool {
     pub clients: Cell<u32>,
     /// Server connections pinned.
     pub pinned: Cell<u32>,
-    /// The place of the lent connection that listens for all clients, if one does.
-    pub listener: Cell<Option<usize>>,
+    /// The lent connection that listens for all clients, if one does.
+    listener: RefCell<Option<Listener>>,
+    /// It is to be given up: its server is the primary no longer.
+    pub listener_leaves: Cell<bool>,
     /// What is known of the database's functions, triggers and views.
     pub catalog: Rc<Knowledge>,
     /// Whether this pool is the one that asks for it: a follower has the primary's.
@@ -232,7 +235,8 @@ impl Pool {
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
-            listener: Cell::new(None),
+            listener: RefCell::default(),
+            listener_leaves: Cell::new(false),
             catalog: kin.catalog,
             is_surveyor: kin.is_surveyor,
             follower: Cell::new(follower),
@@ -562,8 +566,10 @@ impl Pool {
         self.draining.get()
     }
 
-    /// Closes the idle server connections that lead to this life of a server, or to another one.
+    /// Closes the idle server connections that lead to this life of a server, or to another one, and has the one that listens
+    /// given up if it does.
     pub fn evict(&self, is_leaving: impl Fn(&Incarnation) -> bool) {
+        self.evict_listener(&is_leaving);
         loop {
             let conn = {
                 let mut inner = self.inner.borrow_mut();
@@ -586,7 +592,7 @@ impl Pool {
     #[must_use]
     pub fn picture(&self) -> Picture {
         let inner = self.inner.borrow();
-        let listener = self.listener.get();
+        let listener = self.listener_place();
         let oldest = inner.lent.iter().filter(|(key, _)| Some(*key) != listener).map(|(_, since)| *since).min();
         Picture {
             name: self.name.clone(),

@@ -9,13 +9,14 @@ use pgweir_config::Config;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cancel::{Activity, Entry, Order};
+use crate::cancel::{Activity, Entry, Holding, Order};
 use crate::client::{Context, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Left, Listener, Sockets};
 use crate::observe::blame::HOLDERS_MAX;
 use crate::observe::{Shared, Told};
+use crate::pool::{self, Pool, micros};
 use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot, TextStats};
 
 /// Ticks between two publications of the statistics.
@@ -220,12 +221,38 @@ impl Worker {
     /// If somebody asked, has the sessions tell what they hold, and passes it on at the next tick.
     fn tell_who_holds_what(&mut self) {
         if std::mem::take(&mut self.inquiring) {
-            let blame = self.context.registry.told();
+            let mut blame = self.context.registry.told();
+            blame.holdings.extend(self.listeners());
             self.shared.tell_blame(Told { at: self.context.clock.now(), blame });
         } else if self.shared.is_blame_asked() {
             self.context.registry.inquire(HOLDERS_MAX);
             self.inquiring = true;
         }
+    }
+
+    /// The server connections that listen for clients.
+    fn listeners(&self) -> Vec<Holding> {
+        let listeners = self.context.hubs.listeners();
+        let holding = |(pool, listener, clients): (Rc<Pool>, pool::Listener, usize)| {
+            let held_us = micros(self.context.clock.now().saturating_duration_since(listener.since));
+            Holding {
+                pool: pool.name.clone(),
+                url: None,
+                server_pid: listener.server_pid,
+                client_pid: 0,
+                client: None,
+                application_name: "pgweir".into(),
+                activity: Activity::Idle,
+                activity_us: held_us,
+                held_us,
+                in_transaction: false,
+                session_mode: false,
+                pins: Vec::new(),
+                own_work: false,
+                listens_for: Some(clients),
+            }
+        };
+        listeners.into_iter().map(holding).collect()
     }
 
     /// Sessions that do one thing for too long.

@@ -127,6 +127,8 @@ pub struct Rules {
     pub harmless: bool,
     /// The server is a follower.
     pub follower: bool,
+    /// The client was told of a BEGIN that the server has not run yet.
+    pub owes_begin: bool,
     /// The process id that the client was told.
     pub pid: u32,
 }
@@ -364,6 +366,10 @@ impl Answer<'_> {
         if let Some(subscriber) = self.subscriber {
             if let Some(awaited) = subscriber.is_mark(body) {
                 self.aside.marked |= awaited;
+                return plan.skip(len);
+            }
+            if self.rules.owes_begin {
+                subscriber.files(body);
                 return plan.skip(len);
             }
             let mut earlier = Vec::new();

@@ -174,6 +174,7 @@ impl Desk {
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
                 heals: false,
+                owes_begin: false,
                 pid: 1,
                 elsewhere: self.elsewhere,
                 harmless: self.harmless,

@@ -333,6 +333,7 @@ impl Relay {
             elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
             harmless: self.active.as_ref().is_some_and(|active| active.rerun.is_harmless()),
             follower: self.is_on_follower(),
+            owes_begin: self.owes_begin(),
             pid: self.entry.pid,
         }
     }
@@ -375,7 +376,9 @@ impl Relay {
         }
         let used = plan.at();
         let (first, second) = plan.slices();
-        if !(first.is_empty() && second.is_empty()) {
+        // What comes between an error that is not told and its ReadyForQuery is no word of an answer.
+        let is_answer = !active.aside.healing && !matches!(heard, Heard::Again);
+        if is_answer && !(first.is_empty() && second.is_empty()) {
             active.rerun.settle();
         }
         if let Some(before) = before {

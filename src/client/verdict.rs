@@ -196,8 +196,8 @@ pub fn route(
     verdict.errand(Circumstances::of(routing, profile)).map(|(_, reason)| reason)
 }
 
-/// What a follower accepts and must not: it would lock nothing, tell nothing of what the client listens to, or leave something
-/// on a server connection that its client does not keep; and what it accepts only to fail with all that follows.
+/// What a follower accepts and must not: it would lock nothing, or leave something on a server connection that its client
+/// does not keep; and what it accepts only to fail with all that follows.
 const UNFIT: EffectSet = EffectSet::ADVISORY_LOCK
     .union(EffectSet::HOLD_CURSOR)
     .union(EffectSet::LISTEN)
@@ -213,8 +213,14 @@ const UNFIT: EffectSet = EffectSet::ADVISORY_LOCK
 pub fn is_unfit(set: EffectSet, text: &[u8]) -> bool {
     // The next transaction would be on the follower whatever it is.
     let chains = set.intersects(EffectSet::BEGIN) || ends(set) && set.intersects(EffectSet::MULTI);
-    const WORDS: [&[u8]; 3] = [b"advisory", b"serializable", b"listening_channels"];
-    set.intersects(UNFIT) || chains || WORDS.iter().any(|word| mentions(text, word))
+    set.intersects(UNFIT) || chains || mentions(text, b"advisory") || mentions(text, b"serializable")
+}
+
+/// Whether a text with these effects is, or may be, about what its client listens to: a follower accepts that, and knows of
+/// nothing.
+#[must_use]
+pub fn concerns_channels(set: EffectSet, text: &[u8]) -> bool {
+    set.intersects(EffectSet::UNLISTEN) || mentions(text, b"listening_channels")
 }
 
 /// Whether a text with these effects may make a read-only transaction one that writes, or end it and go on.
@@ -327,9 +333,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_channels_is_told_from_all_else() {
+        #[rustfmt::skip]
+        let table = [
+            ("UNLISTEN *",                           true),
+            ("SELECT 1; UNLISTEN news",              true),
+            ("SELECT * FROM pg_listening_channels()", true),
+            ("SELECT 1",                             false),
+        ];
+        for (text, want) in table {
+            assert_eq!(concerns_channels(scan(text.as_bytes()).set, text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
     fn what_a_follower_accepts_and_must_not_is_unfit_and_what_may_write_is_no_read_only_transaction() {
         #[rustfmt::skip]
-        let table: [(&str, bool, bool); 16] = [
+        let table: [(&str, bool, bool); 15] = [
             ("SELECT 1",                                     false, false),
             ("SET LOCAL work_mem = '1MB'",                   false, true),
             ("SAVEPOINT s",                                  false, false),
@@ -343,7 +363,6 @@ mod tests {
             ("SET TRANSACTION READ WRITE",                   false, true),
             ("COMMIT AND CHAIN",                             true,  true),
             ("COMMIT; INSERT INTO t VALUES (1)",             true,  true),
-            ("SELECT pg_listening_channels()",               true,  false),
             ("PREPARE p AS SELECT 1",                        true,  false),
             ("DO $$ BEGIN END $$",                           true,  true),
         ];

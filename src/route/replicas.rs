@@ -228,7 +228,7 @@ impl Replicas {
             ReadFreshness::Session => Need::After(stamp),
             ReadFreshness::Pool => Need::After(stamp.max(self.written.get())),
             ReadFreshness::Bounded => Need::Within(self.freshness.max_staleness_us),
-            ReadFreshness::Fleet => Need::After(Some(arrived)),
+            ReadFreshness::Fleet => Need::After(stamp.max(Some(arrived))),
             ReadFreshness::Eventual => Need::Nothing,
         }
     }

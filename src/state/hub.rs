@@ -47,9 +47,10 @@
 //! | a client is gone | its subscriptions with it, at once |
 //! | a client does not take its notifications | above [`UNTAKEN_MAX`](super::UNTAKEN_MAX) bytes its session ends with an error; above [`TOTAL_MAX`](super::TOTAL_MAX) for all clients that of the one that has left most |
 //! | the hub's connection is lost | a warning to every client, another connection, with pauses up to [`LONGEST_PAUSE`], LISTEN again, a second warning that says so; what was sent in between is lost |
+//! | the pool's clients are led to another server (a failover) while its old one lives on | the same, as soon as one that listens runs something there, or a follower is found to be the primary |
 //! | it is silent | a question every [`PING_AFTER`] periods; no answer within [`LIMIT`] is a loss |
 //! | the pool may have but one connection beside the pinned ones (its size, a limit, the fleet's budget) | there is no hub: who listens keeps its server connection |
-//! | that comes about when there is a hub: its connection is the only one, and clients wait | it is reset and serves them; the hub's clients are ended with 57P01, so that they listen anew and the first keep their server connections |
+//! | that comes about when there is a hub: all others are pinned, or there are none, and clients have waited for 5 s | it is reset and serves them; the hub's clients are ended with 57P01, so that they listen anew and the first keep their server connections |
 //! | the server will not listen (it is a standby by now) | the same |
 //! | a client has more channels than [`CHANNELS_MAX`](super::CHANNELS_MAX), or another encoding than the hub | it keeps its server connection; what the hub had brought before and was not told yet is lost with another encoding |
 //! | a client sends UNLISTEN and LISTEN of one channel ahead of the answers | what was sent between the two is told |
@@ -69,7 +70,7 @@ use pgweir_proto::encode::{self, Report};
 use super::inbox::{Inbox, channel, payload};
 use super::subscriptions::{Id, Subscriptions, quote};
 use crate::backend::{ServerConn, SettleError};
-use crate::pool::Pool;
+use crate::pool::{Listener, Pool};
 use crate::settings;
 use crate::stats::DiscardReason;
 
@@ -140,6 +141,15 @@ impl Hubs {
         hubs.insert(pool.id, Rc::downgrade(&hub));
         hub
     }
+
+    /// The server connections that listen: whose, which, and for how many clients.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(Rc<Pool>, Listener, usize)> {
+        let hubs = self.0.borrow();
+        let hubs = hubs.values().filter_map(Weak::upgrade);
+        let of = |hub: Rc<Hub>| Some((hub.pool.clone(), hub.pool.listener()?, hub.subscriptions.borrow().clients()));
+        hubs.filter_map(of).collect()
+    }
 }
 
 /// The one that listens for all clients of a pool.
@@ -155,6 +165,8 @@ pub struct Hub {
     waker: RefCell<Option<Waker>>,
     /// Numbers clients and marks.
     next: Cell<u64>,
+    /// Clients with smaller numbers were told of the last loss.
+    warned: Cell<Id>,
 }
 
 /// Why the hub gives a connection up.
@@ -203,6 +215,7 @@ impl Hub {
             given: RefCell::default(),
             waker: RefCell::default(),
             next: Cell::new(1),
+            warned: Cell::new(0),
         }
     }
 
@@ -263,7 +276,13 @@ impl Hub {
 
     /// Whether it listens to these. None if it never will: there is no connection.
     pub(super) fn hears<'a>(&self, names: impl Iterator<Item = &'a [u8]>) -> Option<bool> {
-        self.is_up().then(|| self.subscriptions.borrow().hears(names))
+        self.is_up().then(|| !self.pool.listener_leaves.get() && self.subscriptions.borrow().hears(names))
+    }
+
+    /// The pool's clients are led to another server by now: the connection is of no use.
+    pub(super) fn leaves(&self) {
+        self.pool.listener_leaves.set(true);
+        self.wake();
     }
 
     /// The client will have these channels' notifications from the mark on that it sends with this number.
@@ -271,6 +290,11 @@ impl Hub {
         let number = self.number();
         self.subscriptions.borrow_mut().mark(id, number, names);
         number
+    }
+
+    /// The mark with this number will not come.
+    pub(super) fn unmark(&self, number: u64) {
+        self.subscriptions.borrow_mut().unmark(number);
     }
 
     /// A client's own server connection, which listens to `names`, becomes the hub's, if it has none.
@@ -291,7 +315,7 @@ impl Hub {
         let mut failures = 0;
         while let Some(conn) = self.connection(failures).await {
             self.link.set(Link::Up);
-            self.pool.listener.set(Some(conn.lent));
+            self.pool.listens(Some(&conn));
             let begun = self.pool.clock().now();
             tracing::info!(
                 pool = %self.pool.name.database, user = %self.pool.name.user, server_pid = conn.pid,
@@ -300,7 +324,7 @@ impl Hub {
             let mut conn = conn;
             let over = self.serve(&mut conn, failures > 0).await;
             self.link.set(Link::Wanted);
-            self.pool.listener.set(None);
+            self.pool.listens(None);
             failures = over.failures(failures, self.pool.clock().now().saturating_duration_since(begun));
             if failures > 0 {
                 tracing::warn!(
@@ -314,7 +338,8 @@ impl Hub {
             match over {
                 Over::Unused => self.pool.discard_lent(conn, DiscardReason::Idle),
                 Over::Lost => {
-                    self.tell(&LOST);
+                    self.warned.set(self.next.get());
+                    self.tell(&LOST, u64::MAX);
                     self.pool.discard_lent(conn, DiscardReason::Lost);
                 }
                 Over::Needed | Over::Refused => {
@@ -338,11 +363,11 @@ impl Hub {
         }
     }
 
-    /// Tells all clients something.
-    fn tell(&self, report: &Report<'_>) {
+    /// Tells the clients with smaller numbers than `below` something.
+    fn tell(&self, report: &Report<'_>, below: Id) {
         let mut message = Vec::new();
         report.notice(&mut message);
-        self.subscriptions.borrow().tell(&message.into());
+        self.subscriptions.borrow().tell(&message.into(), below);
     }
 
     /// The next connection: a client's, or the pool's in its turn. None when nobody needs one.
@@ -397,10 +422,13 @@ impl Hub {
                 continue;
             }
             if std::mem::take(&mut again) {
-                self.tell(&REPAIRED);
+                self.tell(&REPAIRED, self.warned.get());
             }
             if self.subscriptions.borrow().is_empty() {
                 return Err(Over::Unused);
+            }
+            if self.pool.listener_leaves.get() {
+                return Err(Over::Lost);
             }
             if self.pool.needs_listener() {
                 // It is of use to others only if it is there.
@@ -463,7 +491,7 @@ impl Hub {
         tokio::task::yield_now().await;
         poll_fn(|cx| {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
-            if self.subscriptions.borrow().is_restless() {
+            if self.subscriptions.borrow().is_restless() || self.pool.listener_leaves.get() {
                 return Poll::Ready(Ok(()));
             }
             conn.poll_hear(cx, |body| self.hear(body)).map_ok(drop)

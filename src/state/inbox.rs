@@ -4,11 +4,12 @@
 //! bring the same ones in the same order (that of the server's queue), one of them sooner. Whichever is first is told, the
 //! other's copy is dropped: it has the same sender, channel and payload.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
 
+use pgweir_proto::encode;
 use pgweir_proto::scanner::HEADER;
 
 /// The most that is kept for one client that does not take its notifications; bytes, with what it takes to keep each.
@@ -32,8 +33,8 @@ pub struct Inbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Messages of the hub's, the first that is to be told first.
-    mail: VecDeque<Rc<[u8]>>,
+    /// The first that is to be told first.
+    mail: VecDeque<Letter>,
     /// What they take; bytes.
     bytes: usize,
     /// Bodies that the client has from its own server connection, and the hub is still to bring.
@@ -42,6 +43,14 @@ struct Inner {
     behind: Told,
     /// Why there will be no more.
     over: Option<Over>,
+}
+
+/// A whole message.
+#[derive(Debug)]
+struct Letter {
+    message: Rc<[u8]>,
+    /// The client's own server connection has brought it, and will not again.
+    filed: bool,
 }
 
 /// Why a client is not told anything any more: something is missing.
@@ -120,10 +129,20 @@ impl Inbox {
         self.total.set(self.total.get().saturating_sub(len + EACH));
     }
 
-    fn next(&self, inner: &mut Inner) -> Option<Rc<[u8]>> {
-        let message = inner.mail.pop_front()?;
-        self.gives_back(inner, message.len());
-        Some(message)
+    fn next(&self, inner: &mut Inner) -> Option<Letter> {
+        let letter = inner.mail.pop_front()?;
+        self.gives_back(inner, letter.message.len());
+        Some(letter)
+    }
+
+    fn put(&self, mut inner: RefMut<'_, Inner>, message: Rc<[u8]>, filed: bool) {
+        self.takes(&mut inner, message.len());
+        inner.mail.push_back(Letter { message, filed });
+        let is_full = inner.bytes > UNTAKEN_MAX;
+        drop(inner);
+        if is_full {
+            self.end(Over::Untaken);
+        }
     }
 
     /// The hub brings a whole message.
@@ -133,14 +152,28 @@ impl Inbox {
         if told || inner.over.is_some() {
             return;
         }
-        self.takes(&mut inner, message.len());
-        inner.mail.push_back(message.clone());
-        let is_full = inner.bytes > UNTAKEN_MAX;
-        drop(inner);
-        if is_full {
-            self.end(Over::Untaken);
-        }
+        self.put(inner, message.clone(), false);
         self.wake();
+    }
+
+    /// The client's own server connection brings a notification while the client must not be told: it waits with the hub's.
+    /// `again`: the hub will bring it, too.
+    pub fn file(&self, body: &[u8], again: bool) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.behind.take(body) || inner.over.is_some() {
+            return;
+        }
+        let is_copy = |letter: &&mut Letter| !letter.filed && notification(&letter.message) == Some(body);
+        if let Some(letter) = inner.mail.iter_mut().find(is_copy) {
+            letter.filed = true;
+            return;
+        }
+        if again {
+            inner.ahead.add(body);
+        }
+        let mut message = Vec::new();
+        encode::message(&mut message, b'A', |out| out.extend_from_slice(body));
+        self.put(inner, message.into(), true);
     }
 
     /// Nothing is told any more.
@@ -163,24 +196,25 @@ impl Inbox {
             return false;
         }
         // If the hub has not brought it, it has brought nothing that comes after it.
-        let same = inner.mail.iter().position(|message| notification(message) == Some(body));
+        let unfiled = |letter: &Letter| !letter.filed && notification(&letter.message) == Some(body);
+        let same = inner.mail.iter().position(unfiled);
         let is_safe =
             |earlier: &[u8]| channel(earlier) == channel(body) && earlier.get(4..).is_some_and(<[u8]>::is_ascii);
         let mut waits = VecDeque::new();
         for _ in 0..same.unwrap_or(inner.mail.len()) {
-            let Some(message) = self.next(&mut inner) else { break };
-            if !unread || notification(&message).is_some_and(is_safe) {
-                out.extend_from_slice(&message);
+            let Some(letter) = self.next(&mut inner) else { break };
+            if !unread || notification(&letter.message).is_some_and(is_safe) {
+                out.extend_from_slice(&letter.message);
             } else {
-                waits.push_back(message);
+                waits.push_back(letter);
             }
         }
         if same.is_some() {
             self.next(&mut inner);
         }
-        for message in waits.into_iter().rev() {
-            self.takes(&mut inner, message.len());
-            inner.mail.push_front(message);
+        for letter in waits.into_iter().rev() {
+            self.takes(&mut inner, letter.message.len());
+            inner.mail.push_front(letter);
         }
         if same.is_none() && again {
             inner.ahead.add(body);
@@ -193,10 +227,10 @@ impl Inbox {
     pub fn take(&self, too: bool, most: usize, out: &mut Vec<u8>) {
         let mut inner = self.inner.borrow_mut();
         while out.len() < most
-            && let Some(message) = self.next(&mut inner)
+            && let Some(Letter { message, filed }) = self.next(&mut inner)
         {
             out.extend_from_slice(&message);
-            if let Some(body) = notification(&message).filter(|_| too) {
+            if let Some(body) = notification(&message).filter(|_| too && !filed) {
                 inner.behind.add(body);
             }
         }
@@ -205,11 +239,11 @@ impl Inbox {
     /// Drops the notifications of channels that the client does not listen to any more.
     pub fn keep(&self, listens: impl Fn(&[u8]) -> bool) {
         let mut inner = self.inner.borrow_mut();
-        for message in std::mem::take(&mut inner.mail) {
-            if notification(&message).is_none_or(|body| listens(channel(body))) {
-                inner.mail.push_back(message);
+        for letter in std::mem::take(&mut inner.mail) {
+            if notification(&letter.message).is_none_or(|body| listens(channel(body))) {
+                inner.mail.push_back(letter);
             } else {
-                self.gives_back(&mut inner, message.len());
+                self.gives_back(&mut inner, letter.message.len());
             }
         }
         inner.ahead.keep(&listens);
@@ -221,9 +255,10 @@ impl Inbox {
         self.inner.borrow_mut().behind.clear();
     }
 
-    /// The hub's server connection is another from now on, or will be.
-    pub fn hub_is_silent(&self) {
-        self.inner.borrow_mut().ahead.clear();
+    /// The hub's server connection is another from now on, or will be, or begins to listen to this channel anew: it brings
+    /// nothing of what was sent before.
+    pub fn hub_is_silent(&self, on: Option<&[u8]>) {
+        self.inner.borrow_mut().ahead.keep(&|name: &[u8]| on.is_some_and(|lost| lost != name));
     }
 
     /// The client's own server connection is the hub's from now on: what one might have brought, the other will.
@@ -334,7 +369,7 @@ mod tests {
         assert_eq!(taken(&inbox, true), *message(&a));
         inbox.server_is_silent();
         assert!(comes(&inbox, &a, &mut out));
-        inbox.hub_is_silent();
+        inbox.hub_is_silent(None);
         inbox.bring(&message(&a));
         assert_eq!(taken(&inbox, false), *message(&a));
         assert_eq!((inbox.bytes(), inbox.total.get()), (0, 0), "all that was taken is given back");
@@ -445,6 +480,36 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_when_nothing_may_be_told_is_told_later_once_and_in_order() {
+        let (inbox, mut out) = (Inbox::default(), Vec::new());
+        let (a, b, c) = (body(1, "c", "a"), body(1, "c", "b"), body(1, "c", "c"));
+        let all = [&a, &b, &c].map(|body| message(body).to_vec()).concat();
+        // The hub is first, then the server connection, then the hub again.
+        inbox.bring(&message(&a));
+        for body in [&a, &b, &c] {
+            inbox.file(body, true);
+        }
+        inbox.bring(&message(&b));
+        inbox.bring(&message(&c));
+        assert_eq!(taken(&inbox, true), all);
+        // Nothing of it comes by the server connection any more: what does is another just like it.
+        assert!(comes(&inbox, &a, &mut out) && out.is_empty());
+        inbox.hub_is_silent(None);
+        // What the client has, it has.
+        inbox.bring(&message(&a));
+        assert_eq!(taken(&inbox, true), *message(&a));
+        inbox.file(&a, true);
+        assert!(inbox.is_empty());
+        // And two that are alike are two.
+        inbox.file(&a, true);
+        inbox.file(&a, true);
+        inbox.bring(&message(&a));
+        inbox.bring(&message(&a));
+        assert_eq!(taken(&inbox, false), [&*message(&a), &*message(&a)].concat());
+        assert_eq!((inbox.bytes(), inbox.total.get()), (0, 0));
+    }
+
+    #[test]
     fn what_no_hub_will_bring_is_not_waited_for() {
         let (inbox, mut out) = (Inbox::default(), Vec::new());
         let own = body(1, "jobs", "");
@@ -467,7 +532,7 @@ mod tests {
         }
         assert!(inbox.over().is_none());
         assert!(inbox.inner.borrow().ahead.bytes <= TOLD_MAX);
-        inbox.hub_is_silent();
+        inbox.hub_is_silent(None);
         let long = message(&long);
         for _ in 0..UNTAKEN_MAX / (long.len() + EACH) {
             inbox.bring(&long);

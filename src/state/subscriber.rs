@@ -90,6 +90,16 @@ impl Subscriber {
         !self.is_brought(channel(body), marked) || self.inbox.comes(body, unread, self.hub.is_up(), out)
     }
 
+    /// The client's own server connection brings a notification that is not to be told now: it comes with the hub's.
+    pub fn files(&self, body: &[u8]) {
+        self.inbox.file(body, self.hub.is_up());
+    }
+
+    /// The hub's connection leads to a server that clients are not led to any more.
+    pub fn hub_is_stale(&self) {
+        self.hub.leaves();
+    }
+
     /// What is left of the channels: those that were `found`, which are sorted.
     pub fn keep(&mut self, found: &[Box<[u8]>]) {
         let before = self.names.len();
@@ -154,6 +164,9 @@ impl Subscriber {
 
     /// Those on their way do not come.
     pub fn retract(&mut self) {
+        if let Step::Marking(number) = self.step {
+            self.hub.unmark(number);
+        }
         if self.step != Step::Rest {
             self.hub.unsubscribe(self.id, slices(&self.coming));
             self.coming.clear();

@@ -171,9 +171,12 @@ impl Subscriptions {
                 marked.push(name.clone());
             }
         }
-        // One that failed is not waited for.
-        self.marks.retain(|_, (waits, _)| *waits != id);
         self.marks.insert(number, (id, marked));
+    }
+
+    /// The mark will not come.
+    pub fn unmark(&mut self, number: u64) {
+        self.marks.remove(&number);
     }
 
     /// The mark has come.
@@ -223,7 +226,7 @@ impl Subscriptions {
                 let Some(inbox) = self.clients.get(id) else { continue };
                 if *since != Since::Later {
                     // It was heard before, and lost: what was sent in between does not come.
-                    inbox.hub_is_silent();
+                    inbox.hub_is_silent(Some(name));
                 }
                 inbox.wake();
             }
@@ -244,7 +247,7 @@ impl Subscriptions {
             }
         }
         for inbox in self.clients.values() {
-            inbox.hub_is_silent();
+            inbox.hub_is_silent(None);
             inbox.wake();
         }
     }
@@ -280,9 +283,9 @@ impl Subscriptions {
         Rc::new(Inbox::new(self.total.clone()))
     }
 
-    /// All clients are told something.
-    pub fn tell(&self, message: &Rc<[u8]>) {
-        for inbox in self.clients.values() {
+    /// The clients with smaller numbers than `below` are told something.
+    pub fn tell(&self, message: &Rc<[u8]>, below: Id) {
+        for (_, inbox) in self.clients.iter().filter(|(id, _)| **id < below) {
             inbox.bring(message);
         }
     }
@@ -398,6 +401,28 @@ mod tests {
     }
 
     #[test]
+    fn a_second_mark_of_a_client_leaves_the_first_to_come() {
+        let mut all = Subscriptions::default();
+        let inbox = Rc::new(Inbox::default());
+        all.enter(1, inbox.clone());
+        for name in [&b"a"[..], b"b", b"c"] {
+            all.subscribe(1, name, false);
+        }
+        text(&mut all);
+        all.mark(1, 1, names(&["a"]));
+        all.mark(1, 2, names(&["b"]));
+        all.mark(1, 3, names(&["c"]));
+        all.unmark(3);
+        for number in 1..=3 {
+            all.marked(number);
+        }
+        for (name, said) in [(&b"a"[..], "a"), (b"b", "b"), (b"c", "c")] {
+            all.dispatch(name, &message(said));
+        }
+        assert_eq!(mail(&inbox), "ab");
+    }
+
+    #[test]
     fn after_a_loss_everything_is_listened_to_anew() {
         let mut all = Subscriptions::default();
         let inbox = Rc::new(Inbox::default());
@@ -461,8 +486,10 @@ mod tests {
         all.subscribe(1, b"c", false);
         for number in 1..10 {
             all.mark(1, number, names(&["c"]));
+            all.unmark(number);
         }
-        assert_eq!(all.marks.len(), 1);
+        assert!(all.marks.is_empty());
+        all.mark(1, 10, names(&["c"]));
         all.leave(1, names(&["c"]));
         assert!(all.marks.is_empty());
     }

@@ -84,7 +84,7 @@ impl Script {
             build::sync(),
         ];
         let step = |aid: u32| -> Step {
-            let (name, want) = if aid % 10 == 0 { ("write", &b"2CZ"[..]) } else { ("read", &b"2DCZ"[..]) };
+            let (name, want) = if aid.is_multiple_of(10) { ("write", &b"2CZ"[..]) } else { ("read", &b"2DCZ"[..]) };
             let bind = build::bind("", name, &[Some(aid.to_string().as_bytes())]);
             ([bind, build::execute("", 0), build::sync()].concat(), want)
         };

@@ -38,6 +38,7 @@ impl Relay {
             session_mode: self.pool.limits.mode == PoolMode::Session,
             pins: pins.unwrap_or_default(),
             own_work,
+            listens_for: None,
         });
     }
 }

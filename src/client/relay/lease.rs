@@ -52,6 +52,7 @@ impl Relay {
         active.catalog = catalog;
         active.marks.sequences = forgets;
         active.marks.placing.begin();
+        debug_assert!(!active.marks.listens_too, "no server connection is known to");
         active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);

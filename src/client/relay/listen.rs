@@ -11,6 +11,7 @@ use super::super::request::Marks;
 use super::{Active, Lease, Relay};
 use crate::backend::{Lost, Unnamed};
 use crate::cancel::Activity;
+use crate::pool::Life;
 use crate::prepared::{MARK, REPLAY};
 use crate::state::{Findings, Step, Subscriber, listen_to};
 use crate::stats::PinReason;
@@ -84,11 +85,11 @@ impl Relay {
         let Some(channels) = self.subscriber.as_ref().and_then(|subscriber| subscriber.channels()) else {
             return Ok(());
         };
+        // It may have been lost with the settings.
+        let (Lease::Held(_), Some(active)) = (&self.lease, &mut self.active) else { return Ok(()) };
+        (active.marks.listens_too, active.marks.listening) = (true, true);
         let mut message = Vec::new();
         encode::query(&mut message, &listen_to(channels));
-        if let Some(active) = &mut self.active {
-            (active.marks.listens_too, active.marks.listening) = (true, true);
-        }
         self.send_held(&message, cx)
     }
 
@@ -137,8 +138,16 @@ impl Relay {
             return Ok(self.gives());
         }
         let fresh = subscriber.fresh(&marks.channels);
-        if fresh.is_empty() {
-            return self.silence(cx).map(|()| true);
+        let life = match &self.lease {
+            Lease::Held(conn) => pool.life_of(conn),
+            Lease::None | Lease::Waiting(_) => Life::Same,
+        };
+        match life {
+            Life::Newer => subscriber.hub_is_stale(),
+            Life::Same | Life::Older if fresh.is_empty() => return self.silence(cx).map(|()| true),
+            Life::Same => {}
+            // Nobody else is led there any more.
+            Life::Older => return Ok(false),
         }
         if subscriber.step() != Step::Asked || !subscriber.is_coming(&fresh) {
             subscriber.retract();
@@ -262,8 +271,11 @@ impl Relay {
     fn deliver(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let Some(subscriber) = &self.subscriber else { return Ok(()) };
         let is_failing = self.active.as_ref().is_some_and(|active| active.local.is_some());
-        // One that a follower has begun goes on elsewhere.
-        let is_within = is_failing || self.owes_begin();
+        // A read that is to be on a follower was placed by what its client knew; a transaction that a follower has begun goes on
+        // elsewhere.
+        let is_placed = matches!(self.lease, Lease::Waiting(_)) && self.is_on_follower()
+            || self.routing.as_ref().is_some_and(|routing| routing.is_placing());
+        let is_within = is_failing || is_placed || self.owes_begin();
         if subscriber.inbox().is_empty() || self.has_output() || is_within {
             return Ok(());
         }

@@ -145,6 +145,11 @@ impl Routing {
         self.stamp = Some(now);
     }
 
+    /// Whether a batch waits to be placed.
+    pub const fn is_placing(&self) -> bool {
+        self.arrived.is_some()
+    }
+
     /// Who is to know when what is under way has ended, if it may write.
     pub(super) fn stamps(&self) -> Option<Rc<Replicas>> {
         matches!(self.course, Course::Home | Course::HomeReadOnly).then(|| self.replicas.clone())
@@ -413,7 +418,12 @@ impl Relay {
 
     /// Whether a text must not run in a transaction on a follower.
     fn is_unfit(&self, text: &[u8]) -> bool {
-        verdict::is_unfit(self.effects(text).set, text)
+        self.is_unfit_by(self.effects(text), text)
+    }
+
+    fn is_unfit_by(&self, effects: Effects, text: &[u8]) -> bool {
+        let set = effects.set;
+        verdict::is_unfit(set, text) || self.subscriber.is_some() && verdict::concerns_channels(set, text)
     }
 
     /// What a text may do, with what it sets in motion as far as that was ever known: the catalog may be about to be read
@@ -707,7 +717,7 @@ impl Relay {
             _ if is_skipped => {}
             Text::Known(text) => {
                 let effects = relay.effects(text);
-                if verdict::is_unfit(effects.set, text) {
+                if relay.is_unfit_by(effects, text) {
                     unfit = unfit.or(Some(Unfit::Itself));
                 } else if ended {
                     unfit = unfit.or(Some(Unfit::Behind));

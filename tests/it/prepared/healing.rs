@@ -84,7 +84,7 @@ async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, Stri
             let outcome = client.outcome().await.unwrap();
             rows.extend(outcome.rows.iter().map(|row| row[0].clone().unwrap_or_default()));
             if error.is_empty() {
-                error = outcome.sqlstate().to_owned();
+                outcome.sqlstate().clone_into(&mut error);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pgweir_harness::wire::{Message, Wire, build};
+use pgweir_harness::wire::{Message, Wire, build, cancel};
 use pgweir_harness::{wait_until, wait_until_async};
 
 use super::{Family, at, family};
@@ -38,7 +38,7 @@ async fn listener(family: &Family, stage: &Stage<'_>) -> Wire {
 
 #[test]
 fn who_listens_is_told_between_its_reads_on_followers_and_sees_what_it_is_told_of() {
-    const ROUNDS: usize = 40;
+    const ROUNDS: usize = 20;
     let family = family();
     let stage = family.stage(&[("default_pool_size", "4"), ("read_freshness", "session")]);
     stage.own_sql("CREATE TABLE kept (id int); INSERT INTO kept VALUES (0)");
@@ -49,6 +49,10 @@ fn who_listens_is_told_between_its_reads_on_followers_and_sees_what_it_is_told_o
             if number == ROUNDS / 2 {
                 // No follower is up to date from here on.
                 family.pause();
+            }
+            if number < ROUNDS / 2 {
+                family.until_routed(&mut client).await;
+                assert_eq!(value(&mut client, "SELECT 'x' /* before */").await, "x");
             }
             succeed(&mut sender, &format!("UPDATE kept SET id = {number}; NOTIFY news, '{number}'")).await;
             // It reads all the time, and is told in between.
@@ -64,7 +68,7 @@ fn who_listens_is_told_between_its_reads_on_followers_and_sees_what_it_is_told_o
             assert_eq!(value(&mut client, "SELECT id FROM kept /* what it is about */").await, number.to_string());
         }
         family.resume();
-        let (at_home, elsewhere) = family.ran("meanwhile */");
+        let (at_home, elsewhere) = family.ran("before */");
         assert!(elsewhere > 0, "{at_home} at home, {elsewhere} elsewhere");
         family.until_routed(&mut client).await;
     });
@@ -80,13 +84,16 @@ fn who_is_notified_within_a_read_on_a_follower_is_told_when_it_is_over() {
         let mut sender = stage.client().await;
         // A batch that is a transaction of its own.
         family.until_routed(&mut client).await;
-        client.send(&build::query("SELECT pg_sleep(2) /* a long read */")).await.unwrap();
+        client.send(&build::query("SELECT pg_sleep(600) /* a long read */")).await.unwrap();
         wait_until(SOON, || family.ran("a long read */") != (0, 0));
         assert_eq!(family.ran("a long read */"), (0, 1));
         succeed(&mut sender, "NOTIFY news, 'within a read'").await;
         // The hub has it.
         assert_eq!(payload(&mut other).await, "within a read");
-        assert_eq!(payloads(&client.recv_until_ready().await.unwrap()), [""; 0]);
+        cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
+        let messages = client.recv_until_ready().await.unwrap();
+        assert!(messages.iter().any(|message| message.tag == b'E'), "{messages:?}");
+        assert_eq!(payloads(&messages), [""; 0]);
         assert_eq!(payload(&mut client).await, "within a read");
         // A transaction.
         family.until_routed(&mut client).await;
