@@ -1,6 +1,7 @@
 //! What a shared statement meets on a server connection without its client's doing: it is gone, its name is taken, a type that
 //! it was parsed with is gone. The client is none the wiser, or told as the contract says, and can go on.
 
+use pgweir_harness::wait_until;
 use pgweir_harness::wire::build::{
     bind, bind_formats, close_statement, describe_portal, describe_statement, execute, flush, parse, sync,
 };
@@ -84,7 +85,7 @@ async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, Stri
             let outcome = client.outcome().await.unwrap();
             rows.extend(outcome.rows.iter().map(|row| row[0].clone().unwrap_or_default()));
             if error.is_empty() {
-                error = outcome.sqlstate().to_owned();
+                outcome.sqlstate().clone_into(&mut error);
             }
         }
     }
@@ -94,7 +95,7 @@ async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, Stri
 /// What was shown is that something was mended, and not that nothing was broken.
 fn assert_healed(site: &Site<'_>, mode: &str) {
     if mode != "strip" {
-        pgweir_harness::wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
+        wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
     }
 }
 
@@ -136,13 +137,15 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
             assert_eq!(names, [""], "nothing is kept whose name could be taken");
             continue;
         }
+        let taking: Vec<String> = names.iter().map(|name| format!("take('{name}')")).collect();
+        let taking = format!("SELECT {}", taking.join(", "));
         // On the other server connection, where they are not yet.
         hold(&mut other).await;
-        for name in &names {
-            query(&mut client, &format!("SELECT take('{name}')")).await;
-        }
+        query(&mut client, &taking).await;
         // Until it is known what the function left, nothing is parsed under a name that others know.
-        query(&mut client, "SELECT 1").await;
+        let audited = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
+            AND query LIKE '%pg_listening_channels%' AND pid <> pg_backend_pid()";
+        wait_until(SOON, || site.place.psql(audited).trim() == "1");
         assert_value(&echo(&mut client, "s1", "mine").await, "mine");
         assert_value(&echo(&mut client, "s2", "once").await, "once");
         assert_eq!(site.place.psql("SELECT count(*) FROM done WHERE what = 'once'").trim(), "1", "{mode}");
@@ -150,9 +153,7 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
         // In a transaction of the client's own it is told, under the client's name, and behind it all is well.
         assert_eq!(client.query("BEGIN").await.unwrap().error, None);
         query(&mut client, "SELECT wipe()").await;
-        for name in &names {
-            query(&mut client, &format!("SELECT take('{name}')")).await;
-        }
+        query(&mut client, &taking).await;
         let told = echo(&mut client, "s1", "mine").await;
         assert!(!told.rows.iter().flatten().flatten().any(|value| value.contains("stranger")), "{mode}: {told:?}");
         assert!(!format!("{told:?}").contains(&names[0]), "{mode}: {told:?}");
