@@ -6,7 +6,7 @@ use pgweir_config::StatementMode;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::Scanner;
 
-use super::answer::{Answer, Aside, Heard, Rules};
+use super::answer::{Answer, Aside, Heard, Rules, Told};
 use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
@@ -32,6 +32,10 @@ pub struct Desk {
     pub interner: Interner,
     pub mode: StatementMode,
     pub budget: Budget,
+    /// Its batch can be sent again.
+    pub heals: bool,
+    /// It has had a word of the answer to its batch.
+    pub has_word: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -63,6 +67,8 @@ impl Desk {
             interner: Interner::new(1 << 20),
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
+            heals: false,
+            has_word: false,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -161,8 +167,9 @@ impl Desk {
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
-                heals: false,
+                heals: self.heals && !self.has_word,
             },
+            told: Told::default(),
         };
         let heard = if input.is_some() {
             answer.inspect(&mut plan)
@@ -170,6 +177,7 @@ impl Desk {
             answer.answer_locally(&mut plan);
             Heard::Short
         };
+        self.has_word |= plan.planned() != answer.told.bytes;
         self.to_client.extend(both(&plan));
         (plan.at(), heard)
     }

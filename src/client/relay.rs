@@ -27,7 +27,7 @@ use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::answer::{Answer, Heard, Rules};
+use super::answer::{Answer, Heard, Rules, Told};
 use super::end::End;
 use super::plan::Plan;
 use super::request::{Request, Stop};
@@ -328,19 +328,25 @@ impl Relay {
         let begun = active.aside.query_begun;
         let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
         let mut plan = Plan::new(input, made);
-        let heard = Answer {
+        let mut stats = self.pool.stats.borrow_mut();
+        let mut answer = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut stats,
             rules,
-        }
-        .inspect(&mut plan);
+            told: Told::default(),
+        };
+        let heard = answer.inspect(&mut plan);
+        let told = answer.told;
+        drop(stats);
         let used = plan.at();
         let (first, second) = plan.slices();
-        if !(first.is_empty() && second.is_empty()) {
-            active.rerun.settle();
+        match first.len() + second.len() {
+            0 => {}
+            all if all == told.bytes => active.rerun.answered(told.answers),
+            _ => active.rerun.settle(),
         }
         if let Some(before) = before {
             self.tell_slow(before, rules.now);
@@ -377,7 +383,8 @@ impl Relay {
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
-            if active.hold {
+            if active.hold || active.aside.healing {
+                // What runs again comes before whatever follows it.
                 return self.look_after_client().map(|()| moved);
             }
             if std::mem::take(&mut active.resume) && !waiting {
@@ -540,6 +547,7 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
+        debug_assert!(!active.aside.healing);
         let client = &context.config.client;
         let was_settled = conn.pipeline.is_settled();
         let in_transaction = conn.pipeline.status() != TxStatus::Idle;
@@ -665,19 +673,23 @@ impl Relay {
         };
         if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
             let mut plan = Plan::new(&[], made);
-            let answers = Answer {
+            let mut stats = self.pool.stats.borrow_mut();
+            let mut answer = Answer {
                 conn,
                 statements: &mut self.statements,
                 marks: &mut active.marks,
                 aside: &mut active.aside,
-                stats: &mut self.pool.stats.borrow_mut(),
+                stats: &mut stats,
                 rules,
-            }
-            .answer_locally(&mut plan);
+                told: Told::default(),
+            };
+            answer.answer_locally(&mut plan);
+            let told = answer.told;
+            drop(stats);
             let (first, second) = plan.slices();
             if !first.is_empty() {
                 // Whoever has a part of the answer must not get it twice.
-                active.rerun.answered(answers);
+                active.rerun.answered(told.answers);
                 self.write_client(cx, first, second)?;
             }
         }
