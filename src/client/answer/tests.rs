@@ -137,6 +137,31 @@ fn what_a_server_says_on_its_own_account_is_no_word_of_an_answer() {
 }
 
 #[test]
+fn an_answer_of_ours_behind_a_replay_is_no_word_of_the_servers() {
+    for at_once in [true, false] {
+        let mut desk = Desk::new();
+        desk.client(&[parse("s", "SELECT 1", &[]), sync()].concat());
+        desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+        desk.next_client();
+        (desk.heals, desk.has_word) = (true, false);
+        desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        desk.client(&[parse("mine", "SELECT 1", &[]), bind("", "mine", &[]), execute("", 0), sync()].concat());
+        let lost = format!("prepared statement \"{}\" does not exist", desk.name(1));
+        let mut pieces = vec![
+            [reply::done("SET"), reply::ready(b'I')].concat(),
+            reply::error("ERROR", "26000", &lost),
+            reply::ready(b'I'),
+        ];
+        if at_once {
+            pieces = vec![pieces.concat()];
+        }
+        let again = pieces.iter().any(|piece| matches!(desk.server(piece).1, Heard::Again));
+        assert!(again && !desk.has_word, "at once: {at_once}");
+        assert_eq!(show(&desk.to_client), show(&encode::PARSE_COMPLETE), "at once: {at_once}");
+    }
+}
+
+#[test]
 fn a_statement_too_many_gets_our_error_for_the_servers() {
     let mut desk = Desk::new();
     for n in 0..=STATEMENTS_MAX {

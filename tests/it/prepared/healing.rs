@@ -301,7 +301,7 @@ impl Forgetful {
             match tag[0] {
                 // Nothing is set, and nothing hides in functions.
                 b'Q' if has(&body, b"pg_settings") || has(&body, b"pg_get_functiondef") => {
-                    answer.extend(say::nothing())
+                    answer.extend(say::nothing());
                 }
                 b'Q' => answer.extend(say::answer("mock")),
                 b'P' => answer.extend(message(b'1', b"")),
