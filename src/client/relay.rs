@@ -486,6 +486,7 @@ impl Relay {
 
     /// Reads the client's messages and passes them on as far as possible. Returns the bytes dealt with.
     fn take_input(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        debug_assert!(self.active.as_ref().is_none_or(|active| !active.aside.healing));
         let mut at = 0;
         loop {
             let rest = input.get(at..).unwrap_or_default();
@@ -547,7 +548,6 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
-        debug_assert!(!active.aside.healing);
         let client = &context.config.client;
         let was_settled = conn.pipeline.is_settled();
         let in_transaction = conn.pipeline.status() != TxStatus::Idle;
