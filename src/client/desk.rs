@@ -6,7 +6,7 @@ use pgweir_config::StatementMode;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::Scanner;
 
-use super::answer::{Answer, Aside, Heard, Rules};
+use super::answer::{Answer, Aside, Heard, Rules, Told};
 use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
@@ -38,6 +38,10 @@ pub struct Desk {
     pub elsewhere: bool,
     /// That batch is proven to read.
     pub harmless: bool,
+    /// Its batch can be sent again.
+    pub heals: bool,
+    /// It has had a word of the answer to its batch.
+    pub has_word: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -72,6 +76,8 @@ impl Desk {
             channels: Vec::new(),
             elsewhere: false,
             harmless: true,
+            heals: false,
+            has_word: false,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -173,13 +179,14 @@ impl Desk {
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
-                heals: false,
+                heals: self.heals && !self.has_word,
                 owes_begin: false,
                 pid: 1,
                 elsewhere: self.elsewhere,
                 harmless: self.harmless,
                 follower: self.elsewhere,
             },
+            told: Told::default(),
         };
         let heard = if input.is_some() {
             answer.inspect(&mut plan)
@@ -187,6 +194,7 @@ impl Desk {
             answer.answer_locally(&mut plan);
             Heard::Short
         };
+        self.has_word |= plan.planned() != answer.told.bytes;
         self.to_client.extend(both(&plan));
         (plan.at(), heard)
     }

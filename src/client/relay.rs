@@ -30,7 +30,7 @@ use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::answer::{Answer, Heard, Rules};
+use super::answer::{Answer, Heard, Rules, Told};
 use super::end::End;
 use super::plan::Plan;
 use super::request::{Request, Stop};
@@ -46,7 +46,7 @@ use crate::state::Subscriber;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
-use routing::{Routing, Told};
+use routing::{Ends, Routing};
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -353,18 +353,22 @@ impl Relay {
         };
         let begun = active.aside.query_begun;
         let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
-        let before_routed = self.routing.as_ref().map(|_| Told::of(&self.lender.stats.borrow(), &active.marks));
+        let before_routed = self.routing.as_ref().map(|_| Ends::of(&self.lender.stats.borrow(), &active.marks));
         let mut plan = Plan::new(input, made);
-        let heard = Answer {
+        let mut stats = self.lender.stats.borrow_mut();
+        let mut answer = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.lender.stats.borrow_mut(),
+            stats: &mut stats,
             subscriber: self.subscriber.as_deref(),
             rules,
-        }
-        .inspect(&mut plan);
+            told: Told::default(),
+        };
+        let heard = answer.inspect(&mut plan);
+        let told = answer.told;
+        drop(stats);
         if let (Some(before), Some(routing)) = (before_routed, &mut self.routing) {
             // Before the client is told.
             if before.may_have_committed(&self.lender.stats.borrow()) {
@@ -376,10 +380,13 @@ impl Relay {
         }
         let used = plan.at();
         let (first, second) = plan.slices();
-        // What comes between an error that is not told and its ReadyForQuery is no word of an answer.
-        let is_answer = !active.aside.healing && !matches!(heard, Heard::Again);
-        if is_answer && !(first.is_empty() && second.is_empty()) {
-            active.rerun.settle();
+        match first.len() + second.len() {
+            0 => {}
+            // What we answered ourselves, or the server said of its own accord, is no word of its answer.
+            all if all == told.bytes && !active.rerun.is_routed() => active.rerun.answered(told.answers),
+            // Nor is what comes between an error that is not told and its ReadyForQuery.
+            _ if active.aside.healing || matches!(heard, Heard::Again) => {}
+            _ => active.rerun.settle(),
         }
         if let Some(before) = before {
             self.tell_slow(before, rules.now);
@@ -417,7 +424,8 @@ impl Relay {
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
-            if active.hold {
+            if active.hold || active.aside.healing {
+                // What runs again comes before whatever follows it.
                 return self.look_after_client().map(|()| moved);
             }
             if std::mem::take(&mut active.resume) && !waiting {
@@ -528,6 +536,7 @@ impl Relay {
 
     /// Reads the client's messages and passes them on as far as possible. Returns the bytes dealt with.
     fn take_input(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        debug_assert!(self.active.as_ref().is_none_or(|active| !active.aside.healing));
         let mut at = 0;
         loop {
             let rest = input.get(at..).unwrap_or_default();
@@ -721,20 +730,24 @@ impl Relay {
             return Ok(());
         };
         let mut plan = Plan::new(&[], made);
-        let answers = Answer {
+        let mut stats = self.lender.stats.borrow_mut();
+        let mut answer = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.lender.stats.borrow_mut(),
+            stats: &mut stats,
             subscriber: None,
             rules,
-        }
-        .answer_locally(&mut plan);
+            told: Told::default(),
+        };
+        answer.answer_locally(&mut plan);
+        let told = answer.told;
+        drop(stats);
         let (first, second) = plan.slices();
         if !first.is_empty() {
             // Whoever has a part of the answer must not get it twice.
-            active.rerun.answered(answers);
+            active.rerun.answered(told.answers);
             self.write_client(cx, first, second)?;
         }
         Ok(())

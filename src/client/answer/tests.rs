@@ -94,6 +94,74 @@ fn errors_bear_the_clients_own_names() {
 }
 
 #[test]
+fn what_a_server_says_on_its_own_account_is_no_word_of_an_answer() {
+    let status = || reply::parameter("TimeZone", "UTC");
+    let notice = || message(b'N', b"SNOTICE\0\0");
+    let notified = || message(b'A', b"\0\0\0\x01c\0p\0");
+    let parsed = || reply::bare(b'1');
+    #[rustfmt::skip]
+    let table: [(&str, Vec<Vec<u8>>, Vec<Vec<u8>>, bool); 7] = [
+        ("nothing",                 vec![],           vec![],                                 true),
+        ("behind the error",        vec![],           vec![notified(), notice(), status()],   true),
+        ("notified in front of it", vec![notified()], vec![],                                 true),
+        ("a notice of its own",     vec![notice()],   vec![],                                 false),
+        ("a setting of its own",    vec![status()],   vec![],                                 false),
+        ("our own Parse",           vec![parsed()],   vec![notice()],                         true),
+        ("a word",                  vec![parsed(), reply::bare(b'2')], vec![],                false),
+    ];
+    for (name, before, behind, heals) in table {
+        for at_once in [true, false] {
+            // With a Parse of ours in front, or with the statement there already.
+            let ours = before.first() == Some(&parsed());
+            let mut desk = moved();
+            desk.heals = true;
+            desk.marks.listening = true;
+            if !ours {
+                desk.conn.shelf.put(1, 8, 0);
+            }
+            desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
+            let lost = format!("prepared statement \"{}\" does not exist", desk.name(1));
+            let error = vec![reply::error("ERROR", "26000", &lost)];
+            let mut pieces = [before.clone(), error, behind.clone(), vec![reply::ready(b'I')]].concat();
+            if at_once {
+                pieces = vec![pieces.concat()];
+            }
+            let mut again = false;
+            for piece in pieces {
+                again |= matches!(desk.server(&piece).1, Heard::Again);
+            }
+            assert_eq!(again, heals, "{name}, at once: {at_once}");
+            assert!(!heals || !desk.has_word, "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_of_ours_behind_a_replay_is_no_word_of_the_servers() {
+    for at_once in [true, false] {
+        let mut desk = Desk::new();
+        desk.client(&[parse("s", "SELECT 1", &[]), sync()].concat());
+        desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+        desk.next_client();
+        (desk.heals, desk.has_word) = (true, false);
+        desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        desk.client(&[parse("mine", "SELECT 1", &[]), bind("", "mine", &[]), execute("", 0), sync()].concat());
+        let lost = format!("prepared statement \"{}\" does not exist", desk.name(1));
+        let mut pieces = vec![
+            [reply::done("SET"), reply::ready(b'I')].concat(),
+            reply::error("ERROR", "26000", &lost),
+            reply::ready(b'I'),
+        ];
+        if at_once {
+            pieces = vec![pieces.concat()];
+        }
+        let again = pieces.iter().any(|piece| matches!(desk.server(piece).1, Heard::Again));
+        assert!(again && !desk.has_word, "at once: {at_once}");
+        assert_eq!(show(&desk.to_client), show(&encode::PARSE_COMPLETE), "at once: {at_once}");
+    }
+}
+
+#[test]
 fn a_statement_too_many_gets_our_error_for_the_servers() {
     let mut desk = Desk::new();
     for n in 0..=STATEMENTS_MAX {

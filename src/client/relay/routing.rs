@@ -189,14 +189,14 @@ impl Routing {
 
 /// What the client was told of its transactions before some answers came.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
+pub(super) struct Ends {
     queries: u64,
     transactions: u64,
     /// A COMMIT is on its way, or something that nobody could read.
     commits: bool,
 }
 
-impl Told {
+impl Ends {
     pub(super) fn of(stats: &PoolStats, marks: &Marks) -> Self {
         let commits = marks.commit_sent || marks.scrub;
         Self { queries: stats.queries, transactions: stats.transactions, commits }

@@ -103,9 +103,9 @@ impl Request<'_> {
     /// described. What is kept may be gone, and nothing heals a batch of whose answer the client has a part.
     fn is_stripped_here(&self, statement: &Rc<Statement>, told: Described) -> bool {
         let fits = |parsed: &Parsed| parsed.described.fits(told) == Fit::Same;
-        self.conn.shelf.has(statement.id)
-            && self.is_stripped(statement)
+        self.is_stripped(statement)
             && matches!(&self.conn.unnamed, Held::Holds(_, parsed) if fits(parsed))
+            && self.conn.shelf.has(statement.id)
     }
 
     #[cold]

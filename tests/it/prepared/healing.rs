@@ -1,14 +1,22 @@
 //! What a shared statement meets on a server connection without its client's doing: it is gone, its name is taken, a type that
 //! it was parsed with is gone. The client is none the wiser, or told as the contract says, and can go on.
 
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use pgweir_harness::mock_server::say;
 use pgweir_harness::wire::build::{
-    bind, bind_formats, close_statement, describe_portal, describe_statement, execute, flush, parse, sync,
+    bind, bind_formats, close_statement, describe_portal, describe_statement, execute, flush, message, parse, sync,
 };
 use pgweir_harness::wire::{Outcome, Wire};
+use pgweir_harness::{pgweir_toml, wait_until, wait_until_async};
 
-use super::changes::{body, code, exchange};
+use super::changes::{body as body_of, code, exchange};
 use super::{hold, prepare, run};
-use crate::support::{SOON, Site, assert_value};
+use crate::support::{PASSWORD, SOON, Site, assert_value, primary, start_pgweir};
 
 const MODES: [&str; 3] = ["rewrite", "adaptive", "strip"];
 
@@ -94,15 +102,20 @@ async fn play(client: &mut Wire, batches: &[Vec<Vec<u8>>]) -> (Vec<String>, Stri
 /// What was shown is that something was mended, and not that nothing was broken.
 fn assert_healed(site: &Site<'_>, mode: &str) {
     if mode != "strip" {
-        pgweir_harness::wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
+        wait_until(SOON, || site.metric("pgweir_reruns_total", &[]) > 0.5);
     }
 }
 
+/// What makes the two clients different, so that something of pgweir's own goes in front of what they send: nothing; a setting;
+/// the values of sequences, which the other is not to see.
+const DIFFERENCES: [&str; 3] = ["SELECT 1", "SET work_mem = '5MB'", "SELECT currval('nosuch')"];
+
 #[tokio::test]
 async fn a_statement_that_the_server_has_lost_is_prepared_anew_however_a_driver_asks() {
-    for mode in MODES {
+    for (mode, difference) in MODES.into_iter().flat_map(|mode| DIFFERENCES.map(|difference| (mode, difference))) {
         let site = site(mode);
         let (mut client, mut other) = (site.client().await, site.client().await);
+        client.query(difference).await.unwrap();
         let text = "SELECT $1::text /* lost */";
         prepare(&mut client, "s1", text).await;
         for shape in shapes(text, "found") {
@@ -136,13 +149,15 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
             assert_eq!(names, [""], "nothing is kept whose name could be taken");
             continue;
         }
+        let taking: Vec<String> = names.iter().map(|name| format!("take('{name}')")).collect();
+        let taking = format!("SELECT {}", taking.join(", "));
         // On the other server connection, where they are not yet.
         hold(&mut other).await;
-        for name in &names {
-            query(&mut client, &format!("SELECT take('{name}')")).await;
-        }
+        query(&mut client, &taking).await;
         // Until it is known what the function left, nothing is parsed under a name that others know.
-        query(&mut client, "SELECT 1").await;
+        let audited = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
+            AND query LIKE '%pg_listening_channels%' AND pid <> pg_backend_pid()";
+        wait_until(SOON, || site.place.psql(audited).trim() == "1");
         assert_value(&echo(&mut client, "s1", "mine").await, "mine");
         assert_value(&echo(&mut client, "s2", "once").await, "once");
         assert_eq!(site.place.psql("SELECT count(*) FROM done WHERE what = 'once'").trim(), "1", "{mode}");
@@ -150,9 +165,7 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
         // In a transaction of the client's own it is told, under the client's name, and behind it all is well.
         assert_eq!(client.query("BEGIN").await.unwrap().error, None);
         query(&mut client, "SELECT wipe()").await;
-        for name in &names {
-            query(&mut client, &format!("SELECT take('{name}')")).await;
-        }
+        query(&mut client, &taking).await;
         let told = echo(&mut client, "s1", "mine").await;
         assert!(!told.rows.iter().flatten().flatten().any(|value| value.contains("stranger")), "{mode}: {told:?}");
         assert!(!format!("{told:?}").contains(&names[0]), "{mode}: {told:?}");
@@ -216,8 +229,8 @@ async fn a_text_prepared_for_the_first_time_means_the_types_that_are_there_now()
 
 /// What drivers look up by its number in the catalog, once.
 fn told_types(answer: &[pgweir_harness::wire::Message]) -> (u32, u32) {
-    let parameters = body(answer, b't').unwrap();
-    let rows = body(answer, b'T').unwrap();
+    let parameters = body_of(answer, b't').unwrap();
+    let rows = body_of(answer, b'T').unwrap();
     let name = rows[2..].iter().position(|byte| *byte == 0).unwrap() + 3;
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
     (number(&parameters[2..6]), number(&rows[name + 6..name + 10]))
@@ -240,7 +253,7 @@ async fn who_was_told_a_type_that_is_gone_gets_an_error_once_and_then_the_new_on
             site.place.psql(RENEW);
             let failed = exchange(&mut client, &execution()).await;
             assert_eq!(code(&failed), "0A000", "{mode}, round {round}: {failed:?}");
-            let error = String::from_utf8_lossy(body(&failed, b'E').unwrap()).into_owned();
+            let error = String::from_utf8_lossy(body_of(&failed, b'E').unwrap()).into_owned();
             assert!(error.contains("RRevalidateCachedQuery"), "{mode}: {error}");
             // Whoever asks for the first time is told what is there now, and so is this client when it asks again.
             let told = exchange(&mut other, &prepared()).await;
@@ -250,5 +263,130 @@ async fn who_was_told_a_type_that_is_gone_gets_an_error_once_and_then_the_new_on
                 exchange(client, &[close_statement("s1"), sync()]).await;
             }
         }
+    }
+}
+
+/// A server of one connection that has the statement, and then loses it as often as it is told.
+struct Forgetful {
+    address: SocketAddr,
+    /// Each of these is lost once; what is said between the error and its end, in pieces.
+    losses: Sender<Vec<Vec<u8>>>,
+    /// An error was sent.
+    lost: Receiver<()>,
+}
+
+impl Forgetful {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (losses, to_lose) = channel();
+        let (tell, lost) = channel();
+        // Its thread ends with the connection.
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let _ = Self::serve(&stream, &to_lose, &tell);
+        });
+        Self { address, losses, lost }
+    }
+
+    fn serve(mut stream: &TcpStream, to_lose: &Receiver<Vec<Vec<u8>>>, tell: &Sender<()>) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        body(&mut stream)?;
+        stream.write_all(&[say::auth(0, b""), say::greeting()].concat())?;
+        let mut answer = Vec::new();
+        loop {
+            let mut tag = [0];
+            stream.read_exact(&mut tag)?;
+            let body = body(&mut stream)?;
+            match tag[0] {
+                // Nothing is set, and nothing hides in functions.
+                b'Q' if has(&body, b"pg_settings") || has(&body, b"pg_get_functiondef") => {
+                    answer.extend(say::nothing());
+                }
+                b'Q' => answer.extend(say::answer("mock")),
+                b'P' => answer.extend(message(b'1', b"")),
+                b'C' => answer.extend(message(b'3', b"")),
+                b'B' if let Ok(said) = to_lose.try_recv() => {
+                    let name = String::from_utf8_lossy(&body[1..]).split('\0').next().unwrap().to_owned();
+                    stream.write_all(&say::error("ERROR", "26000", &format!("statement \"{name}\" does not exist")))?;
+                    tell.send(()).unwrap();
+                    answer.clear();
+                    Self::end_batch(stream, &said)?;
+                }
+                b'B' => answer.extend(message(b'2', b"")),
+                b'E' => answer.extend([say::row("found"), say::done("SELECT 1")].concat()),
+                b'S' => answer.extend(say::ready()),
+                b'X' => return Ok(()),
+                _ => {}
+            }
+            if matches!(tag[0], b'Q' | b'S') {
+                stream.write_all(&std::mem::take(&mut answer))?;
+            }
+        }
+    }
+
+    /// What is left of the batch is passed over; nothing may follow it before its end was told.
+    fn end_batch(mut stream: &TcpStream, said: &[Vec<u8>]) -> io::Result<()> {
+        let mut tag = [0];
+        while tag[0] != b'S' {
+            stream.read_exact(&mut tag)?;
+            body(&mut stream)?;
+        }
+        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+        let early = stream.read(&mut tag);
+        assert!(early.is_err(), "{:?} in front of what is to run again", char::from(tag[0]));
+        stream.set_read_timeout(None)?;
+        for piece in said {
+            stream.write_all(piece)?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        stream.write_all(&say::ready())
+    }
+}
+
+fn has(body: &[u8], part: &[u8]) -> bool {
+    body.windows(part.len()).any(|window| window == part)
+}
+
+/// The body of the message whose length comes next.
+fn body(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+#[tokio::test]
+async fn what_a_client_sends_and_a_server_says_meanwhile_waits_for_what_runs_again() {
+    let server = Forgetful::start();
+    let port = server.address.port().to_string();
+    let settings = [
+        ("auth_type", "trust"),
+        ("prepared_statements", "rewrite"),
+        ("default_pool_size", "1"),
+        ("databases.db.host", "127.0.0.1"),
+        ("databases.db.port", &port),
+        ("databases.db.user", "db"),
+        ("databases.db.password", PASSWORD),
+        ("users.db.password", "client-secret"),
+    ];
+    let pgweir = start_pgweir(pgweir_toml(primary(), &settings));
+    let mut client = Wire::open(pgweir.addr(), "db", "db", PASSWORD).await.unwrap();
+    prepare(&mut client, "s1", "SELECT $1::text").await;
+    let batch = |value: &'static [u8]| [bind("", "s1", &[Some(value)]), execute("", 0), sync()].concat();
+    let said = [say::notice("a notice"), message(b'A', b"\0\0\0\x01c\0p\0"), say::parameter("TimeZone", "UTC")];
+    for (ahead, pieces) in [(false, vec![]), (true, vec![]), (true, vec![said.concat()]), (true, said.to_vec())] {
+        server.losses.send(pieces.clone()).unwrap();
+        client.send(&batch(b"first")).await.unwrap();
+        // Behind the error, while the server has not yet said that the batch is over.
+        wait_until_async(SOON, async || server.lost.try_recv().is_ok()).await;
+        if ahead {
+            client.send(&batch(b"second")).await.unwrap();
+        }
+        for _ in 0..=usize::from(ahead) {
+            assert_value(&client.outcome().await.unwrap(), "found");
+        }
+        assert_value(&client.query("SELECT 1").await.unwrap(), "mock");
     }
 }
