@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::crowd::{Crowd, Script, Way};
 use crate::exec::wrapped::Wrapping;
-use crate::routing::family;
+use crate::routing::Family;
 use crate::support::{PASSWORD, Place, SOON, metric_in, options, primary};
 use crate::tls::client::{self, TlsClient};
 use crate::tls::pki::{Authority, Folder, self_signed};
@@ -264,7 +264,8 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
 fn user_instructions_of_routed_transactions_stay_what_they_were() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _alone = runtime.block_on(ALONE.lock());
-    let family = family();
+    // No read gives way to the replay.
+    let family = Family::with_delay("-1");
     let followers = family.list();
     let routing =
         |mode| [("databases.PLACE.followers", &*followers), ("read_routing", mode), ("read_freshness", "eventual")];

@@ -22,17 +22,22 @@ use crate::support::{Place, SOON, options};
 
 /// A primary and two streaming followers of it.
 pub(crate) struct Family {
-    pub(crate) primary: Cluster,
+    primary: Cluster,
     followers: [Cluster; 2],
 }
 
 impl Family {
     fn start() -> Self {
+        // Conflicts are told at once: what holds replay back is a pause of the test's own.
+        Self::with_delay("0")
+    }
+
+    /// With this as `max_standby_streaming_delay`.
+    pub(crate) fn with_delay(delay: &str) -> Self {
         let options = ClusterOptions::default().set("cluster_name", "primary").set("max_connections", "100");
         let primary = Cluster::start(options).unwrap();
         let follower = |name: &str| {
-            // Conflicts are told at once: what holds replay back is a pause of the test's own.
-            let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", "0");
+            let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", delay);
             primary.follower(own).unwrap()
         };
         let followers = [follower("one"), follower("two")];
@@ -132,7 +137,7 @@ impl Family {
 }
 
 /// The family, for one test at a time.
-pub(crate) fn family() -> MutexGuard<'static, Family> {
+fn family() -> MutexGuard<'static, Family> {
     static FAMILY: OnceLock<Mutex<Family>> = OnceLock::new();
     let family = FAMILY.get_or_init(|| Mutex::new(Family::start()));
     let mut family = family.lock().unwrap_or_else(PoisonError::into_inner);
