@@ -183,7 +183,8 @@ fn no_read_sees_less_than_its_level_of_freshness_promises() {
 
 #[test]
 fn the_checker_finds_stale_reads_where_nothing_is_promised() {
-    let family = family();
+    let mut family = family();
+    family.mend();
     let outcome = play(&family, "eventual", 4_000, false, None);
     println!("{outcome:?}");
     assert!(outcome.stale > 0, "{outcome:?}");
