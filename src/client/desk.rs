@@ -44,6 +44,8 @@ pub struct Desk {
     scanner: Scanner,
     from_client: Vec<u8>,
     from_server: Vec<u8>,
+    /// The batch is on a follower, and can run elsewhere.
+    pub elsewhere: bool,
 }
 
 impl Desk {
@@ -74,6 +76,7 @@ impl Desk {
             scanner: Scanner::new(u32::MAX >> 1),
             from_client: Vec::new(),
             from_server: Vec::new(),
+            elsewhere: false,
         }
     }
 
@@ -162,7 +165,7 @@ impl Desk {
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
                 heals: false,
-                elsewhere: false,
+                elsewhere: self.elsewhere,
                 follower: false,
             },
         };
