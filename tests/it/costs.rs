@@ -15,7 +15,7 @@ use pgweir_harness::wire::build::query;
 use pgweir_harness::{Pgweir, PgweirOptions};
 use tokio::sync::Mutex;
 
-use crate::crowd::{Crowd, Script, Way};
+use crate::crowd::{ACCOUNTS, Crowd, Script, Way};
 use crate::exec::wrapped::Wrapping;
 use crate::routing::Family;
 use crate::support::{PASSWORD, Place, SOON, metric_in, options, primary};
@@ -274,7 +274,7 @@ fn user_instructions_of_routed_transactions_stay_what_they_were() {
         let place = family.place();
         place.psql(&format!("ALTER ROLE {0} SET log_statement = 'none'; SET ROLE {0}; {ACCOUNTS}", place.name));
         let mut callgrind = Callgrind::start(release_with_grammar(), place, settings);
-        for (kind, script) in [("literals", Script::literals(ROWS)), ("prepared", Script::parameters(ROWS))] {
+        for (kind, script) in [("literals", Script::literals()), ("prepared", Script::parameters())] {
             let name = format!("instructions_{way}_{kind}");
             let none = f64::INFINITY;
             let measured = runtime.block_on(callgrind.measure(&name, none, Way::Plain, 16, script));
@@ -285,11 +285,6 @@ fn user_instructions_of_routed_transactions_stay_what_they_were() {
     }
     assert_none(&all);
 }
-
-/// Rows of the table: more than there are texts in any cache of texts.
-const ROWS: u32 = 5000;
-const ACCOUNTS: &str = "CREATE TABLE accounts (aid int PRIMARY KEY, balance int NOT NULL) WITH (fillfactor = 50); \
-    INSERT INTO accounts SELECT aid, 0 FROM generate_series(1, 5000) aid";
 
 /// The sum of a metric's samples with this label.
 fn metric(pgweir: &Pgweir, name: &str, label: &str) -> f64 {

@@ -110,6 +110,16 @@ impl Family {
         (of(&self.primary), self.followers.iter().map(of).sum())
     }
 
+    /// Clients that followers have read rows of the table `accounts` for in this place, as far as they tell.
+    pub(crate) fn serving(&self, place: &Place<'_>) -> usize {
+        let asks = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND query LIKE '%FROM accounts%'",
+            place.name
+        );
+        let of = |cluster: &Cluster| cluster.psql("postgres", &asks).unwrap().parse::<usize>().unwrap();
+        self.followers.iter().map(of).sum()
+    }
+
     fn pause(&self) {
         for follower in &self.followers {
             follower.psql("postgres", "SELECT pg_wal_replay_pause()").unwrap();
@@ -137,7 +147,7 @@ impl Family {
 }
 
 /// The family, for one test at a time.
-fn family() -> MutexGuard<'static, Family> {
+pub(crate) fn family() -> MutexGuard<'static, Family> {
     static FAMILY: OnceLock<Mutex<Family>> = OnceLock::new();
     let family = FAMILY.get_or_init(|| Mutex::new(Family::start()));
     let mut family = family.lock().unwrap_or_else(PoisonError::into_inner);
