@@ -465,6 +465,10 @@ impl Answer<'_> {
     fn error(&mut self, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
         let fields = Fields::parse(body).map_err(|_| Heard::Lost(Lost::Protocol))?;
         if fields.is_fatal() {
+            if self.rules.elsewhere && self.conn.pipeline.ready_owed() > 0 {
+                // What came in front of it, in the same breath, is not told: the batch runs elsewhere.
+                plan.forget();
+            }
             return Err(Heard::Lost(Lost::Fatal(body.into())));
         }
         let Some(front) = self.conn.pipeline.front() else {

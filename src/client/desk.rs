@@ -54,6 +54,8 @@ pub struct Desk {
     scanner: Scanner,
     from_client: Vec<u8>,
     from_server: Vec<u8>,
+    /// The batch is on a follower, and can run elsewhere.
+    pub elsewhere: bool,
 }
 
 impl Desk {
@@ -89,6 +91,7 @@ impl Desk {
             scanner: Scanner::new(u32::MAX >> 1),
             from_client: Vec::new(),
             from_server: Vec::new(),
+            elsewhere: false,
         }
     }
 

@@ -70,7 +70,7 @@ impl Fingerprint {
         loop {
             lexer.skip_blank();
             let start = text.len() - lexer.rest().len();
-            let Some(token) = lexer.token() else { break };
+            let Some(token) = lexer.token_here() else { break };
             let gap = start > end;
             end = text.len() - lexer.rest().len();
             let span = text.get(start..end)?;

@@ -15,9 +15,9 @@ use pgweir_harness::wire::build::query;
 use pgweir_harness::{Pgweir, PgweirOptions};
 use tokio::sync::Mutex;
 
-use crate::crowd::{Crowd, Script, Way};
+use crate::crowd::{ACCOUNTS, Crowd, Script, Way};
 use crate::exec::wrapped::Wrapping;
-use crate::routing::family;
+use crate::routing::Family;
 use crate::support::{PASSWORD, Place, SOON, metric_in, options, primary};
 use crate::tls::client::{self, TlsClient};
 use crate::tls::pki::{Authority, Folder, self_signed};
@@ -264,7 +264,8 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
 fn user_instructions_of_routed_transactions_stay_what_they_were() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _alone = runtime.block_on(ALONE.lock());
-    let family = family();
+    // No read gives way to the replay.
+    let family = Family::with_delay("-1");
     let followers = family.list();
     let routing =
         |mode| [("databases.PLACE.followers", &*followers), ("read_routing", mode), ("read_freshness", "eventual")];
@@ -273,7 +274,7 @@ fn user_instructions_of_routed_transactions_stay_what_they_were() {
         let place = family.place();
         place.psql(&format!("ALTER ROLE {0} SET log_statement = 'none'; SET ROLE {0}; {ACCOUNTS}", place.name));
         let mut callgrind = Callgrind::start(release_with_grammar(), place, settings);
-        for (kind, script) in [("literals", Script::literals(ROWS)), ("prepared", Script::parameters(ROWS))] {
+        for (kind, script) in [("literals", Script::literals()), ("prepared", Script::parameters())] {
             let name = format!("instructions_{way}_{kind}");
             let none = f64::INFINITY;
             let measured = runtime.block_on(callgrind.measure(&name, none, Way::Plain, 16, script));
@@ -284,11 +285,6 @@ fn user_instructions_of_routed_transactions_stay_what_they_were() {
     }
     assert_none(&all);
 }
-
-/// Rows of the table: more than there are texts in any cache of texts.
-const ROWS: u32 = 5000;
-const ACCOUNTS: &str = "CREATE TABLE accounts (aid int PRIMARY KEY, balance int NOT NULL) WITH (fillfactor = 50); \
-    INSERT INTO accounts SELECT aid, 0 FROM generate_series(1, 5000) aid";
 
 /// The sum of a metric's samples with this label.
 fn metric(pgweir: &Pgweir, name: &str, label: &str) -> f64 {

@@ -65,19 +65,24 @@ impl Script {
         Self { setup: Some((prepare, b"1Z")), steps: vec![(run, b"2DCZ")], ..Self::empty() }
     }
 
-    /// Nine reads and a write of ten of the table `accounts` by its key, each with another literal than the thousands before.
-    pub(crate) fn literals(rows: u32) -> Self {
+    /// Nine reads and a write of ten of [`ACCOUNTS`] by the key, each with another literal than the thousands before.
+    pub(crate) fn literals() -> Self {
         let step = |aid: u32| -> Step {
             match aid % 10 {
                 0 => (build::query(&format!("UPDATE accounts SET balance = balance + 17 WHERE aid = {aid}")), b"CZ"),
-                _ => (build::query(&format!("SELECT aid, balance FROM accounts WHERE aid = {aid}")), b"TDCZ"),
+                _ => read(aid),
             }
         };
-        Self { turns: (1..=rows).map(step).collect(), ..Self::empty() }
+        Self { turns: (1..=ROWS).map(step).collect(), ..Self::empty() }
     }
 
-    /// The same by statements that were prepared once per client.
-    pub(crate) fn parameters(rows: u32) -> Self {
+    /// Reads alone.
+    pub(crate) fn reads() -> Self {
+        Self { turns: (1..=ROWS).map(read).collect(), ..Self::empty() }
+    }
+
+    /// Reads and writes by statements that were prepared once per client.
+    pub(crate) fn parameters() -> Self {
         let prepare = [
             build::parse("read", "SELECT aid, balance FROM accounts WHERE aid = $1", &[]),
             build::parse("write", "UPDATE accounts SET balance = balance + 17 WHERE aid = $1", &[]),
@@ -89,7 +94,7 @@ impl Script {
             ([bind, build::execute("", 0), build::sync()].concat(), want)
         };
         let setup = Some((prepare.concat(), &b"11Z"[..]));
-        Self { setup, turns: (1..=rows).map(step).collect(), ..Self::empty() }
+        Self { setup, turns: (1..=ROWS).map(step).collect(), ..Self::empty() }
     }
 
     const fn empty() -> Self {
@@ -102,6 +107,17 @@ impl Script {
         self.steps.iter().chain(turn)
     }
 }
+
+fn read(aid: u32) -> Step {
+    (build::query(&format!("SELECT aid, balance FROM accounts WHERE aid = {aid}")), b"TDCZ")
+}
+
+/// Makes the table that they are about.
+pub(crate) const ACCOUNTS: &str = "CREATE TABLE accounts (aid int PRIMARY KEY, balance int NOT NULL) WITH (fillfactor = 50); \
+    INSERT INTO accounts SELECT aid, 0 FROM generate_series(1, 5000) aid";
+
+/// Its rows: more than there are texts in any cache of texts.
+const ROWS: u32 = 5000;
 
 /// Logged-in clients.
 #[derive(Debug)]

@@ -32,17 +32,22 @@ use crate::support::{Place, SOON, options};
 
 /// A primary and two streaming followers of it.
 pub(crate) struct Family {
-    pub(crate) primary: Cluster,
+    primary: Cluster,
     followers: [Cluster; 2],
 }
 
 impl Family {
     fn start() -> Self {
+        // Conflicts are told at once: what holds replay back is a pause of the test's own.
+        Self::with_delay("0")
+    }
+
+    /// With this as `max_standby_streaming_delay`.
+    pub(crate) fn with_delay(delay: &str) -> Self {
         let options = ClusterOptions::default().set("cluster_name", "primary").set("max_connections", "100");
         let primary = Cluster::start(options).unwrap();
         let follower = |name: &str| {
-            // Conflicts are told at once: what holds replay back is a pause of the test's own.
-            let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", "0");
+            let own = ClusterOptions::default().set("cluster_name", name).set("max_standby_streaming_delay", delay);
             primary.follower(own).unwrap()
         };
         let followers = [follower("one"), follower("two")];
@@ -115,6 +120,16 @@ impl Family {
                 .count()
         };
         (of(&self.primary), self.followers.iter().map(of).sum())
+    }
+
+    /// Clients that followers have read rows of the table `accounts` for in this place, as far as they tell.
+    pub(crate) fn serving(&self, place: &Place<'_>) -> usize {
+        let asks = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND query LIKE '%FROM accounts%'",
+            place.name
+        );
+        let of = |cluster: &Cluster| cluster.psql("postgres", &asks).unwrap().parse::<usize>().unwrap();
+        self.followers.iter().map(of).sum()
     }
 
     fn pause(&self) {

@@ -26,7 +26,7 @@ use figures::{Counts, Figures, Report};
 const ROUNDS_PER_START: usize = 5;
 
 /// Load before the first round, so that the catalog and the positions are known and every server connection is open.
-const FIRST: Order = Order { warm_up: Duration::ZERO, window: Duration::from_millis(1000) };
+const FIRST: Order = Order { warm_up: Duration::ZERO, window: Duration::from_secs(1) };
 
 /// Metrics are published once a second.
 const PUBLISHED: Duration = Duration::from_millis(1300);
@@ -35,7 +35,7 @@ const PUBLISHED: Duration = Duration::from_millis(1300);
 const POOL_SIZE: u32 = 20;
 
 /// How long a follower may take to replay what the primary has written.
-const REPLAYED: Duration = Duration::from_secs(60);
+const REPLAYED: Duration = Duration::from_mins(1);
 
 /// What is run, and how long.
 #[derive(Debug)]
@@ -177,6 +177,7 @@ impl Family {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: HarnessError) -> Fault {
     Fault::Postgres(error.to_string())
 }

@@ -5,7 +5,7 @@
 //! pooler's CPU clock itself, at the transactions that begin and end the window.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io::{BufRead, Read, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -134,7 +134,7 @@ pub fn serve(spec: &Spec) -> Result<(), Fault> {
 
 /// Clients ready to go.
 enum Load {
-    Steady(Crowd),
+    Steady(Box<Crowd>),
     Reconnect { spec: Spec, script: Script },
 }
 
@@ -144,7 +144,7 @@ impl Load {
         if spec.workload == Workload::Reconnect {
             return Ok(Self::Reconnect { spec: spec.clone(), script });
         }
-        Crowd::login(spec, script).map(Self::Steady)
+        Crowd::login(spec, script).map(|crowd| Self::Steady(Box::new(crowd)))
     }
 
     fn run(&mut self, order: Order) -> Result<Window, Fault> {
@@ -183,7 +183,7 @@ impl Requests {
             self.rows += self.script.rows;
         }
         let Some(mix) = &mut self.mix else { return Ok(Some(bytes)) };
-        let (bytes, rows) = mix.next()?;
+        let (bytes, rows) = mix.request()?;
         self.rows += rows;
         Ok(Some(bytes))
     }
@@ -375,7 +375,7 @@ struct Tally {
     watch: Option<u32>,
     servers: Vec<u32>,
     /// What their processes had used when the window began.
-    used: Vec<HashMap<u32, u64>>,
+    used: Vec<BTreeMap<u32, u64>>,
     phase: Phase,
     order: Order,
     window: Window,

@@ -1,6 +1,6 @@
 //! What the kernel knows: CPU time and memory of a process, and how busy everything else is. Linux only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -87,7 +87,7 @@ impl Stat {
 ///
 /// Source: `proc_pid_task(5)`, `children`; the process is taken to have one thread.
 #[must_use]
-pub fn children(parent: u32) -> HashMap<u32, u64> {
+pub fn children(parent: u32) -> BTreeMap<u32, u64> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let pids = text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     // One may have ended since.
@@ -96,7 +96,7 @@ pub fn children(parent: u32) -> HashMap<u32, u64> {
 
 /// What the children of a process have used since `earlier`, nanoseconds; without those that have ended.
 #[must_use]
-pub fn used_since(earlier: &HashMap<u32, u64>, now: &HashMap<u32, u64>) -> u64 {
+pub fn used_since(earlier: &BTreeMap<u32, u64>, now: &BTreeMap<u32, u64>) -> u64 {
     let used = |(pid, used): (&u32, &u64)| used.saturating_sub(earlier.get(pid).copied().unwrap_or(0));
     now.iter().map(used).sum()
 }
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn children_count_from_when_they_were_first_seen() {
-        let (before, now) = (HashMap::from([(1, 10), (2, 20)]), HashMap::from([(2, 25), (3, 7)]));
+        let (before, now) = (BTreeMap::from([(1, 10), (2, 20)]), BTreeMap::from([(2, 25), (3, 7)]));
         assert_eq!(used_since(&before, &now), 5 + 7);
         let mut shell = std::process::Command::new("sh");
         let mut child = shell.args(["-c", "read line"]).stdin(std::process::Stdio::piped()).spawn().unwrap();

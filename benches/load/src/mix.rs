@@ -65,7 +65,7 @@ impl Mix {
     /// # Errors
     ///
     /// [`Fault::Io`] if a message cannot be written.
-    pub fn next(&mut self) -> Result<(&[u8], u64), Fault> {
+    pub fn request(&mut self) -> Result<(&[u8], u64), Fault> {
         let reads = self.random.random_range(0..10) < READS;
         let aid = self.random.random_range(1..=TABLE_ROWS);
         let delta = self.random.random_range(-5000..=5000);
@@ -111,7 +111,7 @@ mod tests {
         let mut texts = BTreeSet::new();
         let mut reads = 0;
         for _ in 0..10_000 {
-            let (bytes, rows) = mix.next().unwrap();
+            let (bytes, rows) = mix.request().unwrap();
             let text = std::str::from_utf8(&bytes[5..]).unwrap();
             assert_eq!(text.starts_with("SELECT"), rows == 1, "{text}");
             assert!(!text.contains('$'), "{text}");
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(Mix::setup(false).unwrap(), b"");
         let mut mix = Mix::new(true);
         for _ in 0..100 {
-            let (bytes, rows) = mix.next().unwrap();
+            let (bytes, rows) = mix.request().unwrap();
             let statement = if rows == 1 { &b"\0read\0"[..] } else { b"\0write\0" };
             assert!(bytes.starts_with(b"B") && bytes[5..].starts_with(statement), "{}", bytes.escape_ascii());
         }

@@ -83,6 +83,30 @@ fn the_client_gets_the_answers_to_what_it_asked_itself() {
 }
 
 #[test]
+fn a_follower_that_ends_the_connection_has_told_nothing_of_a_batch_that_runs_elsewhere() {
+    let batch = [parse("", "SELECT 1", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let begun = [reply::bare(b'1'), reply::bare(b'2')].concat();
+    let whole = [&*begun, &reply::row(b"1"), &reply::done("SELECT 1"), &reply::ready(b'I')].concat();
+    // As when a conflict with recovery finds the server between two messages of the batch.
+    let fatal = reply::error("FATAL", "40001", "terminating connection due to conflict with recovery");
+    #[rustfmt::skip]
+    let table: [(&str, bool, &[u8], &[u8]); 4] = [
+        ("under way",        true,  &begun, b""),
+        ("answered",         true,  &whole, &whole),
+        ("on the primary",   false, &begun, &begun),
+        ("nothing came yet", true,  b"",    b""),
+    ];
+    for (name, elsewhere, said, want) in table {
+        let mut desk = Desk::new();
+        desk.elsewhere = elsewhere;
+        desk.client(&batch);
+        let (got, heard) = desk.server(&[said, &fatal].concat());
+        assert!(matches!(heard, Heard::Lost(_)), "{name}: {heard:?}");
+        assert_eq!(show(&got), show(want), "{name}");
+    }
+}
+
+#[test]
 fn errors_bear_the_clients_own_names() {
     let mut desk = moved();
     desk.client(&[bind("", "s", &[]), sync()].concat());

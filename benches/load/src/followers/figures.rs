@@ -257,11 +257,11 @@ fn tps(window: &Window) -> Option<f64> {
 }
 
 fn p50_us(window: &Window) -> Option<f64> {
-    Some(float(window.p50_ns) / 1e3)
+    (window.p50_ns > 0).then(|| float(window.p50_ns) / 1e3)
 }
 
 fn p99_us(window: &Window) -> Option<f64> {
-    Some(float(window.p99_ns) / 1e3)
+    (window.p99_ns > 0).then(|| float(window.p99_ns) / 1e3)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds of a minute, far below 2^52")]
