@@ -135,14 +135,14 @@ pub fn serve(spec: &Spec) -> Result<(), Fault> {
 /// Clients ready to go.
 enum Load {
     Steady(Box<Crowd>),
-    Reconnect { spec: Spec, script: Script },
+    Reconnect(Box<(Spec, Script)>),
 }
 
 impl Load {
     fn prepare(spec: &Spec) -> Result<Self, Fault> {
         let script = spec.workload.script()?;
         if spec.workload == Workload::Reconnect {
-            return Ok(Self::Reconnect { spec: spec.clone(), script });
+            return Ok(Self::Reconnect(Box::new((spec.clone(), script))));
         }
         Crowd::login(spec, script).map(|crowd| Self::Steady(Box::new(crowd)))
     }
@@ -150,7 +150,7 @@ impl Load {
     fn run(&mut self, order: Order) -> Result<Window, Fault> {
         match self {
             Self::Steady(crowd) => crowd.run(order),
-            Self::Reconnect { spec, script } => reconnect(spec, script, order),
+            Self::Reconnect(how) => reconnect(&how.0, &how.1, order),
         }
     }
 }

@@ -24,6 +24,7 @@ use pgweir_load::trial::{Plan, postmaster};
 /// Compares pgweir's CPU time per transaction with PgBouncer's, window by window on the same machine.
 #[derive(Debug, Parser)]
 #[allow(clippy::doc_markdown, reason = "these are the words of --help, where backticks would show")]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
