@@ -76,6 +76,7 @@ impl Limits {
             audit_every: 0,
             catalog_check_interval: Duration::from_secs(30),
             is_probed: false,
+            shared_listener: false,
         }
     }
 }
