@@ -264,9 +264,16 @@ impl Answer<'_> {
             plan.skip(len);
         }
         if self.aside.healing {
-            self.told.bytes += plan.planned() - before;
+            // Nothing, if all was forgotten.
+            self.told.bytes += plan.planned().saturating_sub(before);
         }
         Ok(())
+    }
+
+    /// Nothing of what was decided so far is told.
+    fn forget(&mut self, plan: &mut Plan<'_>) {
+        plan.forget();
+        self.told = Told::default();
     }
 
     /// A message that settled an entry: an answer of ours may be next.
@@ -436,7 +443,7 @@ impl Answer<'_> {
         let tells_of_recovery = name == b"in_hot_standby";
         if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
             // It was promoted before it had answered: what it said is of another history.
-            plan.forget();
+            self.forget(plan);
             if !self.rules.harmless {
                 // And what it did may be there to stay.
                 return Err(Heard::Lost(Lost::Protocol));
@@ -467,7 +474,7 @@ impl Answer<'_> {
         if fields.is_fatal() {
             if self.rules.elsewhere && self.conn.pipeline.ready_owed() > 0 {
                 // What came in front of it, in the same breath, is not told: the batch runs elsewhere.
-                plan.forget();
+                self.forget(plan);
             }
             return Err(Heard::Lost(Lost::Fatal(body.into())));
         }
@@ -505,8 +512,7 @@ impl Answer<'_> {
                     // Another table by now, or a lost statement: the primary would have said the same.
                     _ => Some(Unserved::Stale),
                 };
-                plan.forget();
-                self.told = Told::default();
+                self.forget(plan);
             }
             plan.skip(len);
             return Ok(());
