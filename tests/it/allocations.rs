@@ -318,6 +318,7 @@ fn reads_on_followers_allocate_nothing() {
         ("databases.PLACE.followers", followers.as_str()),
         ("read_routing", "auto"),
         ("read_freshness", "eventual"),
+        ("read_sample_interval", "10s"),
         ("default_pool_size", "4"),
     ];
     run(Duration::from_mins(1), async {

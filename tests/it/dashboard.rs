@@ -205,8 +205,6 @@ fn look_at_followers(pgweir: &Pgweir, address: &str) {
         let row = browser.evaluate("document.querySelector('#follower-rows').innerText");
         let row = row.as_str().unwrap();
         assert!(row.contains(address) && row.contains("serves") && row.contains(" %"), "{name}: {row}");
-        thread::sleep(Duration::from_millis(300));
-        assert_still(&mut browser, name);
         keep(&format!("followers-{name}"), &browser.screenshot());
     }
     assert_well(&mut browser, &url(pgweir));

@@ -365,6 +365,7 @@ async fn what_a_client_sends_and_a_server_says_meanwhile_waits_for_what_runs_aga
         ("auth_type", "trust"),
         ("prepared_statements", "rewrite"),
         ("default_pool_size", "1"),
+        ("server_tls_sslmode", "disable"),
         ("databases.db.host", "127.0.0.1"),
         ("databases.db.port", &port),
         ("databases.db.user", "db"),

@@ -164,7 +164,7 @@ fn a_follower_killed_at_any_phase_is_seen_by_nobody_who_has_no_word_of_it() {
 fn a_follower_that_is_promoted_takes_no_write_that_was_sent_to_a_follower() {
     let family = family();
     // Behind the first look none comes while this runs: what was a follower is taken for one.
-    let stage = family.stage(&[("read_freshness", "eventual"), ("read_sample_interval", "1m")]);
+    let stage = family.stage(&[("read_freshness", "eventual"), ("read_sample_interval", "10s")]);
     stage.own_sql("CREATE TABLE charges (n int)");
     let charges = || {
         let count = "SELECT count(*) FROM charges";
