@@ -32,6 +32,8 @@ struct Scene {
     paused: AtomicUsize,
     /// Statements answered, of all.
     answered: AtomicUsize,
+    /// Those that wrote.
+    written: AtomicUsize,
 }
 
 struct Over<'a>(&'a Scene);
@@ -110,6 +112,7 @@ impl Player<'_> {
                 continue;
             }
             acknowledged = value;
+            self.scene.written.fetch_add(1, SeqCst);
             if let Some(got) = self.read(register, u64::try_from(value).unwrap()).await {
                 assert_eq!(got, value, "it does not see its own write");
             }
@@ -204,8 +207,10 @@ fn a_promotion_at_the_primarys_address_is_a_wait_and_no_error_for_clients_betwee
         thread::sleep(Duration::from_millis(500));
         // One takes its place, as who is reached by its name.
         one.psql("postgres", "SELECT pg_promote()").unwrap();
+        let before = scene.written.load(SeqCst);
         proxy.lead_to(one.addr());
-        more("after the promotion");
+        // Until it has been written to, nothing tells those that follow the old one from those that follow the new one.
+        until("writes after the promotion", &|| scene.written.load(SeqCst) > before + 10);
         // Another one follows it from now on.
         let conninfo =
             format!("host={} port={} user={SUPERUSER} password={SUPERUSER_PASSWORD}", one.addr().ip(), one.port());
