@@ -59,7 +59,19 @@ const ENDS: EffectSet = EffectSet::BEGIN
 const RUNS: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
 
 /// Built-in functions, and those of well-known extensions, that run SQL as text have this in their names.
-const RUNNERS: [&str; 6] = ["query_to_xml", "cursor_to_xml", "dblink", "connectby", "crosstab", "ts_stat"];
+const RUNNERS: [&str; 11] = [
+    "connectby",
+    "crosstab",
+    "cursor_to_xml",
+    "database_to_xml",
+    "dblink",
+    "query_to_xml",
+    "schema_to_xml",
+    "table_to_xml",
+    "ts_rewrite",
+    "ts_stat",
+    "xpath_table",
+];
 
 impl Suspects {
     /// Nothing is known.

@@ -33,7 +33,8 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', \
     'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
     'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
-    'ts_stat', 'currval', 'lastval')), \
+    'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
+    'database_to_xml_and_xmlschema', 'ts_rewrite', 'ts_stat', 'currval', 'lastval')), \
     builtin AS MATERIALIZED (SELECT concat(':(?:funcid|opfuncid) (?:', string_agg(oid::text, '|'), ') ') AS wanted FROM known), \
     called AS MATERIALIZED (SELECT DISTINCT d.classid, d.objid, coalesce(o.oprcode::oid, d.refobjid) AS func \
     FROM pg_depend d LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid \
