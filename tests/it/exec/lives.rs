@@ -50,16 +50,17 @@ fn a_data_plane_that_hangs_is_replaced_and_the_cap_holds_until_its_connections_h
     let file = folder.path().join("hang");
     // The query runs on when nobody is there for it any more.
     let script = format!(
-        "{psql} 'SELECT pg_sleep(60)'; echo cut; {psql} 'SELECT 5'; echo served; read line; {psql} 'SELECT 6'; exit 0"
+        "{psql} 'SELECT pg_sleep(600)'; echo cut; {psql} 'SELECT 5'; echo served; read line; {psql} 'SELECT 6'; exit 0"
     );
     let mut wrapped = Wrapping::sh(&url, &script)
         .var("PGBOUNCER_DEFAULT_POOL_SIZE", "1")
         .var("PGWEIR_TEST_PANIC", &format!("hang={}", file.display()))
         .start();
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'";
     wait_until(SOON, || place.psql(asleep) == "1");
     std::fs::write(&file, "").unwrap();
-    wait_until(5 * SOON, || wrapped.said().contains("cut"));
+    // On a busy machine its worker is hardly ever seen asleep.
+    wait_until(12 * SOON, || wrapped.said().contains("cut"));
     wait_until(3 * SOON, || wrapped.said().contains("served"));
     // The thread wakes up and finds that another serves in its place.
     std::fs::write(folder.path().join("hang.over"), "").unwrap();
