@@ -76,7 +76,7 @@ fn assert_proven(stage: &Stage<'_>) {
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const ROWS: [Row; 24] = [
+const ROWS: [Row; 26] = [
     ("function",            "SELECT hide('a1')",                                          HIDDEN,   "a1"),
     ("SET in a function",   "SELECT by_set('x')",                                         HIDDEN,   "by set"),
     ("caller",              "SELECT caller('a2')",                                        HIDDEN,   "a2"),
@@ -101,6 +101,8 @@ const ROWS: [Row; 24] = [
     ("rule",                "INSERT INTO ruled VALUES ('x')",                             HIDDEN,   "rule"),
     ("operator",            "SELECT === 'b5'::text",                                      HIDDEN,   "b5"),
     ("policy",              "SELECT * FROM policed",                                      HIDDEN,   "policy"),
+    ("view by its name",    "SELECT table_to_xml('peek', true, false, '')",               HIDDEN,   "view"),
+    ("query as text",       "SELECT ts_rewrite('a', 'SELECT tsquery ''a'', hide(''b'')::tsquery')", HIDDEN, "b"),
 ];
 
 #[tokio::test]
