@@ -44,6 +44,9 @@ const TRUSTED: [&str; 27] = [
     "vector",
 ];
 
+/// Functions of trusted extensions that change something of their session.
+const CHANGERS: [&str; 2] = ["isn_weak", "set_limit"];
+
 /// One function.
 #[derive(Debug)]
 struct Function {
@@ -192,6 +195,9 @@ impl Function {
         let (language, volatility, extension) = (next(), next(), next());
         match language {
             "sql" | "plpgsql" => sql::body(self.source.as_bytes()),
+            "internal" | "c" if CHANGERS.contains(&&*self.name) => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
+            }
             "internal" | "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
             _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
         }
@@ -260,6 +266,7 @@ mod tests {
             &["f", "5", "writer", "plpgsql v ", "BEGIN INSERT INTO audited VALUES (1); END"],
             &["f", "6", "similarity", "c i pg_trgm", "x"],
             &["f", "7", "native", "c v mine", "x"],
+            &["f", "9", "set_limit", "c v pg_trgm", "x"],
             &["f", "8", "maker", "plpgsql v ", "BEGIN EXECUTE q; END"],
             &["r", "11", "audited", "", ""],
             &["r", "12", "quiet", "", ""],
@@ -273,7 +280,7 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 22] = [
+        let table: [(&str, EffectSet); 26] = [
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),
@@ -289,6 +296,10 @@ mod tests {
             ("SELECT * FROM peek",                         SUSPECT),
             ("SELECT similarity('a', 'b')",                NONE),
             ("SELECT native()",                            SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT set_limit(0.5)",                      SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT table_to_xml('peek', true, true, '')", SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT ts_rewrite('a', 'SELECT hide()')",    SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT * FROM crosstab3('SELECT hide()')",   SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT maker()",                             SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT 1 === 2",                             SUSPECT),
             ("SELECT U&\"\\0068ide\"()",                   SUSPECT),

@@ -62,7 +62,7 @@ fn stage(pool_size: &str) -> Stage<'static> {
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
-    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    place.psql(&format!("CREATE EXTENSION pg_trgm; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
     Stage::at(place, &settings, &[])
 }
 
@@ -76,7 +76,7 @@ fn assert_proven(stage: &Stage<'_>) {
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const ROWS: [Row; 26] = [
+const ROWS: [Row; 27] = [
     ("function",            "SELECT hide('a1')",                                          HIDDEN,   "a1"),
     ("SET in a function",   "SELECT by_set('x')",                                         HIDDEN,   "by set"),
     ("caller",              "SELECT caller('a2')",                                        HIDDEN,   "a2"),
@@ -102,6 +102,7 @@ const ROWS: [Row; 26] = [
     ("operator",            "SELECT === 'b5'::text",                                      HIDDEN,   "b5"),
     ("policy",              "SELECT * FROM policed",                                      HIDDEN,   "policy"),
     ("view by its name",    "SELECT table_to_xml('peek', true, false, '')",               HIDDEN,   "view"),
+    ("an extension's",      "SELECT set_limit(0.7)",                                      "SELECT show_limit()", "0.7"),
     ("query as text",       "SELECT ts_rewrite('a', 'SELECT tsquery ''a'', hide(''b'')::tsquery')", HIDDEN, "b"),
 ];
 
