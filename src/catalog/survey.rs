@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 26] = [
+        let table: [(&str, EffectSet); 27] = [
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),
@@ -300,6 +300,7 @@ mod tests {
             ("SELECT table_to_xml('peek', true, true, '')", SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT ts_rewrite('a', 'SELECT hide()')",    SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT * FROM crosstab3('SELECT hide()')",   SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT * FROM crosstab_float8_6_cols('SELECT hide()')", SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT maker()",                             SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT 1 === 2",                             SUSPECT),
             ("SELECT U&\"\\0068ide\"()",                   SUSPECT),
