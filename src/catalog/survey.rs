@@ -195,6 +195,10 @@ impl Function {
         let (language, volatility, extension) = (next(), next(), next());
         match language {
             "sql" | "plpgsql" => sql::body(self.source.as_bytes()),
+            // What it opens stays open for whoever is next, and nothing but the end of the session is sure to close it.
+            "c" if self.name.starts_with("dblink_connect") => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE | EffectSet::LOAD, names: Vec::new() }
+            }
             "internal" | "c" if CHANGERS.contains(&&*self.name) => {
                 sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
             }

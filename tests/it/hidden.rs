@@ -62,7 +62,7 @@ fn stage(pool_size: &str) -> Stage<'static> {
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
-    place.psql(&format!("CREATE EXTENSION pg_trgm; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    place.psql(&format!("CREATE EXTENSION pg_trgm; CREATE EXTENSION dblink; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
     Stage::at(place, &settings, &[])
 }
 
@@ -173,6 +173,38 @@ async fn what_cannot_be_carried_pins_and_is_found_by_nobody_else() {
         clean(stage.client().await).await;
     }
     assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn a_connection_that_a_session_has_opened_to_elsewhere_is_found_by_nobody_else() {
+    const OPEN: &str = "SELECT coalesce(array_length(dblink_get_connections(), 1), 0)";
+    let stage = stage("2");
+    let (name, address) = (stage.name(), stage.place.cluster.addr());
+    let there = format!(
+        "host={} port={} dbname={name} user={name} password={}",
+        address.ip(),
+        address.port(),
+        crate::support::PASSWORD
+    );
+    stage.own_sql(
+        "CREATE FUNCTION opens(c text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN dblink_connect('hidden', c); END $$",
+    );
+    for text in [format!("SELECT dblink_connect('hidden', '{there}')"), format!("SELECT opens('{there}')")] {
+        let mut one = stage.client().await;
+        succeed(&mut one, &text).await;
+        let mut two = stage.client().await;
+        for _ in 0..4 {
+            assert_eq!(value(&mut two, OPEN).await, "0", "leaked");
+            assert_eq!(value(&mut one, OPEN).await, "1");
+        }
+        one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+        let mut three = stage.client().await;
+        succeed(&mut two, "BEGIN").await;
+        succeed(&mut three, "BEGIN").await;
+        for wire in [&mut two, &mut three] {
+            assert_eq!(value(wire, OPEN).await, "0", "leaked to who came next");
+        }
+    }
 }
 
 async fn clean(mut wire: Wire, read: &str) {
