@@ -44,6 +44,8 @@ use std::borrow::Cow;
 pub use body::{Body, body, defines, hidden_names, mentions_definition};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
+#[cfg(test)]
+pub(crate) use facts::RUNNERS;
 pub use facts::{Aside, Call, Facts, Relation, Source, is_own_setting, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
 pub use head::FirstWord;

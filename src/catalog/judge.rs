@@ -207,3 +207,21 @@ impl Default for Suspects {
         Self::new(Marks::default(), Vec::new(), None).expect("a few short patterns")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql;
+
+    #[test]
+    fn a_text_that_calls_what_runs_text_is_read_whatever_it_is_called_by() {
+        let (suspects, mut library) = (Suspects::default(), Library::default());
+        for name in sql::RUNNERS.iter().chain(&["crosstab", "crosstab3", "crosstab_float8_6_cols"]) {
+            for text in [format!("SELECT {name}('x')"), format!("SELECT public.{}('x')", name.to_uppercase())] {
+                let set = suspects.judge(text.as_bytes(), EffectSet::NONE, &mut library);
+                assert!(set.contains(RUNS), "{text}");
+            }
+        }
+        assert!(suspects.judge(b"SELECT lower('x')", EffectSet::NONE, &mut library).is_empty());
+    }
+}

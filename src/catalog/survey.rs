@@ -320,6 +320,10 @@ impl Function {
         let (language, volatility, extension) = (next(), next(), next());
         match language {
             "sql" | "plpgsql" => sql::body(self.source.as_bytes()),
+            // What it opens stays open for whoever is next, and nothing but the end of the session is sure to close it.
+            "c" if self.name.starts_with("dblink_connect") => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE | EffectSet::LOAD, names: Vec::new() }
+            }
             "internal" | "c" if CHANGERS.contains(&&*self.name) => {
                 sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
             }
@@ -403,7 +407,7 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 26] = [
+        let table: [(&str, EffectSet); 27] = [
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),
@@ -423,6 +427,7 @@ mod tests {
             ("SELECT table_to_xml('peek', true, true, '')", SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT ts_rewrite('a', 'SELECT hide()')",    SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT * FROM crosstab3('SELECT hide()')",   SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT * FROM crosstab_float8_6_cols('SELECT hide()')", SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT maker()",                             SUSPECT.union(EffectSet::OPAQUE)),
             ("SELECT 1 === 2",                             SUSPECT),
             ("SELECT U&\"\\0068ide\"()",                   SUSPECT),

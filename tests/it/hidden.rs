@@ -62,7 +62,7 @@ fn stage(pool_size: &str) -> Stage<'static> {
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
-    place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    place.psql(&format!("CREATE EXTENSION pg_trgm; CREATE EXTENSION dblink; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
     Stage::at(place, &settings, &[])
 }
 
@@ -76,7 +76,7 @@ fn assert_proven(stage: &Stage<'_>) {
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const ROWS: [Row; 24] = [
+const ROWS: [Row; 27] = [
     ("function",            "SELECT hide('a1')",                                          HIDDEN,   "a1"),
     ("SET in a function",   "SELECT by_set('x')",                                         HIDDEN,   "by set"),
     ("caller",              "SELECT caller('a2')",                                        HIDDEN,   "a2"),
@@ -101,6 +101,9 @@ const ROWS: [Row; 24] = [
     ("rule",                "INSERT INTO ruled VALUES ('x')",                             HIDDEN,   "rule"),
     ("operator",            "SELECT === 'b5'::text",                                      HIDDEN,   "b5"),
     ("policy",              "SELECT * FROM policed",                                      HIDDEN,   "policy"),
+    ("view by its name",    "SELECT table_to_xml('peek', true, false, '')",               HIDDEN,   "view"),
+    ("an extension's",      "SELECT set_limit(0.7)",                                      "SELECT show_limit()", "0.7"),
+    ("query as text",       "SELECT ts_rewrite('a', 'SELECT tsquery ''a'', hide(''b'')::tsquery')", HIDDEN, "b"),
 ];
 
 #[tokio::test]
@@ -170,6 +173,38 @@ async fn what_cannot_be_carried_pins_and_is_found_by_nobody_else() {
         clean(stage.client().await).await;
     }
     assert_proven(&stage);
+}
+
+#[tokio::test]
+async fn a_connection_that_a_session_has_opened_to_elsewhere_is_found_by_nobody_else() {
+    const OPEN: &str = "SELECT coalesce(array_length(dblink_get_connections(), 1), 0)";
+    let stage = stage("2");
+    let (name, address) = (stage.name(), stage.place.cluster.addr());
+    let there = format!(
+        "host={} port={} dbname={name} user={name} password={}",
+        address.ip(),
+        address.port(),
+        crate::support::PASSWORD
+    );
+    stage.own_sql(
+        "CREATE FUNCTION opens(c text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN dblink_connect('hidden', c); END $$",
+    );
+    for text in [format!("SELECT dblink_connect('hidden', '{there}')"), format!("SELECT opens('{there}')")] {
+        let mut one = stage.client().await;
+        succeed(&mut one, &text).await;
+        let mut two = stage.client().await;
+        for _ in 0..4 {
+            assert_eq!(value(&mut two, OPEN).await, "0", "leaked");
+            assert_eq!(value(&mut one, OPEN).await, "1");
+        }
+        one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+        let mut three = stage.client().await;
+        succeed(&mut two, "BEGIN").await;
+        succeed(&mut three, "BEGIN").await;
+        for wire in [&mut two, &mut three] {
+            assert_eq!(value(wire, OPEN).await, "0", "leaked to who came next");
+        }
+    }
 }
 
 async fn clean(mut wire: Wire, read: &str) {
