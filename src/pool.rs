@@ -713,6 +713,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::backend::DialError;
     use crate::clock::Pauses;
 
     /// A pool in session mode that dials nothing.
@@ -749,5 +750,21 @@ mod tests {
         pool.offer(ServerConn::without_socket(pool.profiles.plain()));
         assert!(newcomer.poll(&mut cx).is_pending());
         assert!(question.poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn logins_that_fail_side_by_side_are_one_failure() {
+        let pool = pool(Duration::from_secs(1));
+        let timeout = DialError::Timeout;
+        let begun = pool.clock.now();
+        let first = pool.pause(&timeout, begun);
+        for _ in 0..3 {
+            assert!(pool.pause(&timeout, begun) <= first);
+        }
+        assert_eq!(pool.backoff.borrow().failures, 1);
+        std::thread::sleep(Duration::from_millis(2));
+        pool.clock.refresh();
+        pool.pause(&timeout, pool.clock.now());
+        assert_eq!(pool.backoff.borrow().failures, 2);
     }
 }

@@ -345,7 +345,7 @@ impl Answer<'_> {
         if done.origin == Origin::Client {
             self.statements.told(id, described);
         } else {
-            self.marks.placing.asked = None;
+            self.marks.placing.asked = false;
         }
     }
 
@@ -601,7 +601,7 @@ impl Answer<'_> {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local && is_gone => kept.remove(id),
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local => kept.doubt(id),
                 (Expect::Close, Some(id)) if ours => kept.doubt(id),
-                (Expect::Describe, Some(_)) if ours => placing.asked = None,
+                (Expect::Describe, Some(_)) if ours => placing.asked = false,
                 _ => {}
             }
             is_gone = false;

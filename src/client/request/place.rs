@@ -27,8 +27,8 @@ use crate::prepared::{
 /// What is remembered from one message to the next of the statements that they name.
 #[derive(Debug, Default)]
 pub struct Placing {
-    /// A statement that the server was asked to describe, by us.
-    pub asked: Option<u64>,
+    /// The server was asked to describe a statement, by us.
+    pub asked: bool,
     /// A statement that was parsed anew in this lease, because it was not as the client was told.
     pub renewed: Option<u64>,
     /// The portal bound last.
@@ -42,7 +42,7 @@ pub struct Placing {
 impl Placing {
     /// A lease begins.
     pub fn begin(&mut self) {
-        (self.asked, self.renewed, self.bound) = (None, None, 0);
+        (self.asked, self.renewed, self.bound) = (false, None, 0);
     }
 }
 
@@ -117,6 +117,10 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        if wanted.is_known() && self.marks.placing.asked {
+            // One question at a time, so that its answer is not taken for another's: a statement is refused for what it says.
+            return Err(Stop::Unsettled);
+        }
         let renewed = self.marks.placing.renewed == Some(statement.id);
         let place = self.conn.shelf.get(statement.id).filter(|place| place.parsed.epoch == statement.epoch());
         if let Some(Parsed { described, renewed: is_new, .. }) = place.map(|place| place.parsed) {
@@ -125,7 +129,6 @@ impl Request<'_> {
                     self.marks.placing.bound = statement.id;
                     return Ok(Renamed::To(statement.id));
                 }
-                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
                 Fit::Unknown | Fit::Other if is_new && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(Renamed::Same);
@@ -199,13 +202,15 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        if wanted.is_known() && self.marks.placing.asked {
+            return Err(Stop::Unsettled);
+        }
         let renewed = self.marks.placing.renewed == Some(statement.id);
         if self.is_stripped(statement)
             && let Held::Holds(_, parsed) = &self.conn.unnamed
         {
             match parsed.described.fits(wanted) {
                 Fit::Same => return Ok(()),
-                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
                 Fit::Unknown | Fit::Other if parsed.renewed && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(());
@@ -232,13 +237,9 @@ impl Request<'_> {
         plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
     }
 
-    fn is_asked(&self, statement: &Statement) -> bool {
-        self.marks.placing.asked == Some(statement.id)
-    }
-
     /// The server is asked how it describes what it was just given. What waits for the answer stops here.
     fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
-        self.marks.placing.asked = Some(statement.id);
+        self.marks.placing.asked = true;
         self.marks.placing.renewed = Some(statement.id);
         self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
         self.renamed(b'D', renamed, plan);

@@ -179,6 +179,47 @@ fn the_unnamed_statement_of_another_is_not_bound_behind_batches_that_failed_toge
     assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
 }
 
+/// The answer to a `Describe` of a statement with one parameter and one column, both of type `kind`.
+fn described(kind: u8) -> Vec<u8> {
+    let parameters = message(b't', &[0, 1, 0, 0, 0, kind]);
+    let rows =
+        message(b'T', &[&b"\0\x01a\0"[..], &[0; 6], &[0, 0, 0, kind, 0, 4, 255, 255, 255, 255], &[0; 2]].concat());
+    [parameters, rows].concat()
+}
+
+#[test]
+fn the_answer_to_one_question_is_not_taken_for_that_to_the_next() {
+    const TWO: &str = "SELECT $1::bool";
+    let mut desk = Desk::new();
+    // The client was told of two statements, which the server does not have any more.
+    for (name, text, kind) in [("s", ONE, 23), ("t", TWO, 16)] {
+        desk.client(&[parse(name, text, &[]), describe_statement(name), sync()].concat());
+        desk.server(&[reply::bare(b'1'), described(kind), reply::ready(b'I')].concat());
+    }
+    desk.conn.shelf.clear();
+    let (one, two) = (desk.name(1), desk.name(2));
+    let run = |name: &str| [bind("", name, &[Some(b"1")]), execute("", 0)].concat();
+    let asks = |name: &str, text: &str| [parse(name, text, &[]), describe_statement(name), flush()].concat();
+    // What it describes itself is parsed for that, and once more to be compared.
+    let (sent, stop) = desk.client(&[describe_statement("s"), run("s"), run("t"), sync()].concat());
+    let first = [parse(&one, ONE, &[]), describe_statement(&one), close_statement(&one), asks(&one, ONE)].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (first.escape_ascii().to_string(), Stop::Unsettled));
+    // Its own description says it all: it is bound, and ours is still to come.
+    desk.server(&[reply::bare(b'1'), described(23)].concat());
+    let (sent, stop) = desk.client(b"");
+    assert_eq!((sent.escape_ascii().to_string(), stop), (run(&one).escape_ascii().to_string(), Stop::Unsettled));
+    // Now the other one is asked about, and only that answer is an answer.
+    desk.server(&[reply::bare(b'3'), reply::bare(b'1'), described(23)].concat());
+    let (sent, stop) = desk.client(b"");
+    let second = asks(&two, TWO);
+    assert_eq!((sent.escape_ascii().to_string(), stop), (second.escape_ascii().to_string(), Stop::Unsettled));
+    assert_eq!(desk.client(b""), (vec![], Stop::Unsettled));
+    desk.server(&[reply::bare(b'2'), reply::done("SELECT 1"), reply::bare(b'1'), described(16)].concat());
+    let (sent, stop) = desk.client(b"");
+    let rest = [run(&two), sync()].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (rest.escape_ascii().to_string(), Stop::Short));
+}
+
 #[test]
 fn what_no_client_may_send_stops_it() {
     #[rustfmt::skip]
