@@ -42,8 +42,8 @@ const LOGIN_WAIT: u64 = 3_000_000;
 /// The pause after a primary did not answer; doubled with each time. Microseconds.
 const FIRST_PAUSE: u64 = 100_000;
 
-/// So often it is doubled, at most.
-const DOUBLED_MAX: u32 = 6;
+/// So often it is doubled, at most: to 1.6 s, well below the time for which what was heard of it is trusted.
+const DOUBLED_MAX: u32 = 4;
 
 /// What a text means depends on these, and no file of settings need be the same on two servers.
 macro_rules! settings {
