@@ -129,6 +129,7 @@ impl Call {
     }
 
     /// Whether its arguments are kept.
+    #[cfg(feature = "grammar")]
     #[must_use]
     pub(super) fn keeps_arguments(name: &str) -> bool {
         Self::has_holes(name) || name == CURRENT_SETTING
