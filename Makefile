@@ -27,9 +27,10 @@ test-long: deps ## Run every test, then the long ones: 10 million transactions o
 fuzz: ## Fuzz every target for a while (FUZZ_SECONDS=20 each); a finding fails and says how to replay it
 	@.ci/fuzz
 
-lint: ## Check format, lints and documentation; warnings are errors
+lint: ## Check format, lints (of the build without the grammar, too) and documentation; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p pgweir --no-default-features --lib --bins --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 bench: ## Compare CPU per transaction with PgBouncer's (PGBOUNCER=/path, ARGS=...)

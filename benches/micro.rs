@@ -7,6 +7,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pgweir::catalog::{Route, RouteCache, Survey};
 use pgweir::sql;
 use pgweir_proto::backend::{Tag, TxStatus};
 use pgweir_proto::encode;
@@ -138,5 +139,49 @@ fn scan(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, scanner, pipeline, messages, scan);
+/// Where a text may run: cached, with new literals each time, and never seen before.
+fn routes(criterion: &mut Criterion) {
+    let mut survey = Survey::with_routes();
+    for row in ["r|1|users|pr", "r|2|orders|pr", "f|3|score|sql s |SELECT length(a)"] {
+        survey.row(row.split('|').map(|column| Some(column.as_bytes())));
+    }
+    let suspects = survey.close().expect("a small survey");
+    let (mut library, mut cache) = (sql::Library::default(), RouteCache::default());
+    let select = "SELECT u.id, u.name, count(o.id) FROM users u LEFT JOIN orders o ON o.user_id = u.id WHERE u.id = $1 GROUP BY u.id";
+    let literals = |n: u32| select.replace("$1", &format!("{n} AND u.name = 'user {n}'")).into_bytes();
+    let writes = |n: u32| format!("INSERT INTO orders (user_id, total) VALUES ({n}, {n}.5) RETURNING id").into_bytes();
+    assert_eq!(suspects.route(select.as_bytes(), &mut library).route, Route::Read);
+
+    let mut group = criterion.benchmark_group("routes");
+    group.bench_function("the same text", |bencher| {
+        bencher
+            .iter(|| cache.judge(black_box(select.as_bytes()), 1, || suspects.route(select.as_bytes(), &mut library)));
+    });
+    for (name, make) in
+        [("a read with new literals", &literals as &dyn Fn(u32) -> Vec<u8>), ("a write with new literals", &writes)]
+    {
+        let texts: Vec<Vec<u8>> = (0..4096).map(make).collect();
+        let mut turn = texts.iter().cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let text = turn.next().map_or(&[][..], Vec::as_slice);
+                cache.judge(black_box(text), 1, || suspects.route(text, &mut library))
+            });
+        });
+    }
+    let mut n = 0;
+    group.bench_function("a text never seen", |bencher| {
+        bencher.iter_batched(
+            || {
+                n += 1;
+                format!("SELECT u.id AS c{n}, u.name FROM users u WHERE u.id = 1").into_bytes()
+            },
+            |text| suspects.route(&text, &mut library),
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, scanner, pipeline, messages, scan, routes);
 criterion_main!(benches);

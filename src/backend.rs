@@ -3,6 +3,7 @@
 mod ask;
 mod credentials;
 mod farewell;
+mod hear;
 mod login;
 mod roster;
 mod settle;
@@ -23,6 +24,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{self, Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
+use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
 use crate::stats::{DiscardReason, PoolName};
 
@@ -31,7 +33,7 @@ pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
 pub use farewell::bury;
-pub use login::{DialError, LoggedIn, columns as row_columns, dial};
+pub use login::{DialError, LoggedIn, WHO_ARE_YOU, columns as row_columns, dial};
 pub use roster::Roster;
 pub use settle::{SettleError, Settled};
 
@@ -54,6 +56,8 @@ pub struct Target {
     pub policy: LoginPolicy,
     /// Run after each login; empty for nothing.
     pub connect_query: String,
+    /// Whether transactions are read-only unless they say otherwise.
+    pub is_read_only: bool,
     /// Socket options.
     pub tcp: TcpOptions,
     /// The newest version of the protocol to ask for; an older one once the server has refused it.
@@ -92,17 +96,6 @@ impl Target {
         let connector = self.tls.keys().connector(&self.entry).ok_or(ConnectError::NotOffered)?;
         connector.connect(way, &self.host, self.port, &self.tcp, &self.tls).await
     }
-}
-
-/// One server's life: changes with every restart, promotion or change of address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Incarnation {
-    /// `pg_control_system().system_identifier`; empty if the server would not tell.
-    pub system_identifier: Box<str>,
-    /// `pg_postmaster_start_time()`; empty if the server would not tell.
-    pub started: Box<str>,
-    /// `inet_server_addr()` and port; empty on a Unix socket.
-    pub address: Box<str>,
 }
 
 /// A count with a limit, shared by all that draw on it.
@@ -445,16 +438,16 @@ impl ServerConn {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the defaults name no files")]
-impl ServerConn {
-    /// One that has logged in and has no socket, for tests of what passes through it.
+impl Target {
+    /// One that nothing is ever dialled at, for tests.
     #[must_use]
-    pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
+    pub fn nowhere() -> Self {
         use crate::net::Sockets;
         use crate::net::tls::Keyring;
         use std::sync::Arc;
 
         let config = pgweir_config::Config::default();
-        let target = Target {
+        Self {
             host: String::new(),
             port: 0,
             dbname: String::new(),
@@ -467,12 +460,21 @@ impl ServerConn {
                 scram_iterations_max: 0,
             },
             connect_query: String::new(),
+            is_read_only: false,
             tcp: TcpOptions::new(&config.listen, Sockets::default()),
             version: Cell::new(0x0003_0000),
             connect_timeout: Duration::ZERO,
             tls: Gear::new(Arc::new(Keyring::load(Arc::new(config)).unwrap())),
             entry: String::new(),
-        };
+        }
+    }
+}
+
+#[cfg(test)]
+impl ServerConn {
+    /// One that has logged in and has no socket, for tests of what passes through it.
+    #[must_use]
+    pub fn without_socket(profile: Rc<Profile>) -> Box<Self> {
         let now = Instant::now();
         Box::new(Self {
             stream: Stream::Closed,
@@ -499,7 +501,7 @@ impl ServerConn {
             untagged: false,
             used: true,
             lent: 0,
-            target: Rc::new(target),
+            target: Rc::new(Target::nowhere()),
             clock: Rc::default(),
             permit: None,
         })

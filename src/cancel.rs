@@ -183,6 +183,8 @@ pub struct Holding {
     pub pins: Vec<PinReason>,
     /// Something of the pooler's own runs for it: settings, an audit.
     pub own_work: bool,
+    /// It listens for this many clients, and is nobody's own.
+    pub listens_for: Option<usize>,
 }
 
 /// Who holds the server connections.

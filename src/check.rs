@@ -1,7 +1,12 @@
 //! `pgweir check`: shows every setting and its origin, logs in to each database as the pools would, and
 //! says which limits bind there and whether the pools fit under them.
 //!
+//! Followers have to prove that they are: see `proof`.
+//!
 //! It opens one connection at a time, and each for moments: the servers it asks are in use.
+
+mod proof;
+mod route;
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -15,7 +20,6 @@ use std::time::{Duration, Instant};
 use pgweir_config::{Config, Origin};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
-use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::backend::Source;
@@ -23,6 +27,8 @@ use crate::net::tls::{Gear, Keyring};
 use crate::net::{Sockets, Stream, TcpOptions};
 use crate::observe::Excerpt;
 use crate::route::source;
+
+pub use route::route;
 
 /// Longest time for everything together.
 const WHOLE_LIMIT: Duration = Duration::from_mins(1);
@@ -60,7 +66,13 @@ pub fn run(config: &Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let faults = tokio::task::LocalSet::new().block_on(&runtime, try_logins(config, &keyring, &pools));
+    let tries = async {
+        let start = Instant::now();
+        let mut faults = try_logins(config, &keyring, &pools, start).await;
+        faults.extend(proof::prove(config, &keyring, &pools, start).await);
+        faults
+    };
+    let faults = tokio::task::LocalSet::new().block_on(&runtime, tries);
     say(&match faults.len() {
         0 => "\nno faults\n".to_owned(),
         1 => "\n1 fault\n".to_owned(),
@@ -231,10 +243,9 @@ impl fmt::Display for Fault {
 }
 
 /// Tries every distinct login, one after the other, and reports on it.
-async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool]) -> Vec<Fault> {
+async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool], start: Instant) -> Vec<Fault> {
     let gear = Gear::new(Arc::clone(keyring));
     let tcp = TcpOptions::new(&config.listen, Sockets::default());
-    let start = Instant::now();
     let mut faults = Vec::new();
     // Limits of a server, a database and a role are each reported once.
     let mut told: Vec<(Scope, &Login)> = Vec::new();
@@ -245,9 +256,7 @@ async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool]) -> 
         }
         tried.push(login);
         say(&format!("\n{database} ({login})\n"));
-        let left = WHOLE_LIMIT.saturating_sub(start.elapsed());
-        let step = STEP_LIMIT.min(config.pool.server_connect_timeout).min(left);
-        match ask(database, login, &tcp, &gear, step).await {
+        match ask(database, login, &tcp, &gear, step(config, start)).await {
             Err(failure) => {
                 say(&format!("  {}\n", failure.what));
                 let place = format!("databases.{database} ({login})");
@@ -265,6 +274,12 @@ async fn try_logins(config: &Config, keyring: &Arc<Keyring>, pools: &[Pool]) -> 
         }
     }
     faults
+}
+
+/// How long the next step may take.
+fn step(config: &Config, start: Instant) -> Duration {
+    let left = WHOLE_LIMIT.saturating_sub(start.elapsed());
+    STEP_LIMIT.min(config.pool.server_connect_timeout).min(left)
 }
 
 /// Why a login or its question got no answer.
@@ -311,6 +326,19 @@ const QUESTION: &str = "\
 
 /// Logs in, asks, and leaves. Each of the steps takes at most `step`.
 async fn ask(entry: &str, login: &Login, tcp: &TcpOptions, gear: &Gear, step: Duration) -> Result<Facts, Failure> {
+    let client = connect(entry, login, tcp, gear, step).await?;
+    let row = question(&client, QUESTION, step).await?;
+    let garbled = Failure { what: "the server's catalog gave no answer".to_owned(), remedy: SEE_LOG };
+    row.as_ref().and_then(read_facts).ok_or(garbled)
+}
+
+async fn connect(
+    entry: &str,
+    login: &Login,
+    tcp: &TcpOptions,
+    gear: &Gear,
+    step: Duration,
+) -> Result<tokio_postgres::Client, Failure> {
     let mut config = tokio_postgres::Config::new();
     config.host(&login.host).port(login.port).dbname(&login.dbname).user(&login.role);
     // TLS, if any, is under the driver's feet.
@@ -338,7 +366,11 @@ async fn ask(entry: &str, login: &Login, tcp: &TcpOptions, gear: &Gear, step: Du
         };
         let logged_in = timeout(step, config.connect_raw(Link(stream), NoTls)).await;
         match logged_in.map_err(|_| late("no login", step))? {
-            Ok((client, connection)) => return question(client, connection, step).await,
+            Ok((client, connection)) => {
+                // Ends when the client is dropped.
+                tokio::task::spawn_local(connection);
+                return Ok(client);
+            }
             Err(error) => last = Some(failure(&error)),
         }
     }
@@ -370,21 +402,18 @@ impl AsyncWrite for Link {
     }
 }
 
+/// The first row of the answer, if there is one.
 async fn question(
-    client: tokio_postgres::Client,
-    connection: tokio_postgres::Connection<Link, NoTlsStream>,
+    client: &tokio_postgres::Client,
+    text: &str,
     step: Duration,
-) -> Result<Facts, Failure> {
-    // Ends when the client is dropped.
-    tokio::task::spawn_local(connection);
-    let answered = timeout(step, client.simple_query(QUESTION)).await.map_err(|_| late("no answer", step))?;
+) -> Result<Option<SimpleQueryRow>, Failure> {
+    let answered = timeout(step, client.simple_query(text)).await.map_err(|_| late("no answer", step))?;
     let messages = answered.map_err(|error| failure(&error))?;
-    let row = messages.iter().find_map(|message| match message {
+    Ok(messages.into_iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
-    });
-    let garbled = Failure { what: "the server's catalog gave no answer".to_owned(), remedy: SEE_LOG };
-    row.and_then(read_facts).ok_or(garbled)
+    }))
 }
 
 fn read_facts(row: &SimpleQueryRow) -> Option<Facts> {

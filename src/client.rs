@@ -1,6 +1,7 @@
 //! One client connection: from its first packet to its goodbye.
 
 mod aftermath;
+mod ahead;
 mod answer;
 #[cfg(test)]
 mod desk;
@@ -12,6 +13,7 @@ mod relay;
 mod request;
 mod slow;
 mod statements;
+mod verdict;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -24,18 +26,21 @@ use pgweir_config::Config;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Registry;
+use crate::catalog::{Refusals, RouteCache};
 use crate::clock::{Clock, Moment};
 use crate::net::tls::{Gear, Keyring};
 use crate::net::{Peer, Sockets, Stream};
 use crate::prepared::Interner;
 use crate::route::Router;
 use crate::sql;
+use crate::state::Hubs;
 use crate::stats::ProcessStats;
 
 use login::log_in;
 pub use login::{Doors, Lookups, Room, Secrets, Throttle, Users, turn_away};
 use relay::{Active, Relay};
 use slow::Slow;
+pub use verdict::route;
 
 /// Bytes read at once. Large enough that a burst of rows costs few system calls.
 const READ_SIZE: usize = 64 * 1024;
@@ -57,12 +62,18 @@ pub struct Context {
     pub router: Router,
     /// The sessions.
     pub registry: Registry,
+    /// Those that listen for clients.
+    pub hubs: Hubs,
     /// The prepared statements.
     pub interner: Interner,
     /// What is known of the texts that clients send.
     pub scans: RefCell<sql::Cache>,
     /// What the grammar says of them.
     pub library: RefCell<sql::Library>,
+    /// Where they may run; none before somebody has to know.
+    pub routes: RefCell<Option<Box<RouteCache>>>,
+    /// What followers refused.
+    pub refusals: RefCell<Refusals>,
     /// What belongs to no pool.
     pub process: RefCell<ProcessStats>,
     /// Client connections, those that log in included.
@@ -107,9 +118,12 @@ impl Context {
             clock: clock.clone(),
             router: Router::new(config.clone(), clock, tls.clone(), sockets),
             registry: Registry::default(),
+            hubs: Hubs::default(),
             interner: Interner::new(config.client.max_statement_memory),
             scans: RefCell::default(),
             library: RefCell::default(),
+            routes: RefCell::default(),
+            refusals: RefCell::default(),
             process: RefCell::default(),
             clients: Cell::new(0),
             doors: Rc::default(),

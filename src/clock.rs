@@ -33,7 +33,7 @@ impl Pauses {
 }
 
 /// A moment on a worker's clock, for what is measured often: microseconds since the clock was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
 impl Moment {
@@ -42,6 +42,12 @@ impl Moment {
     #[must_use]
     pub const fn at(us: u64) -> Self {
         Self(us)
+    }
+
+    /// So many microseconds later.
+    #[must_use]
+    pub const fn after(self, us: u64) -> Self {
+        Self(self.0.saturating_add(us))
     }
 
     /// Microseconds since `earlier`.

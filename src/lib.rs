@@ -8,7 +8,7 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | [`stats`], [`clock`], [`sql`], [`mutant`] | plain counters; one clock read per turn; the SQL scanner; what the oracle has to miss |
-//! | 1 | [`net`], [`settings`], [`prepared`], [`catalog`], [`budget`], [`metrics`] | sockets; settings profiles; interned statements; what names lead to; the fleet's budget; metric names |
+//! | 1 | [`net`], [`settings`], [`prepared`], [`catalog`], [`budget`], [`replica`], [`metrics`] | sockets; settings profiles; interned statements; what names lead to; the fleet's budget; which followers may serve; metric names |
 //! | 2 | [`backend`] | one server connection: dial, log in, settle, cancel, farewell |
 //! | 3 | [`pool`] | idle stack, FIFO waiters, dialling within limits |
 //! | 4 | [`route`], [`cancel`], [`state`] | which pool; cancel keys; what a client left on a server connection |
@@ -36,6 +36,7 @@ pub mod net;
 pub mod observe;
 pub mod pool;
 pub mod prepared;
+pub mod replica;
 pub mod route;
 pub mod settings;
 pub mod sidecar;

@@ -49,6 +49,11 @@ enum Command {
     ///
     /// Without --config and --database, and with a URL that exec would find, it checks what exec would run.
     Check(Settings),
+    /// Show where a statement of a database's clients goes, and why: pgweir route [--KEY=VALUE].. DATABASE SQL.
+    ///
+    /// It logs in as the database's pool would, reads the catalog, and asks the followers how they stand. The statement is not
+    /// run. Which configuration it means is as with check.
+    Route(Settings),
     /// Start a private Postgres primary and follower, and drive a few hundred clients through the pooler.
     ///
     /// Runs for `DEMO_SECONDS` (default 30; 0 until Ctrl-C) and leaves nothing behind.
@@ -72,7 +77,11 @@ fn main() -> ExitCode {
     }
     match Cli::parse().command {
         Command::Serve(settings) => with_config("serve", &settings.args, pgweir::supervisor::run),
-        Command::Check(settings) => check(&settings.args),
+        Command::Check(settings) => as_meant("check", &settings.args, |configs| {
+            let codes: Vec<ExitCode> = configs.iter().map(pgweir::check::run).collect();
+            codes.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
+        }),
+        Command::Route(settings) => route(&settings.args),
         Command::Urls(settings) if wants_help(&settings.args) => print_help("urls"),
         Command::Urls(settings) => sidecar::urls(&settings.args, &variables()),
         Command::Status { json } => sidecar::status(json),
@@ -99,19 +108,30 @@ fn with_config(name: &str, args: &[String], run: impl FnOnce(Config) -> ExitCode
     }
 }
 
-/// Checks the configuration that is named, else what `exec` would run, else the defaults, whose faults say what is missing.
-fn check(args: &[String]) -> ExitCode {
+/// Shows where a statement goes; what stands in front of the last two words are settings.
+fn route(args: &[String]) -> ExitCode {
+    match args.split_last_chunk() {
+        _ if wants_help(args) => print_help("route"),
+        Some((settings, [database, text])) if !database.starts_with("--") => {
+            as_meant("route", settings, |configs| pgweir::check::route(configs, database, text))
+        }
+        _ => {
+            let _ = writeln!(io::stderr(), "pgweir route [--KEY=VALUE].. DATABASE SQL: the SQL is one word, in quotes");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Hands on the configuration that is named, else what `exec` would run, else the defaults, whose faults say what is missing.
+fn as_meant(name: &str, args: &[String], run: impl FnOnce(&[Config]) -> ExitCode) -> ExitCode {
     let names = |word: &String| ["--config", "--database"].iter().any(|flag| word.starts_with(flag));
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if wants_help(args) || args.iter().any(names) || set("PGWEIR_CONFIG") || set("PGWEIR_DATABASES") {
-        return with_config("check", args, |config| pgweir::check::run(&config));
+        return with_config(name, args, |config| run(&[config]));
     }
     match sidecar::configurations(args, &variables()) {
-        Ok(configs) if configs.is_empty() => with_config("check", args, |config| pgweir::check::run(&config)),
-        Ok(configs) => {
-            let codes: Vec<ExitCode> = configs.iter().map(pgweir::check::run).collect();
-            codes.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
-        }
+        Ok(configs) if configs.is_empty() => with_config(name, args, |config| run(&[config])),
+        Ok(configs) => run(&configs),
         Err(fault) => {
             let _ = writeln!(io::stderr(), "{fault}");
             ExitCode::from(USAGE)
@@ -142,7 +162,11 @@ fn help(name: &str) -> String {
     let about = cli
         .find_subcommand_mut(name)
         .and_then(|command| command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string));
-    let words = if name == "exec" { " -- CMD ARGS" } else { "" };
+    let words = match name {
+        "exec" => " -- CMD ARGS",
+        "route" => " DATABASE SQL",
+        _ => "",
+    };
     let mut text = format!("{}\n\nUsage: pgweir {name} [--KEY=VALUE]...{words}\n\n", about.unwrap_or_default());
     text.push_str(
         "Defaults < file < environment (PGWEIR_<KEY>) < command line. Besides the settings:\n\

@@ -10,9 +10,9 @@
 //! Nothing is global: an [`Exporter`] is made, handed to the worker and asked by the HTTP server.
 
 use crate::stats::{
-    Blame, CancelOutcome, DiscardReason, Histogram, PinReason, PoolGauges, PoolLimits, PoolName, PoolSnapshot,
-    PoolStats, ProcessGauges, ProcessStats, Reason, RefusalReason, ScopeStanding, Side, SideCounts, Snapshot, Sqlstate,
-    SqlstateCounts, Tally,
+    Blame, CancelOutcome, DiscardReason, FollowerGauges, FollowerState, Histogram, PinReason, PoolGauges, PoolLimits,
+    PoolName, PoolSnapshot, PoolStats, ProcessGauges, ProcessStats, Reason, RefusalReason, Role, RouteReason,
+    ScopeStanding, Side, SideCounts, Snapshot, Sqlstate, SqlstateCounts, Tally,
 };
 use ::metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -88,6 +88,11 @@ catalogue! {
     SERVERS_LIMIT = Gauge Count "pgweir_servers_limit" "Server connections that the pool may have now.";
     OLDEST_WAIT = Gauge Seconds "pgweir_oldest_wait_seconds" "How long the first waiter has waited; 0 without waiters.";
     POOL_USABLE = Gauge Count "pgweir_pool_usable" "0 while the server refuses the pool's credentials or is unreachable, else 1.";
+    FOLLOWER_LAG = Gauge Seconds "pgweir_follower_lag_seconds" "How long ago the primary was where the follower was when both were last asked.";
+    FOLLOWER_LAG_BYTES = Gauge Bytes "pgweir_follower_lag_bytes" "Bytes of the write-ahead log that the follower was behind then.";
+    FOLLOWER_STATE = Gauge Count "pgweir_follower_state" "1 for what is known of the follower, else 0, by state.";
+    ROUTES = Counter Count "pgweir_routes_total" "Transactions of databases with followers, by what decided where they went (reason).";
+    READ_WAITS = Counter Count "pgweir_read_waits_total" "Reads that waited until the position of the primary was looked at.";
     WAIT = Histogram Seconds "pgweir_wait_seconds" "Waits for a server connection; a lease granted at once is not a wait.";
     TRANSACTION = Histogram Seconds "pgweir_transaction_seconds" "Transactions, from lease to release.";
     QUERY = Histogram Seconds "pgweir_query_seconds" "Queries, from the first byte sent to the server until it is ready again.";
@@ -110,6 +115,7 @@ catalogue! {
     BROKEN_INVARIANTS = Counter Count "pgweir_broken_invariants_total" "Sessions ended by a broken invariant; each is a defect.";
     CANCELS_IGNORED = Counter Count "pgweir_cancels_ignored_total" "Cancel requests ignored because too many keys from their address were wrong.";
     CANCELS_UNKNOWN_KEY = Counter Count "pgweir_cancels_unknown_key_total" "Cancel requests whose key no session has.";
+    TEXTS = Counter Count "pgweir_texts_total" "Texts that were judged where there are followers, or that mention something suspicious, by what knew them: recent (the same was seen lately), fingerprint (one that differs in its literals was), grammar (it was parsed).";
     TLS_HANDSHAKES = Counter Count "pgweir_tls_handshakes_total" "TLS handshakes that succeeded, by side: client or server.";
     TLS_RESUMPTIONS = Counter Count "pgweir_tls_resumptions_total" "TLS handshakes that resumed an earlier session, by side.";
     TLS_FAILURES = Counter Count "pgweir_tls_failures_total" "TLS handshakes that failed, by side.";
@@ -290,6 +296,11 @@ pub struct PoolMetrics {
     cancels: TallyTotals,
     pins: TallyTotals,
     discards: TallyTotals,
+    /// None while nothing was ever routed.
+    routes: Option<(TallyTotals, Total)>,
+    /// None of a primary.
+    follower: Option<FollowerMetrics>,
+    labels: Vec<Label>,
     gauges: [(Read<PoolGauges, u32>, Gauge); 9],
     oldest_wait: Gauge,
     usable: Gauge,
@@ -327,6 +338,9 @@ impl PoolMetrics {
             cancels: TallyTotals::register::<CancelOutcome>(exporter, CANCELS, labels, "outcome"),
             pins: TallyTotals::register::<PinReason>(exporter, PINS, labels, "reason"),
             discards: TallyTotals::register::<DiscardReason>(exporter, DISCARDS, labels, "reason"),
+            routes: None,
+            follower: (name.role == Role::Follower).then(|| FollowerMetrics::register(exporter, labels)),
+            labels: labels.clone(),
             gauges: [
                 (|gauges| gauges.clients_idle, state(CLIENTS, "idle")),
                 (|gauges| gauges.clients_active, state(CLIENTS, "active")),
@@ -358,6 +372,19 @@ impl PoolMetrics {
         self.cancels.publish(&stats.cancels);
         self.pins.publish(&stats.pins);
         self.discards.publish(&stats.discards);
+        if self.routes.is_some() || stats.routes.total() > 0 {
+            let (exporter, labels) = (&self.exporter, &self.labels);
+            let register = || {
+                let routes = TallyTotals::register::<RouteReason>(exporter, ROUTES, labels, "reason");
+                (routes, exporter.counter(READ_WAITS, labels.clone()))
+            };
+            let (routes, read_waits) = self.routes.get_or_insert_with(register);
+            routes.publish(&stats.routes);
+            read_waits.publish(stats.read_waits);
+        }
+        if let (Some(metrics), Some(follower)) = (&self.follower, &gauges.follower) {
+            metrics.publish(follower);
+        }
         for (read, gauge) in &self.gauges {
             gauge.set(f64::from(read(gauges)));
         }
@@ -372,14 +399,47 @@ impl Drop for PoolMetrics {
             gauge.set(0.0);
         }
         self.oldest_wait.set(0.0);
+        if let Some(metrics) = &self.follower {
+            metrics.publish(&FollowerGauges::default());
+        }
         // Nothing is known to be wrong with a pool that is gone.
         self.usable.set(1.0);
     }
 }
 
+/// The series of one follower.
+struct FollowerMetrics {
+    lag: Gauge,
+    lag_bytes: Gauge,
+    states: Vec<(FollowerState, Gauge)>,
+}
+
+impl FollowerMetrics {
+    fn register(exporter: &Exporter, labels: &[Label]) -> Self {
+        let state = |state: &FollowerState| {
+            (*state, exporter.gauge(FOLLOWER_STATE, with(labels, "state", state.as_str().into())))
+        };
+        Self {
+            lag: exporter.gauge(FOLLOWER_LAG, labels.to_vec()),
+            lag_bytes: exporter.gauge(FOLLOWER_LAG_BYTES, labels.to_vec()),
+            states: FollowerState::ALL.iter().map(state).collect(),
+        }
+    }
+
+    fn publish(&self, follower: &FollowerGauges) {
+        self.lag.set(follower.lag_us.map_or(0.0, seconds));
+        let bytes = follower.lag_bytes.unwrap_or(0);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a double; it is exact below 2^53")]
+        self.lag_bytes.set(bytes as f64);
+        for (state, gauge) in &self.states {
+            gauge.set(f64::from(u8::from(*state == follower.state)));
+        }
+    }
+}
+
 /// The series of the process.
 pub struct ProcessMetrics {
-    plain: [(Read<ProcessStats, u64>, Total); 6],
+    plain: [(Read<ProcessStats, u64>, Total); 9],
     refused: TallyTotals,
     tls: [(Read<ProcessStats, SideCounts>, TallyTotals); 3],
     gauges: [(Read<ProcessGauges, u32>, Gauge); 3],
@@ -391,6 +451,7 @@ impl ProcessMetrics {
     pub fn register(exporter: &Exporter) -> Self {
         let total = |metric| exporter.counter(metric, Vec::new());
         let gauge = |metric| exporter.gauge(metric, Vec::new());
+        let text = |by: &'static str| exporter.counter(TEXTS, vec![Label::from_static_parts("by", by)]);
         let by_side = |metric| TallyTotals::register::<Side>(exporter, metric, &[], "side");
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         exporter.gauge(BUILD_INFO, vec![version]).set(1.0);
@@ -402,6 +463,9 @@ impl ProcessMetrics {
                 (|stats| stats.broken_invariants, total(BROKEN_INVARIANTS)),
                 (|stats| stats.cancels_unknown_key, total(CANCELS_UNKNOWN_KEY)),
                 (|stats| stats.cancels_ignored, total(CANCELS_IGNORED)),
+                (|stats| stats.texts.recent, text("recent")),
+                (|stats| stats.texts.fingerprint, text("fingerprint")),
+                (|stats| stats.texts.grammar, text("grammar")),
             ],
             refused: TallyTotals::register::<RefusalReason>(exporter, CLIENTS_REFUSED, &[], "reason"),
             tls: [
@@ -504,6 +568,9 @@ fn pool_labels(name: &PoolName, url: Option<&str>) -> Vec<Label> {
         Label::new("user", double(&name.user)),
         Label::from_static_parts("role", name.role.as_str()),
     ];
+    if !name.server.is_empty() {
+        labels.push(Label::new("server", double(&name.server)));
+    }
     labels.extend(url.map(|url| Label::new("url", double(url))));
     labels
 }
@@ -512,8 +579,15 @@ fn pool_labels(name: &PoolName, url: Option<&str>) -> Vec<Label> {
 fn text_labels(name: &PoolName, url: Option<&str>) -> String {
     let escape = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
     let (database, user) = (escape(&name.database), escape(&name.user));
-    let url = url.map_or_else(String::new, |url| format!(",url=\"{}\"", escape(url)));
-    format!("database=\"{database}\",user=\"{user}\",role=\"{}\"{url}", name.role)
+    let mut labels = format!("database=\"{database}\",user=\"{user}\",role=\"{}\"", name.role);
+    // Writing to a String cannot fail.
+    if !name.server.is_empty() {
+        let _ = write!(labels, ",server=\"{}\"", escape(&name.server));
+    }
+    if let Some(url) = url {
+        let _ = write!(labels, ",url=\"{}\"", escape(url));
+    }
+    labels
 }
 
 #[cfg(test)]
@@ -647,7 +721,11 @@ mod tests {
         let mut one = pool("app", "web");
         one.stats.errors.add(Blame::Client, b"42601");
         one.limits = limits::tests::known(Instant::now());
-        let text_names: BTreeSet<String> = published(&[snapshot_of(vec![one])])
+        one.stats.routes.add(RouteReason::Read);
+        let mut two = pool("app", "web");
+        two.name = PoolName::follower("app", "web", "b:5432");
+        two.gauges.follower = Some(FollowerGauges::default());
+        let text_names: BTreeSet<String> = published(&[snapshot_of(vec![one, two])])
             .into_iter()
             .map(|(name, ..)| {
                 let strip = |name: &str, end: &str| name.strip_suffix(end).map(str::to_owned);
@@ -707,6 +785,33 @@ mod tests {
                 assert_eq!(value(&samples, name, &[("database", hostile)]), Some(1.0), "{name} {hostile:?}");
             }
         }
+    }
+
+    #[test]
+    fn followers_tell_apart_what_they_are_and_how_far_behind() {
+        let follower = |server: &str, state| {
+            let mut one = pool("app", "web");
+            one.name = PoolName::follower("app", "web", server);
+            let (lag_us, lag_bytes) = (Some(1_500_000), Some(16));
+            one.gauges.follower = Some(FollowerGauges { state, lag_us, lag_bytes, covered_us: None });
+            one
+        };
+        let two = vec![follower("b:1", FollowerState::Serving), follower("c:1", FollowerState::Lagging)];
+        let samples = published(&[snapshot_of(two.clone())]);
+        #[rustfmt::skip]
+        let table: [(&str, Labels<'_>, f64); 5] = [
+            ("pgweir_follower_state", &[("server", "b:1"), ("state", "serving")], 1.0),
+            ("pgweir_follower_state", &[("server", "c:1"), ("state", "serving")], 0.0),
+            ("pgweir_follower_state", &[("server", "c:1"), ("role", "follower")], 1.0),
+            ("pgweir_follower_lag_seconds", &[("server", "b:1")],                 1.5),
+            ("pgweir_follower_lag_bytes", &[("server", "c:1")],                   16.0),
+        ];
+        for (name, labels, want) in table {
+            assert_eq!(value(&samples, name, labels), Some(want), "{name} {labels:?}");
+        }
+        // What is gone is not said to serve.
+        let samples = published(&[snapshot_of(two), snapshot_of(Vec::new())]);
+        assert_eq!(value(&samples, "pgweir_follower_state", &[("state", "serving")]), Some(0.0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a build for the own tests of the isolation oracle and of the fleet's simulation leaves out, so that they are seen to
 //! notice. Any other build leaves out nothing, and has nothing of this.
 
-/// One of the things that keep clients apart, or the fleet within its limits.
+/// One of the things that keep clients apart, the fleet within its limits, or reads fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
     /// The check that a server connection is free before it is lent on.
@@ -14,6 +14,8 @@ pub enum Guard {
     Taint,
     /// The check that a claim, or a probe, fits into the fleet's limits.
     Claims,
+    /// The check that a follower has replayed what a read must see.
+    Freshness,
 }
 
 /// Whether the guard is left out.

@@ -5,6 +5,7 @@ mod dial;
 mod fleet;
 mod knowledge;
 mod limits;
+mod listener;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -19,14 +20,16 @@ use slab::Slab;
 use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Target};
 use crate::clock::Clock;
 use crate::mutant::{Guard, lacks};
+use crate::replica::Incarnation;
 use crate::settings::{Profile, Profiles};
-use crate::stats::{DiscardReason, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _};
+use crate::stats::{DiscardReason, FollowerGauges, PoolGauges, PoolHealth, PoolName, PoolStats, Reason as _, Role};
 
 use dial::Backoff;
 use fleet::Fleet;
 pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
+pub use listener::{Life, Listener};
 use watch::Watch;
 
 /// What the first server connection of a pool told, and every client is told.
@@ -46,7 +49,7 @@ pub enum Refusal {
         /// The setting's value.
         limit: Duration,
         /// How the pool stood.
-        picture: Picture,
+        picture: Box<Picture>,
     },
     /// The server will not let the pool in; its `ErrorResponse` body, if it sent one, and what to log.
     Hopeless {
@@ -102,11 +105,29 @@ pub struct Census<'a> {
 struct Inner {
     /// The most recently used last.
     idle: Vec<Box<ServerConn>>,
-    /// The longest waiting first.
+    /// The longest waiting first, but for [`Self::ahead`].
     queue: VecDeque<usize>,
+    /// Who came last and goes first, while there is one.
+    ahead: Option<usize>,
     slots: Slab<Slot>,
     /// Since when each lent connection is.
     lent: Slab<Instant>,
+}
+
+impl Inner {
+    /// Where in the queue the longest waiting is.
+    fn eldest(&self) -> usize {
+        usize::from(self.ahead.is_some() && self.queue.front() == self.ahead.as_ref() && self.queue.len() > 1)
+    }
+}
+
+/// What a pool shares with others of the same clients.
+struct Kin {
+    id: u32,
+    profiles: Rc<Profiles>,
+    catalog: Rc<Knowledge>,
+    clock: Rc<Clock>,
+    is_surveyor: bool,
 }
 
 /// The pool of one (database, user).
@@ -119,15 +140,23 @@ pub struct Pool {
     /// What it may do.
     pub limits: Limits,
     /// The settings of its clients.
-    pub profiles: Profiles,
+    pub profiles: Rc<Profiles>,
     /// What it counted.
     pub stats: RefCell<PoolStats>,
     /// Clients logged in.
     pub clients: Cell<u32>,
     /// Server connections pinned.
     pub pinned: Cell<u32>,
+    /// The lent connection that listens for all clients, if one does.
+    listener: RefCell<Option<Listener>>,
+    /// It is to be given up: its server is the primary no longer.
+    pub listener_leaves: Cell<bool>,
     /// What is known of the database's functions, triggers and views.
-    pub catalog: Knowledge,
+    pub catalog: Rc<Knowledge>,
+    /// Whether this pool is the one that asks for it: a follower has the primary's.
+    is_surveyor: bool,
+    /// How its server stands, if it is a follower.
+    pub follower: Cell<Option<FollowerGauges>>,
     /// Its part in the fleet's budget, if there is one.
     fleet: Option<Fleet>,
     /// How its server's limits stand, for whoever asks.
@@ -159,25 +188,63 @@ impl Pool {
         census: Census<'_>,
     ) -> Rc<Self> {
         let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
+        let kin = Kin { id, profiles: Rc::default(), catalog: Rc::new(catalog), clock, is_surveyor: true };
+        Self::made(kin, name, limits, target, shared, census)
+    }
+
+    /// An empty pool of a follower, for the clients of `home`, whose settings and statements it knows and whose catalog it
+    /// has.
+    #[must_use]
+    pub fn of_follower(
+        home: &Self,
+        name: PoolName,
+        limits: Limits,
+        target: Target,
+        shared: [Rc<SharedLimit>; 2],
+        census: Census<'_>,
+    ) -> Rc<Self> {
+        let kin = Kin {
+            id: home.id,
+            profiles: home.profiles.clone(),
+            catalog: home.catalog.clone(),
+            clock: home.clock.clone(),
+            is_surveyor: false,
+        };
+        Self::made(kin, name, limits, target, shared, census)
+    }
+
+    fn made(
+        kin: Kin,
+        name: PoolName,
+        limits: Limits,
+        target: Target,
+        shared: [Rc<SharedLimit>; 2],
+        census: Census<'_>,
+    ) -> Rc<Self> {
         let own = Count::new(limits.pool_size + limits.reserve_pool_size);
         let [database, user] = &shared;
-        let fleet = census.fleet.map(|policy| Fleet::new(policy, clock.now()));
+        let fleet = census.fleet.map(|policy| Fleet::new(policy, kin.clock.now()));
         let tag = fleet.as_ref().map(Fleet::member_name).unwrap_or_default();
         let watch = Watch::new(&target, &tag, census.period, census.roster);
+        let follower = (name.role == Role::Follower).then(FollowerGauges::default);
         let pool = Rc::new(Self {
-            id,
+            id: kin.id,
             name,
             limits,
-            profiles: Profiles::default(),
+            profiles: kin.profiles,
             stats: RefCell::default(),
             clients: Cell::new(0),
             pinned: Cell::new(0),
-            catalog,
+            listener: RefCell::default(),
+            listener_leaves: Cell::new(false),
+            catalog: kin.catalog,
+            is_surveyor: kin.is_surveyor,
+            follower: Cell::new(follower),
             fleet,
             watch,
             check_ins: Cell::new(0),
             target: Rc::new(target),
-            clock,
+            clock: kin.clock,
             counts: [own, database.count.clone(), user.count.clone()],
             shared,
             inner: RefCell::default(),
@@ -268,6 +335,17 @@ impl Pool {
     /// Queues up. The caller polls the ticket; dropping it leaves the queue.
     #[must_use]
     pub fn wait(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        self.queue_up(cx, false)
+    }
+
+    /// The same for a question of ours, in front of all clients: in the longest queue it would never be asked, and what it
+    /// tells may shorten that. One at a time: another one queues up behind them.
+    #[must_use]
+    pub fn wait_first(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {
+        self.queue_up(cx, true)
+    }
+
+    fn queue_up(self: &Rc<Self>, cx: &Context<'_>, ahead: bool) -> Ticket {
         if let Some(refusal) = self.standing_refusal() {
             let key = self.inner.borrow_mut().slots.insert(Slot::Refused(refusal));
             return Ticket { pool: self.clone(), key };
@@ -275,7 +353,12 @@ impl Pool {
         let key = {
             let mut inner = self.inner.borrow_mut();
             let key = inner.slots.insert(Slot::Waiting { waker: cx.waker().clone(), since: self.clock.now() });
-            inner.queue.push_back(key);
+            if ahead && inner.ahead.is_none() {
+                inner.ahead = Some(key);
+                inner.queue.push_front(key);
+            } else {
+                inner.queue.push_back(key);
+            }
             key
         };
         self.dial_if_wanted();
@@ -286,7 +369,7 @@ impl Pool {
     fn standing_refusal(&self) -> Option<Refusal> {
         let backoff = self.backoff.borrow();
         let paused = backoff.not_before.is_some_and(|at| at > self.clock.now());
-        let none = self.coming() == 0 && self.inner.borrow().lent.is_empty();
+        let none = self.coming() == 0 && self.serving() == 0;
         if paused && none { backoff.refusal.clone() } else { None }
     }
 
@@ -332,7 +415,7 @@ impl Pool {
             self.discard(conn, DiscardReason::Lifetime);
             return self.dial_if_wanted();
         }
-        if self.catalog.is_due(self.clock.now()) {
+        if self.is_surveyor && self.catalog.is_due(self.clock.now()) {
             return self.look_into_catalog(conn);
         }
         let Some(mut conn) = self.pass_fleet(conn) else { return };
@@ -375,7 +458,7 @@ impl Pool {
     /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
     fn coming(&self) -> u32 {
         let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
-        self.logging_in.get() + u32::from(self.catalog.is_asking()) + errands
+        self.logging_in.get() + u32::from(self.is_surveyor && self.catalog.is_asking()) + errands
     }
 
     /// Why there are no more server connections, as far as that is known.
@@ -387,10 +470,10 @@ impl Pool {
         format!("The last server login failed: {trouble}")
     }
 
-    /// Clients waiting, and how long the first of them has.
+    /// Clients waiting, and how long the one has that does so for longest.
     fn waiters(&self) -> (usize, Duration) {
         let inner = self.inner.borrow();
-        let since = inner.queue.front().and_then(|key| inner.slots.get(*key)).and_then(|slot| match slot {
+        let since = inner.queue.get(inner.eldest()).and_then(|key| inner.slots.get(*key)).and_then(|slot| match slot {
             Slot::Waiting { since, .. } => Some(*since),
             Slot::Granted(_) | Slot::Refused(_) => None,
         });
@@ -422,7 +505,7 @@ impl Pool {
     /// no client that would. Each try is followed by the pause that any failure is followed by.
     fn wants_probe(&self) -> bool {
         let down = matches!(self.health.get(), PoolHealth::WrongCredentials(_) | PoolHealth::Unreachable);
-        down && self.limits.is_probed && self.open() == 0 && !self.draining.get()
+        down && self.limits.is_probed && self.open() == self.listeners() && !self.draining.get()
     }
 
     /// Ends the waits that reached their limit.
@@ -432,9 +515,13 @@ impl Pool {
             return;
         }
         while self.waiters().1 >= limit {
-            let refusal = Refusal::Timeout { limit, picture: self.picture() };
-            let first = self.inner.borrow_mut().queue.pop_front();
-            let Some(key) = first else { return };
+            let refusal = Refusal::Timeout { limit, picture: Box::new(self.picture()) };
+            let late = {
+                let mut inner = self.inner.borrow_mut();
+                let at = inner.eldest();
+                inner.queue.remove(at)
+            };
+            let Some(key) = late else { return };
             self.settle_slot(key, Slot::Refused(refusal));
         }
     }
@@ -473,15 +560,44 @@ impl Pool {
         self.close_stale();
     }
 
+    /// Whether server connections are closed when they are no longer needed.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Closes the idle server connections that lead to this life of a server, or to another one, and has the one that listens
+    /// given up if it does.
+    pub fn evict(&self, is_leaving: impl Fn(&Incarnation) -> bool) {
+        self.evict_listener(&is_leaving);
+        loop {
+            let conn = {
+                let mut inner = self.inner.borrow_mut();
+                let at = inner.idle.iter().position(|conn| is_leaving(&conn.incarnation));
+                let Some(at) = at else { return };
+                inner.idle.remove(at)
+            };
+            self.discard(conn, DiscardReason::Lost);
+        }
+    }
+
+    /// What the pool has to do: server connections lent, and clients waiting.
+    #[must_use]
+    pub fn load(&self) -> u32 {
+        let inner = self.inner.borrow();
+        u32::try_from(inner.lent.len() + inner.queue.len()).unwrap_or(u32::MAX)
+    }
+
     /// How the pool stands, in words' material.
     #[must_use]
     pub fn picture(&self) -> Picture {
         let inner = self.inner.borrow();
-        let oldest = inner.lent.iter().map(|(_, since)| *since).min();
+        let listener = self.listener_place();
+        let oldest = inner.lent.iter().filter(|(key, _)| Some(*key) != listener).map(|(_, since)| *since).min();
         Picture {
             name: self.name.clone(),
             waiters: inner.queue.len(),
-            holders: inner.lent.len(),
+            holders: inner.lent.len().saturating_sub(usize::from(listener.is_some())),
             longest: oldest.map_or(Duration::ZERO, |since| self.clock.now().saturating_duration_since(since)),
             pinned: self.pinned.get(),
             pool_size: self.limits.pool_size,
@@ -499,9 +615,10 @@ impl Pool {
         let idle = count(inner.idle.len()) + u32::from(self.watch.is_asking());
         let (lent, waiting) = (count(inner.lent.len()), count(waiters));
         let logging_in = self.coming();
+        let active = lent.saturating_sub(self.listeners());
         PoolGauges {
-            clients_idle: self.clients.get().saturating_sub(lent + waiting),
-            clients_active: lent,
+            clients_idle: self.clients.get().saturating_sub(active + waiting),
+            clients_active: active,
             clients_waiting: waiting,
             servers_idle: idle,
             servers_active: lent,
@@ -510,6 +627,7 @@ impl Pool {
             servers_closing: self.open().saturating_sub(idle + lent + logging_in),
             servers_limit: self.limits.pool_size + self.limits.reserve_pool_size,
             oldest_wait_us: micros(oldest),
+            follower: self.follower.get(),
         }
     }
 
@@ -572,6 +690,9 @@ impl Drop for Ticket {
             if matches!(slot, Some(Slot::Waiting { .. })) {
                 inner.queue.retain(|key| *key != self.key);
             }
+            if inner.ahead == Some(self.key) {
+                inner.ahead = None;
+            }
             slot
         };
         if let Some(Slot::Granted(conn)) = slot {
@@ -584,4 +705,66 @@ impl Drop for Ticket {
 #[must_use]
 pub fn micros(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::backend::DialError;
+    use crate::clock::Pauses;
+
+    /// A pool in session mode that dials nothing.
+    fn pool(query_wait_timeout: Duration) -> Rc<Pool> {
+        let name = PoolName::primary("db", "user");
+        let limits = Limits { mode: PoolMode::Session, pool_size: 0, query_wait_timeout, ..Limits::of_nothing() };
+        let shared = [SharedLimit::new(0), SharedLimit::new(0)];
+        let census = Census { fleet: None, period: Duration::from_secs(1), roster: Rc::default() };
+        Pool::new(1, name, limits, Target::nowhere(), Rc::new(Clock::new(Pauses::default())), shared, census)
+    }
+
+    #[test]
+    fn a_question_of_ours_goes_before_all_clients_and_none_of_them_waits_for_longer_than_it_may() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let limit = Duration::from_millis(1);
+        let pool = pool(limit);
+        let [client, other] = [pool.wait(&cx), pool.wait(&cx)];
+        std::thread::sleep(limit);
+        pool.clock.refresh();
+        let question = pool.wait_first(&cx);
+        let next = pool.wait_first(&cx);
+        pool.refuse_late();
+        for late in [&client, &other] {
+            assert!(matches!(late.poll(&mut cx), Poll::Ready(Err(Refusal::Timeout { .. }))));
+        }
+        let newcomer = pool.wait(&cx);
+        assert!(question.poll(&mut cx).is_pending() && next.poll(&mut cx).is_pending());
+        pool.offer(ServerConn::without_socket(pool.profiles.plain()));
+        assert!(newcomer.poll(&mut cx).is_pending() && next.poll(&mut cx).is_pending());
+        let Poll::Ready(Ok(_lent)) = question.poll(&mut cx) else { panic!("it did not go first") };
+        drop((question, next));
+        // There is none now: the next is the first again.
+        let question = pool.wait_first(&cx);
+        pool.offer(ServerConn::without_socket(pool.profiles.plain()));
+        assert!(newcomer.poll(&mut cx).is_pending());
+        assert!(question.poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn logins_that_fail_side_by_side_are_one_failure() {
+        let pool = pool(Duration::from_secs(1));
+        let timeout = DialError::Timeout;
+        let begun = pool.clock.now();
+        let first = pool.pause(&timeout, begun);
+        for _ in 0..3 {
+            assert!(pool.pause(&timeout, begun) <= first);
+        }
+        assert_eq!(pool.backoff.borrow().failures, 1);
+        std::thread::sleep(Duration::from_millis(2));
+        pool.clock.refresh();
+        pool.pause(&timeout, pool.clock.now());
+        assert_eq!(pool.backoff.borrow().failures, 2);
+    }
 }

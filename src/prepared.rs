@@ -63,8 +63,11 @@ pub const STALE: u64 = u64::MAX - 5;
 /// The note of a `DEALLOCATE` of a stand-in.
 pub const STAND_IN: u64 = u64::MAX - 6;
 
+/// The note of a mark: what comes before it is heard by the client's own server connection.
+pub const MARK: u64 = u64::MAX - 7;
+
 /// The notes that stand for themselves begin here.
-const WHOLE: u64 = STAND_IN;
+const WHOLE: u64 = MARK;
 
 /// Whether a note has all of `bits`, and is none of those that stand for themselves.
 #[must_use]

@@ -1,16 +1,21 @@
 //! Which pool a client belongs to.
 
+mod replicas;
+
+pub use replicas::{Choice, Freshness, OF_FOLLOWER, OF_PRIMARY, Replicas};
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashMap;
-use pgweir_config::{Config, ProtocolVersion, Secret};
+use pgweir_config::{Config, Follower, PoolMode, ProtocolVersion, ReadRouting, Secret};
 use pgweir_proto::md5;
 use pgweir_proto::startup::{PROTOCOL_3_0, PROTOCOL_3_2};
 
 use crate::backend::{
-    Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Roster, Source, Target,
+    Credential, Credentials, Derivations, LoginPolicy, Password, PasswordCommand, PasswordFile, Roster, Source, Target,
 };
 use crate::clock::Clock;
 use crate::net::tls::Gear;
@@ -28,6 +33,24 @@ const LOOKUP: &str = " (auth_query)";
 /// No entry of `[databases]` matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownDatabase;
+
+/// The longest wait for a connection to a follower: then it is the primary's turn.
+const FOLLOWER_WAIT: Duration = Duration::from_secs(1);
+
+/// Why there is no pool for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPool {
+    /// No entry of `[databases]` matches.
+    UnknownDatabase,
+    /// Nothing but followers may serve it, and none can.
+    NoFollower,
+}
+
+impl From<UnknownDatabase> for NoPool {
+    fn from(_: UnknownDatabase) -> Self {
+        Self::UnknownDatabase
+    }
+}
 
 /// Pools by database and user.
 type Pools = HashMap<(Box<str>, Box<str>), Rc<Pool>>;
@@ -48,6 +71,8 @@ pub struct Router {
     /// Those that look users up, where the database forces another user on clients. Apart from the others: clients
     /// must not get there by any name.
     lookup_pools: RefCell<Pools>,
+    /// The followers of the pools that have any.
+    replicas: RefCell<HashMap<(Box<str>, Box<str>), Rc<Replicas>>>,
     databases: RefCell<SharedLimits>,
     users: RefCell<SharedLimits>,
     /// By database and login role: pools that differ in neither share a password, and the keys derived from it.
@@ -72,6 +97,7 @@ impl Router {
             fleet,
             pools: RefCell::default(),
             lookup_pools: RefCell::default(),
+            replicas: RefCell::default(),
             databases: RefCell::default(),
             users: RefCell::default(),
             credentials: RefCell::default(),
@@ -128,23 +154,107 @@ impl Router {
 
     /// Has a connection that has outlived its worker counted by its pool, until the server has ended it.
     pub fn bury(&self, left: Left) {
-        let name = &left.server.pool;
-        let looks_up = name.user.strip_suffix(LOOKUP).and_then(|user| self.lookup_pool(&name.database, user).ok());
-        let pool = looks_up.filter(|pool| pool.name == *name).or_else(|| self.pool(&name.database, &name.user).ok());
-        if let Some(pool) = pool {
+        if let Some(pool) = self.named(&left.server.pool) {
             pool.bury(left);
+        }
+    }
+
+    /// The pool of that name, made if it has to be; that of its clients' database, if it is of a follower that is none any
+    /// more.
+    fn named(&self, name: &PoolName) -> Option<Rc<Pool>> {
+        let looks_up = name.user.strip_suffix(LOOKUP).and_then(|user| self.lookup_pool(&name.database, user).ok());
+        let home = looks_up.filter(|pool| pool.name == *name).or_else(|| self.pool(&name.database, &name.user).ok())?;
+        if home.name == *name {
+            return Some(home);
+        }
+        let replicas = self.replicas(&home).or_else(|| self.sole_replicas(&home));
+        let follower = replicas.and_then(|all| all.followers().find(|pool| pool.name == *name).cloned());
+        Some(follower.unwrap_or(home))
+    }
+
+    /// The followers that a pool's clients are led to when they log in; none if they are served by the pool itself.
+    fn sole_replicas(&self, pool: &Rc<Pool>) -> Option<Rc<Replicas>> {
+        let entry = self.entry(&pool.name.database).ok()?;
+        entry.followers_of.as_ref()?;
+        self.replicas_of(pool, entry, ReadRouting::Off)
+    }
+
+    /// The pool of a client that logs in, and has proved by `credential` who it is. A database that has nothing but followers
+    /// gives it one of them.
+    ///
+    /// # Errors
+    ///
+    /// [`NoPool`].
+    pub async fn enter(&self, database: &str, user: &str, credential: Credential) -> Result<Rc<Pool>, NoPool> {
+        let pool = self.pool(database, user)?;
+        if user == pool.login_user() {
+            // What proves one user opens nothing for another, whom the database may force on all clients.
+            pool.give(credential);
+        }
+        let Some(replicas) = self.sole_replicas(&pool) else { return Ok(pool) };
+        match replicas.admit().await {
+            Some(follower) => Ok(follower),
+            None if self.config.followers.primary_reads => Ok(pool),
+            None => Err(NoPool::NoFollower),
+        }
+    }
+
+    /// The followers of a pool's primary; none if the database has none, or nothing is routed to them.
+    #[must_use]
+    pub fn replicas(&self, pool: &Rc<Pool>) -> Option<Rc<Replicas>> {
+        let entry = self.entry(&pool.name.database).ok()?;
+        let routing = entry.read_routing.unwrap_or(self.config.followers.read_routing);
+        let is_routed = routing != ReadRouting::Off && pool.limits.mode == PoolMode::Transaction;
+        if !is_routed || entry.followers_of.is_some() || pool.follower.get().is_some() {
+            return None;
+        }
+        self.replicas_of(pool, entry, routing)
+    }
+
+    fn replicas_of(
+        &self,
+        home: &Rc<Pool>,
+        entry: &pgweir_config::Database,
+        routing: ReadRouting,
+    ) -> Option<Rc<Replicas>> {
+        let followers = entry.followers.as_ref()?;
+        let key = (Box::from(&*home.name.database), Box::from(&*home.name.user));
+        if let Some(replicas) = self.replicas.borrow().get(&key) {
+            return Some(replicas.clone());
+        }
+        let pools = followers.all().iter().map(|follower| (self.make_follower(home, entry, follower), follower.weight));
+        let own = Freshness::new(&self.config.followers, entry);
+        let replicas = Replicas::new(routing, own, home.clone(), pools.collect());
+        self.replicas.borrow_mut().insert(key, replicas.clone());
+        Some(replicas)
+    }
+
+    /// A tenth of a second has passed.
+    pub fn tick(&self) {
+        let all: Vec<Rc<Replicas>> = self.replicas.borrow().values().cloned().collect();
+        for replicas in all {
+            replicas.tick();
         }
     }
 
     /// All pools.
     #[must_use]
     pub fn pools(&self) -> Vec<Rc<Pool>> {
-        self.pools.borrow().values().chain(self.lookup_pools.borrow().values()).cloned().collect()
+        let mut pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
+        pools.extend(self.lookup_pools.borrow().values().cloned());
+        for replicas in self.replicas.borrow().values() {
+            pools.extend(replicas.followers().cloned());
+        }
+        pools
     }
 
     /// Forgets pools that nobody uses: with a `*` database their names are the clients' choice.
     pub fn sweep(&self) {
         let unused = |pool: &Rc<Pool>| Rc::strong_count(pool) == 1 && pool.open() == 0;
+        if self.pools.borrow().len() > 1000 {
+            let is_used = |replicas: &Rc<Replicas>| Rc::strong_count(replicas) > 1 || replicas.is_used();
+            self.replicas.borrow_mut().retain(|_, replicas| is_used(replicas));
+        }
         for pools in [&self.pools, &self.lookup_pools] {
             let mut pools = pools.borrow_mut();
             let many = pools.len() > 1000;
@@ -163,10 +273,72 @@ impl Router {
     }
 
     fn make(&self, name: &str, user: &str, database: &pgweir_config::Database, shown: PoolName) -> Rc<Pool> {
+        let limits = self.limits(name, user, database);
+        let target = self.target(name, user, database);
+        let shared = self.shared(name, user, user, database);
+        let census = self.census(&target);
+        Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census)
+    }
+
+    /// The number of a new pool.
+    fn id(&self) -> u32 {
+        self.next_id.replace(self.next_id.get() + 1)
+    }
+
+    /// The pool of a follower: as many server connections as on the primary, on another server.
+    fn make_follower(&self, home: &Pool, database: &pgweir_config::Database, follower: &Follower) -> Rc<Pool> {
+        let (name, user) = (&*home.name.database, &*home.name.user);
+        let address = follower.address();
+        let own = Limits { min_pool_size: 0, is_probed: false, ..home.limits.clone() };
+        let limits = match own.query_wait_timeout {
+            // Its clients have nowhere else to go.
+            _ if database.followers_of.is_some() => own,
+            Duration::ZERO => Limits { query_wait_timeout: FOLLOWER_WAIT, ..own },
+            limit => Limits { query_wait_timeout: limit.min(FOLLOWER_WAIT), ..own },
+        };
+        let at = pgweir_config::Database { host: follower.host.clone(), port: follower.port, ..database.clone() };
+        // Whatever becomes of it: promoted, it takes no write that was meant for a follower.
+        let mut target = Target { is_read_only: true, ..self.target(name, user, &at) };
+        if database.password_command.is_some() {
+            // What a command prints may be good for one host alone.
+            target.credentials = self.credentials(&format!("{name} {address}"), user, &target.user, &at);
+        }
+        let shared = self.shared(&format!("{name} {address}"), &format!("{user} {address}"), user, database);
+        let census = self.census(&target);
+        let name = PoolName::follower(name, user, &address);
+        if database.followers_of.is_some() {
+            // Its clients are none of the primary's, where nobody may look into the catalog for as long as they are served here.
+            return Pool::new(self.id(), name, limits, target, self.clock.clone(), shared, census);
+        }
+        Pool::of_follower(home, name, limits, target, shared, census)
+    }
+
+    /// The limits that a pool shares with others, of these names.
+    fn shared(
+        &self,
+        of_database: &str,
+        of_user: &str,
+        user: &str,
+        database: &pgweir_config::Database,
+    ) -> [Rc<SharedLimit>; 2] {
+        let pool = &self.config.pool;
+        let own = self.config.users.get(user);
+        let by_database = database.max_db_connections.unwrap_or(pool.max_db_connections);
+        let by_user = own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections);
+        [shared(&self.databases, of_database, by_database), shared(&self.users, of_user, by_user)]
+    }
+
+    fn census(&self, target: &Target) -> Census<'_> {
+        let server = (target.host.clone(), target.port);
+        let roster = self.rosters.borrow_mut().entry(server).or_default().clone();
+        Census { fleet: self.fleet.as_ref(), period: self.config.fleet.fleet_census_period, roster }
+    }
+
+    fn limits(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Limits {
         let own = self.config.users.get(user);
         let pool = &self.config.pool;
         let pool_size = own.and_then(|u| u.pool_size).or(database.pool_size).unwrap_or(pool.default_pool_size);
-        let limits = Limits {
+        Limits {
             mode: own.and_then(|u| u.pool_mode).or(database.pool_mode).unwrap_or(pool.pool_mode),
             pool_size,
             min_pool_size: database.min_pool_size.unwrap_or(pool.min_pool_size).min(pool_size),
@@ -182,26 +354,18 @@ impl Router {
             max_server_logins: pool.max_server_logins,
             cancel_wait_timeout: pool.cancel_wait_timeout,
             is_probed: self.config.databases.contains_key(name)
+                && database.followers_of.is_none()
                 && (own.is_some() || self.config.users.is_empty() && database.user.is_some()),
             statements: database.prepared_statements.unwrap_or(pool.prepared_statements),
             budget: Budget {
                 count: database.max_prepared_statements.unwrap_or(pool.max_prepared_statements) as usize,
                 bytes: pool.max_prepared_text,
             },
+            shared_listener: pool.shared_listener,
             audit_every: pool.audit_every,
             catalog_check_interval: pool.catalog_check_interval,
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
-        };
-        let target = self.target(name, user, database);
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        let of_database = database.max_db_connections.unwrap_or(pool.max_db_connections);
-        let of_user = own.and_then(|u| u.max_user_connections).unwrap_or(pool.max_user_connections);
-        let shared = [shared(&self.databases, name, of_database), shared(&self.users, user, of_user)];
-        let server = (target.host.clone(), target.port);
-        let roster = self.rosters.borrow_mut().entry(server).or_default().clone();
-        let census = Census { fleet: self.fleet.as_ref(), period: self.config.fleet.fleet_census_period, roster };
-        Pool::new(id, shown, limits, target, self.clock.clone(), shared, census)
+        }
     }
 
     fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {
@@ -220,6 +384,7 @@ impl Router {
                 scram_iterations_max: server.server_scram_iterations_max,
             },
             connect_query: database.connect_query.clone().unwrap_or_default(),
+            is_read_only: database.followers_of.is_some(),
             tcp: self.tcp.clone(),
             version: Cell::new(match self.config.pool.server_max_protocol_version {
                 ProtocolVersion::V3_0 => PROTOCOL_3_0,
@@ -297,23 +462,58 @@ pub fn is_verifier(password: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
-    use pgweir_config::Database;
+    use pgweir_config::{Database, FollowerList};
 
     use super::*;
     use crate::clock::Pauses;
     use crate::net::tls::Keyring;
 
+    fn router(config: Config) -> Router {
+        let config = Arc::new(config);
+        let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
+        Router::new(config, Rc::new(Clock::new(Pauses::default())), gear, Sockets::default())
+    }
+
+    /// Makes so many pools that those nobody uses are forgotten.
+    fn crowd(router: &Router) {
+        for number in 0..1500 {
+            router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_pool_of_a_follower_that_alone_serves_is_found_by_its_name_and_is_one_for_as_long_as_somebody_has_it() {
+        let mut config = Config::default();
+        let follower = Follower { host: "10.0.0.2".to_owned(), port: 5432, weight: 1 };
+        let followers = Some(FollowerList::new([follower]));
+        let entry = Database { followers, followers_of: Some("app".to_owned()), ..Database::default() };
+        config.databases.insert(FALLBACK.into(), entry);
+        let router = router(config);
+        let home = router.pool("reports", "user").unwrap();
+        let name = PoolName::follower("reports", "user", "10.0.0.2:5432");
+        // As after the end of the worker that had a connection of it: it is counted there.
+        let pool = router.named(&name).unwrap();
+        assert_eq!((&pool.name, &router.named(&home.name).unwrap().name), (&name, &home.name));
+        // What it has surveyed is no other server's.
+        assert!(pool.id != home.id && !Rc::ptr_eq(&pool.catalog, &home.catalog));
+        drop(home);
+        // Its clients have nothing but the pool.
+        crowd(&router);
+        router.sweep();
+        assert!(Rc::ptr_eq(&pool, &router.named(&name).unwrap()), "a second one, with as many connections again");
+        drop(pool);
+        crowd(&router);
+        router.sweep();
+        assert!(router.replicas.borrow().is_empty());
+    }
+
     #[test]
     fn what_is_kept_of_databases_that_no_one_names_any_more_is_forgotten_with_their_pools() {
         let mut config = Config::default();
         config.databases.insert(FALLBACK.into(), Database::default());
-        let config = Arc::new(config);
-        let gear = Gear::new(Arc::new(Keyring::load(config.clone()).unwrap()));
-        let router = Router::new(config, Rc::new(Clock::new(Pauses::default())), gear, Sockets::default());
+        let router = router(config);
         let used = router.pool("in use", "user").unwrap();
-        for number in 0..1500 {
-            router.pool(&format!("db{number}"), &format!("user{number}")).unwrap();
-        }
+        crowd(&router);
         router.sweep();
         let left = |limits: &RefCell<SharedLimits>| limits.borrow().len();
         assert_eq!((left(&router.databases), left(&router.users)), (1, 1));

@@ -424,6 +424,7 @@ impl Keeper {
         let now = Instant::now();
         let urls = plan.urls();
         let overview = Arc::new(Overview::new(&urls));
+        let changes = plan.changes(&addresses, &configs, wishes, |name| std::env::var_os(name).is_some());
         let mut slots = Vec::new();
         for (index, ((config, keyring), listeners)) in configs.into_iter().zip(keyrings).zip(listeners).enumerate() {
             let url = urls.get(index).filter(|_| urls.len() > 1).cloned();
@@ -443,7 +444,6 @@ impl Keeper {
             .map_err(|source| StartError::Io { doing: "listening to the ends of processes", source });
         let (signals, ends) = (signals.map_err(NotStarted::Plane)?, ends.map_err(NotStarted::Plane)?);
         let listening = plan.pooled.iter().map(|pooled| Listening::new(pooled, &addresses)).collect();
-        let changes = plan.changes(&addresses, wishes, |name| std::env::var_os(name).is_some());
         let child = child::start(command, &changes, limits).map_err(NotStarted::Child)?;
         tracing::info!(child = child.as_raw(), listening = slots.len(), "application started");
         let board = Arc::new(Board::new(child.as_raw(), listening, Arc::clone(&overview)));

@@ -30,8 +30,11 @@ mod harmless;
 mod head;
 mod lexer;
 mod library;
+mod margins;
+mod opening;
 mod outline;
 mod prefilter;
+mod routine;
 mod statement;
 #[cfg(test)]
 mod tests;
@@ -43,11 +46,14 @@ pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]
 pub(crate) use facts::RUNNERS;
-pub use facts::{Call, Facts, Relation, Source, runs_text};
+pub use facts::{Aside, Call, Facts, Relation, Source, is_own_setting, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
 pub use head::FirstWord;
 pub use library::{Library, Reading};
+pub use margins::margins;
+pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};
+pub use routine::{Mention, routine};
 
 use lexer::{Backslash, Doubt, Lexer, Token};
 
@@ -63,6 +69,12 @@ pub fn scan(text: &[u8]) -> Effects {
         effects.set |= EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
     }
     effects
+}
+
+/// The command word of the first statement of `text`.
+#[must_use]
+pub fn first_word(text: &[u8]) -> FirstWord {
+    FirstWord::next(&mut Lexer::new(text, Backslash::Plain))
 }
 
 /// Whether `text` may be an `UPDATE pg_settings`, which is a `SET` whose names the text need not spell out.

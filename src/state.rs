@@ -4,10 +4,20 @@
 //! released, one query of ours (the audit) reads what is really there: settings become the client's
 //! profile, everything that cannot be carried over pins the connection to its client.
 
+mod hub;
+mod inbox;
+mod subscriber;
+mod subscriptions;
+
 use crate::backend::row_columns;
 use crate::settings::{Entry, Profile};
 use crate::sql::{EffectSet, Effects, FirstWord};
 use crate::stats::{PinReason, Reason as _};
+
+pub use hub::{Hub, Hubs};
+pub use inbox::{Inbox, Over, UNTAKEN_MAX};
+pub use subscriber::{Step, Subscriber};
+pub use subscriptions::{TOTAL_MAX, listen_to};
 
 /// Effects after which the connection has to be audited before another client gets it.
 const TAINTS: EffectSet = EffectSet::SETTINGS
@@ -69,6 +79,17 @@ impl Pins {
     /// Adds a reason.
     pub fn add(&mut self, reason: PinReason) {
         self.0 |= Self::bit(reason);
+    }
+
+    /// Takes a reason away.
+    pub fn remove(&mut self, reason: PinReason) {
+        self.0 &= !Self::bit(reason);
+    }
+
+    /// Whether there is no other reason than this.
+    #[must_use]
+    pub fn is_at_most(self, reason: PinReason) -> bool {
+        self.0 & !Self::bit(reason) == 0
     }
 
     /// Whether the reason is among them.
@@ -134,6 +155,9 @@ pub fn carried<'a>(
     (names, true)
 }
 
+/// Channels that one client listens to by the hub, at most. With more it keeps its server connection.
+pub const CHANNELS_MAX: usize = 1000;
+
 /// Appends the audit: one query, one row per finding: kind, name, value. `custom` names the custom settings
 /// that the client may have set: the catalog does not list them. `login` is the role that logged in. Values are cut when
 /// they are too long to be carried.
@@ -171,7 +195,7 @@ const AUDIT: &str = "WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name 
     UNION ALL SELECT 't', '', '' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 AND EXISTS \
     (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
     AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
-    UNION ALL SELECT 'n', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+    UNION ALL SELECT 'n', channel, '' FROM pg_catalog.pg_listening_channels() AS channel \
     UNION ALL SELECT 'c', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
     UNION ALL SELECT 'p', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
 
@@ -182,6 +206,10 @@ pub struct Findings {
     pub settings: Vec<Entry>,
     /// Why the connection must stay with its client.
     pub pins: Pins,
+    /// The channels that it listens to, up to [`CHANNELS_MAX`].
+    pub channels: Vec<Box<[u8]>>,
+    /// There are more.
+    pub more_channels: bool,
     /// Bytes of the settings' names and values.
     bytes: usize,
 }
@@ -202,7 +230,13 @@ impl Findings {
             }
             b"l" => self.pins.add(PinReason::AdvisoryLock),
             b"t" => self.pins.add(PinReason::Temp),
-            b"n" => self.pins.add(PinReason::Listen),
+            b"n" => {
+                self.pins.add(PinReason::Listen);
+                self.more_channels |= self.channels.len() >= CHANNELS_MAX;
+                if !self.more_channels {
+                    self.channels.push(name.into());
+                }
+            }
             b"c" => self.pins.add(PinReason::HoldCursor),
             b"p" => self.pins.add(PinReason::Prepare),
             _ => self.pins.add(PinReason::Unknown),

@@ -24,11 +24,12 @@ mod sqlstate;
 mod standing;
 
 pub use histogram::Histogram;
-pub use pool::{PoolGauges, PoolHealth, PoolName, PoolStats};
+pub use pool::{FollowerGauges, PoolGauges, PoolHealth, PoolName, PoolStats};
 pub use reason::{
-    Blame, BlameCounts, CancelCounts, CancelOutcome, DiscardCounts, DiscardReason, PinCounts, PinReason, Reason,
-    RefusalCounts, RefusalReason, Role, RoleCounts, Side, SideCounts, Tally,
+    Blame, BlameCounts, CancelCounts, CancelOutcome, DiscardCounts, DiscardReason, FollowerState, FollowerStateCounts,
+    PinCounts, PinReason, Reason, RefusalCounts, RefusalReason, Role, RoleCounts, RouteReason, RouteReasonCounts, Side,
+    SideCounts, Tally,
 };
-pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TlsStats};
+pub use snapshot::{PoolSnapshot, ProcessGauges, ProcessStats, Snapshot, TextStats, TlsStats};
 pub use sqlstate::{ErrorCounts, SQLSTATES_MAX, Sqlstate, SqlstateCounts};
 pub use standing::{Holder, Holders, LastRefusal, PoolLimits, ScopeStanding, Sharing, Standing};

@@ -9,14 +9,15 @@ use pgweir_config::Config;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cancel::{Activity, Entry, Order};
+use crate::cancel::{Activity, Entry, Holding, Order};
 use crate::client::{Context, Room, Secrets, Session, Users, turn_away};
 use crate::clock::{Clock, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Left, Listener, Sockets};
 use crate::observe::blame::HOLDERS_MAX;
 use crate::observe::{Shared, Told};
-use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot};
+use crate::pool::{self, Pool, micros};
+use crate::stats::{PoolSnapshot, ProcessGauges, Snapshot, TextStats};
 
 /// Ticks between two publications of the statistics.
 const TICKS_PER_PUBLICATION: u32 = 10;
@@ -198,6 +199,7 @@ impl Worker {
             }
             pool.tick();
         }
+        self.context.router.tick();
         self.tell_who_holds_what();
         self.ticks = self.ticks.wrapping_add(1);
         #[cfg(debug_assertions)]
@@ -219,12 +221,38 @@ impl Worker {
     /// If somebody asked, has the sessions tell what they hold, and passes it on at the next tick.
     fn tell_who_holds_what(&mut self) {
         if std::mem::take(&mut self.inquiring) {
-            let blame = self.context.registry.told();
+            let mut blame = self.context.registry.told();
+            blame.holdings.extend(self.listeners());
             self.shared.tell_blame(Told { at: self.context.clock.now(), blame });
         } else if self.shared.is_blame_asked() {
             self.context.registry.inquire(HOLDERS_MAX);
             self.inquiring = true;
         }
+    }
+
+    /// The server connections that listen for clients.
+    fn listeners(&self) -> Vec<Holding> {
+        let listeners = self.context.hubs.listeners();
+        let holding = |(pool, listener, clients): (Rc<Pool>, pool::Listener, usize)| {
+            let held_us = micros(self.context.clock.now().saturating_duration_since(listener.since));
+            Holding {
+                pool: pool.name.clone(),
+                url: None,
+                server_pid: listener.server_pid,
+                client_pid: 0,
+                client: None,
+                application_name: "pgweir".into(),
+                activity: Activity::Idle,
+                activity_us: held_us,
+                held_us,
+                in_transaction: false,
+                session_mode: false,
+                pins: Vec::new(),
+                own_work: false,
+                listens_for: Some(clients),
+            }
+        };
+        listeners.into_iter().map(holding).collect()
     }
 
     /// Sessions that do one thing for too long.
@@ -291,6 +319,13 @@ impl Worker {
         let mut snapshot = Snapshot::empty(now);
         snapshot.process = self.context.process.borrow().clone();
         snapshot.process.tls = self.context.tls.stats.borrow().clone();
+        let library = self.context.library.borrow();
+        snapshot.process.texts = TextStats {
+            recent: self.context.routes.borrow().as_ref().map_or(0, |routes| routes.hits),
+            fingerprint: library.found,
+            grammar: library.parsed,
+        };
+        drop(library);
         for pool in self.context.router.pools() {
             snapshot.pools.push(PoolSnapshot {
                 name: pool.name.clone(),

@@ -201,6 +201,12 @@ impl AppUrl {
         &self.server
     }
 
+    /// The same, and it names another database.
+    #[must_use]
+    pub fn of_database(&self, dbname: &str) -> Self {
+        Self { path: encode(dbname), dbname: dbname.to_owned(), ..self.clone() }
+    }
+
     /// The application's URL with a pooler at `address` in between. `made_up` is the password if it has none;
     /// `extra` are pairs that are added if the URL has no such key.
     #[must_use]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::choices::{AuthType, SslMode};
 use crate::config::Config;
-use crate::entries::{FALLBACK, LOCAL_HOST};
+use crate::entries::{Database, FALLBACK, LOCAL_HOST, database_keys};
 use crate::fault::{Fault, Problem};
 use crate::origin::Origin;
 use crate::secret::Secret;
@@ -98,6 +98,7 @@ pub(crate) fn whole(config: &Config, suspects: &BTreeSet<String>) -> Vec<Fault> 
     check_sizes(config, &mut faults);
     check_passwords(config, &mut faults);
     check_auth_databases(config, &mut faults);
+    check_followers(config, &mut faults);
     check_ident(config, &mut faults);
     check_users(config, suspects, &mut faults);
     tls::check(config, &mut faults);
@@ -251,6 +252,53 @@ fn check_auth_databases(config: &Config, faults: &mut Vec<Fault>) {
     }
 }
 
+/// A followers-only entry says which entry's followers it means, and nothing that is that entry's.
+fn check_followers(config: &Config, faults: &mut Vec<Fault>) {
+    for (name, database) in &config.databases {
+        let Some(of) = &database.followers_of else { continue };
+        let key = format!("databases.{name}.followers_of");
+        let other = config.databases.get(of);
+        let problem = match other {
+            None => Some(Problem::NotADatabase),
+            Some(other) => (other.followers.is_none() || other.followers_of.is_some()).then_some(Problem::NoFollowers),
+        };
+        if let Some(problem) = problem {
+            faults.push(Fault { value: Some(of.clone()), origin: Some(config.origin(&key)), key, problem });
+        }
+        for setting in database_keys().iter().filter(|setting| OF_THE_SERVER.contains(&setting.name)) {
+            let key = format!("databases.{name}.{}", setting.name);
+            if let Some(origin) = config.origins.get(&key) {
+                faults.push(missing(&key, Some(origin.clone()), Problem::NotOfFollowers));
+            }
+        }
+    }
+}
+
+/// The keys of a database entry that say where its server is, as whom to log in, and what goes to its followers.
+const OF_THE_SERVER: [&str; 21] = [
+    "host",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "password_file",
+    "password_command",
+    "password_command_ttl",
+    "require_auth",
+    "channel_binding",
+    "allow_cleartext_password",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslnegotiation",
+    "min_pool_size",
+    "followers",
+    "read_routing",
+    "read_freshness",
+    "read_max_staleness",
+];
+
 fn check_users(config: &Config, suspects: &BTreeSet<String>, faults: &mut Vec<Fault>) {
     let auth_type = config.auth.auth_type;
     let known = !suspects.contains("auth_type");
@@ -330,5 +378,103 @@ fn is_verifier(text: &str) -> bool {
 pub(crate) fn fill_hosts(config: &mut Config) {
     for database in config.databases.values_mut().filter(|database| database.host.is_empty()) {
         LOCAL_HOST.clone_into(&mut database.host);
+    }
+}
+
+impl Config {
+    /// Adds an entry that is served by the followers of the entry `of` alone, unless there is one of that name.
+    pub fn add_followers_only(&mut self, name: &str, of: &str) {
+        let Some(server) = self.databases.get(of).filter(|_| !self.databases.contains_key(name)) else { return };
+        let own = Database {
+            followers_of: Some(of.to_owned()),
+            pool_size: server.pool_size,
+            pool_mode: server.pool_mode,
+            ..Database::default()
+        };
+        self.databases.insert(name.to_owned(), own);
+        fill_followers_only(self);
+    }
+}
+
+/// What a followers-only entry has from the entry whose followers it means, put in its place.
+pub(crate) fn fill_followers_only(config: &mut Config) {
+    let names: Vec<(String, String)> =
+        config.databases.iter().filter_map(|(name, own)| Some((name.clone(), own.followers_of.clone()?))).collect();
+    for (name, of) in names {
+        let Some(mut server) = config.databases.get(&of).cloned() else { continue };
+        let Some(own) = config.databases.remove(&name) else { continue };
+        server.dbname.get_or_insert_with(|| of.clone());
+        let whole = Database {
+            pool_size: own.pool_size,
+            min_pool_size: Some(0),
+            reserve_pool_size: own.reserve_pool_size,
+            pool_mode: own.pool_mode,
+            prepared_statements: own.prepared_statements,
+            max_prepared_statements: own.max_prepared_statements,
+            max_db_connections: own.max_db_connections,
+            server_lifetime: own.server_lifetime,
+            query_wait_timeout: own.query_wait_timeout,
+            connect_query: own.connect_query.or(server.connect_query),
+            auth_user: own.auth_user.or(server.auth_user),
+            auth_query: own.auth_query.or(server.auth_query),
+            auth_dbname: own.auth_dbname.or(server.auth_dbname),
+            followers_of: own.followers_of,
+            ..server
+        };
+        config.databases.insert(name.clone(), whole);
+        for setting in database_keys() {
+            let (own, theirs) =
+                (format!("databases.{name}.{}", setting.name), format!("databases.{of}.{}", setting.name));
+            if let Some(origin) = config.origins.get(&theirs).filter(|_| OF_THE_SERVER.contains(&setting.name)).cloned()
+            {
+                config.origins.entry(own).or_insert(origin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use crate::config::{Config, Sources};
+
+    fn read(toml: &str) -> Result<Config, Vec<String>> {
+        let users = "\n[users.u]\npassword = \"x\"\n";
+        let text = format!("{toml}{users}");
+        let sources = Sources { file: Some(("f", &text)), ..Sources::default() };
+        Config::from_sources(sources).map_err(|faults| faults.0.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn an_entry_for_followers_alone_has_the_servers_keys_from_the_other_and_sizes_of_its_own() {
+        let app =
+            "[databases.app]\nhost = \"a\"\nuser = \"u\"\npassword = \"p\"\npool_size = 7\nfollowers = \"b, c:1\"\n";
+        let config = read(&format!("{app}[databases.ro]\nfollowers_of = \"app\"\npool_size = 3\n")).unwrap();
+        let (app, ro) = (&config.databases["app"], &config.databases["ro"]);
+        assert_eq!(
+            (&ro.host, &ro.user, &ro.password, &ro.followers),
+            (&app.host, &app.user, &app.password, &app.followers)
+        );
+        assert_eq!((ro.dbname.as_deref(), app.dbname.as_deref()), (Some("app"), None));
+        assert_eq!((ro.pool_size, ro.min_pool_size, app.pool_size), (Some(3), Some(0), Some(7)));
+        assert_eq!(config.origin("databases.ro.user"), config.origin("databases.app.user"));
+    }
+
+    #[test]
+    fn an_entry_for_followers_alone_says_where_they_are_and_nothing_that_is_the_others() {
+        let app = "[databases.app]\nhost = \"a\"\nfollowers = \"b\"\n[databases.other]\nhost = \"a\"\n";
+        #[rustfmt::skip]
+        let table = [
+            ("nobody's",  "followers_of = \"nobody\"",                    "databases.ro.followers_of = nobody: no such database is configured"),
+            ("none",      "followers_of = \"other\"",                     "databases.ro.followers_of = other: the entry of that name has no followers"),
+            ("itself",    "followers_of = \"ro\"\nfollowers = \"b\"",    "databases.ro.followers_of = ro: the entry of that name has no followers"),
+            ("a host",    "followers_of = \"app\"\nhost = \"h\"",        "databases.ro.host: the entry has followers_of, so that this is the other entry's"),
+            ("a secret",  "followers = \"postgres://u:hunter2@b\"",       "databases.ro.followers: the follower 1: the URL has more than host and port"),
+        ];
+        for (name, entry, want) in table {
+            let faults = read(&format!("{app}[databases.ro]\n{entry}\n")).unwrap_err();
+            assert!(faults.iter().any(|fault| fault.starts_with(want)), "{name}: {faults:?}");
+            assert!(!faults.concat().contains("hunter2"), "{name}");
+        }
     }
 }

@@ -71,6 +71,36 @@ choice! {
 }
 
 choice! {
+    /// Which transactions go to followers.
+    ReadRouting {
+        /// None.
+        #[default]
+        Off = "off",
+        /// Those whose client asks for it.
+        Hinted = "hinted",
+        /// Those, and all that are known to read.
+        Auto = "auto",
+    }
+}
+
+choice! {
+    /// How fresh a read on a follower has to be.
+    ReadFreshness {
+        /// It sees what its own session has written.
+        Session = "session",
+        /// It sees what any client of its pool has written.
+        #[default]
+        Pool = "pool",
+        /// It is no older than `read_max_staleness`.
+        Bounded = "bounded",
+        /// It sees every commit that anybody was told of before it came.
+        Fleet = "fleet",
+        /// Any state of the past will do.
+        Eventual = "eventual",
+    }
+}
+
+choice! {
     /// How clients prove who they are.
     AuthType {
         /// They do not: anyone who reaches the port is believed.

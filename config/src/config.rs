@@ -11,7 +11,7 @@ use crate::file;
 use crate::ident::IdentMap;
 use crate::origin::Origin;
 use crate::setting::{Reload, Setting};
-use crate::settings::{self, Auth, Client, Fleet, Http, Listen, Log, Pool, Process, Server, Tls};
+use crate::settings::{self, Auth, Client, Fleet, Followers, Http, Listen, Log, Pool, Process, Server, Tls};
 use crate::userlist::UserList;
 
 /// Largest configuration file that is read; bytes.
@@ -32,6 +32,8 @@ pub struct Config {
     pub pool: Pool,
     /// `[fleet]`.
     pub fleet: Fleet,
+    /// `[followers]`.
+    pub followers: Followers,
     /// `[client]`.
     pub client: Client,
     /// `[http]`.

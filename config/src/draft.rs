@@ -42,6 +42,7 @@ impl Draft {
             self.faults.extend(check::whole(&self.config, &suspects));
         }
         if self.faults.is_empty() {
+            check::fill_followers_only(&mut self.config);
             return Ok(self.config);
         }
         self.faults.sort_by(|left, right| left.origin.cmp(&right.origin));
@@ -223,7 +224,9 @@ impl Draft {
 
     fn judge(&mut self, key: &str, kind: Kind, raw: &Raw<'_>, origin: &Origin, read: Result<(), Problem>) {
         let Err(problem) = read else { return };
-        let value = if kind == Kind::Secret { None } else { raw.shown() };
+        // A list of followers may hold a URL with a password.
+        let is_secret = kind == Kind::Secret || matches!(problem, Problem::Follower { .. });
+        let value = if is_secret { None } else { raw.shown() };
         let (key, origin) = (key.to_owned(), Some(origin.clone()));
         self.faults.push(Fault { key, value, origin, problem });
     }

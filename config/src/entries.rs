@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::check::server_host;
-use crate::choices::{BindingPolicy, PoolMode, SslMode, SslNegotiation, StatementMode};
+use crate::choices::{BindingPolicy, PoolMode, ReadFreshness, ReadRouting, SslMode, SslNegotiation, StatementMode};
+use crate::follower::FollowerList;
 use crate::login::{CommandLine, RequireAuth};
 use crate::secret::Secret;
 use crate::setting::{Setting, group};
@@ -101,6 +102,21 @@ group! {
         auth_query: Option<String> as "SELECT name, secret FROM app.logins($1)" => live;
         /// Database, as clients name it, where that query runs; absent: the global `auth_dbname`.
         auth_dbname: Option<String> as "app" => live;
+        /// Followers of this server, separated by commas: `host`, `host:port`, `[::1]:port`, the directory of a socket, or
+        /// `postgres://host:port`; `weight=2` behind one, after a blank, gives it twice the share of one without. User,
+        /// password, database and TLS are those of this entry, of which they are copies.
+        followers: Option<FollowerList> as "10.0.0.2:5432, 10.0.0.3:5432 weight=2" => restart;
+        /// Which transactions go to them; absent: the global `read_routing`.
+        read_routing: Option<ReadRouting> as "auto" => restart;
+        /// How fresh a read on them has to be; absent: the global `read_freshness`.
+        read_freshness: Option<ReadFreshness> as "pool" => restart;
+        /// How old it may be at most if that is `bounded`; absent: the global `read_max_staleness`.
+        read_max_staleness: Option<Duration> as "1s", in "1ms"..="1d" => restart;
+        /// Another database entry, whose `followers` serve the clients of this one, and nothing else does (but see
+        /// `primary_reads`): for reports and dashboards. Each client gets one of them when it logs in. Transactions are
+        /// read-only, unless they say otherwise where the server lets them. Host, user, password and TLS are that entry's;
+        /// sizes, limits and `pool_mode` are this one's.
+        followers_of: Option<String> as "app" => restart;
     }
 }
 

@@ -1,6 +1,7 @@
 use std::fmt;
 
 use crate::choices::{AuthType, SslMode};
+use crate::follower::FollowerFault;
 use crate::origin::Origin;
 use crate::setting::Bounds;
 use crate::typed::Kind;
@@ -304,6 +305,26 @@ pub enum Problem {
     /// The name of a database that is not configured.
     #[error("no such database is configured")]
     NotADatabase,
+    /// A follower that is none.
+    #[error("the follower {item}: {fault}")]
+    Follower {
+        /// Its number in the list, from 1: the text may hold a password.
+        item: usize,
+        /// What is wrong.
+        fault: FollowerFault,
+    },
+    /// More followers than a database may have.
+    #[error("more than {limit} followers")]
+    TooManyFollowers {
+        /// The limit.
+        limit: usize,
+    },
+    /// `followers_of` names an entry that has none.
+    #[error("the entry of that name has no followers")]
+    NoFollowers,
+    /// A followers-only entry with a key that is the other entry's.
+    #[error("the entry has followers_of, so that this is the other entry's")]
+    NotOfFollowers,
     /// No database at all.
     #[error("there is no database")]
     NoDatabase,
@@ -385,6 +406,10 @@ fn plain_remedy(problem: &Problem) -> &'static str {
         Problem::UserLine => r#"Write "name" "secret"; a double quote inside is written twice."#,
         Problem::NoForcedUser => "Name the user of its server connections.",
         Problem::NotADatabase => "Name one of [databases.NAME].",
+        Problem::Follower { fault, .. } => fault.remedy(),
+        Problem::TooManyFollowers { .. } => "Name fewer.",
+        Problem::NoFollowers => "Give it followers, or name another one.",
+        Problem::NotOfFollowers => "Set it there, or remove followers_of.",
         Problem::NoDatabase => {
             r#"Add [databases.app] with host = "..." to the file, or pass --database app=postgres://user:password@host/dbname."#
         }

@@ -13,6 +13,7 @@
 //! | `setting` | one row of either table, and the macro that turns rows into structs |
 //! | `typed` | how a raw value becomes a number, a time, a size, a word; and back to text |
 //! | `choices` | the settings that are one word of a few |
+//! | `follower` | [`FollowerList`]: the followers of a database |
 //! | `login` | the settings of a server login that are more than a word |
 //! | `config` | [`Config`] and the four layers |
 //! | `draft` | a [`Config`] under construction, and the faults found so far |
@@ -36,6 +37,7 @@ pub mod entries;
 mod env;
 mod fault;
 mod file;
+mod follower;
 mod ident;
 mod login;
 mod network;
@@ -52,13 +54,14 @@ mod userlist;
 
 pub use app_url::{AppUrl, Surroundings};
 pub use choices::{
-    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode,
-    SslNegotiation, StatementMode,
+    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, ReadFreshness,
+    ReadRouting, SslMode, SslNegotiation, StatementMode,
 };
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
 pub use env::{BUILDPACK, environment};
 pub use fault::{Fault, Faults, Problem};
+pub use follower::{FOLLOWERS_MAX, Follower, FollowerFault, FollowerList};
 pub use ident::IdentMap;
 pub use login::{AuthMethod, CommandLine, RequireAuth};
 pub use network::Networks;
@@ -66,7 +69,7 @@ pub use origin::Origin;
 pub use preset::{EXEC, Preset, exec_base};
 pub use secret::Secret;
 pub use setting::{Bounds, Reload, Setting};
-pub use settings::{Auth, Client, Fleet, Http, Listen, Log, Pool, Process, Server, Tls};
+pub use settings::{Auth, Client, Fleet, Followers, Http, Listen, Log, Pool, Process, Server, Tls};
 pub use socket::{FileMode, SOCKET_PATH_MAX, is_socket_dir, socket_path};
 pub use tls::{SYSTEM, ServerTls};
 pub use typed::Kind;

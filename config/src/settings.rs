@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::check::{http_address, http_token, listen_addresses, tls_protocols, whole_seconds};
 use crate::choices::{
-    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, SslMode, StatementMode,
+    AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, ReadFreshness,
+    ReadRouting, SslMode, StatementMode,
 };
 use crate::config::Config;
 use crate::login::RequireAuth;
@@ -34,6 +35,11 @@ pub static GROUPS: &[Group] = &[
     Group { name: "tls", doc: "Encryption between clients and pgweir, and between pgweir and servers.", settings: TLS },
     Group { name: "pool", doc: "How many server connections there are, and how long they live.", settings: POOL },
     Group { name: "fleet", doc: "How several pgweirs share one server's limits.", settings: FLEET },
+    Group {
+        name: "followers",
+        doc: "Which reads go to followers, and how fresh they have to be.",
+        settings: FOLLOWERS,
+    },
     Group { name: "client", doc: "What one client may hold, send and wait for.", settings: CLIENT },
     Group { name: "http", doc: "Metrics, limits, health and the dashboard.", settings: HTTP },
     Group { name: "log", doc: "What is logged, and how.", settings: LOG },
@@ -213,7 +219,8 @@ group! {
         /// Newest version of the Postgres protocol that servers are asked for. A server that has only older ones says
         /// so, at no cost; one that refuses is asked for `3.0` from then on.
         server_max_protocol_version: ProtocolVersion = "3.2" => live;
-        /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter.
+        /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter. Behind a failure a
+        /// pool tries one login at a time.
         server_login_retry: Duration = "15s", in "100ms"..="1h" => live;
         /// Server logins under way at once, per pool.
         max_server_logins: u32 = 4, in 1..=1000 => live;
@@ -223,6 +230,9 @@ group! {
         server_reset_query: String = "DISCARD ALL" => live;
         /// Pinned server connections of one pool, at most; 0 allows the whole pool.
         max_pinned: u32 = 0, in 0..=10000 => live;
+        /// Whether one server connection of a pool listens for all its clients that `LISTEN`, so that these give theirs
+        /// back. A pool that may have but one server connection has no such.
+        shared_listener: bool = true => live;
         /// How a client's prepared statements are run. `adaptive`: parsed for each execution, so that the server keeps
         /// nothing, until they have come often enough lately (the third time); then under a name, as long as there is
         /// room. `rewrite`: always under a name, shared by all clients. `strip`: always parsed, never kept. `session`:
@@ -264,6 +274,37 @@ group! {
         fleet_weight: u32 = 1, in 1..=100 => restart;
         /// How often each pool looks who has connections, at most, unless it opens some.
         fleet_census_period: Duration = "5s", in "500ms"..="1min" => restart;
+    }
+}
+
+group! {
+    /// `[followers]`: which reads go to followers, and how fresh they have to be.
+    ///
+    /// The followers of a database are named by its `followers`. One serves once it is proven to follow the primary: by the
+    /// system's identifier, the timeline and the position in the write-ahead log. Whatever no follower may serve at the moment
+    /// goes to the primary.
+    Followers, "followers", |config: Config| config.followers, FOLLOWERS {
+        /// Which transactions go to followers, where there are any. `off`: none. `hinted`: those whose client asks for it.
+        /// `auto`: those, and all that are known to read and to do nothing else. In transaction mode alone.
+        read_routing: ReadRouting = "off" => restart;
+        /// How fresh a read on a follower has to be. `session`: it sees what its own session has written. `pool`: what any
+        /// client of its pool has written. `bounded`: it is no older than `read_max_staleness`. `fleet`: it sees every
+        /// commit that anybody was told of before it came, and waits for a look at the primary. `eventual`: any state of the
+        /// past.
+        read_freshness: ReadFreshness = "pool" => restart;
+        /// How old a read may be at most with `read_freshness = bounded`.
+        read_max_staleness: Duration = "1s", in "1ms"..="1d" => restart;
+        /// The time between two looks at the positions of primary and followers, at least. While nothing is read there are
+        /// none.
+        read_sample_interval: Duration = "50ms", in "1ms"..="10s" => restart;
+        /// A follower that is so far behind serves nothing, at any level of freshness, until it has caught up by half; 0 sets
+        /// no limit.
+        follower_max_lag: Duration = "30s", in 0..="1d" => restart;
+        /// The same, in bytes of the write-ahead log; 0 sets no limit.
+        follower_max_lag_bytes: usize = 0, in 0..="1024GiB" => restart;
+        /// Whether clients of a database with `followers_of` are led to the primary while there is no follower to lead them
+        /// to. Their transactions are read-only there, too, unless they say otherwise.
+        primary_reads: bool = true => restart;
     }
 }
 

@@ -45,8 +45,11 @@ const MESSAGES_MAX: u32 = 1000;
 const BYTES_MAX: usize = 1 << 20;
 
 /// What is learnt of every server at login; sent behind the last word of the authentication.
-const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+pub const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
     pg_catalog.pg_postmaster_start_time(), pg_catalog.inet_server_addr(), pg_catalog.inet_server_port()";
+
+/// `options` of the start-up packet: what a RESET leads back to.
+const READ_ONLY: &str = "-c default_transaction_read_only=on";
 
 /// A new server connection and what the server told while it logged in.
 #[derive(Debug)]
@@ -401,8 +404,10 @@ async fn introduce(
         version,
     });
     let mut out = Vec::new();
-    let params = [("user", &*target.user), ("database", &target.dbname), (APPLICATION_NAME, tag)];
-    let params = params.into_iter().filter(|(name, value)| *name != APPLICATION_NAME || !value.is_empty());
+    let options = if target.is_read_only { READ_ONLY } else { "" };
+    let params = [("user", &*target.user), ("database", &target.dbname), (APPLICATION_NAME, tag), ("options", options)];
+    let optional = [APPLICATION_NAME, "options"];
+    let params = params.into_iter().filter(|(name, value)| !optional.contains(name) || !value.is_empty());
     let params = params.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     encode::startup(&mut out, version, params);
     login.send(&out).await?;

@@ -202,6 +202,12 @@ impl Member {
         self.binding
     }
 
+    /// How many connections it can count on: what others take of them is given back. 0 before the first look.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        if self.look.is_none() { 0 } else { self.binding.map_or(u32::MAX, |binding| binding.share) }
+    }
+
     /// How the member stands in a scope; none where there is no limit.
     #[must_use]
     pub fn account(&self, scope: Scope, census: &Census) -> Option<Account> {

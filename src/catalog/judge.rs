@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use hashbrown::HashMap;
 
+use super::route::Routes;
 use crate::sql::{EffectSet, Facts, Library, runs_text};
 
 /// Custom settings that the functions of a database set by name, at most: these are asked for in an audit.
@@ -39,6 +40,8 @@ pub struct Suspects {
     foreign: EffectSet,
     /// None while nothing is known: whatever runs may do anything.
     finder: Option<Finder>,
+    /// What a follower may be asked for; none if that is not known.
+    routes: Option<Routes>,
 }
 
 #[derive(Debug)]
@@ -77,11 +80,11 @@ impl Suspects {
     /// Nothing is known.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { marks: Marks::default(), names: Vec::new(), foreign: EffectSet::NONE, finder: None }
+        Self { marks: Marks::default(), names: Vec::new(), foreign: EffectSet::NONE, finder: None, routes: None }
     }
 
     /// None if there are more names than can be looked for.
-    pub(super) fn new(mut marks: Marks, mut names: Vec<Box<str>>) -> Option<Self> {
+    pub(super) fn new(mut marks: Marks, mut names: Vec<Box<str>>, routes: Option<Routes>) -> Option<Self> {
         if names.len() > NAMES_MAX {
             // There are too many to ask for: whoever sets one keeps the server connection.
             names.clear();
@@ -106,14 +109,19 @@ impl Suspects {
             .build(patterns.iter().map(|(name, _)| &**name))
             .ok()?;
         let worst = patterns.iter().map(|(_, set)| *set).collect();
-        Some(Self { marks, names, foreign, finder: Some(Finder { automaton, worst }) })
+        Some(Self { marks, names, foreign, finder: Some(Finder { automaton, worst }), routes })
     }
 
     /// Whether every text is judged alike by both.
     #[must_use]
     pub fn judges_like(&self, other: &Self) -> bool {
         let known = self.finder.is_some() == other.finder.is_some();
-        known && self.marks == other.marks && self.names == other.names
+        known && self.marks == other.marks && self.names == other.names && self.routes == other.routes
+    }
+
+    /// What a follower may be asked for.
+    pub(super) const fn routes(&self) -> Option<&Routes> {
+        self.routes.as_ref()
     }
 
     /// The custom settings that functions set by name.
@@ -139,13 +147,13 @@ impl Suspects {
         if !finder.automaton.is_match(text) {
             return set;
         }
-        for reading in library.read(text) {
+        library.each(text, |reading| {
             set |= if reading.facts.writes && reading.facts.statements == 0 {
                 finder.mentioned(text)
             } else {
                 self.of(&reading.facts)
             };
-        }
+        });
         set
     }
 
@@ -196,7 +204,7 @@ pub(super) fn as_quoted(name: &str) -> Cow<'_, str> {
 impl Default for Suspects {
     #[allow(clippy::expect_used, reason = "the patterns are constants")]
     fn default() -> Self {
-        Self::new(Marks::default(), Vec::new()).expect("a few short patterns")
+        Self::new(Marks::default(), Vec::new(), None).expect("a few short patterns")
     }
 }
 

@@ -8,6 +8,7 @@ use crate::backend::ServerConn;
 use crate::clock::Clock;
 use crate::net::Stream;
 use crate::pool::Pool;
+use crate::route::Replicas;
 use crate::stats::DiscardReason;
 
 /// How often a query that nobody waits for is told to stop: of a pipeline, each request stops one.
@@ -32,6 +33,8 @@ pub struct Orphan {
     pub dirty: bool,
     /// It counts as pinned.
     pub pinned: bool,
+    /// Who is to know that what its client had under way has ended: it may have written.
+    pub stamps: Option<Rc<Replicas>>,
     /// `server_reset_query`: run behind `DISCARD ALL`, which is never left out.
     pub reset: String,
 }
@@ -43,6 +46,12 @@ impl Orphan {
             Ok(()) => None,
             Err(()) => Some(DiscardReason::Lost),
         };
+        if let Some(replicas) = &self.stamps {
+            // What a client that vanished has committed others may look for.
+            let clock = self.pool.clock();
+            clock.refresh();
+            replicas.stamp(clock.moment(), &self.conn);
+        }
         let reason = match reason {
             None if self.dirty => self.clean().await.err().map(|()| DiscardReason::Dirty),
             reason => reason,

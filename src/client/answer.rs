@@ -15,14 +15,15 @@ use super::local::Failure;
 use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
+use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
+    AUDIT, CHANGES, DESCRIBES, Described, MARK, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
     UNNAMED, notes, statement_id,
 };
 use crate::settings;
-use crate::state::Findings;
+use crate::state::{Findings, Subscriber};
 use crate::stats::{Blame, PinReason, PoolStats};
 
 /// Cancelled audits in a row after which the connection stays with its client.
@@ -43,6 +44,17 @@ pub enum Heard {
     Again,
 }
 
+/// Why a batch that went to a follower is to run on the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// The server said that it is no follower any more.
+    Promoted,
+    /// A statement of the batch is not what it was on that server connection: any server may say so.
+    Stale,
+    /// It failed with this SQLSTATE.
+    Failed([u8; 5]),
+}
+
 /// The pooler's own conversation with the server, between the client's.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
@@ -51,6 +63,8 @@ pub struct Aside {
     pub audit: Option<Findings>,
     /// The audit is complete.
     pub audited: bool,
+    /// It is because of what the client sent, not only because its server connection listens too.
+    pub audits_client: bool,
     /// Audits in a row that were cancelled: by a cancel request of the client's that came late, or by its own
     /// `statement_timeout`.
     pub cancelled: u8,
@@ -60,12 +74,27 @@ pub struct Aside {
     pub scrubbing: bool,
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
+    /// The mark that was sent last has come: what follows it the hub brings, too.
+    pub marked: bool,
+    /// The client was told of a notification.
+    pub notified: bool,
     /// The batch failed for want of a statement that the server had lost: it runs again when its `ReadyForQuery` has come.
     pub healing: bool,
+    /// Why it runs again, if it was on a follower.
+    pub unserved: Option<Unserved>,
     /// The first part of a description that is kept.
     pub described: Described,
     /// When the query that is answered next was sent.
     pub query_begun: Option<Moment>,
+}
+
+/// What the client was told, in one turn, besides what the server answers to its batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Answers of ours.
+    pub answers: usize,
+    /// Bytes of these, and of what the server said on its own account.
+    pub bytes: usize,
 }
 
 /// Everything that a server's message is judged by.
@@ -81,12 +110,17 @@ pub struct Answer<'a> {
     pub aside: &'a mut Aside,
     /// What the pool counts.
     pub stats: &'a mut PoolStats,
+    /// The client, if it listens by the hub.
+    pub subscriber: Option<&'a Subscriber>,
     /// What holds for every message of this turn.
     pub rules: Rules,
+    /// Nothing yet.
+    pub told: Told,
 }
 
 /// What holds for every message of one turn.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Rules {
     /// The time.
     pub now: Moment,
@@ -98,11 +132,25 @@ pub struct Rules {
     pub statements_max: usize,
     /// The batch that is answered can be sent again, if nothing of it was done.
     pub heals: bool,
+    /// It runs on a follower, and will on the primary if it fails here: nothing of its answer was told.
+    pub elsewhere: bool,
+    /// It may also run on the primary when it is not known whether it has run.
+    pub harmless: bool,
+    /// The server is a follower.
+    pub follower: bool,
+    /// The client was told of a BEGIN that the server has not run yet.
+    pub owes_begin: bool,
+    /// The process id that the client was told.
+    pub pid: u32,
 }
 
 impl Answer<'_> {
     /// Goes through the input and plans what the client gets.
     pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Heard {
+        if self.rules.elsewhere {
+            // What was not told at once.
+            self.answer_locally(plan);
+        }
         loop {
             match self.conn.scanner.next(plan.rest()) {
                 Ok(Scanned::Short) => return Heard::Short,
@@ -157,17 +205,9 @@ impl Answer<'_> {
                 return Ok(());
             }
             Tag::ErrorResponse => return self.error(body, len, plan),
-            Tag::ParameterStatus => {
-                let origin = self.parameter();
-                if origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan) {
-                    Origin::Pooler
-                } else {
-                    origin
-                }
+            Tag::ParameterStatus | Tag::NotificationResponse | Tag::NoticeResponse => {
+                return self.unasked(tag, body, len, plan);
             }
-            Tag::NotificationResponse if self.marks.listening => Origin::Client,
-            // Not this client's: it never listened.
-            Tag::NotificationResponse => Origin::Pooler,
             tag => {
                 let reply = self.conn.pipeline.reply(tag).map_err(|_| protocol())?;
                 if let Some(done) = reply.done {
@@ -195,6 +235,47 @@ impl Answer<'_> {
         Ok(())
     }
 
+    /// What a server may say at any time. A notice in front of the answer may be a part of it; what comes behind an error that
+    /// nobody is told is not.
+    fn unasked(&mut self, tag: Tag, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
+        let before = plan.planned();
+        let origin = match tag {
+            Tag::ParameterStatus => {
+                let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
+                    Origin::Pooler
+                } else {
+                    self.parameter()
+                };
+                let is_told = origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan);
+                if is_told { Origin::Pooler } else { origin }
+            }
+            Tag::NotificationResponse if self.marks.listening => {
+                self.notification(body, plan);
+                self.told.bytes += plan.planned() - before;
+                return Ok(());
+            }
+            // Not this client's: it never listened.
+            Tag::NotificationResponse => Origin::Pooler,
+            tag => self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?.origin,
+        };
+        if origin == Origin::Client {
+            plan.forward(len);
+        } else {
+            plan.skip(len);
+        }
+        if self.aside.healing {
+            // Nothing, if all was forgotten.
+            self.told.bytes += plan.planned().saturating_sub(before);
+        }
+        Ok(())
+    }
+
+    /// Nothing of what was decided so far is told.
+    fn forget(&mut self, plan: &mut Plan<'_>) {
+        plan.forget();
+        self.told = Told::default();
+    }
+
     /// A message that settled an entry: an answer of ours may be next.
     #[inline]
     fn settled(&mut self, origin: Origin, len: usize, plan: &mut Plan<'_>) {
@@ -212,6 +293,8 @@ impl Answer<'_> {
         while let Some(owed) = self.conn.pipeline.next_local() {
             let message = if owed.expect == Expect::Close { encode::CLOSE_COMPLETE } else { encode::PARSE_COMPLETE };
             plan.insert(|out| out.extend_from_slice(&message));
+            self.told.answers += 1;
+            self.told.bytes += message.len();
             self.done(owed);
         }
     }
@@ -242,6 +325,7 @@ impl Answer<'_> {
             // Without findings it was cancelled, and is to be done again.
             Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
             // A change of client_encoding takes two queries.
+            Some(MARK) => self.aside.replaying = false,
             Some(REPLAY) => self.aside.replaying = self.conn.pipeline.iter().any(|owed| owed.note == REPLAY),
             _ => {}
         }
@@ -261,7 +345,7 @@ impl Answer<'_> {
         if done.origin == Origin::Client {
             self.statements.told(id, described);
         } else {
-            self.marks.placing.asked = None;
+            self.marks.placing.asked = false;
         }
     }
 
@@ -311,6 +395,67 @@ impl Answer<'_> {
         Origin::Client
     }
 
+    /// The client's own server connection hears something.
+    #[cold]
+    fn notification(&mut self, body: &[u8], plan: &mut Plan<'_>) {
+        let len = HEADER + body.len();
+        if let Some(subscriber) = self.subscriber {
+            if let Some(awaited) = subscriber.is_mark(body) {
+                self.aside.marked |= awaited;
+                return plan.skip(len);
+            }
+            if self.rules.owes_begin {
+                subscriber.files(body);
+                return plan.skip(len);
+            }
+            let mut earlier = Vec::new();
+            // What the client did may end that it listens, or change its encoding.
+            let unread = self.marks.tainted || self.aside.audit.is_some() && self.aside.audits_client;
+            let told = subscriber.comes(body, self.aside.marked, unread, &mut earlier);
+            if !earlier.is_empty() {
+                plan.insert(|out| out.append(&mut earlier));
+            }
+            if !told {
+                return plan.skip(len);
+            }
+        }
+        self.aside.notified = true;
+        match body.split_first_chunk() {
+            // Its own: by this a client knows itself.
+            Some((sender, rest)) if u32::from_be_bytes(*sender) == self.conn.pid && self.rules.pid != self.conn.pid => {
+                let pid = self.rules.pid;
+                plan.insert(|out| {
+                    encode::message(out, b'A', |out| {
+                        out.extend_from_slice(&pid.to_be_bytes());
+                        out.extend_from_slice(rest);
+                    });
+                });
+                plan.skip(len);
+            }
+            _ => plan.forward(len),
+        }
+    }
+
+    /// What a follower says of itself, and not of the client's session: a change that no statement of its client's made.
+    #[cold]
+    fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<bool, Heard> {
+        let (name, value) = backend::parameter_status(body).unwrap_or_default();
+        let tells_of_recovery = name == b"in_hot_standby";
+        if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
+            // It was promoted before it had answered: what it said is of another history.
+            self.forget(plan);
+            if !self.rules.harmless {
+                // And what it did may be there to stay.
+                return Err(Heard::Lost(Lost::Protocol));
+            }
+            self.aside.healing = true;
+            self.aside.unserved = Some(Unserved::Promoted);
+        }
+        // Since 14 a reload is told in the answer of whatever comes next.
+        let sets = self.marks.tainted || self.marks.unsettled;
+        Ok(tells_of_recovery || !sets || self.conn.pipeline.front().is_none())
+    }
+
     /// A name is told without the tag. True if that was it.
     #[cold]
     fn untagged(&self, body: &[u8], plan: &mut Plan<'_>) -> bool {
@@ -327,6 +472,10 @@ impl Answer<'_> {
     fn error(&mut self, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
         let fields = Fields::parse(body).map_err(|_| Heard::Lost(Lost::Protocol))?;
         if fields.is_fatal() {
+            if self.rules.elsewhere && self.conn.pipeline.ready_owed() > 0 {
+                // What came in front of it, in the same breath, is not told: the batch runs elsewhere.
+                self.forget(plan);
+            }
             return Err(Heard::Lost(Lost::Fatal(body.into())));
         }
         let Some(front) = self.conn.pipeline.front() else {
@@ -351,14 +500,24 @@ impl Answer<'_> {
             }
             self.conn.doubt_all();
         }
-        let heals = stale && self.heals(front, plan);
+        let ours = front.note >= STAND_IN || front.origin == Origin::Pooler && front.earns_ready();
+        let elsewhere = self.rules.elsewhere && !ours && may_do_elsewhere(fields.code);
+        let heals = elsewhere || stale && self.heals(front, plan);
         self.fail(front, fields.code)?;
         if heals {
             self.aside.healing = true;
+            if self.rules.elsewhere {
+                self.aside.unserved = match fields.code.first_chunk() {
+                    Some(code) if !stale => Some(Unserved::Failed(*code)),
+                    // Another table by now, or a lost statement: the primary would have said the same.
+                    _ => Some(Unserved::Stale),
+                };
+                self.forget(plan);
+            }
             plan.skip(len);
             return Ok(());
         }
-        if front.note == AUDIT || front.note == RESTORE {
+        if matches!(front.note, AUDIT | RESTORE | MARK) {
             plan.skip(len);
             return Ok(());
         }
@@ -396,12 +555,12 @@ impl Answer<'_> {
         Ok(())
     }
 
-    /// Whether the batch that failed can run again, unseen: nothing of it was done, told, or is in a transaction of the
-    /// client's own, and nothing but its end is on its way.
+    /// Whether the batch that failed can run again, unseen: nothing of it was done, told (but by us), or is in a transaction of
+    /// the client's own, and nothing but its end is on its way.
     fn heals(&self, front: Owed, plan: &Plan<'_>) -> bool {
         let pipeline = &self.conn.pipeline;
         self.rules.heals
-            && plan.is_silent()
+            && plan.planned() == self.told.bytes
             && !front.earns_ready()
             && front.expect != Expect::Execute
             && pipeline.status() == TxStatus::Idle
@@ -442,7 +601,7 @@ impl Answer<'_> {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local && is_gone => kept.remove(id),
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local => kept.doubt(id),
                 (Expect::Close, Some(id)) if ours => kept.doubt(id),
-                (Expect::Describe, Some(_)) if ours => placing.asked = None,
+                (Expect::Describe, Some(_)) if ours => placing.asked = false,
                 _ => {}
             }
             is_gone = false;

@@ -6,7 +6,7 @@ use pgweir_config::StatementMode;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::Scanner;
 
-use super::answer::{Answer, Aside, Heard, Rules};
+use super::answer::{Answer, Aside, Heard, Rules, Told};
 use super::plan::Plan;
 use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
@@ -25,6 +25,7 @@ pub const STATEMENTS_MAX: usize = 5;
 pub const INSPECT_MAX: usize = 64 * 1024;
 
 /// One client on one server connection.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts that a test sets")]
 pub struct Desk {
     pub conn: Box<ServerConn>,
     pub marks: Marks,
@@ -32,6 +33,16 @@ pub struct Desk {
     pub interner: Interner,
     pub mode: StatementMode,
     pub budget: Budget,
+    /// What the client listens to by the hub.
+    pub channels: Vec<Box<[u8]>>,
+    /// The server is a follower, and nothing of the answer to the batch under way was told.
+    pub elsewhere: bool,
+    /// That batch is proven to read.
+    pub harmless: bool,
+    /// Its batch can be sent again.
+    pub heals: bool,
+    /// It has had a word of the answer to its batch.
+    pub has_word: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
     statements: Statements,
@@ -63,6 +74,11 @@ impl Desk {
             interner: Interner::new(1 << 20),
             mode: StatementMode::Rewrite,
             budget: Budget { count: 200, bytes: 1 << 20 },
+            channels: Vec::new(),
+            elsewhere: false,
+            harmless: true,
+            heals: false,
+            has_word: false,
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
@@ -116,6 +132,8 @@ impl Desk {
             mode: self.mode,
             budget: self.budget,
             may_pin: true,
+            channels: Some(&*self.channels).filter(|channels| !channels.is_empty()),
+            replaying: &mut self.aside.replaying,
         }
         .inspect(&mut plan);
         let (used, sent) = (plan.at(), both(&plan));
@@ -156,13 +174,20 @@ impl Desk {
             marks: &mut self.marks,
             aside: &mut self.aside,
             stats: &mut self.stats,
+            subscriber: None,
             rules: Rules {
                 now: Moment::default(),
                 prefix: self.interner.prefix,
                 statement_mode: false,
                 statements_max: STATEMENTS_MAX,
-                heals: false,
+                heals: self.heals && !self.has_word,
+                owes_begin: false,
+                pid: 1,
+                elsewhere: self.elsewhere,
+                harmless: self.harmless,
+                follower: self.elsewhere,
             },
+            told: Told::default(),
         };
         let heard = if input.is_some() {
             answer.inspect(&mut plan)
@@ -170,6 +195,7 @@ impl Desk {
             answer.answer_locally(&mut plan);
             Heard::Short
         };
+        self.has_word |= plan.planned() != answer.told.bytes;
         self.to_client.extend(both(&plan));
         (plan.at(), heard)
     }

@@ -8,6 +8,7 @@ use super::local::Failure;
 use crate::backend;
 use crate::cancel::Order;
 use crate::pool::Refusal;
+use crate::state::{Over, TOTAL_MAX, UNTAKEN_MAX};
 use crate::stats::Blame;
 
 /// Why a session ended.
@@ -36,6 +37,8 @@ pub enum End {
         /// The setting's value.
         limit: u32,
     },
+    /// The client is not told its notifications any more.
+    Deaf(Over),
     /// A transaction block in statement mode.
     StatementMode,
     /// An invariant of ours does not hold.
@@ -80,6 +83,19 @@ impl End {
                 format!("{limit} server connections of this pool are pinned by their clients' session state"),
                 "Raise max_pinned or the pool size, or avoid session state; the log names the reasons.".to_owned(),
             ),
+            Self::Deaf(Over::Untaken) => (
+                "53400",
+                format!(
+                    "terminating connection: its notifications were not taken, and take more than {UNTAKEN_MAX} bytes, \
+                     or those of all clients more than {TOTAL_MAX}"
+                ),
+                "Read from the connection, and end transactions soon: in one nothing is told.".to_owned(),
+            ),
+            Self::Deaf(Over::NoRoom) => (
+                "57P01",
+                "terminating connection: no server connection is left to listen for it".to_owned(),
+                "Listen anew: the session then keeps its server connection, if there is one.".to_owned(),
+            ),
             Self::StatementMode => {
                 ("25001", "transaction blocks are not allowed in statement pooling mode".to_owned(), String::new())
             }
@@ -92,9 +108,14 @@ impl End {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Quit | Self::Gone(_) | Self::Malformed(_) | Self::Tag(_) | Self::StatementMode => Blame::Client,
+            Self::Quit
+            | Self::Gone(_)
+            | Self::Malformed(_)
+            | Self::Tag(_)
+            | Self::Deaf(Over::Untaken)
+            | Self::StatementMode => Blame::Client,
             Self::Fatal(_) | Self::ServerLost | Self::MidMessage | Self::Hopeless(_) => Blame::Server,
-            Self::Told(_) | Self::PinLimit { .. } | Self::Broken(_) => Blame::Pooler,
+            Self::Told(_) | Self::PinLimit { .. } | Self::Deaf(Over::NoRoom) | Self::Broken(_) => Blame::Pooler,
         }
     }
 

@@ -48,10 +48,16 @@ impl<'a> Plan<'a> {
         self.run = at..at;
     }
 
-    /// Whether nothing is to be written so far.
+    /// Nothing of what was decided so far is to be written.
+    pub fn forget(&mut self) {
+        self.made.clear();
+        self.run.start = self.run.end;
+    }
+
+    /// Bytes to be written so far.
     #[must_use]
-    pub fn is_silent(&self) -> bool {
-        self.made.is_empty() && self.run.is_empty()
+    pub fn planned(&self) -> usize {
+        self.made.len() + self.run.len()
     }
 
     /// Bytes that were not in the input.
@@ -87,7 +93,7 @@ mod tests {
         plan.insert(|out| out.push(b'X'));
         plan.forward(2);
         assert_eq!(plan.slices(), (&b"abcX"[..], &b"ef"[..]));
-        assert_eq!((plan.at(), plan.rest()), (6, &b""[..]));
+        assert_eq!((plan.at(), plan.rest(), plan.planned()), (6, &b""[..], 6));
     }
 
     #[test]

@@ -8,11 +8,14 @@
 mod active;
 mod away;
 mod ear;
+mod fallback;
 mod farewell;
 mod holding;
 mod lease;
+mod listen;
 mod loss;
 mod rerun;
+mod routing;
 mod slow;
 mod write;
 
@@ -27,7 +30,7 @@ use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
-use super::answer::{Answer, Heard, Rules};
+use super::answer::{Answer, Heard, Rules, Told};
 use super::end::End;
 use super::plan::Plan;
 use super::request::{Request, Stop};
@@ -38,11 +41,12 @@ use crate::cancel::{Activity, Entry, Order};
 use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
-use crate::stats::PinReason;
+use crate::state::Subscriber;
 
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
+use routing::{Ends, Routing};
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -64,7 +68,13 @@ enum Lease {
 pub struct Relay {
     context: Rc<Context>,
     entry: Rc<Entry>,
+    /// Of the database's primary: whose client it is, with its limits, settings and catalog.
     pool: Rc<Pool>,
+    /// Whose server connection the lease is of, or waits for: that pool, or one of a follower. It means nothing without a
+    /// lease.
+    lender: Rc<Pool>,
+    /// What leads to followers; none if there are none to be used.
+    routing: Option<Box<Routing>>,
     link: Stream,
     scanner: Scanner,
     lease: Lease,
@@ -73,6 +83,8 @@ pub struct Relay {
     startup: Rc<Profile>,
     statements: Statements,
     active: Option<Box<Active>>,
+    /// What it listens to by the hub.
+    subscriber: Option<Box<Subscriber>>,
     /// The server connection is counted as pinned.
     pinned: bool,
     /// The server connection's waker was set when it was taken, just now.
@@ -101,10 +113,13 @@ impl Relay {
     ) -> Self {
         pool.clients.set(pool.clients.get() + 1);
         let scanner = Scanner::new(u32::try_from(context.config.client.max_packet_size).unwrap_or(u32::MAX));
+        let routing = Routing::of(&context.router, &pool);
         let mut relay = Self {
             context,
             entry,
+            lender: pool.clone(),
             pool,
+            routing,
             link,
             scanner,
             lease: Lease::None,
@@ -112,6 +127,7 @@ impl Relay {
             profile,
             statements: Statements::default(),
             active: None,
+            subscriber: None,
             pinned: false,
             armed: false,
             ear: Ear::Open,
@@ -140,7 +156,10 @@ impl Relay {
         self.entry.set_waker(cx.waker());
         let mut scratch = self.context.scratch.lend();
         self.at_work = true;
-        let outcome = self.turn(cx, &mut scratch);
+        let mut outcome = self.turn(cx, &mut scratch);
+        if self.subscriber.is_some() && outcome.is_ok() {
+            outcome = self.tend(cx);
+        }
         self.context.scratch.put_back(scratch);
         if let Err(end) = &outcome {
             // Who said goodbye does not wait to be answered.
@@ -236,6 +255,8 @@ impl Relay {
             Lease::Held(conn) => conn.pipeline.is_free() && !self.scanner.is_inside(),
         };
         free && self.active.as_ref().is_none_or(|active| active.local.is_none())
+            && !self.owes_begin()
+            && !self.awaits_lease()
     }
 
     fn active(&mut self) -> &mut Active {
@@ -309,6 +330,11 @@ impl Relay {
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
             heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
+            elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
+            harmless: self.active.as_ref().is_some_and(|active| active.rerun.is_harmless()),
+            follower: self.is_on_follower(),
+            owes_begin: self.owes_begin(),
+            pid: self.entry.pid,
         }
     }
 
@@ -326,21 +352,41 @@ impl Relay {
             return 0;
         };
         let begun = active.aside.query_begun;
-        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.pool.stats.borrow(), begun));
+        let before = self.context.slow.as_ref().map(|_| slow::Before::of(&self.lender.stats.borrow(), begun));
+        let before_routed = self.routing.as_ref().map(|_| Ends::of(&self.lender.stats.borrow(), &active.marks));
         let mut plan = Plan::new(input, made);
-        let heard = Answer {
+        let mut stats = self.lender.stats.borrow_mut();
+        let mut answer = Answer {
             conn,
             statements: &mut self.statements,
             marks: &mut active.marks,
             aside: &mut active.aside,
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut stats,
+            subscriber: self.subscriber.as_deref(),
             rules,
+            told: Told::default(),
+        };
+        let heard = answer.inspect(&mut plan);
+        let told = answer.told;
+        drop(stats);
+        if let (Some(before), Some(routing)) = (before_routed, &mut self.routing) {
+            // Before the client is told.
+            if before.may_have_committed(&self.lender.stats.borrow()) {
+                routing.ended(rules.now, conn);
+            }
+            if std::mem::take(&mut active.aside.notified) {
+                routing.told(rules.now);
+            }
         }
-        .inspect(&mut plan);
         let used = plan.at();
         let (first, second) = plan.slices();
-        if !(first.is_empty() && second.is_empty()) {
-            active.rerun.settle();
+        match first.len() + second.len() {
+            0 => {}
+            // What we answered ourselves, or the server said of its own accord, is no word of its answer.
+            all if all == told.bytes && !active.rerun.is_routed() => active.rerun.answered(told.answers),
+            // Nor is what comes between an error that is not told and its ReadyForQuery.
+            _ if active.aside.healing || matches!(heard, Heard::Again) => {}
+            _ => active.rerun.settle(),
         }
         if let Some(before) = before {
             self.tell_slow(before, rules.now);
@@ -359,6 +405,7 @@ impl Relay {
             Heard::Lost(lost) => self.lose(lost, cx),
             Heard::ReplayFailed(body) => self.replay_failed(&body, cx),
             Heard::TransactionBlock => Err(End::StatementMode),
+            Heard::Again if self.is_on_follower() => self.leave_follower(cx),
             Heard::Again => self.run_healed(),
         }
     }
@@ -377,12 +424,15 @@ impl Relay {
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
-            if active.hold {
+            if active.hold || active.aside.healing {
+                // What runs again comes before whatever follows it.
                 return self.look_after_client().map(|()| moved);
             }
             if std::mem::take(&mut active.resume) && !waiting {
                 active.stalled = false;
                 moved |= self.take_backlog(cx, &mut scratch.made)?;
+                // It may have come to nothing but another way, which is to be gone now.
+                moved |= self.active.as_ref().is_some_and(|active| active.resume && !active.stalled);
                 // A new lease has to be asked for answers, even if nothing of the client's was sent yet.
                 moved |= !had && matches!(self.lease, Lease::Held(_));
             }
@@ -406,6 +456,13 @@ impl Relay {
         };
         self.lease = Lease::None;
         self.active().resume = true;
+        if self.is_on_follower() && !self.accepts(granted.as_deref().ok()) {
+            // Not the server that was chosen, or none: what waits goes to the primary.
+            if let Ok(conn) = granted {
+                self.lender.release(conn);
+            }
+            return Ok(true);
+        }
         match granted {
             Ok(conn) => {
                 if self.context.slow.is_some() {
@@ -479,6 +536,7 @@ impl Relay {
 
     /// Reads the client's messages and passes them on as far as possible. Returns the bytes dealt with.
     fn take_input(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<usize, End> {
+        debug_assert!(self.active.as_ref().is_none_or(|active| !active.aside.healing));
         let mut at = 0;
         loop {
             let rest = input.get(at..).unwrap_or_default();
@@ -492,12 +550,16 @@ impl Relay {
             match &self.lease {
                 Lease::None => match self.first(rest)? {
                     First::Drop(len) => at += len,
-                    First::Lease if self.acquire(cx)? => {}
+                    First::Lease if self.acquire(rest, cx)? => {}
                     First::Lease | First::Wait => return Ok(at),
                 },
                 Lease::Waiting(_) => return Ok(at),
                 Lease::Held(_) => {
-                    let (used, more) = self.pass(rest, made, cx)?;
+                    let (used, more) = if self.routing.is_some() {
+                        self.pass_routed(rest, made, cx)?
+                    } else {
+                        self.pass(rest, made, cx)?
+                    };
                     at += used;
                     if !more || self.runs_again() {
                         return Ok(at);
@@ -537,6 +599,8 @@ impl Relay {
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
     fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
         let context = &*self.context;
+        // On a follower nothing listens, or notifies.
+        let listens_here = self.subscriber.is_some() && !self.is_on_follower();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Err(End::Broken("a lease without its session's working part"));
         };
@@ -558,7 +622,7 @@ impl Relay {
             library: &mut context.library.borrow_mut(),
             catalog: &self.pool.catalog,
             catalog_key: self.pool.catalog.key(),
-            stats: &mut self.pool.stats.borrow_mut(),
+            stats: &mut self.lender.stats.borrow_mut(),
             pool: self.pool.id,
             parse_key: self.profile.parse_key(),
             profiles: &self.pool.profiles,
@@ -568,6 +632,8 @@ impl Relay {
             mode: self.pool.limits.statements,
             budget: self.pool.limits.budget,
             may_pin: self.pinned || self.pool.pinned.get() < self.pool.limits.max_pinned,
+            channels: if listens_here { self.subscriber.as_ref().and_then(|own| own.channels()) } else { None },
+            replaying: &mut active.aside.replaying,
         }
         .inspect(&mut plan);
         if matches!(stop, Stop::Full) {
@@ -581,13 +647,7 @@ impl Relay {
             slow::note(&mut active.watched, lease, scanner, sent, &self.statements, &active.marks.changes);
         }
         if used > 0 {
-            // What pins a connection may be gone after any statement.
-            active.marks.tainted |= active.marks.pins.may_end();
-            if active.marks.pins.has(PinReason::Temp) {
-                // What its own temporary tables and functions set in motion is in nobody's catalog.
-                active.marks.runs_unjudged();
-            }
-            active.proof = Proof::Open;
+            active.sent();
         }
         if active.marks.defines {
             // In a transaction nobody sees it before the COMMIT.
@@ -603,7 +663,7 @@ impl Relay {
         if active.marks.harmless || first && active.marks.placing.named {
             active.rerun.keep(batch, active.marks.harmless);
         } else {
-            active.rerun.settle();
+            active.rerun.pass_by();
         }
         let (front, back) = plan.slices();
         let sent = if front.is_empty() && back.is_empty() { Ok(()) } else { conn.write(cx, front, back) };
@@ -659,27 +719,36 @@ impl Relay {
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
+        let waits = |conn: &ServerConn| conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local);
+        // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
+        let is_routed = || self.active.as_ref().is_some_and(|active| active.rerun.is_routed());
+        if matches!(&self.lease, Lease::Held(conn) if waits(conn)) || is_routed() {
+            return Ok(());
+        }
         let rules = self.rules();
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if conn.pipeline.front().is_none_or(|owed| owed.origin == Origin::Local) {
-            let mut plan = Plan::new(&[], made);
-            Answer {
-                conn,
-                statements: &mut self.statements,
-                marks: &mut active.marks,
-                aside: &mut active.aside,
-                stats: &mut self.pool.stats.borrow_mut(),
-                rules,
-            }
-            .answer_locally(&mut plan);
-            let (first, second) = plan.slices();
-            if !first.is_empty() {
-                // Whoever has a part of the answer must not get it twice.
-                active.rerun.settle();
-                self.write_client(cx, first, second)?;
-            }
+        let mut plan = Plan::new(&[], made);
+        let mut stats = self.lender.stats.borrow_mut();
+        let mut answer = Answer {
+            conn,
+            statements: &mut self.statements,
+            marks: &mut active.marks,
+            aside: &mut active.aside,
+            stats: &mut stats,
+            subscriber: None,
+            rules,
+            told: Told::default(),
+        };
+        answer.answer_locally(&mut plan);
+        let told = answer.told;
+        drop(stats);
+        let (first, second) = plan.slices();
+        if !first.is_empty() {
+            // Whoever has a part of the answer must not get it twice.
+            active.rerun.answered(told.answers);
+            self.write_client(cx, first, second)?;
         }
         Ok(())
     }

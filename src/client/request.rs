@@ -1,6 +1,7 @@
 //! From client to server: what becomes of each message. Pure: bytes in, decisions out.
 
 mod deallocate;
+mod listen;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,12 @@ pub struct Marks {
     pub scrub: bool,
     /// The client may have listened: notifications are its own.
     pub listening: bool,
+    /// The server connection listens to all that the client listens to by the hub. Always with `listening`.
+    pub listens_too: bool,
+    /// The channels that the server connection was found to listen to.
+    pub channels: Vec<Box<[u8]>>,
+    /// They stay there, until more is found.
+    pub keeps_channels: bool,
     /// What was sent since the mark was set is [harmless](Effects::harmless).
     pub harmless: bool,
     /// A COMMIT is on its way.
@@ -86,6 +93,11 @@ impl Marks {
             unsettled,
             scrub,
             listening,
+            // Where it is listening.
+            listens_too: _,
+            channels,
+            // Of the channels.
+            keeps_channels: _,
             commit_sent,
             begin_sent,
             pins,
@@ -99,7 +111,15 @@ impl Marks {
             placing: _,
         } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
-        !any && !*hidden && !*defines && pins.is_empty() && custom.is_empty() && changes.is_empty()
+        let none = pins.is_empty() && channels.is_empty() && custom.is_empty() && changes.is_empty();
+        none && !any && !*hidden && !*defines
+    }
+
+    /// The server connection listens to nothing that concerns the client.
+    #[cold]
+    pub fn hears_nothing(&mut self) {
+        (self.listening, self.listens_too, self.keeps_channels) = (false, false, false);
+        self.channels.clear();
     }
 
     /// A text with these effects is about to run.
@@ -112,6 +132,8 @@ impl Marks {
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
         self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
         self.sequences |= effects.set.intersects(EffectSet::SEQUENCE);
+        // Where nothing is listened to there is nothing to be found.
+        self.tainted |= self.listening && effects.set.intersects(EffectSet::UNLISTEN);
         // Until the end of the transaction.
         self.unsettled |= effects.set.intersects(EffectSet::LOCAL);
         if state::taints(effects) {
@@ -256,6 +278,10 @@ pub struct Request<'a> {
     pub budget: Budget,
     /// The client may keep its server connection.
     pub may_pin: bool,
+    /// What the client listens to by the hub, if it does.
+    pub channels: Option<&'a [Box<[u8]>]>,
+    /// A query of ours is on its way that no cancel request may hit.
+    pub replaying: &'a mut bool,
 }
 
 impl Request<'_> {
@@ -287,7 +313,11 @@ impl Request<'_> {
     #[inline]
     fn whole(&mut self, tag: u8, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let len = HEADER + body.len();
-        match Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))? {
+        let tag = Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))?;
+        if self.channels.is_some() {
+            self.listen_if_needed(tag, body, plan)?;
+        }
+        match tag {
             Tag::Query => {
                 let (catalog, library) = (self.catalog, &mut *self.library);
                 let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
@@ -368,6 +398,9 @@ impl Request<'_> {
     /// The front of a message whose end has not arrived. False: wait for more of it.
     fn part(&mut self, tag: u8, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
         let tag = Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))?;
+        if self.channels.is_some() && (tag != Tag::Query || body_len as usize > self.inspect_max) {
+            self.listen_if_needed(tag, b"", plan)?;
+        }
         match tag {
             Tag::CopyData | Tag::FunctionCall => self.note_plain(tag)?,
             Tag::Query if body_len as usize > self.inspect_max => {

@@ -23,6 +23,7 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
             "user": &*pool.name.user,
             "role": pool.name.role.as_str(),
             "url": pool.url.as_deref(),
+            "server": if pool.name.server.is_empty() { None } else { Some(&*pool.name.server) },
             "servers_active": gauges.servers_active,
             "servers_idle": gauges.servers_idle,
             "servers_pinned": gauges.servers_pinned,
@@ -42,15 +43,16 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
 }
 
 fn holder(holding: &Holding) -> Value {
-    let PoolName { database, user, role } = &holding.pool;
+    let PoolName { database, user, role, server } = &holding.pool;
     json!({
         "database": &**database,
         "user": &**user,
         "role": role.as_str(),
         "url": holding.url.as_deref(),
+        "server": if server.is_empty() { None } else { Some(&**server) },
         "server_pid": holding.server_pid,
-        "client_pid": holding.client_pid,
-        "client": holding.client.map_or_else(|| "unix".to_owned(), |address| address.to_string()),
+        "client_pid": if holding.listens_for.is_some() { None } else { Some(holding.client_pid) },
+        "client": client(holding),
         "application_name": &*holding.application_name,
         "doing": doing(holding),
         "doing_seconds": seconds(holding.activity_us),
@@ -59,9 +61,19 @@ fn holder(holding: &Holding) -> Value {
     })
 }
 
+/// Whose it is.
+fn client(holding: &Holding) -> String {
+    match (holding.listens_for, holding.client) {
+        (Some(clients), _) => format!("{clients} listening clients"),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => "unix".to_owned(),
+    }
+}
+
 /// What it does at this moment.
 fn doing(holding: &Holding) -> &'static str {
     match holding.activity {
+        _ if holding.listens_for.is_some() => "listening",
         Activity::Running if holding.own_work => "settling",
         Activity::Running => "waiting_for_answer",
         Activity::InTransaction => "idle_in_transaction",
@@ -72,6 +84,7 @@ fn doing(holding: &Holding) -> &'static str {
 /// Everything for which it keeps the server connection.
 fn why(holding: &Holding) -> Vec<&'static str> {
     let facts = [
+        (holding.listens_for.is_some(), "shared_listener"),
         (holding.session_mode, "session_mode"),
         (holding.in_transaction, "transaction"),
         (holding.activity == Activity::Running && !holding.in_transaction, "query"),
@@ -108,12 +121,14 @@ mod tests {
             session_mode: false,
             pins: pins.to_vec(),
             own_work: false,
+            listens_for: None,
         };
         let now = Instant::now();
         let holdings = vec![
             holding(1_000_000, Activity::Running, false, &[]),
             holding(3_000_000, Activity::Idle, false, &[PinReason::Listen, PinReason::Temp]),
             holding(2_000_000, Activity::InTransaction, true, &[]),
+            Holding { listens_for: Some(3), ..holding(500_000, Activity::Idle, false, &[]) },
         ];
         let told = Told { at: now, blame: Blame { holdings, unasked: 4 } };
         let report = report(&told, None, now);
@@ -127,8 +142,11 @@ mod tests {
             [3.0, "idle", ["listen", "temp"]],
             [2.0, "idle_in_transaction", ["transaction"]],
             [1.0, "waiting_for_answer", ["query"]],
+            [0.5, "listening", ["shared_listener"]],
         ]);
         assert_eq!(Value::Array(got), want);
         assert_eq!((&report["unlisted"], &report["holders"][0]["client"]), (&json!(4), &json!("unix")));
+        let listener = &report["holders"][3];
+        assert_eq!((&listener["client"], &listener["client_pid"]), (&json!("3 listening clients"), &Value::Null));
     }
 }

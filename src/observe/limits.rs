@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::blame::seconds;
 use super::history::{History, LimitKey, subject};
 use crate::stats::{
-    Holder, Holders, LastRefusal, PoolLimits, PoolSnapshot, Reason as _, ScopeStanding, Sharing, Snapshot,
+    FollowerGauges, Holder, Holders, LastRefusal, PoolLimits, PoolSnapshot, Reason as _, ScopeStanding, Sharing,
+    Snapshot,
 };
 
 /// The form of the answer.
@@ -127,6 +128,11 @@ impl<'a> Server<'a> {
                 "clients_waiting": pool.gauges.clients_waiting,
                 "oldest_wait_seconds": seconds(pool.gauges.oldest_wait_us),
                 "census_seconds_ago": pool.limits.standing.as_ref().map(|standing| ago(standing.taken)),
+                "transactions": pool.stats.transactions,
+                "reruns": pool.stats.reruns,
+                "routes": routes(pool),
+                "read_waits": pool.stats.read_waits,
+                "follower": pool.gauges.follower.map(follower),
             })).collect::<Vec<_>>(),
         })
     }
@@ -148,6 +154,24 @@ impl<'a> Server<'a> {
             "no server connection has been idle since somebody asked: none is taken from the clients for this"
         }
     }
+}
+
+/// What decided where its transactions went; none if nothing has to.
+fn routes(pool: &PoolSnapshot) -> Option<Value> {
+    let counts = pool.stats.routes.iter().filter(|(_, count)| *count > 0);
+    let counts: serde_json::Map<_, _> =
+        counts.map(|(reason, count)| (reason.as_str().to_owned(), json!(count))).collect();
+    (!counts.is_empty()).then_some(Value::Object(counts))
+}
+
+/// How a follower stands.
+fn follower(gauges: FollowerGauges) -> Value {
+    json!({
+        "state": gauges.state.as_str(),
+        "lag_seconds": gauges.lag_us.map(seconds),
+        "lag_bytes": gauges.lag_bytes,
+        "sees_all_until_seconds_ago": gauges.covered_us.map(seconds),
+    })
 }
 
 /// Server connections of a pool, whatever they do.

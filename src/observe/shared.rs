@@ -1,7 +1,7 @@
 //! What the worker and its observers share.
 
 use crate::cancel::Blame;
-use crate::stats::{PoolHealth, PoolLimits, PoolName, Sharing, Snapshot};
+use crate::stats::{PoolHealth, PoolLimits, PoolName, PoolSnapshot, Role, Sharing, Snapshot};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -220,7 +220,9 @@ impl Shared {
             reasons.push(NotReady::Stalled { for_s });
         }
         if let Some(snapshot) = self.snapshot() {
-            let failed = snapshot.pools.iter().filter(|pool| !pool.health.serves());
+            // Without followers the primary serves what they would have.
+            let serves = |pool: &PoolSnapshot| pool.health.serves() || pool.name.role == Role::Follower;
+            let failed = snapshot.pools.iter().filter(|pool| !serves(pool));
             let reason = failed.map(|pool| NotReady::Pool {
                 name: pool.name.clone(),
                 url: pool.url.clone(),
@@ -240,7 +242,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{PoolGauges, PoolSnapshot, PoolStats, Sqlstate};
+    use crate::stats::{PoolGauges, PoolStats, Sqlstate};
 
     fn snapshot(health: &[PoolHealth]) -> Arc<Snapshot> {
         let pool = |(number, &health): (usize, &PoolHealth)| PoolSnapshot {
@@ -270,6 +272,19 @@ mod tests {
         ];
         for (name, at_ms, want) in table {
             assert_eq!(shared.is_healthy(start + Duration::from_millis(at_ms)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_follower_that_is_down_is_no_reason_to_send_clients_elsewhere() {
+        let start = Instant::now();
+        let shared = Shared::new(start);
+        shared.enter(Stage::Listening);
+        let mut down = (*snapshot(&[PoolHealth::Unreachable])).clone();
+        for (role, want) in [(Role::Primary, 1), (Role::Follower, 0)] {
+            down.pools.iter_mut().for_each(|pool| pool.name.role = role);
+            shared.publish(Arc::new(down.clone()), start);
+            assert_eq!(shared.not_ready(start).len(), want, "{role}");
         }
     }
 

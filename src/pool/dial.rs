@@ -17,7 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The pauses between failed logins.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
+    /// Those of logins that ran side by side are one: what is out of reach is so for all of them.
     pub(super) failures: u32,
+    failed: Option<Instant>,
     pub(super) not_before: Option<Instant>,
     pub(super) trouble: String,
     /// What clients are told that come before then, if waiting is of no use.
@@ -73,7 +75,9 @@ impl Pool {
     pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
         let size = self.size(oldest_wait);
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
-        self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
+        // Behind a failure one finds out for all.
+        let most = if self.backoff.borrow().failures == 0 { self.limits.max_server_logins } else { 1 };
+        self.open() < size && !paused && self.logging_in.get() < most
     }
 
     async fn dial(self: Rc<Self>, permit: Permit) {
@@ -85,13 +89,13 @@ impl Pool {
 
     /// One login, which is counted among `logging_in` until it is over, and what has to be noted of it.
     pub(super) async fn log_in(&self, permit: Permit, tag: Box<str>) -> Result<Box<ServerConn>, DialError> {
-        let plain = self.profiles.plain();
+        let (plain, begun) = (self.profiles.plain(), self.clock.now());
         let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, tag).await;
         self.logging_in.set(self.logging_in.get().saturating_sub(1));
         match outcome {
             Ok(logged_in) => Ok(self.welcome(logged_in)),
             Err(error) => {
-                self.mourn(&error);
+                self.mourn(&error, begun);
                 Err(error)
             }
         }
@@ -129,7 +133,7 @@ impl Pool {
         backend::bury(left, self.target.clone(), self.clock.clone(), permit, self.watch.roster());
     }
 
-    fn mourn(&self, error: &DialError) {
+    fn mourn(&self, error: &DialError, begun: Instant) {
         let hopeless = error.is_hopeless();
         {
             let mut stats = self.stats.borrow_mut();
@@ -154,7 +158,7 @@ impl Pool {
             }
             _ => PoolHealth::Unreachable,
         });
-        let pause = self.pause(error);
+        let pause = self.pause(error, begun);
         tracing::warn!(
             pool = %self.name.database, user = %self.name.user, host = %self.target.host, port = self.target.port,
             error = %error, retry_ms = micros(pause) / 1000, "server login failed"
@@ -164,22 +168,27 @@ impl Pool {
             let refusal = Refusal::Hopeless { body, reason: error.for_client().into() };
             self.backoff.borrow_mut().refusal = Some(refusal.clone());
             // Whoever is served by the connections that are there is better off waiting for those.
-            if self.inner.borrow().lent.is_empty() {
+            if self.serving() == 0 {
                 self.refuse_all(&refusal);
             }
         }
     }
 
-    /// Notes a failure; the next login waits for the pause returned.
-    fn pause(&self, error: &DialError) -> Duration {
-        let mut backoff = self.backoff.borrow_mut();
+    /// Notes a failure of a login that began then; the next one waits for the pause returned.
+    pub(super) fn pause(&self, error: &DialError, begun: Instant) -> Duration {
+        let (mut backoff, now) = (self.backoff.borrow_mut(), self.clock.now());
+        backoff.trouble = error.for_client();
+        backoff.refusal = None;
+        if let (Some(failed), Some(until)) = (backoff.failed, backoff.not_before)
+            && begun <= failed
+        {
+            return until.saturating_duration_since(now);
+        }
         let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
         backoff.failures += 1;
         let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
         let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
-        backoff.not_before = self.clock.now().checked_add(pause);
-        backoff.trouble = error.for_client();
-        backoff.refusal = None;
+        (backoff.failed, backoff.not_before) = (Some(now), now.checked_add(pause));
         pause
     }
 }

@@ -124,6 +124,11 @@ impl Fleet {
         self.errands.get()
     }
 
+    /// How many connections the pool can count on; none if that is not the fleet's to say.
+    pub(super) fn share(&self) -> Option<u32> {
+        (!self.is_static.get()).then(|| self.member.borrow().share())
+    }
+
     /// Why there is no more room, for the error of who waited in vain.
     pub(super) fn trouble(&self) -> String {
         let member = self.member.borrow();

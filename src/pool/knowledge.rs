@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::{Pool, SharedLimit};
 use crate::backend::{Defines, ServerConn, SettleError, row_columns};
-use crate::catalog::{FINGERPRINT, SURVEY, Survey, Suspects};
+use crate::catalog::{FINGERPRINT, ROUTES, SURVEY, Survey, Suspects};
 use crate::stats::DiscardReason;
 
 /// The longest wait for the answers.
@@ -75,6 +75,8 @@ pub struct Knowledge {
     asking: Cell<bool>,
     not_before: Cell<Option<Instant>>,
     wanted: bool,
+    /// It is also to be known what a follower may run.
+    routes: Cell<bool>,
     /// The pool's clients ask for `currval` or `lastval`.
     sequences: Cell<bool>,
 }
@@ -95,6 +97,7 @@ impl Knowledge {
             asking: Cell::new(false),
             not_before: Cell::new(None),
             wanted,
+            routes: Cell::new(false),
             sequences: Cell::new(false),
         }
     }
@@ -111,6 +114,15 @@ impl Knowledge {
     #[cold]
     pub fn guard_sequences(&self) {
         self.sequences.set(true);
+    }
+
+    /// From now on it has to be known, too, what a follower may run; see [`Suspects::route`].
+    pub fn want_routes(&self) {
+        if !self.routes.replace(true) {
+            *self.fingerprint.borrow_mut() = Box::default();
+            self.known.set(NOTHING);
+            self.turn();
+        }
     }
 
     /// The names that lead to more than a text shows.
@@ -232,6 +244,9 @@ impl Pool {
 
     /// Idle pools look, too.
     pub(super) fn keep_catalog_fresh(self: &Rc<Self>) {
+        if !self.is_surveyor {
+            return;
+        }
         let now = self.clock.now();
         self.catalog.overdue.set(self.catalog.due.get().is_some_and(|at| at <= now));
         if self.catalog.is_due(now) && !self.draining.get() {
@@ -256,9 +271,12 @@ impl Pool {
             return Ok(false);
         }
         if fingerprint != *catalog.fingerprint.borrow() {
-            let mut survey = Survey::default();
-            if !conn.gather(SURVEY, ANSWER_MAX, |row| survey.row(row_columns(row))).await? {
-                return Ok(false);
+            let routes = catalog.routes.get();
+            let mut survey = if routes { Survey::with_routes() } else { Survey::default() };
+            for question in [Some(SURVEY), routes.then_some(ROUTES)].into_iter().flatten() {
+                if !conn.gather(question, ANSWER_MAX, |row| survey.row(row_columns(row))).await? {
+                    return Ok(false);
+                }
             }
             // Not on the thread that serves the clients.
             let closed = tokio::task::spawn_blocking(|| survey.close()).await;

@@ -44,12 +44,41 @@ pub struct Limits {
     pub budget: Budget,
     /// Pinned server connections, at most.
     pub max_pinned: u32,
+    /// Whether one of them listens for all clients.
+    pub shared_listener: bool,
     /// One in so many check-ins is audited with nothing to suggest it; 0 for none.
     pub audit_every: u32,
     /// How often the catalog is looked at.
     pub catalog_check_interval: Duration,
     /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
     pub is_probed: bool,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// Those of a pool without a server.
+    pub(super) fn of_nothing() -> Self {
+        Self {
+            mode: PoolMode::Transaction,
+            pool_size: 0,
+            min_pool_size: 0,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: Duration::ZERO,
+            query_wait_timeout: Duration::ZERO,
+            server_lifetime: Duration::ZERO,
+            server_idle_timeout: Duration::ZERO,
+            server_login_retry: Duration::ZERO,
+            max_server_logins: 0,
+            cancel_wait_timeout: Duration::ZERO,
+            statements: StatementMode::Session,
+            budget: Budget { count: 0, bytes: 0 },
+            max_pinned: 0,
+            audit_every: 0,
+            catalog_check_interval: Duration::from_secs(30),
+            is_probed: false,
+            shared_listener: false,
+        }
+    }
 }
 
 /// A limit that several pools share: `max_db_connections` those of a database, `max_user_connections` those of a user.

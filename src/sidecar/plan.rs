@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use pgweir_config::entries::database_keys;
 use pgweir_config::{
-    AppUrl, Config, Database, Faults, Origin, Secret, SslMode, Surroundings, User, exec_base, is_socket_dir,
+    AppUrl, Config, Database, Faults, Follower, FollowerList, Origin, ReadRouting, Secret, SslMode, Surroundings, User,
+    exec_base, is_socket_dir,
 };
 
 /// The URL of an application's database, by custom.
@@ -16,6 +17,12 @@ const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Around the colour in the names of Heroku's other attachments.
 const COLOUR: (&str, &str) = ("HEROKU_POSTGRESQL_", "_URL");
+
+/// The URL that leads to followers of the application's database, if reads are routed to them.
+const FOLLOWER_URL: &str = "DATABASE_FOLLOWER_URL";
+
+/// Behind the name of the database: the one that is served by its followers alone.
+const FOLLOWERS: &str = "_followers";
 
 /// Behind the name of a variable: its URL as it was.
 const DIRECT: &str = "_DIRECT";
@@ -311,6 +318,7 @@ impl Plan {
                 database.sslmode = database.sslmode.or(Some(SslMode::Prefer));
             }
         }
+        self.name_followers(index, &mut config);
         if config.listen.listen_port != 0 {
             // One port for each group, from the one that was asked for.
             let offset = u16::try_from(index).unwrap_or(u16::MAX);
@@ -319,11 +327,52 @@ impl Plan {
         Ok(config)
     }
 
+    /// Where reads are routed: the servers of the other URLs of the application's database are its followers, if they prove
+    /// to be, and there is a database that is served by them alone.
+    fn name_followers(&self, index: usize, config: &mut Config) {
+        let home = self.pooled.iter().find(|pooled| pooled.name == DATABASE_URL && pooled.group == index);
+        let Some(home) = home.filter(|_| config.followers.read_routing != ReadRouting::Off) else { return };
+        let (name, server) = (home.url.dbname(), home.url.server());
+        // A follower is a copy, users and passwords included.
+        let is_candidate = |other: &&Pooled| {
+            let (url, at) = (&other.url, other.url.server());
+            let is_elsewhere = (&at.host, at.port) != (&server.host, server.port);
+            is_elsewhere
+                && url.dbname() == name
+                && url.user() == home.url.user()
+                && url.password() == home.url.password()
+        };
+        let candidates = self.pooled.iter().filter(is_candidate).map(|other| {
+            let at = other.url.server();
+            Follower::new(at.host.clone(), at.port)
+        });
+        let candidates = FollowerList::new(candidates);
+        if let Some(entry) = config.databases.get_mut(name)
+            && entry.followers.is_none()
+            && !candidates.all().is_empty()
+        {
+            entry.followers = Some(candidates);
+        }
+        if config.databases.get(name).is_some_and(|entry| entry.followers.is_some()) {
+            config.add_followers_only(&format!("{name}{FOLLOWERS}"), name);
+        }
+    }
+
+    /// What the application gets as the URL of the followers: those of a configuration that has any, else the primary's.
+    fn follower_url(&self, config: &Config, address: SocketAddr, wishes: &Wishes) -> Option<Secret> {
+        let home = self.pooled.iter().find(|pooled| pooled.name == DATABASE_URL)?;
+        let name = format!("{}{FOLLOWERS}", home.url.dbname());
+        let is_there = config.databases.get(&name).is_some_and(|entry| entry.followers_of.is_some());
+        let url = if is_there { home.url.of_database(&name) } else { home.url.clone() };
+        Some(url.through(address, self.made_up(home), &wishes.extra))
+    }
+
     /// The variables that the application gets in place of, and besides, its own. `is_set` tells whether it has a variable of
     /// a name: its own `NAME_DIRECT` stays.
     pub(super) fn changes(
         &self,
         addresses: &[SocketAddr],
+        configs: &[Arc<Config>],
         wishes: &Wishes,
         is_set: impl Fn(&str) -> bool,
     ) -> Vec<(String, OsString)> {
@@ -336,6 +385,14 @@ impl Plan {
             if !is_set(&direct) {
                 changes.push((direct, OsString::from(pooled.original.expose())));
             }
+        }
+        let home = self.pooled.iter().find(|pooled| pooled.name == DATABASE_URL).map_or(0, |home| home.group);
+        if let (Some(config), Some(address)) = (configs.get(home), addresses.get(home))
+            && config.followers.read_routing != ReadRouting::Off
+            && !is_set(FOLLOWER_URL)
+            && let Some(url) = self.follower_url(config, *address, wishes)
+        {
+            changes.push((FOLLOWER_URL.to_owned(), OsString::from(url.expose())));
         }
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         changes.push((POOLED.to_owned(), OsString::from(addresses.join(","))));

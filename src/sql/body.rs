@@ -86,12 +86,16 @@ pub struct Body {
 const LEAVES: EffectSet = EffectSet::SETTINGS
     .union(EffectSet::ROLE)
     .union(EffectSet::LISTEN)
+    .union(EffectSet::UNLISTEN)
     .union(EffectSet::TEMP)
     .union(EffectSet::ADVISORY_LOCK)
     .union(EffectSet::HOLD_CURSOR)
     .union(EffectSet::PREPARE)
     .union(EffectSet::DISCARD)
     .union(EffectSet::LOAD);
+
+/// The commands that do.
+const COMMANDS: &[&[u8]] = &[b"set", b"reset", b"listen", b"unlisten", b"load", b"discard", b"prepare", b"deallocate"];
 
 /// Reads the body of a function in SQL or PL/pgSQL. It errs on one side, like [`scan`](super::scan): a body may do less.
 #[must_use]
@@ -150,7 +154,7 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                     }
                 } else if began && is(b"do") {
                     set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
-                } else if began && any(&[b"set", b"reset", b"listen", b"load", b"discard", b"prepare", b"deallocate"]) {
+                } else if began && any(COMMANDS) {
                     let command = statement::read(here.rest(), backslash, None).set;
                     let local = is(b"set") && !command.intersects(LEAVES);
                     if !local {
@@ -222,7 +226,7 @@ mod tests {
         const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
         const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 31] = [
+        let table: [(&str, EffectSet, &str); 32] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
@@ -236,6 +240,7 @@ mod tests {
             ("BEGIN IF a THEN SET work_mem = 1; END IF; END",                           SUSPECT,  ""),
             ("<<l>> BEGIN LOOP RESET ALL; END LOOP; END",                               SUSPECT,  ""),
             ("BEGIN LISTEN c; END",                                                     SUSPECT,  ""),
+            ("BEGIN UNLISTEN c; END",                                                   SUSPECT,  ""),
             ("SET work_mem = 1; SELECT 1",                                              SUSPECT,  ""),
             ("BEGIN CREATE TEMP TABLE x (a int); END",                                  SUSPECT,  ""),
             ("BEGIN CREATE TABLE pg_temp.x (a int); END",                               SUSPECT,  ""),

@@ -28,6 +28,19 @@ pub struct Facts {
     pub operators: Box<[Box<str>]>,
     /// The types that they name, without their schemas.
     pub types: Box<[Box<str>]>,
+    /// The common table expressions that they make; a relation of that name may be one of these.
+    pub expressions: Box<[Box<str>]>,
+    /// What those are about that are no queries, and are not told by the rest.
+    pub aside: Option<Aside>,
+}
+
+/// What a statement is about that neither reads nor writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// The server: `SHOW`.
+    Server,
+    /// The session: cursors, `SET TRANSACTION`, `SET CONSTRAINTS`.
+    Session,
 }
 
 /// A function, called by name.
@@ -39,6 +52,8 @@ pub struct Call {
     pub name: Box<str>,
     /// Its arguments; kept of those whose effect depends on them.
     pub arguments: Box<[Source]>,
+    /// It is written as a column of a row, `row.name`, and is one, unless a function takes such a row.
+    pub column: bool,
 }
 
 /// A table, view or sequence.
@@ -65,6 +80,7 @@ pub enum Source {
 
 /// Functions whose arguments are kept, and those that run SQL that is handed to them as text.
 const SET_CONFIG: &str = "set_config";
+const CURRENT_SETTING: &str = "current_setting";
 const LOCKS: [&str; 4] =
     ["pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared"];
 const UNLOCKS: [&str; 3] = ["pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all"];
@@ -99,11 +115,32 @@ pub fn runs_text(function: &str) -> bool {
     RUNNERS.contains(&function) || function.starts_with("crosstab")
 }
 
+/// Whether a setting of this name belongs to applications, and so comes along with its session.
+#[must_use]
+pub fn is_own_setting(name: &[u8]) -> bool {
+    memchr::memchr(b'.', name).is_some()
+}
+
 impl Call {
     /// Whether its effect depends on its arguments.
     #[must_use]
     pub fn has_holes(name: &str) -> bool {
         name == SET_CONFIG || [&LOCKS[..], &UNLOCKS, &SEQUENCES].iter().any(|names| names.contains(&name))
+    }
+
+    /// Whether its arguments are kept.
+    #[cfg(feature = "grammar")]
+    #[must_use]
+    pub(super) fn keeps_arguments(name: &str) -> bool {
+        Self::has_holes(name) || name == CURRENT_SETTING
+    }
+
+    /// Whether it asks for a setting that may be the server's own: one without a dot in its name, or one that cannot be
+    /// told.
+    fn asks_server<'a>(&self, value: impl Fn(usize) -> Option<&'a [u8]>) -> bool {
+        let own = |name: &[u8]| is_own_setting(name);
+        *self.name == *CURRENT_SETTING
+            && !matches!(self.arguments.first(), Some(Source::Literal(number)) if value(*number).is_some_and(own))
     }
 
     /// What it does to its session; `value` reads a literal.
@@ -153,6 +190,13 @@ impl Facts {
     pub fn effects(&self, text: &[u8], literals: &[Literal]) -> EffectSet {
         let value = |number: usize| literals.get(number).and_then(|literal| value_of(text, *literal));
         self.calls.iter().fold(self.set, |set, call| set | call.effects(value))
+    }
+
+    /// Whether `text`, whose literals these are, asks for a setting that may be the server's own.
+    #[must_use]
+    pub fn asks_server(&self, text: &[u8], literals: &[Literal]) -> bool {
+        let value = |number: usize| literals.get(number).and_then(|literal| value_of(text, *literal));
+        self.calls.iter().any(|call| call.asks_server(value))
     }
 
     /// Whether the text reads and does nothing else, if all that it calls and names does the same.

@@ -35,7 +35,7 @@ pub struct Literal {
 
 /// A text's fingerprint: two texts with the same one differ in their literals' values, comments and blanks at most, and so
 /// the grammar makes the same tree of them, but for those values.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// The tokens. A literal is one byte, its [`Class`].
     pub tokens: Vec<u8>,
@@ -51,14 +51,26 @@ impl Fingerprint {
     /// unprintable one, and no character of a client encoding can have been mistaken.
     #[must_use]
     pub fn of(text: &[u8], escapes: bool) -> Option<Self> {
+        let mut made = Self::default();
+        made.tokens.reserve(text.len());
+        made.take(text, escapes).then_some(made)
+    }
+
+    /// Becomes the fingerprint of `text`, in the room that it has. False if its tokens are not certain.
+    pub(super) fn take(&mut self, text: &[u8], escapes: bool) -> bool {
+        self.tokens.clear();
+        self.literals.clear();
+        self.read(text, escapes).is_some()
+    }
+
+    fn read(&mut self, text: &[u8], escapes: bool) -> Option<()> {
         let mut lexer = Lexer::new(text, if escapes { Backslash::Escape } else { Backslash::Plain });
-        let mut made = Self { tokens: Vec::with_capacity(text.len()), literals: Vec::new() };
         let mut last = Edge::None;
         let mut end = 0;
         loop {
             lexer.skip_blank();
             let start = text.len() - lexer.rest().len();
-            let Some(token) = lexer.token() else { break };
+            let Some(token) = lexer.token_here() else { break };
             let gap = start > end;
             end = text.len() - lexer.rest().len();
             let span = text.get(start..end)?;
@@ -66,14 +78,14 @@ impl Fingerprint {
             if edge == last {
                 match (edge, gap) {
                     (Edge::Mark, false) | (Edge::None, _) => {}
-                    (Edge::Word, false) => made.tokens.push(TOUCH),
-                    (_, true) => made.tokens.push(b' '),
+                    (Edge::Word, false) => self.tokens.push(TOUCH),
+                    (_, true) => self.tokens.push(b' '),
                 }
             }
             last = edge;
-            made.token(token, span, start, end)?;
+            self.token(token, span, start, end)?;
         }
-        (lexer.doubt() == Doubt::None).then_some(made)
+        (lexer.doubt() == Doubt::None).then_some(())
     }
 
     fn token(&mut self, token: Token<'_>, span: &[u8], start: usize, end: usize) -> Option<()> {

@@ -9,7 +9,7 @@ mod tests;
 use serde_json::{Map, Value};
 
 use super::effects::EffectSet;
-use super::facts::{Call, Facts, Relation, Source};
+use super::facts::{Aside, Call, Facts, Relation, Source};
 use super::fingerprint::Literal;
 use super::head::is_role;
 
@@ -25,7 +25,14 @@ pub(super) fn facts(text: &[u8], escapes: bool, literals: &[Literal]) -> Option<
     let text = std::str::from_utf8(text).ok()?;
     let parsed = pg_query::parse(text, if escapes { ESCAPES } else { 0 }).ok()?;
     let tree = serde_json::to_value(&parsed.protobuf).ok()?;
-    let mut walk = Walk { literals, facts: Facts::default(), calls: Vec::new(), relations: Vec::new(), nodes: 0 };
+    let mut walk = Walk {
+        literals,
+        facts: Facts::default(),
+        calls: Vec::new(),
+        relations: Vec::new(),
+        expressions: Vec::new(),
+        nodes: 0,
+    };
     let (mut operators, mut types) = (Vec::new(), Vec::new());
     for statement in tree.get("stmts").and_then(Value::as_array).into_iter().flatten() {
         let Some((name, node)) = statement.get("stmt").and_then(named) else { continue };
@@ -42,6 +49,7 @@ pub(super) fn facts(text: &[u8], escapes: bool, literals: &[Literal]) -> Option<
     let mut facts = walk.facts;
     facts.calls = walk.calls.into();
     facts.relations = walk.relations.into();
+    facts.expressions = walk.expressions.into();
     facts.operators = operators.into();
     facts.types = types.into();
     Some(facts)
@@ -80,6 +88,7 @@ struct Walk<'a> {
     facts: Facts,
     calls: Vec<Call>,
     relations: Vec<Relation>,
+    expressions: Vec<Box<str>>,
     nodes: usize,
 }
 
@@ -133,6 +142,7 @@ impl Walk<'_> {
         };
         self.facts.set |= set;
         self.facts.writes |= writes;
+        self.facts.aside = self.facts.aside.or(aside(name, node));
         writes
     }
 
@@ -164,6 +174,7 @@ impl Walk<'_> {
                 self.facts.writes |= node.get("into_clause").is_some_and(|into| !into.is_null());
             }
             "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => self.facts.writes = true,
+            "CommonTableExpr" => add(&mut self.expressions, Some(text(node, "ctename"))),
             "AExpr" => add(operators, parts(node, "name").last().copied()),
             "SubLink" => add(operators, parts(node, "oper_name").last().copied()),
             "SortBy" => add(operators, parts(node, "use_op").last().copied()),
@@ -218,18 +229,20 @@ impl Walk<'_> {
     fn call(&mut self, node: &Map<String, Value>) {
         let path = parts(node, "funcname");
         let Some((name, schema)) = path.split_last() else { return };
-        let arguments = if Call::has_holes(name) {
+        let arguments = if Call::keeps_arguments(name) {
             list(node, "args").map(|argument| self.source(argument)).collect()
         } else {
             Box::default()
         };
-        self.add(Call { schema: schema.last().copied().unwrap_or_default().into(), name: (*name).into(), arguments });
+        let schema = schema.last().copied().unwrap_or_default().into();
+        self.add(Call { schema, name: (*name).into(), arguments, column: false });
     }
 
     fn attribute(&mut self, name: Option<&&str>) {
         // Those whose effect is known take no row.
         if let Some(name) = name.filter(|name| !name.is_empty() && !Call::has_holes(name)) {
-            self.add(Call { schema: Box::default(), name: (**name).into(), arguments: Box::default() });
+            let (schema, arguments) = (Box::default(), Box::default());
+            self.add(Call { schema, name: (**name).into(), arguments, column: true });
         }
     }
 
@@ -262,10 +275,21 @@ fn add(names: &mut Vec<Box<str>>, name: Option<&str>) {
     }
 }
 
+/// `VAR_SET_MULTI` in the protobuf's numbering.
+const MULTI: i64 = 4;
+
+/// What a statement is about that has no effect and writes nothing, and yet is no query.
+fn aside(name: &str, node: &Map<String, Value>) -> Option<Aside> {
+    match name {
+        "VariableShowStmt" => Some(Aside::Server),
+        "VariableSetStmt" if number(node, "kind") == MULTI => Some(Aside::Session),
+        "ConstraintsSetStmt" | "DeclareCursorStmt" | "FetchStmt" | "ClosePortalStmt" => Some(Aside::Session),
+        _ => None,
+    }
+}
+
 /// `SET` and `RESET`.
 fn variable_set(node: &Map<String, Value>) -> EffectSet {
-    /// `VAR_SET_MULTI` in the protobuf's numbering.
-    const MULTI: i64 = 4;
     let name = text(node, "name");
     if number(node, "kind") == MULTI && name != "SESSION CHARACTERISTICS" {
         return EffectSet::NONE;

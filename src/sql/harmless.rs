@@ -13,15 +13,23 @@ pub(super) fn is_harmless(text: &[u8]) -> bool {
     }
     let mut lexer = Lexer::new(text, Backslash::Plain);
     let mode = |token: Token<'_>| matches!(token, Token::Word(_) | Token::Mark(b','));
-    let fits = if lexer.take_word(b"start") {
-        lexer.take_word(b"transaction") && all(&mut lexer, mode)
-    } else if lexer.take_word(b"begin") {
-        all(&mut lexer, mode)
-    } else if lexer.take_word(b"show") {
-        all(&mut lexer, |token| matches!(token, Token::Word(_) | Token::Quoted(_) | Token::Mark(b'.')))
+    let start = lexer;
+    let fits = if let Some(Token::Word(word)) = lexer.token() {
+        let is = |known: &[u8]| word.eq_ignore_ascii_case(known);
+        if is(b"select") {
+            constants(&mut lexer)
+        } else if is(b"begin") {
+            all(&mut lexer, mode)
+        } else if is(b"start") {
+            lexer.take_word(b"transaction") && all(&mut lexer, mode)
+        } else {
+            is(b"show")
+                && all(&mut lexer, |token| matches!(token, Token::Word(_) | Token::Quoted(_) | Token::Mark(b'.')))
+        }
     } else {
         // What is left is nothing at all, or nothing that passes.
-        !lexer.take_word(b"select") || constants(&mut lexer)
+        lexer = start;
+        true
     };
     fits && all(&mut lexer, |token| token == Token::Mark(b';')) && lexer.doubt() == Doubt::None
 }

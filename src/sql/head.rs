@@ -24,9 +24,9 @@ macro_rules! first_words {
             #[cfg(test)]
             pub(super) const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$name),)+];
 
-            fn of_folded(word: &str) -> Self {
+            fn of_folded(word: &[u8]) -> Self {
                 match word {
-                    $($word => Self::$name,)+
+                    $(word if *word == *$word.as_bytes() => Self::$name,)+
                     _ => Self::Other,
                 }
             }
@@ -55,7 +55,7 @@ impl FirstWord {
         };
         folded.copy_from_slice(word);
         folded.make_ascii_lowercase();
-        std::str::from_utf8(folded).map_or(Self::Other, Self::of_folded)
+        Self::of_folded(folded)
     }
 
     /// The command word at `lexer`, past blanks, comments and opening parentheses; moves past it.

@@ -24,8 +24,12 @@ pub struct Library {
     young: Generation,
     old: Generation,
     bytes: usize,
+    /// Texts whose facts were there.
+    pub found: u64,
     /// Texts that the grammar was asked about.
     pub parsed: u64,
+    /// Room for the fingerprint of the text at hand.
+    room: Fingerprint,
 }
 
 /// What is known of one text.
@@ -35,20 +39,33 @@ pub struct Reading {
     pub facts: Rc<Facts>,
     /// What it may do to its session, its literals read.
     pub set: EffectSet,
+    /// It asks for a setting that may be the server's own.
+    pub asks_server: bool,
 }
 
 impl Library {
-    /// What is known of `text`, for every value of `standard_conforming_strings` that makes a difference to it; one
-    /// reading if it makes none. An unreadable text has [`Facts::unknown`].
-    pub fn read(&mut self, text: &[u8]) -> Vec<Reading> {
+    /// Shows what is known of `text`, for every value of `standard_conforming_strings` that makes a difference to it; one
+    /// reading if it makes none. An unreadable text has [`Facts::unknown`]. Allocates nothing for what is known.
+    pub fn each(&mut self, text: &[u8], mut see: impl FnMut(&Reading)) {
         let both = memchr::memchr(b'\\', text).is_some();
         let ways: &[bool] = if both { &[false, true] } else { &[false] };
-        let readings: Vec<_> = ways.iter().filter_map(|escapes| self.one(text, *escapes)).collect();
-        if !readings.is_empty() {
-            return readings;
+        let mut is_read = false;
+        for reading in ways.iter().filter_map(|escapes| self.one(text, *escapes)) {
+            see(&reading);
+            is_read = true;
         }
-        let facts = Facts::unknown();
-        vec![Reading { set: facts.set, facts: Rc::new(facts) }]
+        if !is_read {
+            let facts = Facts::unknown();
+            see(&Reading { set: facts.set, facts: Rc::new(facts), asks_server: true });
+        }
+    }
+
+    /// The same, all at once.
+    #[cfg(test)]
+    pub fn read(&mut self, text: &[u8]) -> Vec<Reading> {
+        let mut readings = Vec::new();
+        self.each(text, |reading| readings.push(reading.clone()));
+        readings
     }
 
     /// Bytes of all that is kept, about.
@@ -61,13 +78,23 @@ impl Library {
         if text.len() > TEXT_MAX {
             return None;
         }
-        let fingerprint = Fingerprint::of(text, escapes)?;
+        let mut fingerprint = std::mem::take(&mut self.room);
+        let reading = fingerprint.take(text, escapes).then(|| self.known(text, escapes, &fingerprint)).flatten();
+        self.room = fingerprint;
+        reading
+    }
+
+    fn known(&mut self, text: &[u8], escapes: bool, fingerprint: &Fingerprint) -> Option<Reading> {
         let facts = match self.find(&fingerprint.tokens) {
-            Some(facts) => facts,
-            None => self.learn(text, escapes, &fingerprint)?,
+            Some(facts) => {
+                self.found += 1;
+                facts
+            }
+            None => self.learn(text, escapes, fingerprint)?,
         };
         let set = facts.effects(text, &fingerprint.literals);
-        Some(Reading { facts, set })
+        let asks_server = facts.asks_server(text, &fingerprint.literals);
+        Some(Reading { facts, set, asks_server })
     }
 
     fn find(&mut self, tokens: &[u8]) -> Option<Rc<Facts>> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::histogram::Histogram;
-use super::reason::{CancelCounts, DiscardCounts, PinCounts, Role};
+use super::reason::{CancelCounts, DiscardCounts, FollowerState, PinCounts, Role, RouteReasonCounts};
 use super::sqlstate::{ErrorCounts, Sqlstate, SqlstateCounts};
 
 /// What one pool counted since it was made.
@@ -55,6 +55,10 @@ pub struct PoolStats {
     pub pins: PinCounts,
     /// Server connections closed.
     pub discards: DiscardCounts,
+    /// Transactions whose way was decided, where there are followers.
+    pub routes: RouteReasonCounts,
+    /// Of these reads that waited for a look at the primary.
+    pub read_waits: u64,
 }
 
 impl PoolStats {
@@ -86,6 +90,8 @@ impl PoolStats {
             cancels,
             pins,
             discards,
+            routes,
+            read_waits,
         } = other;
         self.leases += leases;
         self.transactions += transactions;
@@ -110,6 +116,8 @@ impl PoolStats {
         self.cancels.merge(cancels);
         self.pins.merge(pins);
         self.discards.merge(discards);
+        self.routes.merge(routes);
+        self.read_waits += read_waits;
     }
 }
 
@@ -136,6 +144,27 @@ pub struct PoolGauges {
     pub servers_limit: u32,
     /// How long the first waiter has waited, microseconds; 0 without waiters.
     pub oldest_wait_us: u64,
+    /// What is known of the follower, if the pool is one's.
+    pub follower: Option<FollowerGauges>,
+}
+
+/// How one follower stands at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerGauges {
+    /// What is known of it.
+    pub state: FollowerState,
+    /// How long ago the primary was where it was when both were last asked, microseconds; none if that is not known.
+    pub lag_us: Option<u64>,
+    /// How many bytes of the write-ahead log it was behind then.
+    pub lag_bytes: Option<u64>,
+    /// How long ago all that it is known to have was acknowledged at the latest, microseconds.
+    pub covered_us: Option<u64>,
+}
+
+impl Default for FollowerGauges {
+    fn default() -> Self {
+        Self { state: FollowerState::Unknown, lag_us: None, lag_bytes: None, covered_us: None }
+    }
 }
 
 /// Whether a pool's server takes logins.
@@ -183,19 +212,27 @@ pub struct PoolName {
     pub user: Arc<str>,
     /// The kind of server.
     pub role: Role,
+    /// Which of several: a follower's host and port; empty for the primary.
+    pub server: Arc<str>,
 }
 
 impl PoolName {
     /// The pool of a database's primary.
     #[must_use]
     pub fn primary(database: &str, user: &str) -> Self {
-        Self { database: database.into(), user: user.into(), role: Role::Primary }
+        Self { database: database.into(), user: user.into(), role: Role::Primary, server: Arc::default() }
+    }
+
+    /// The pool of one of its followers.
+    #[must_use]
+    pub fn follower(database: &str, user: &str, server: &str) -> Self {
+        Self { role: Role::Follower, server: server.into(), ..Self::primary(database, user) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::reason::{Blame, CancelOutcome, DiscardReason, PinReason};
+    use super::super::reason::{Blame, CancelOutcome, DiscardReason, PinReason, RouteReason};
     use super::*;
 
     #[test]
@@ -212,6 +249,7 @@ mod tests {
             local_parses: 9,
             server_logins: 10,
             server_logins_unanswered: 11,
+            read_waits: 12,
             ..PoolStats::default()
         };
         one.wait.record(1);
@@ -222,6 +260,7 @@ mod tests {
         one.cancels.add(CancelOutcome::Queued);
         one.pins.add(PinReason::Temp);
         one.discards.add(DiscardReason::Dirty);
+        one.routes.add(RouteReason::Read);
 
         let mut sum = PoolStats::default();
         sum.merge(&one);
@@ -239,6 +278,7 @@ mod tests {
             sum.local_parses,
             sum.server_logins,
             sum.server_logins_unanswered,
+            sum.read_waits,
             sum.wait.sum(),
             sum.transaction.sum(),
             sum.query.sum(),
@@ -247,7 +287,8 @@ mod tests {
             sum.cancels.total(),
             sum.pins.total(),
             sum.discards.total(),
+            sum.routes.total(),
         ];
-        assert_eq!(got, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 2, 4, 6, 2, 2, 2, 2, 2]);
+        assert_eq!(got, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 2, 4, 6, 2, 2, 2, 2, 2, 2]);
     }
 }

@@ -145,6 +145,8 @@ reasons! {
         Draining = "draining",
         /// The PROXY protocol was asked for, and not spoken, or not by one of `proxy_protocol_from`.
         ProxyProtocol = "proxy_protocol",
+        /// Its database is served by followers alone, and none can.
+        NoFollower = "no_follower",
     }
 }
 
@@ -165,6 +167,72 @@ reasons! {
         Primary = "primary",
         /// Takes reads; replays the primary's log.
         Follower = "follower",
+    }
+}
+
+reasons! {
+    /// Why a transaction went where it did.
+    RouteReason, RouteReasonCounts {
+        /// A read: to a follower.
+        Read = "read",
+        /// A read-only transaction: to a follower.
+        ReadOnly = "read_only",
+        /// A hint asked for a follower: to one.
+        Hint = "hint",
+        /// A hint asked for the primary.
+        HintPrimary = "hint_primary",
+        /// It is not known what it does.
+        Unknown = "unknown",
+        /// It writes.
+        Write = "write",
+        /// It locks rows, tables or advisory locks.
+        Lock = "lock",
+        /// It calls a function that is not known to be safe.
+        Function = "function",
+        /// It names a relation that followers do not have, or whose rows do not come from the data.
+        Relation = "relation",
+        /// It asks about the server or the session.
+        Server = "server",
+        /// It changes the session.
+        Session = "session",
+        /// It is, or may be, serializable.
+        Serializable = "serializable",
+        /// Its batch does not end, or is too long.
+        Open = "open",
+        /// Nothing in it says that it is a read.
+        Transaction = "transaction",
+        /// No follower is usable.
+        NoFollower = "no_follower",
+        /// No follower has replayed what the read must see.
+        Stale = "stale",
+        /// It failed on a follower.
+        Rerun = "rerun",
+    }
+}
+
+reasons! {
+    /// What is known of a follower.
+    FollowerState, FollowerStateCounts {
+        /// Nothing: it was not asked, or what it said could not be compared with the primary.
+        Unknown = "unknown",
+        /// It follows the primary.
+        Serving = "serving",
+        /// It is not known to be on the primary's timeline yet: it serves what any state of the past will do for.
+        Unshown = "unshown",
+        /// It is too far behind.
+        Lagging = "lagging",
+        /// It failed lately.
+        Out = "out",
+        /// It follows nobody.
+        Primary = "primary",
+        /// It has another system identifier, or tells none.
+        OtherSystem = "other_system",
+        /// It comes from the same system, and has another history: a fork, or what follows one.
+        OtherHistory = "other_history",
+        /// It is the same server as another follower.
+        Twin = "twin",
+        /// It would understand a text in another way than the primary: `search_path`, `TimeZone` or their like differ.
+        OtherSettings = "other_settings",
     }
 }
 
@@ -242,8 +310,10 @@ mod tests {
         check_reasons::<PinReason, 10>();
         check_reasons::<DiscardReason, 7>();
         check_reasons::<CancelOutcome, 2>();
-        check_reasons::<RefusalReason, 10>();
+        check_reasons::<RefusalReason, 11>();
         check_reasons::<Role, 2>();
         check_reasons::<Side, 2>();
+        check_reasons::<RouteReason, 17>();
+        check_reasons::<FollowerState, 10>();
     }
 }

@@ -26,6 +26,8 @@ pub struct ProcessStats {
     pub cancels_ignored: u64,
     /// TLS, by side.
     pub tls: TlsStats,
+    /// Texts that were looked up.
+    pub texts: TextStats,
 }
 
 impl ProcessStats {
@@ -41,6 +43,7 @@ impl ProcessStats {
             cancels_unknown_key,
             cancels_ignored,
             tls: TlsStats { handshakes, resumptions, failures },
+            texts: TextStats { recent, fingerprint, grammar },
         } = other;
         self.clients_accepted += clients_accepted;
         self.clients_refused.merge(clients_refused);
@@ -52,6 +55,9 @@ impl ProcessStats {
         self.tls.handshakes.merge(handshakes);
         self.tls.resumptions.merge(resumptions);
         self.tls.failures.merge(failures);
+        self.texts.recent += recent;
+        self.texts.fingerprint += fingerprint;
+        self.texts.grammar += grammar;
     }
 }
 
@@ -79,6 +85,17 @@ impl TlsStats {
             Err(_) => self.failures.add(side),
         }
     }
+}
+
+/// Texts that were judged by what they call and name, by what knew them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextStats {
+    /// The same text was judged lately.
+    pub recent: u64,
+    /// One was read lately that differs in its literals alone.
+    pub fingerprint: u64,
+    /// It had to be parsed.
+    pub grammar: u64,
 }
 
 /// How the process stands at one moment.

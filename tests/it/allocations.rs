@@ -18,7 +18,9 @@ use pgweir::observe::Shared;
 use pgweir::worker::{self, Command, WorkerHandle};
 use pgweir_config::{Config, Sources};
 
-use crate::crowd::{Crowd, Script};
+use crate::crowd::{ACCOUNTS, Crowd, Script};
+use crate::routing::family;
+use crate::stage::run;
 use crate::support::{Place, SOON, primary};
 
 /// Transactions before counting: buffers, queues and stacks grow to what the load needs.
@@ -150,18 +152,23 @@ fn origin(backtrace: &Backtrace) -> String {
 }
 
 /// pgweir's worker, on a thread of this process, before a place of its own.
-struct Worker {
-    place: Place<'static>,
+struct Worker<'a> {
+    place: Place<'a>,
     addr: SocketAddr,
     handle: WorkerHandle,
     thread: i32,
 }
 
-impl Worker {
+impl Worker<'static> {
     fn start(settings: &[(&str, &str)]) -> Self {
+        Self::before(Place::on(primary()), settings)
+    }
+}
+
+impl<'a> Worker<'a> {
+    fn before(place: Place<'a>, settings: &[(&str, &str)]) -> Self {
         // Whoever starts a worker meanwhile would be taken for ours.
         static ONE_START: Mutex<()> = Mutex::new(());
-        let place = Place::on(primary());
         let toml = place.toml(settings);
         let sources = Sources { file: Some(("pgweir.toml", &toml)), env: &[], args: &[] };
         let config = Arc::new(Config::from_sources(sources).unwrap());
@@ -234,6 +241,11 @@ async fn assert_none(clients: usize, pool_size: usize, rounds: u32, script: Scri
         script = crowd.run(script, WARM_UP).await;
     }
     script = crowd.run(script, WARM_UP).await;
+    assert_none_of(worker, crowd, rounds, script).await;
+}
+
+/// The same of clients that have warmed up.
+async fn assert_none_of(worker: Worker<'_>, mut crowd: Crowd, rounds: u32, mut script: Script) {
     let mut counts = Vec::new();
     let mut origins = String::new();
     while counts.len() < rounds as usize && !counts.contains(&0) {
@@ -291,6 +303,38 @@ async fn transactions_that_wait_for_a_server_connection_allocate_nothing() {
 #[tokio::test]
 async fn prepared_queries_that_wait_for_a_server_connection_allocate_nothing() {
     assert_none_waiting(Script::prepared()).await;
+}
+
+/// Literals that were never seen before, of a text that was: what it may do is known, and so is where it may run. Now and then
+/// a follower is asked how far it is, which is not counted: one round without is enough.
+#[cfg(feature = "grammar")]
+#[test]
+fn reads_on_followers_allocate_nothing() {
+    let family = family();
+    let place = family.place();
+    place.psql(&format!("ALTER ROLE {0} SET log_statement = 'none'; SET ROLE {0}; {ACCOUNTS}", place.name));
+    let followers = family.list();
+    let settings = [
+        ("databases.PLACE.followers", followers.as_str()),
+        ("read_routing", "auto"),
+        ("read_freshness", "eventual"),
+        ("read_sample_interval", "10s"),
+        ("default_pool_size", "4"),
+    ];
+    run(Duration::from_mins(1), async {
+        let worker = Worker::before(place, &settings);
+        let mut script = Script::reads();
+        let mut crowd = worker.crowd(1, &script).await;
+        let begun = Instant::now();
+        while family.serving(&worker.place) == 0 {
+            assert!(begun.elapsed() < SOON, "no follower serves");
+            script = crowd.run(script, 100).await;
+        }
+        for _ in 0..3 {
+            script = crowd.run(script, WARM_UP).await;
+        }
+        assert_none_of(worker, crowd, 8, script).await;
+    });
 }
 
 #[tokio::test]

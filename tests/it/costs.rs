@@ -15,9 +15,10 @@ use pgweir_harness::wire::build::query;
 use pgweir_harness::{Pgweir, PgweirOptions};
 use tokio::sync::Mutex;
 
-use crate::crowd::{Crowd, Script, Way};
+use crate::crowd::{ACCOUNTS, Crowd, Script, Way};
 use crate::exec::wrapped::Wrapping;
-use crate::support::{PASSWORD, Place, SOON, options, primary};
+use crate::routing::Family;
+use crate::support::{PASSWORD, Place, SOON, metric_in, options, primary};
 use crate::tls::client::{self, TlsClient};
 use crate::tls::pki::{Authority, Folder, self_signed};
 use crate::tls::{TlsPrimary, show};
@@ -74,18 +75,28 @@ const QUIET: [(&str, &str); 2] = [("log_connections", "false"), ("log_disconnect
 /// The release build: `PGWEIR_RELEASE_BIN`, else built here.
 fn release() -> &'static Path {
     static RELEASE: OnceLock<PathBuf> = OnceLock::new();
-    RELEASE.get_or_init(|| {
-        if let Some(given) = env::var_os("PGWEIR_RELEASE_BIN") {
-            return PathBuf::from(given);
-        }
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--release", "--locked", "-p", "pgweir", "--no-default-features", "--bin", "pgweir"]);
-        cargo.args(["--message-format", "json"]).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
-        let built = cargo.stderr(Stdio::inherit()).output().unwrap();
-        assert!(built.status.success(), "{cargo:?}: {}", built.status);
-        let messages = String::from_utf8(built.stdout).unwrap();
-        executable(&messages).unwrap_or_else(|| panic!("no program in {messages}"))
-    })
+    RELEASE.get_or_init(|| built("PGWEIR_RELEASE_BIN", &[]))
+}
+
+/// The same with the grammar, which takes a minute or two to build: `PGWEIR_GRAMMAR_BIN`, else built here.
+fn release_with_grammar() -> &'static Path {
+    static RELEASE: OnceLock<PathBuf> = OnceLock::new();
+    RELEASE.get_or_init(|| built("PGWEIR_GRAMMAR_BIN", &["--features", "grammar", "--target-dir", "target/grammar"]))
+}
+
+/// The program that the variable names, else one that is built here.
+fn built(variable: &str, arguments: &[&str]) -> PathBuf {
+    if let Some(given) = env::var_os(variable) {
+        return PathBuf::from(given);
+    }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--locked", "-p", "pgweir", "--no-default-features", "--bin", "pgweir"]);
+    cargo.args(arguments);
+    cargo.args(["--message-format", "json"]).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    let built = cargo.stderr(Stdio::inherit()).output().unwrap();
+    assert!(built.status.success(), "{cargo:?}: {}", built.status);
+    let messages = String::from_utf8(built.stdout).unwrap();
+    executable(&messages).unwrap_or_else(|| panic!("no program in {messages}"))
 }
 
 /// The program that Cargo says it has built.
@@ -163,16 +174,15 @@ impl Fewest {
 }
 
 /// pgweir under callgrind.
-struct Callgrind {
-    place: Place<'static>,
+struct Callgrind<'a> {
+    place: Place<'a>,
     pgweir: Pgweir,
     profiles: u32,
     _certificates: Folder,
 }
 
-impl Callgrind {
-    fn start() -> Self {
-        let place = Place::on(primary());
+impl<'a> Callgrind<'a> {
+    fn start(program: &Path, place: Place<'a>, settings: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
         let (cert, key) = folder.identity("server", &Authority::root("the root").issue(|_| {}));
         let own = [
@@ -183,9 +193,9 @@ impl Callgrind {
             ("client_tls_cert_file", show(&cert)),
             ("client_tls_key_file", show(&key)),
         ];
-        let toml = place.toml(&[&QUIET[..], &own].concat());
+        let toml = place.toml(&[&QUIET[..], &own, settings].concat());
         let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/costs/callgrind");
-        let program = ("PROGRAM".to_owned(), release().to_str().unwrap().to_owned());
+        let program = ("PROGRAM".to_owned(), program.to_str().unwrap().to_owned());
         let pgweir = Pgweir::start_with(PgweirOptions { toml, bin: Some(bin), env: vec![program], args: Vec::new() });
         Self { place, pgweir: pgweir.unwrap(), profiles: 0, _certificates: folder }
     }
@@ -222,7 +232,7 @@ impl Callgrind {
 #[tokio::test]
 async fn user_instructions_per_transaction_stay_within_their_bar() {
     let _alone = ALONE.lock().await;
-    let mut callgrind = Callgrind::start();
+    let mut callgrind = Callgrind::start(release(), Place::on(primary()), &[]);
     let begun = Instant::now();
     // The first client's login is what makes the pool open its server connections.
     let first = Crowd::gather(callgrind.pgweir.addr(), &callgrind.place.name, 1, &Script::simple()).await;
@@ -245,6 +255,42 @@ async fn user_instructions_per_transaction_stay_within_their_bar() {
     }
     assert_none(&all);
     assert!(committed("instructions_simple_16") <= INSTRUCTIONS_BAR);
+}
+
+/// What it costs to know where a transaction may run: the same load with followers and without. What is read of a follower
+/// needs to be of no particular time, so that how fast the machine is changes nothing.
+#[test]
+#[ignore = "long: builds pgweir once more"]
+fn user_instructions_of_routed_transactions_stay_what_they_were() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _alone = runtime.block_on(ALONE.lock());
+    // No read gives way to the replay.
+    let family = Family::with_delay("-1");
+    let followers = family.list();
+    let routing =
+        |mode| [("databases.PLACE.followers", &*followers), ("read_routing", mode), ("read_freshness", "eventual")];
+    let mut all = Vec::new();
+    for (way, settings) in [("off", &[][..]), ("stays", &routing("hinted")), ("goes", &routing("auto"))] {
+        let place = family.place();
+        place.psql(&format!("ALTER ROLE {0} SET log_statement = 'none'; SET ROLE {0}; {ACCOUNTS}", place.name));
+        let mut callgrind = Callgrind::start(release_with_grammar(), place, settings);
+        for (kind, script) in [("literals", Script::literals()), ("prepared", Script::parameters())] {
+            let name = format!("instructions_{way}_{kind}");
+            let none = f64::INFINITY;
+            let measured = runtime.block_on(callgrind.measure(&name, none, Way::Plain, 16, script));
+            all.extend(check(&name, measured, none, INSTRUCTION_TOLERANCE));
+        }
+        let on_followers = metric(&callgrind.pgweir, "pgweir_routes_total", "reason=\"read\"");
+        assert_eq!(on_followers > 0.0, way == "goes", "{way}: {on_followers} reads on followers");
+    }
+    assert_none(&all);
+}
+
+/// The sum of a metric's samples with this label.
+fn metric(pgweir: &Pgweir, name: &str, label: &str) -> f64 {
+    let (status, body) = pgweir.http_get("/metrics").unwrap();
+    assert_eq!(status, 200, "{body}");
+    metric_in(&body, name, &[label])
 }
 
 /// The release build before a place of its own.

@@ -29,19 +29,21 @@ pub(crate) struct Script {
     setup: Option<Step>,
     /// One transaction.
     steps: Vec<Step>,
+    /// The next transaction instead, the first again behind the last; empty if all are alike.
+    turns: Vec<Step>,
 }
 
 impl Script {
     /// `SELECT 1` as a simple query.
     pub(crate) fn simple() -> Self {
-        Self { setup: None, steps: vec![(build::query("SELECT 1"), b"TDCZ")] }
+        Self { steps: vec![(build::query("SELECT 1"), b"TDCZ")], ..Self::empty() }
     }
 
     /// `BEGIN`, `SELECT 1`, `COMMIT`, a round trip each.
     pub(crate) fn transaction() -> Self {
         let step = |sql: &str, answer: &'static [u8]| (build::query(sql), answer);
         let steps = vec![step("BEGIN", b"CZ"), step("SELECT 1", b"TDCZ"), step("COMMIT", b"CZ")];
-        Self { setup: None, steps }
+        Self { steps, ..Self::empty() }
     }
 
     /// `SELECT 1` as Parse (unnamed), Bind, Describe, Execute, Sync.
@@ -53,16 +55,69 @@ impl Script {
             build::execute("", 0),
             build::sync(),
         ];
-        Self { setup: None, steps: vec![(parts.concat(), b"12TDCZ")] }
+        Self { steps: vec![(parts.concat(), b"12TDCZ")], ..Self::empty() }
     }
 
     /// `SELECT 1` as Bind, Execute, Sync of a statement prepared once per client; all give it the same name.
     pub(crate) fn prepared() -> Self {
         let prepare = [build::parse(STATEMENT, "SELECT 1", &[]), build::sync()].concat();
         let run = [build::bind("", STATEMENT, &[]), build::execute("", 0), build::sync()].concat();
-        Self { setup: Some((prepare, b"1Z")), steps: vec![(run, b"2DCZ")] }
+        Self { setup: Some((prepare, b"1Z")), steps: vec![(run, b"2DCZ")], ..Self::empty() }
+    }
+
+    /// Nine reads and a write of ten of [`ACCOUNTS`] by the key, each with another literal than the thousands before.
+    pub(crate) fn literals() -> Self {
+        let step = |aid: u32| -> Step {
+            match aid % 10 {
+                0 => (build::query(&format!("UPDATE accounts SET balance = balance + 17 WHERE aid = {aid}")), b"CZ"),
+                _ => read(aid),
+            }
+        };
+        Self { turns: (1..=ROWS).map(step).collect(), ..Self::empty() }
+    }
+
+    /// Reads alone.
+    pub(crate) fn reads() -> Self {
+        Self { turns: (1..=ROWS).map(read).collect(), ..Self::empty() }
+    }
+
+    /// Reads and writes by statements that were prepared once per client.
+    pub(crate) fn parameters() -> Self {
+        let prepare = [
+            build::parse("read", "SELECT aid, balance FROM accounts WHERE aid = $1", &[]),
+            build::parse("write", "UPDATE accounts SET balance = balance + 17 WHERE aid = $1", &[]),
+            build::sync(),
+        ];
+        let step = |aid: u32| -> Step {
+            let (name, want) = if aid.is_multiple_of(10) { ("write", &b"2CZ"[..]) } else { ("read", &b"2DCZ"[..]) };
+            let bind = build::bind("", name, &[Some(aid.to_string().as_bytes())]);
+            ([bind, build::execute("", 0), build::sync()].concat(), want)
+        };
+        let setup = Some((prepare.concat(), &b"11Z"[..]));
+        Self { setup, turns: (1..=ROWS).map(step).collect(), ..Self::empty() }
+    }
+
+    const fn empty() -> Self {
+        Self { setup: None, steps: Vec::new(), turns: Vec::new() }
+    }
+
+    /// The steps of a transaction.
+    fn steps_of(&self, number: usize) -> impl Iterator<Item = &Step> {
+        let turn = number.checked_rem(self.turns.len()).and_then(|at| self.turns.get(at));
+        self.steps.iter().chain(turn)
     }
 }
+
+fn read(aid: u32) -> Step {
+    (build::query(&format!("SELECT aid, balance FROM accounts WHERE aid = {aid}")), b"TDCZ")
+}
+
+/// Makes the table that they are about.
+pub(crate) const ACCOUNTS: &str = "CREATE TABLE accounts (aid int PRIMARY KEY, balance int NOT NULL) WITH (fillfactor = 50); \
+    INSERT INTO accounts SELECT aid, 0 FROM generate_series(1, 5000) aid";
+
+/// Its rows: more than there are texts in any cache of texts.
+const ROWS: u32 = 5000;
 
 /// Logged-in clients.
 #[derive(Debug)]
@@ -79,7 +134,7 @@ impl Crowd {
         let mut all = Vec::with_capacity(clients);
         for _ in 0..clients {
             let mut client = Client::log_in(way, addr, name).await;
-            for step in script.setup.iter().chain(&script.steps) {
+            for step in script.setup.iter().chain(script.steps_of(0)) {
                 client.exchange(step).await;
             }
             all.push(client);
@@ -96,8 +151,8 @@ impl Crowd {
             let (left, script) = (Arc::clone(&left), Arc::clone(&script));
             working.spawn(async move {
                 let take = |left: usize| left.checked_sub(1);
-                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-                    for step in &script.steps {
+                while let Ok(number) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                    for step in script.steps_of(number) {
                         client.exchange(step).await;
                     }
                 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::query;
-use pgweir_harness::{Pgweir, secrets};
+use pgweir_harness::{ClusterOptions, Pgweir, secrets};
 
-use crate::support::{PASSWORD, Place, Site, assert_value, primary, start_pgweir};
+use crate::support::{PASSWORD, Place, SOON, Site, assert_value, primary, start_pgweir};
 use browser::Browser;
 
 /// What the second test asks for.
@@ -128,6 +128,7 @@ fn look(pgweir: Pgweir) {
         for part in ["role place", "of 20 used", "binds", "open transaction", "puma: worker 1", "Throughput", "per s"] {
             assert!(text.contains(part), "{name}: {part} is not in {text}");
         }
+        assert_eq!(browser.evaluate("document.querySelector('#followers').hidden"), true, "{name}: there are none");
         // The parts of the bar are as wide as their numbers are large.
         let widths =
             "[...document.querySelector('#limits .bar').children].map((part) => part.getBoundingClientRect().width)";
@@ -164,6 +165,49 @@ fn look(pgweir: Pgweir) {
     drop(pgweir);
     browser.until("document.querySelector('#notice').innerText.includes('cannot be reached')");
     keep("gone", &browser.screenshot());
+}
+
+#[tokio::test]
+async fn it_shows_how_far_behind_followers_are_and_what_goes_to_them() {
+    let follower = primary().follower(ClusterOptions::default().set("cluster_name", "one")).unwrap();
+    let place = Place::on(primary());
+    place.psql(&format!("CREATE TABLE kept (id int); ALTER TABLE kept OWNER TO {}", place.name));
+    primary().await_replay(&follower, SOON).unwrap();
+    let address = follower.addr().to_string();
+    let settings =
+        [("databases.PLACE.followers", &*address), ("read_routing", "auto"), ("read_sample_interval", "5ms")];
+    let pgweir = start_pgweir(place.toml(&settings));
+    let (to, name) = (pgweir.addr(), place.name.clone());
+    let busy = tokio::spawn(async move {
+        let mut client = Wire::open(to, &name, &name, PASSWORD).await.unwrap();
+        for turn in 0_u32.. {
+            let sql = if turn % 50 == 0 { "INSERT INTO kept VALUES (1)" } else { "SELECT count(*) FROM kept" };
+            if client.query(sql).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::task::spawn_blocking(move || look_at_followers(&pgweir, &address)).await.unwrap();
+    busy.await.unwrap();
+}
+
+fn look_at_followers(pgweir: &Pgweir, address: &str) {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut browser = Browser::start();
+    for (name, width, height, scheme) in [WINDOWS[0], WINDOWS[3]] {
+        browser.resize(width, height, scheme);
+        browser.open(&url(pgweir));
+        browser.until("document.querySelector('#followers')?.hidden === false");
+        browser.until(
+            "/[1-9][0-9.]* % of [0-9,]+ transactions to followers; to the primary: .*writes/
+            .test(document.querySelector('#routes').innerText)",
+        );
+        let row = browser.evaluate("document.querySelector('#follower-rows').innerText");
+        let row = row.as_str().unwrap();
+        assert!(row.contains(address) && row.contains("serves") && row.contains(" %"), "{name}: {row}");
+        keep(&format!("followers-{name}"), &browser.screenshot());
+    }
+    assert_well(&mut browser, &url(pgweir));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// `DESIGN.md` section 2, bottom floor first. A module uses only floors below its own.
 const FLOORS: [&[&str]; 10] = [
     &["stats", "clock", "sql", "mutant"],
-    &["net", "settings", "prepared", "catalog", "budget", "metrics"],
+    &["net", "settings", "prepared", "catalog", "budget", "replica", "metrics"],
     &["backend"],
     &["pool"],
     &["route", "cancel", "state"],

@@ -330,7 +330,7 @@ fn the_oracle_agrees_with_postgres_itself() {
 }
 
 /// Builds pgweir with the feature `mutant`: it leaves out what it is told to of what keeps clients apart.
-fn mutant() -> PathBuf {
+pub(crate) fn mutant() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     // A directory of its own, so that this build takes no lock that our own cargo holds.
     let target = root.join("target/mutant");

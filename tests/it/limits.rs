@@ -16,7 +16,7 @@ use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, prima
 const PERIOD: &str = "500ms";
 
 /// `/limits`, which has the form that its schema says and holds no secret.
-fn limits(pgweir: &Pgweir) -> Value {
+pub(crate) fn limits(pgweir: &Pgweir) -> Value {
     let (status, body) = pgweir.http_get("/limits").unwrap();
     assert_eq!(status, 200, "{body}");
     secrets::assert_none_in("/limits", &body);
@@ -44,7 +44,7 @@ async fn until(pgweir: &Pgweir, path: &str, condition: impl Fn(&Value) -> bool) 
 }
 
 /// Holds these answers against the schema that the program serves, with a validator that is not ours.
-fn assert_valid(pgweir: &Pgweir, answers: &[&Value]) {
+pub(crate) fn assert_valid(pgweir: &Pgweir, answers: &[&Value]) {
     let (status, schema) = pgweir.http_get("/limits/schema").unwrap();
     assert_eq!(status, 200);
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/limits.schema.json");

@@ -135,6 +135,39 @@ async fn waiters_are_served_first_come_first_served_and_nobody_barges_in() {
 }
 
 #[tokio::test]
+async fn a_lock_taken_several_times_keeps_its_server_connection_until_it_is_given_back_as_often() {
+    const QUIET: Duration = Duration::from_millis(200);
+    let site = Site::start(&[("default_pool_size", "1")]);
+    let (mut owner, mut waiter) = (site.client().await, site.client().await);
+    for give_back in ["SELECT pg_advisory_unlock(1)", "BEGIN; SELECT pg_advisory_unlock(1); ROLLBACK"] {
+        for _ in 0..3 {
+            assert_eq!(owner.query("SELECT pg_advisory_lock(1)").await.unwrap().error, None);
+        }
+        waiter.send(&query("SELECT 'served'")).await.unwrap();
+        for _ in 0..2 {
+            assert_value(&owner.query(give_back).await.unwrap(), "t");
+            assert!(waiter.recv_within(QUIET).await.unwrap().is_none(), "the lock is still held");
+        }
+        assert_value(&owner.query(give_back).await.unwrap(), "t");
+        assert_value(&waiter.outcome().await.unwrap(), "served");
+        // One more is refused by the server itself, and pins nothing.
+        let refused = owner.query("SELECT pg_advisory_unlock(1)").await.unwrap();
+        assert_value(&refused, "f");
+        assert!(refused.notices[0].field(b'M').unwrap().contains("you don't own a lock"), "{refused:?}");
+        assert_value(&waiter.query("SELECT 'free'").await.unwrap(), "free");
+    }
+    // All at once.
+    for _ in 0..3 {
+        let taken = owner.query("SELECT pg_advisory_lock(1), pg_advisory_lock_shared(2, 3)").await.unwrap();
+        assert_eq!(taken.error, None);
+    }
+    waiter.send(&query("SELECT 'served'")).await.unwrap();
+    assert!(waiter.recv_within(QUIET).await.unwrap().is_none(), "the locks are held");
+    assert_eq!(owner.query("SELECT pg_advisory_unlock_all()").await.unwrap().error, None);
+    assert_value(&waiter.outcome().await.unwrap(), "served");
+}
+
+#[tokio::test]
 async fn a_waiter_that_leaves_gives_up_its_place() {
     let site = Site::start(&[("default_pool_size", "1")]);
     let mut first = holder(&site).await;

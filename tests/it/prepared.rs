@@ -1,6 +1,7 @@
 //! Prepared statements in transaction mode: every client sees its own, as if it were alone.
 
 mod changes;
+mod healing;
 mod modes;
 
 use pgweir_harness::wire::build::{

@@ -64,9 +64,9 @@ enum Way {
     Alone,
     /// On a pool of one that neighbours use in between.
     Intruded,
-    /// On a pool of three, with no neighbour that does anything.
+    /// On a pool of three and the connection that listens, with no neighbour that does anything.
     Spread,
-    /// On a pool of three, on another server connection each time.
+    /// On such a pool, on another server connection each time.
     Shuffled,
 }
 
@@ -91,7 +91,8 @@ impl Theatre {
         assert_eq!(done.error, None);
         let looked = place.direct().await.query(LOOK).await.unwrap();
         let plain = looked.rows[0].iter().map(|value| value.clone().unwrap()).collect();
-        let (one, three) = (Stage::new("1", false, settings), Stage::new("3", true, settings));
+        // Three for clients, one that listens for them.
+        let (one, three) = (Stage::new("1", false, settings), Stage::new("4", true, settings));
         Self { place, owner, plain, one, three }
     }
 

@@ -4,6 +4,8 @@
 //! It reads one [`Order`] per line and answers each with one [`Outcome`]; the end of its input ends it. It reads the
 //! pooler's CPU clock itself, at the transactions that begin and end the window.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io::{BufRead, Read, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::fault::Fault;
 use crate::link::Link;
 use crate::login::{Account, Session};
-use crate::machine::CpuTime;
+use crate::machine::{CpuTime, children, used_since};
+use crate::mix::Mix;
 use crate::replies::ReplyCounter;
 use crate::workload::{Script, Workload};
 
@@ -39,6 +42,20 @@ pub struct Spec {
     pub clients: usize,
     /// The process whose CPU clock is read at both ends of a window.
     pub watch: Option<u32>,
+    /// Between the end of a client's transaction and its next. None: each follows at once.
+    #[serde(default)]
+    pub pause: Duration,
+    /// Postmasters whose processes' CPU clocks are read, too: the primary's first, then those of followers.
+    #[serde(default)]
+    pub servers: Vec<u32>,
+}
+
+impl Spec {
+    /// Clients that never rest, and nothing is watched.
+    #[must_use]
+    pub fn new(account: Account, workload: Workload, clients: usize) -> Self {
+        Self { account, workload, clients, watch: None, pause: Duration::ZERO, servers: Vec::new() }
+    }
 }
 
 /// One window to be run.
@@ -71,6 +88,12 @@ pub struct Window {
     pub seconds: f64,
     /// What the watched process used in it.
     pub cpu: Option<CpuTime>,
+    /// What the processes of the first of the servers used in it, nanoseconds; 0 if none is watched.
+    #[serde(default)]
+    pub primary_ns: u64,
+    /// What those of the others used.
+    #[serde(default)]
+    pub followers_ns: u64,
     /// Median time of a transaction, nanoseconds.
     pub p50_ns: u64,
     /// 99th percentile, nanoseconds.
@@ -111,23 +134,23 @@ pub fn serve(spec: &Spec) -> Result<(), Fault> {
 
 /// Clients ready to go.
 enum Load {
-    Steady(Crowd),
-    Reconnect { spec: Spec, script: Script },
+    Steady(Box<Crowd>),
+    Reconnect(Box<(Spec, Script)>),
 }
 
 impl Load {
     fn prepare(spec: &Spec) -> Result<Self, Fault> {
         let script = spec.workload.script()?;
         if spec.workload == Workload::Reconnect {
-            return Ok(Self::Reconnect { spec: spec.clone(), script });
+            return Ok(Self::Reconnect(Box::new((spec.clone(), script))));
         }
-        Crowd::login(spec, script).map(Self::Steady)
+        Crowd::login(spec, script).map(|crowd| Self::Steady(Box::new(crowd)))
     }
 
     fn run(&mut self, order: Order) -> Result<Window, Fault> {
         match self {
             Self::Steady(crowd) => crowd.run(order),
-            Self::Reconnect { spec, script } => reconnect(spec, script, order),
+            Self::Reconnect(how) => reconnect(&how.0, &how.1, order),
         }
     }
 }
@@ -136,9 +159,45 @@ impl Load {
 struct Crowd {
     poll: Poll,
     clients: Vec<Client>,
-    script: Script,
+    requests: Requests,
     watch: Option<u32>,
+    servers: Vec<u32>,
+    pause: Duration,
+    /// When a client that pauses goes on, the next one first.
+    due: BinaryHeap<Reverse<(Instant, usize)>>,
     scratch: Vec<u8>,
+}
+
+/// What clients send, and the rows that this has to bring.
+struct Requests {
+    script: Script,
+    mix: Option<Mix>,
+    rows: u64,
+}
+
+impl Requests {
+    /// What is sent at this step of a transaction; none if that is over.
+    fn step(&mut self, step: usize) -> Result<Option<&[u8]>, Fault> {
+        let Some(bytes) = self.script.steps.get(step) else { return Ok(None) };
+        if step == 0 {
+            self.rows += self.script.rows;
+        }
+        let Some(mix) = &mut self.mix else { return Ok(Some(bytes)) };
+        let (bytes, rows) = mix.request()?;
+        self.rows += rows;
+        Ok(Some(bytes))
+    }
+}
+
+/// What a client does when it has received what there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It waits for the rest, or for another answer.
+    Waits,
+    /// It may begin another transaction.
+    Begins,
+    /// It is done for this run.
+    Rests,
 }
 
 /// One client; `step` counts the script's steps sent in this transaction, 0 when it is idle.
@@ -147,6 +206,8 @@ struct Client {
     counter: ReplyCounter,
     step: usize,
     begun: Instant,
+    /// Between two transactions.
+    rests: bool,
 }
 
 impl Crowd {
@@ -163,65 +224,106 @@ impl Crowd {
             let mut link = link.map(mio::net::TcpStream::from_std);
             let watched = poll.registry().register(link.socket(), Token(number), Interest::READABLE);
             watched.map_err(Fault::io("watching a socket"))?;
-            clients.push(Client { link, counter: ReplyCounter::default(), step: 0, begun: Instant::now() });
+            clients.push(Client {
+                link,
+                counter: ReplyCounter::default(),
+                step: 0,
+                begun: Instant::now(),
+                rests: !spec.pause.is_zero(),
+            });
         }
-        Ok(Self { poll, clients, script, watch: spec.watch, scratch: vec![0; SCRATCH] })
+        Ok(Self {
+            poll,
+            clients,
+            requests: Requests { script, mix: spec.workload.mix(), rows: 0 },
+            watch: spec.watch,
+            servers: spec.servers.clone(),
+            pause: spec.pause,
+            due: BinaryHeap::new(),
+            scratch: vec![0; SCRATCH],
+        })
     }
 
     fn run(&mut self, order: Order) -> Result<Window, Fault> {
         let rows_before: u64 = self.clients.iter().map(|client| client.counter.rows()).sum();
-        let mut tally = Tally::begin(self.watch, order, Instant::now())?;
-        for client in &mut self.clients {
-            client.begin(&self.script, Instant::now())?;
-        }
+        self.requests.rows = 0;
+        let begun = Instant::now();
+        let mut tally = Tally::begin(self.watch, self.servers.clone(), order, begun)?;
+        // Those that pause come one after the other.
+        let count = u32::try_from(self.clients.len()).unwrap_or(u32::MAX).max(1);
+        self.due =
+            (0..).zip(0..self.clients.len()).map(|(at, one)| Reverse((begun + self.pause * at / count, one))).collect();
         let mut owed = self.clients.len();
         let mut events = Events::with_capacity(1024);
         while owed > 0 {
-            match self.poll.poll(&mut events, Some(STALL)) {
+            owed -= self.begin_due(&tally)?;
+            if owed == 0 {
+                break;
+            }
+            let until = self.due.peek().map(|Reverse((at, _))| at.saturating_duration_since(Instant::now()));
+            match self.poll.poll(&mut events, Some(until.unwrap_or(STALL))) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 result => result.map_err(Fault::io("waiting for answers"))?,
             }
-            if events.is_empty() {
+            if events.is_empty() && until.is_none() {
                 return Err(Fault::Stalled { owed, for_: STALL });
             }
             for event in &events {
                 let Some(client) = self.clients.get_mut(event.token().0) else { continue };
-                if client.receive(&self.script, &mut self.scratch, &mut tally)? {
-                    owed -= 1;
+                match client.receive(&mut self.requests, &mut self.scratch, &mut tally)? {
+                    Next::Waits => {}
+                    Next::Begins => self.due.push(Reverse((Instant::now() + self.pause, event.token().0))),
+                    Next::Rests => owed -= 1,
                 }
             }
         }
         let rows: u64 = self.clients.iter().map(|client| client.counter.rows()).sum();
-        check_rows(tally.total, rows - rows_before, self.script.rows)?;
+        check_rows(tally.total, rows - rows_before, self.requests.rows)?;
         Ok(tally.finish())
+    }
+
+    /// Lets those begin whose pause is over. Returns how many are done instead.
+    fn begin_due(&mut self, tally: &Tally) -> Result<usize, Fault> {
+        let mut done = 0;
+        while let Some(Reverse((at, one))) = self.due.peek().copied() {
+            let now = Instant::now();
+            if matches!(tally.phase, Phase::Draining) {
+                done += 1;
+            } else if at > now {
+                break;
+            } else if let Some(client) = self.clients.get_mut(one) {
+                client.begin(&mut self.requests, now)?;
+            }
+            self.due.pop();
+        }
+        Ok(done)
     }
 }
 
-fn check_rows(transactions: u64, rows: u64, each: u64) -> Result<(), Fault> {
-    let want = transactions * each;
+fn check_rows(transactions: u64, rows: u64, want: u64) -> Result<(), Fault> {
     if rows == want { Ok(()) } else { Err(Fault::Rows { transactions, rows, want }) }
 }
 
 impl Client {
     /// Starts a transaction.
-    fn begin(&mut self, script: &Script, now: Instant) -> Result<(), Fault> {
+    fn begin(&mut self, requests: &mut Requests, now: Instant) -> Result<(), Fault> {
         self.begun = now;
         self.step = 0;
-        self.send_step(script)
+        self.send_step(requests)
     }
 
-    fn send_step(&mut self, script: &Script) -> Result<(), Fault> {
-        let Some(bytes) = script.steps.get(self.step) else { return Ok(()) };
+    fn send_step(&mut self, requests: &mut Requests) -> Result<(), Fault> {
+        let Some(bytes) = requests.step(self.step)? else { return Ok(()) };
         self.step += 1;
         // Requests are a few hundred bytes and the socket's buffer is empty: one write takes all.
         self.link.write_all(bytes).map_err(Fault::io("sending a request"))
     }
 
-    /// Reads all there is. True if the client is idle from now on.
-    fn receive(&mut self, script: &Script, scratch: &mut [u8], tally: &mut Tally) -> Result<bool, Fault> {
+    /// Reads all there is.
+    fn receive(&mut self, requests: &mut Requests, scratch: &mut [u8], tally: &mut Tally) -> Result<Next, Fault> {
         loop {
             let count = match self.link.read(scratch) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(Next::Waits),
                 result => result.map_err(Fault::io("receiving an answer"))?,
             };
             let Some(received) = scratch.get(..count).filter(|received| !received.is_empty()) else {
@@ -231,29 +333,36 @@ impl Client {
             if self.counter.errors() > 0 {
                 return Err(Fault::Answer(self.counter.first_error()));
             }
-            if ready > 0 && self.advance(script, tally)? {
-                return Ok(true);
+            if ready > 0 {
+                let next = self.advance(requests, tally)?;
+                if next != Next::Waits {
+                    return Ok(next);
+                }
             }
             // Edge-triggered: a short read has emptied the socket, and what comes later is a new event (epoll(7)).
             if count < scratch.len() && self.link.is_emptied_by_short_read() {
-                return Ok(false);
+                return Ok(Next::Waits);
             }
         }
     }
 
-    /// The answer to a step is complete. True if that was the last one in this run.
-    fn advance(&mut self, script: &Script, tally: &mut Tally) -> Result<bool, Fault> {
-        if self.step < script.steps.len() {
-            self.send_step(script)?;
-            return Ok(false);
+    /// The answer to a step is complete.
+    fn advance(&mut self, requests: &mut Requests, tally: &mut Tally) -> Result<Next, Fault> {
+        if self.step < requests.script.steps.len() {
+            self.send_step(requests)?;
+            return Ok(Next::Waits);
         }
         let now = Instant::now();
-        if tally.completed(self.begun, now)? {
-            self.begin(script, now)?;
-            return Ok(false);
+        let goes_on = tally.completed(self.begun, now)?;
+        if goes_on && self.rests {
+            return Ok(Next::Begins);
+        }
+        if goes_on {
+            self.begin(requests, now)?;
+            return Ok(Next::Waits);
         }
         self.step = 0;
-        Ok(true)
+        Ok(Next::Rests)
     }
 }
 
@@ -264,6 +373,9 @@ impl Client {
 /// ```
 struct Tally {
     watch: Option<u32>,
+    servers: Vec<u32>,
+    /// What their processes had used when the window began.
+    used: Vec<BTreeMap<u32, u64>>,
     phase: Phase,
     order: Order,
     window: Window,
@@ -279,9 +391,11 @@ enum Phase {
 }
 
 impl Tally {
-    fn begin(watch: Option<u32>, order: Order, now: Instant) -> Result<Self, Fault> {
+    fn begin(watch: Option<u32>, servers: Vec<u32>, order: Order, now: Instant) -> Result<Self, Fault> {
         Ok(Self {
             watch,
+            servers,
+            used: Vec::new(),
             phase: Phase::Warming { since: now },
             order,
             window: Window::default(),
@@ -295,6 +409,7 @@ impl Tally {
         self.total += 1;
         match self.phase {
             Phase::Warming { since } if now.duration_since(since) >= self.order.warm_up => {
+                self.used = self.servers.iter().map(|pid| children(*pid)).collect();
                 self.phase = Phase::Measuring { since: now, cpu: self.cpu()? };
             }
             Phase::Measuring { since, cpu } => {
@@ -304,6 +419,10 @@ impl Tally {
                 if now.duration_since(since) >= self.order.window {
                     self.window.cpu = self.cpu()?.zip(cpu).map(|(end, start)| end.since(start));
                     self.window.seconds = now.duration_since(since).as_secs_f64();
+                    let mut used =
+                        self.servers.iter().zip(&self.used).map(|(pid, before)| used_since(before, &children(*pid)));
+                    self.window.primary_ns = used.next().unwrap_or(0);
+                    self.window.followers_ns = used.sum();
                     self.phase = Phase::Draining;
                 }
             }
@@ -367,7 +486,7 @@ fn reconnect(spec: &Spec, script: &Script, order: Order) -> Result<Window, Fault
             p50_ns: latencies.value_at_quantile(0.5),
             p99_ns: latencies.value_at_quantile(0.99),
             total_transactions: total,
-            others: 0.0,
+            ..Window::default()
         })
     })
 }
@@ -401,7 +520,7 @@ mod tests {
     fn only_transactions_that_end_in_the_window_count() {
         let order = Order { warm_up: Duration::from_millis(10), window: Duration::from_millis(100) };
         let start = Instant::now();
-        let mut tally = Tally::begin(Some(std::process::id()), order, start).unwrap();
+        let mut tally = Tally::begin(Some(std::process::id()), Vec::new(), order, start).unwrap();
         let at = |millis: u64| start + Duration::from_millis(millis);
         #[rustfmt::skip]
         let table = [
@@ -426,8 +545,8 @@ mod tests {
 
     #[test]
     fn missing_and_surplus_rows_are_told() {
-        assert!(check_rows(3, 3072, 1024).is_ok());
-        assert!(matches!(check_rows(3, 3071, 1024), Err(Fault::Rows { want: 3072, .. })));
+        assert!(check_rows(3, 3072, 3072).is_ok());
+        assert!(matches!(check_rows(3, 3071, 3072), Err(Fault::Rows { want: 3072, .. })));
         assert!(matches!(check_rows(1, 2, 1), Err(Fault::Rows { want: 1, .. })));
     }
 }

@@ -9,11 +9,13 @@
 //! |---|---|
 //! | [`rows`] | the table of rows: load, clients, pool size, bar |
 //! | [`workload`] | the bytes a client sends for one transaction |
+//! | [`mix`] | the same where each is another: reads and writes by primary key |
 //! | [`replies`] | counts the answers in a stream of any chunking |
 //! | [`link`] | a client's connection, with TLS or without |
 //! | [`login`] | a blocking login (trust, SCRAM-SHA-256) |
 //! | [`generate`] | the load generator, a process of its own |
 //! | [`generator`] | the handle the benchmark holds on it |
+//! | [`followers`] | reads on followers against all on the primary |
 //! | [`statements`] | what an ORM's statements leave in memory |
 //! | [`pooler`] | starts `PgBouncer` or pgweir with equal settings |
 //! | [`machine`] | CPU time, memory and disturbance from the kernel |
@@ -24,11 +26,13 @@
 //! | [`fault`] | what can go wrong |
 
 pub mod fault;
+pub mod followers;
 pub mod generate;
 pub mod generator;
 pub mod link;
 pub mod login;
 pub mod machine;
+pub mod mix;
 pub mod pooler;
 pub mod replies;
 pub mod report;

@@ -34,6 +34,9 @@ pub struct Account {
     /// Whether clients use TLS.
     #[serde(default)]
     pub tls: bool,
+    /// The start-up parameter `options`; empty for none.
+    #[serde(default)]
+    pub options: String,
 }
 
 /// A connection that has logged in and stands at `ReadyForQuery`.
@@ -59,7 +62,9 @@ impl Session {
         let link = if account.tls { encrypt(stream)? } else { Link::Plain(stream) };
         let mut session = Self { reader: BufReader::new(link), backend_pid: 0 };
         session.send(|out| {
-            frontend::startup_message([("user", account.user.as_str()), ("database", &account.database)], out)
+            let own = [("user", account.user.as_str()), ("database", &account.database)];
+            let options = Some(("options", account.options.as_str())).filter(|(_, options)| !options.is_empty());
+            frontend::startup_message(own.into_iter().chain(options), out)
         })?;
         session.authenticate(&account.password)?;
         loop {

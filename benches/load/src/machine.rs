@@ -1,6 +1,6 @@
 //! What the kernel knows: CPU time and memory of a process, and how busy everything else is. Linux only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,6 +81,24 @@ impl Stat {
             reaped: field(16)? + field(17)?,
         })
     }
+}
+
+/// What each child of a process has used since it started, nanoseconds, by process id. Children of children are left out.
+///
+/// Source: `proc_pid_task(5)`, `children`; the process is taken to have one thread.
+#[must_use]
+pub fn children(parent: u32) -> BTreeMap<u32, u64> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let pids = text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    // One may have ended since.
+    pids.filter_map(|pid| Some((pid, cpu_clock(pid).ok()?))).collect()
+}
+
+/// What the children of a process have used since `earlier`, nanoseconds; without those that have ended.
+#[must_use]
+pub fn used_since(earlier: &BTreeMap<u32, u64>, now: &BTreeMap<u32, u64>) -> u64 {
+    let used = |(pid, used): (&u32, &u64)| used.saturating_sub(earlier.get(pid).copied().unwrap_or(0));
+    now.iter().map(used).sum()
 }
 
 /// The parent of a process; `None` if there is no such process.
@@ -263,6 +281,20 @@ mod tests {
     fn idle_and_waiting_are_not_busy_and_guests_not_counted_twice() {
         assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 32 64 128\ncpu0 9 9"), 63);
         assert_eq!(busy_ticks(""), 0);
+    }
+
+    #[test]
+    fn children_count_from_when_they_were_first_seen() {
+        let (before, now) = (BTreeMap::from([(1, 10), (2, 20)]), BTreeMap::from([(2, 25), (3, 7)]));
+        assert_eq!(used_since(&before, &now), 5 + 7);
+        let mut shell = std::process::Command::new("sh");
+        let mut child = shell.args(["-c", "read line"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // The kernel lists them by the thread that started them, and tests have threads.
+        let task = nix::unistd::gettid();
+        let text = fs::read_to_string(format!("/proc/self/task/{task}/children")).unwrap();
+        assert!(text.split_ascii_whitespace().any(|pid| pid == child.id().to_string()), "{text}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

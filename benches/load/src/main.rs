@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pgweir_harness::{APP_DATABASE, APP_PASSWORD, APP_USER, Auth, Cluster, ClusterOptions};
 use pgweir_load::fault::Fault;
+use pgweir_load::followers;
 use pgweir_load::generate::{self, Order, Spec};
 use pgweir_load::login::Account;
 use pgweir_load::machine::Context;
@@ -23,6 +24,7 @@ use pgweir_load::trial::{Plan, postmaster};
 /// Compares pgweir's CPU time per transaction with PgBouncer's, window by window on the same machine.
 #[derive(Debug, Parser)]
 #[allow(clippy::doc_markdown, reason = "these are the words of --help, where backticks would show")]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
@@ -45,6 +47,9 @@ struct Arguments {
     /// Instead of the rows: what thousands of prepared statements leave in the memory of server and pooler
     #[arg(long, conflicts_with_all = ["row", "server", "compare"])]
     statements: bool,
+    /// Instead of the rows: nine reads and a write of ten, with reads on two followers against all on the primary
+    #[arg(long, conflicts_with_all = ["row", "server", "compare", "statements"])]
+    followers: bool,
     /// Pairs of windows per row
     #[arg(long, default_value_t = 25)]
     pairs: usize,
@@ -136,6 +141,9 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     }
     raise_file_limit()?;
     watch_signals()?;
+    if arguments.followers {
+        return run_followers(arguments);
+    }
     let (baseline, subject) = programs(arguments)?;
     let (server, cluster) = server(arguments)?;
     if let (true, Some(cluster)) = (arguments.statements, &cluster) {
@@ -193,6 +201,30 @@ fn run_statements(
     put(arguments, &statements::markdown(&all), &json)
 }
 
+fn run_followers(arguments: &Arguments) -> Result<(), Fault> {
+    let plan = followers::Plan {
+        program: Program::identify(&beside(arguments)?)?,
+        order: Order { warm_up: seconds(arguments.warm_up)?, window: seconds(arguments.seconds)? },
+        rounds: if arguments.quick { 5 } else { arguments.pairs.max(1) },
+        patience: seconds(arguments.patience)?,
+        others_at_most: arguments.others,
+        seed: arguments.seed.unwrap_or_else(rand::random),
+        stop: &STOP,
+    };
+    let report = plan.run(&mut |progress| eprintln!("{progress}"))?;
+    let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::Generator(error.to_string()))?;
+    put(arguments, &report.markdown(), &json)
+}
+
+/// pgweir's program.
+fn beside(arguments: &Arguments) -> Result<PathBuf, Fault> {
+    if let Some(named) = &arguments.pgweir {
+        return Ok(named.clone());
+    }
+    let here = std::env::current_exe().map_err(Fault::io("finding this program"))?;
+    Ok(here.with_file_name("pgweir"))
+}
+
 fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
     if let [a, b] = arguments.compare.as_slice() {
         let (mut a, mut b) = (Program::identify(a)?, Program::identify(b)?);
@@ -200,12 +232,7 @@ fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
         b.version = format!("B: {}", b.version);
         return Ok((a, b));
     }
-    let beside = || {
-        let here = std::env::current_exe().map_err(Fault::io("finding this program"))?;
-        Ok::<_, Fault>(here.with_file_name("pgweir"))
-    };
-    let pgweir = arguments.pgweir.clone().map_or_else(beside, Ok)?;
-    Ok((pgbouncer(arguments.pgbouncer.as_deref())?, Program::identify(&pgweir)?))
+    Ok((pgbouncer(arguments.pgbouncer.as_deref())?, Program::identify(&beside(arguments)?)?))
 }
 
 fn pgbouncer(named: Option<&Path>) -> Result<Program, Fault> {
@@ -226,6 +253,7 @@ fn server(arguments: &Arguments) -> Result<(Account, Option<Cluster>), Fault> {
         password: APP_PASSWORD.to_owned(),
         database: APP_DATABASE.to_owned(),
         tls: false,
+        options: String::new(),
     };
     if let Some(addr) = arguments.server {
         return Ok((account(addr), None));

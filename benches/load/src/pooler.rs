@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -69,14 +69,25 @@ fn kind(version: &str) -> Option<Kind> {
 }
 
 /// What differs from one run of a pooler to another.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup<'a> {
     /// Server connections it may use.
     pub pool_size: u32,
     /// Whether its clients use TLS 1.3.
     pub tls: bool,
     /// pgweir's `prepared_statements`; `None`: its default.
     pub statements: Option<&'static str>,
+    /// pgweir's followers; `None`: it knows of none.
+    pub reads: Option<Reads<'a>>,
+}
+
+/// Where reads go.
+#[derive(Clone, Copy, Debug)]
+pub struct Reads<'a> {
+    /// The followers of the server.
+    pub followers: &'a [SocketAddr],
+    /// `read_freshness`.
+    pub freshness: &'static str,
 }
 
 /// A running pooler; killed and cleared away when dropped.
@@ -84,6 +95,7 @@ pub struct Setup {
 pub struct Pooler {
     child: Child,
     addr: SocketAddr,
+    http: SocketAddr,
     tls: bool,
     // Holds its configuration and its log; removed last.
     _folder: TempDir,
@@ -95,11 +107,12 @@ impl Pooler {
     /// # Errors
     ///
     /// [`Fault::NotReady`] with the end of its log, [`Fault::Io`] if it cannot be started.
-    pub fn start(program: &Program, server: &Account, setup: Setup) -> Result<Self, Fault> {
+    pub fn start(program: &Program, server: &Account, setup: Setup<'_>) -> Result<Self, Fault> {
         let folder = tempfile::Builder::new().prefix("pgweir-load-").tempdir();
         let folder = folder.map_err(Fault::io("creating a folder"))?;
         let addr = free_address()?;
-        let mut command = command(program, folder.path(), server, addr, setup)?;
+        let http = free_address()?;
+        let mut command = command(program, folder.path(), server, [addr, http], setup)?;
         let log = folder.path().join("log");
         let writer = fs::File::create(&log).map_err(Fault::io("creating a log"))?;
         let second = writer.try_clone().map_err(Fault::io("creating a log"))?;
@@ -107,7 +120,7 @@ impl Pooler {
         die_with_parent(&mut command);
         let spawned =
             command.spawn().map_err(|error| Fault::Program { path: program.path.clone(), reason: error.to_string() });
-        let mut pooler = Self { child: spawned?, addr, tls: setup.tls, _folder: folder };
+        let mut pooler = Self { child: spawned?, addr, http, tls: setup.tls, _folder: folder };
         let account = pooler.account(server);
         let begin = Instant::now();
         while Session::open(&account).and_then(Session::terminate).is_err() {
@@ -125,6 +138,23 @@ impl Pooler {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What pgweir tells at `/metrics`; a second old at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Io`] if it does not answer.
+    pub fn metrics(&self) -> Result<String, Fault> {
+        let asking = Fault::io("asking for metrics");
+        let mut stream = TcpStream::connect(self.http).map_err(&asking)?;
+        stream.set_read_timeout(Some(READY_WITHIN)).map_err(&asking)?;
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.http).map_err(&asking)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(&asking)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let is_well = head.split(' ').nth(1) == Some("200");
+        if is_well { Ok(body.to_owned()) } else { Err(asking(std::io::Error::other(head.to_owned()))) }
     }
 
     /// The account of `server` as reached through this pooler.
@@ -160,8 +190,8 @@ fn command(
     program: &Program,
     folder: &Path,
     server: &Account,
-    addr: SocketAddr,
-    setup: Setup,
+    [addr, http]: [SocketAddr; 2],
+    setup: Setup<'_>,
 ) -> Result<Command, Fault> {
     let pool_size = setup.pool_size;
     let write = |name: &str, text: String| {
@@ -198,7 +228,7 @@ fn command(
             }
         }
         Kind::Pgweir => {
-            let mut text = pgweir_toml(server, addr, pool_size, setup.statements);
+            let mut text = pgweir_toml(server, [addr, http], setup);
             if let Some([cert, key]) = &identity {
                 // Writing to a String cannot fail.
                 let _ = writeln!(
@@ -268,8 +298,14 @@ fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Pat
     )
 }
 
-fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32, statements: Option<&str>) -> String {
-    let statements = statements.map(|mode| format!("prepared_statements = \"{mode}\"\n")).unwrap_or_default();
+fn pgweir_toml(server: &Account, [addr, http]: [SocketAddr; 2], setup: Setup<'_>) -> String {
+    let pool_size = setup.pool_size;
+    let (routing, followers) = setup.reads.map_or_else(Default::default, |reads| {
+        let routing = format!("[followers]\nread_routing = \"auto\"\nread_freshness = \"{}\"\n", reads.freshness);
+        let all: Vec<_> = reads.followers.iter().map(SocketAddr::to_string).collect();
+        (routing, format!("followers = \"{}\"\n", all.join(", ")))
+    });
+    let statements = setup.statements.map(|mode| format!("prepared_statements = \"{mode}\"\n")).unwrap_or_default();
     format!(
         "[listen]\n\
          listen_addr = \"{listen}\"\n\
@@ -284,14 +320,16 @@ fn pgweir_toml(server: &Account, addr: SocketAddr, pool_size: u32, statements: O
          [client]\n\
          max_client_conn = 10000\n\
          [http]\n\
-         http_listen = \"127.0.0.1:0\"\n\
+         http_listen = \"{http}\"\n\
          [log]\n\
          log_connections = false\n\
          log_disconnections = false\n\
+         {routing}\
          [databases.{database}]\n\
          host = \"{host}\"\n\
          port = {port}\n\
          sslmode = \"disable\"\n\
+         {followers}\
          [users.{user}]\n\
          password = \"{password}\"\n",
         listen = addr.ip(),
@@ -351,10 +389,14 @@ mod tests {
             password: "secret".to_owned(),
             database: "app".to_owned(),
             tls: false,
+            options: String::new(),
         };
         let addr = "127.0.0.1:21000".parse().unwrap();
         let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"));
-        let toml = pgweir_toml(&server, addr, 13, Some("strip"));
+        let followers = ["127.0.0.1:5434".parse().unwrap(), "127.0.0.1:5435".parse().unwrap()];
+        let reads = Some(Reads { followers: &followers, freshness: "session" });
+        let setup = Setup { pool_size: 13, tls: false, statements: Some("strip"), reads };
+        let toml = pgweir_toml(&server, [addr, "127.0.0.1:21001".parse().unwrap()], setup);
         for want in
             ["default_pool_size = 13", "listen_port = 21000", "listen_backlog = 1024", "max_client_conn = 10000"]
         {
@@ -367,6 +409,12 @@ mod tests {
         assert_eq!((config.pool.default_pool_size, config.listen.listen_port), (13, 21000));
         assert_eq!(config.pool.prepared_statements, pgweir_config::StatementMode::Strip);
         assert!(!config.log.log_connections && !config.log.log_disconnections);
-        assert_eq!(config.databases.get("app").map(|database| database.port), Some(5433));
+        let database = config.databases.get("app").unwrap();
+        assert_eq!(database.port, 5433);
+        assert_eq!(config.followers.read_routing, pgweir_config::ReadRouting::Auto);
+        assert_eq!(config.followers.read_freshness, pgweir_config::ReadFreshness::Session);
+        assert_eq!(database.followers.as_ref().map_or(0, |list| list.all().len()), 2);
+        let none = pgweir_toml(&server, [addr, addr], Setup { pool_size: 13, ..Setup::default() });
+        assert!(!none.contains("followers"), "{none}");
     }
 }

@@ -95,7 +95,7 @@ pub fn run(
         if stop.load(Ordering::Relaxed) {
             return Err(Fault::Interrupted);
         }
-        let setup = |mode| Setup { pool_size: CLIENTS, tls: false, statements: mode };
+        let setup = |mode| Setup { pool_size: CLIENTS, statements: mode, ..Setup::default() };
         let pooler = pooler.map(|(program, mode)| Pooler::start(program, server, setup(mode))).transpose()?;
         let footprint = measure(cluster, server, name, pooler.as_ref())?;
         tell(&footprint);

@@ -140,7 +140,7 @@ impl Plan {
     }
 
     fn lane(&self, role: Role, row: &Row, workload: Workload) -> Result<Lane, Fault> {
-        let setup = Setup { pool_size: row.pool_size, tls: row.tls, statements: None };
+        let setup = Setup { pool_size: row.pool_size, tls: row.tls, ..Setup::default() };
         let pooler = match role {
             Role::Baseline => Some(Pooler::start(&self.baseline, &self.server, setup)?),
             Role::Subject => Some(Pooler::start(&self.subject, &self.server, setup)?),
@@ -148,7 +148,7 @@ impl Plan {
         };
         let account = pooler.as_ref().map_or_else(|| self.server.clone(), |pooler| pooler.account(&self.server));
         let watch = pooler.as_ref().map(Pooler::pid);
-        let generator = Generator::start(&Spec { account, workload, clients: row.clients, watch })?;
+        let generator = Generator::start(&Spec { watch, ..Spec::new(account, workload, row.clients) })?;
         Ok(Lane { role, generator, pooler })
     }
 
@@ -204,7 +204,7 @@ impl Plan {
                 lane.generator.run(Order { warm_up: Duration::ZERO, window: Duration::from_millis(300) })?;
                 let before = anonymous_kib(pooler.pid())?;
                 let account = pooler.account(&self.server);
-                let mut many = Generator::start(&Spec { account, workload, clients: row.clients, watch: None })?;
+                let mut many = Generator::start(&Spec::new(account, workload, row.clients))?;
                 if queries == Queries::AtOnce {
                     many.run(once)?;
                 }

@@ -6,6 +6,7 @@ use postgres_protocol::message::frontend;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::mix::Mix;
 
 /// The name every client gives its prepared statement, as drivers that count from zero do.
 const STATEMENT: &str = "s0";
@@ -32,6 +33,10 @@ pub enum Workload {
     Reconnect,
     /// One `SELECT 1` after login, before the next client logs in; then nothing.
     Idle,
+    /// Nine reads and a write of ten, each with other literals.
+    Literals,
+    /// The same by two statements prepared at login, each time with other parameters.
+    Parameters,
 }
 
 /// A workload's bytes.
@@ -39,13 +44,20 @@ pub enum Workload {
 pub struct Script {
     /// Sent once after login, answered by one `ReadyForQuery`; empty for none.
     pub setup: Vec<u8>,
-    /// Sent one after the other, each after the `ReadyForQuery` of the one before; never empty.
+    /// Sent one after the other, each after the `ReadyForQuery` of the one before; never empty. What takes turns is not
+    /// in it: see [`Workload::mix`].
     pub steps: Vec<Vec<u8>>,
     /// `DataRow` messages one transaction returns.
     pub rows: u64,
 }
 
 impl Workload {
+    /// What makes each transaction, where they differ.
+    #[must_use]
+    pub fn mix(self) -> Option<Mix> {
+        matches!(self, Self::Literals | Self::Parameters).then(|| Mix::new(self == Self::Parameters))
+    }
+
     /// Builds the bytes.
     ///
     /// # Errors
@@ -67,6 +79,9 @@ impl Workload {
             Self::Begin => {
                 let steps = vec![simple("BEGIN")?, simple("SELECT 1")?, simple("END")?];
                 Script { setup: nothing, steps, rows: 1 }
+            }
+            Self::Literals | Self::Parameters => {
+                Script { setup: Mix::setup(self == Self::Parameters)?, steps: vec![nothing], rows: 0 }
             }
             Self::Megabyte => Script { setup: nothing, steps: vec![simple(MEGABYTE_SQL)?], rows: MEGABYTE_ROWS },
         })

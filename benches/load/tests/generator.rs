@@ -19,11 +19,11 @@ fn cluster() -> Cluster {
 
 fn account(cluster: &Cluster) -> Account {
     let [user, password, database] = [APP_USER, APP_PASSWORD, APP_DATABASE].map(str::to_owned);
-    Account { addr: cluster.addr(), user, password, database, tls: false }
+    Account { addr: cluster.addr(), user, password, database, tls: false, options: String::new() }
 }
 
 fn generator(account: Account, workload: Workload, clients: usize, watch: Option<u32>) -> Result<Generator, Fault> {
-    let spec = Spec { account, workload, clients, watch };
+    let spec = Spec { account, workload, clients, watch, pause: Duration::ZERO, servers: Vec::new() };
     Generator::start_program(Path::new(env!("CARGO_BIN_EXE_pgweir-load")), &spec)
 }
 

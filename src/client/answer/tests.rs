@@ -8,7 +8,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use proptest::prelude::*;
 
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
-use super::Heard;
+use super::{Heard, Unserved};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::state::Findings;
 
@@ -23,6 +23,7 @@ fn moved() -> Desk {
     desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
     desk.conn.shelf.clear();
     desk.to_client.clear();
+    desk.has_word = false;
     desk
 }
 
@@ -83,6 +84,30 @@ fn the_client_gets_the_answers_to_what_it_asked_itself() {
 }
 
 #[test]
+fn a_follower_that_ends_the_connection_has_told_nothing_of_a_batch_that_runs_elsewhere() {
+    let batch = [parse("", "SELECT 1", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let begun = [reply::bare(b'1'), reply::bare(b'2')].concat();
+    let whole = [&*begun, &reply::row(b"1"), &reply::done("SELECT 1"), &reply::ready(b'I')].concat();
+    // As when a conflict with recovery finds the server between two messages of the batch.
+    let fatal = reply::error("FATAL", "40001", "terminating connection due to conflict with recovery");
+    #[rustfmt::skip]
+    let table: [(&str, bool, &[u8], &[u8]); 4] = [
+        ("under way",        true,  &begun, b""),
+        ("answered",         true,  &whole, &whole),
+        ("on the primary",   false, &begun, &begun),
+        ("nothing came yet", true,  b"",    b""),
+    ];
+    for (name, elsewhere, said, want) in table {
+        let mut desk = Desk::new();
+        desk.elsewhere = elsewhere;
+        desk.client(&batch);
+        let (got, heard) = desk.server(&[said, &fatal].concat());
+        assert!(matches!(heard, Heard::Lost(_)), "{name}: {heard:?}");
+        assert_eq!(show(&got), show(want), "{name}");
+    }
+}
+
+#[test]
 fn errors_bear_the_clients_own_names() {
     let mut desk = moved();
     desk.client(&[bind("", "s", &[]), sync()].concat());
@@ -91,6 +116,49 @@ fn errors_bear_the_clients_own_names() {
     let ours = error(&desk.name(1));
     let (got, _) = desk.server(&[reply::bare(b'1'), ours, reply::ready(b'I')].concat());
     assert_eq!(show(&got), show(&[error("s"), reply::ready(b'I')].concat()));
+}
+
+#[test]
+fn what_a_server_says_on_its_own_account_is_no_word_of_an_answer() {
+    let status = || reply::parameter("TimeZone", "UTC");
+    let notice = || message(b'N', b"SNOTICE\0\0");
+    let notified = || message(b'A', b"\0\0\0\x01c\0p\0");
+    let parsed = || reply::bare(b'1');
+    #[rustfmt::skip]
+    let table: [(&str, Vec<Vec<u8>>, Vec<Vec<u8>>, bool); 7] = [
+        ("nothing",                 vec![],           vec![],                                 true),
+        ("behind the error",        vec![],           vec![notified(), notice(), status()],   true),
+        ("notified in front of it", vec![notified()], vec![],                                 true),
+        ("a notice of its own",     vec![notice()],   vec![],                                 false),
+        ("a setting of its own",    vec![status()],   vec![],                                 false),
+        ("our own Parse",           vec![parsed()],   vec![notice()],                         true),
+        ("a word",                  vec![parsed(), reply::bare(b'2')], vec![],                false),
+    ];
+    for (name, before, behind, heals) in table {
+        for at_once in [true, false] {
+            // With a Parse of ours in front, or with the statement there already.
+            let ours = before.first() == Some(&parsed());
+            let mut desk = moved();
+            desk.heals = true;
+            desk.marks.listening = true;
+            if !ours {
+                desk.conn.shelf.put(1, 8, 0);
+            }
+            desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
+            let lost = format!("prepared statement \"{}\" does not exist", desk.name(1));
+            let error = vec![reply::error("ERROR", "26000", &lost)];
+            let mut pieces = [before.clone(), error, behind.clone(), vec![reply::ready(b'I')]].concat();
+            if at_once {
+                pieces = vec![pieces.concat()];
+            }
+            let mut again = false;
+            for piece in pieces {
+                again |= matches!(desk.server(&piece).1, Heard::Again);
+            }
+            assert_eq!(again, heals, "{name}, at once: {at_once}");
+            assert!(!heals || !desk.has_word, "{name}");
+        }
+    }
 }
 
 #[test]
@@ -181,6 +249,40 @@ fn nothing_of_ours_comes_inside_a_servers_message() {
     let want =
         [reply::bare(b'2'), row, reply::done("SELECT 1"), encode::CLOSE_COMPLETE.to_vec(), reply::ready(b'I')].concat();
     assert_eq!(show(&got), show(&want));
+}
+
+#[test]
+fn what_a_follower_refuses_is_told_from_what_any_server_may_say() {
+    let changed = message(b'E', super::CHANGED);
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, Unserved); 4] = [
+        ("refused",              reply::error("ERROR", "25006", "read-only"),       Unserved::Failed(*b"25006")),
+        ("in the way",           reply::error("ERROR", "40001", "conflict"),        Unserved::Failed(*b"40001")),
+        ("not on a follower",    reply::error("ERROR", "0A000", "not supported"),   Unserved::Failed(*b"0A000")),
+        ("a table was altered",  changed,                                           Unserved::Stale),
+    ];
+    for (name, error, want) in table {
+        let mut desk = moved();
+        desk.elsewhere = true;
+        desk.client(&[bind("", "s", &[]), execute("", 0), sync()].concat());
+        let (got, heard) = desk.server(&[reply::bare(b'1'), reply::bare(b'2'), error, reply::ready(b'I')].concat());
+        assert!(got.is_empty() && matches!(heard, Heard::Again), "{name}: {} {heard:?}", show(&got));
+        assert_eq!(desk.aside.unserved, Some(want), "{name}");
+    }
+}
+
+#[test]
+fn what_a_follower_said_before_it_was_promoted_is_told_to_nobody_and_run_again_only_if_it_is_proven_to_read() {
+    for harmless in [true, false] {
+        let mut desk = Desk::new();
+        (desk.elsewhere, desk.harmless) = (true, harmless);
+        desk.client(&query("SELECT charge()"));
+        let promoted = reply::parameter("in_hot_standby", "off");
+        let (got, heard) =
+            desk.server(&[reply::row(b"1"), reply::done("SELECT 1"), promoted, reply::ready(b'I')].concat());
+        assert_eq!(show(&got), "");
+        assert!(matches!((&heard, harmless), (Heard::Again, true) | (Heard::Lost(_), false)), "{harmless}: {heard:?}");
+    }
 }
 
 /// A conversation: what the client sends, and what the server answers.

@@ -16,6 +16,7 @@ use crate::client::end::refused;
 use crate::client::relay::Relay;
 use crate::net::Peer;
 use crate::pool::{Learned, Pool, Refusal};
+use crate::route::NoPool;
 use crate::settings::{Entry, Profile};
 use crate::stats::{DiscardReason, RefusalReason};
 
@@ -110,14 +111,8 @@ impl Door {
         credential: Credential,
         mut out: Vec<u8>,
     ) -> Result<Admitted, Refused> {
-        let pool = self.context.router.pool(&wish.database, &wish.user).map_err(|_| {
-            let message = format!("database \"{}\" does not exist", wish.database);
-            Refused::new(RefusalReason::UnknownDatabase, "3D000", &message)
-        })?;
-        if wish.user == pool.login_user() {
-            // What proves one user opens nothing for another, whom the database may force on all clients.
-            pool.give(credential);
-        }
+        let entered = self.context.router.enter(&wish.database, &wish.user, credential).await;
+        let pool = entered.map_err(|why| no_pool(why, &wish.database))?;
         let (learned, first) = match pool.learned() {
             Some(learned) => (learned, false),
             None => (self.learn(&pool).await?, true),
@@ -203,6 +198,20 @@ impl Door {
                 Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
             }
             Ok(Err(_)) | Err(_) => Err(lost()),
+        }
+    }
+}
+
+fn no_pool(why: NoPool, database: &str) -> Refused {
+    match why {
+        NoPool::UnknownDatabase => {
+            let message = format!("database \"{database}\" does not exist");
+            Refused::new(RefusalReason::UnknownDatabase, "3D000", &message)
+        }
+        NoPool::NoFollower => {
+            let message = format!("no follower of database \"{database}\" can serve at the moment");
+            let hint = "Try again later, or set primary_reads = true.";
+            Refused::with_hint(RefusalReason::NoFollower, "57P03", &message, hint)
         }
     }
 }

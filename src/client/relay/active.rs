@@ -6,6 +6,7 @@ use super::super::request::Marks;
 use super::super::slow::Watched;
 use super::rerun::Rerun;
 use crate::clock::Moment;
+use crate::stats::PinReason;
 
 /// Bytes of a session that could not be passed on at once.
 #[derive(Debug, Default)]
@@ -79,6 +80,18 @@ impl Active {
             leased: now,
             watched: None,
         }
+    }
+
+    /// Something of the client's was passed on.
+    #[inline]
+    pub(super) fn sent(&mut self) {
+        // What pins a connection may be gone after any statement.
+        self.marks.tainted |= self.marks.pins.may_end();
+        if self.marks.pins.has(PinReason::Temp) {
+            // What its own temporary tables and functions set in motion is in nobody's catalog.
+            self.marks.runs_unjudged();
+        }
+        self.proof = Proof::Open;
     }
 
     /// Whether all that the client sent was passed on, and is not held up.

@@ -6,7 +6,7 @@ use pgweir_config::{CancelOnDisconnect, PoolMode};
 
 use super::super::aftermath::{Orphan, say_goodbye};
 use super::super::end::End;
-use super::{Lease, Relay};
+use super::{Active, Lease, Relay};
 use crate::net::Stream;
 use crate::stats::{DiscardReason, PinReason, Reason as _};
 
@@ -23,22 +23,22 @@ impl Relay {
             conn.cut = cut_client;
             let marks = self.active.as_ref().map(|active| &active.marks);
             let commit = marks.is_some_and(|marks| marks.commit_sent);
-            let dirty = self.pool.limits.mode == PoolMode::Session
-                || self.pinned
-                || marks.is_some_and(|marks| marks.tainted || marks.scrub || !marks.pins.is_empty())
-                || self.active.as_ref().is_some_and(|active| active.catalog != self.pool.catalog.key())
-                || self.active.as_ref().is_some_and(|active| active.aside.audit.is_some());
+            let dirty = self.leaves_traces();
             let loaded = marks.is_some_and(|marks| marks.pins.has(PinReason::Load));
+            if let Some(routing) = &mut self.routing {
+                // A COMMIT may be on its way, however the connection ends.
+                routing.ended(self.context.clock.moment(), &conn);
+            }
             if loaded {
                 // Nothing unloads a library.
                 self.unpin();
-                self.pool.discard_lent(conn, DiscardReason::Dirty);
+                self.lender.discard_lent(conn, DiscardReason::Dirty);
             } else if cut_client
                 || matches!(end, End::Broken(_) | End::MidMessage | End::Malformed(_)) && !conn.unsent.is_empty()
             {
                 // The server waits for the rest of a message that will never come.
                 self.unpin();
-                self.pool.discard_lent(conn, DiscardReason::Protocol);
+                self.lender.discard_lent(conn, DiscardReason::Protocol);
             } else {
                 let client = &self.context.config.client;
                 let at_once = match client.cancel_on_disconnect {
@@ -53,13 +53,28 @@ impl Relay {
                     limit => Some(limit).filter(|limit| !limit.is_zero()),
                 };
                 let pinned = std::mem::take(&mut self.pinned);
-                let pool = self.pool.clone();
-                let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, reset };
+                let pool = self.lender.clone();
+                let stamps = self.routing.as_ref().and_then(|routing| routing.stamps());
+                let orphan = Orphan { conn, pool, cancel_after, dirty, pinned, stamps, reset };
                 tokio::task::spawn_local(orphan.settle());
             }
         }
         self.lease = Lease::None;
         self.last_words(end, cut_answer);
+    }
+
+    /// Whether a server connection whose lease ends now may bear traces of its client.
+    pub(super) fn leaves_traces(&self) -> bool {
+        let traced = |active: &Active| {
+            let marks = &active.marks;
+            let is_marked = marks.tainted || marks.scrub || marks.listens_too || !marks.pins.is_empty();
+            // What ran may have been judged by a catalog that has changed since.
+            is_marked
+                || active.catalog != self.pool.catalog.key()
+                || active.aside.audit.is_some()
+                || active.aside.scrubbing
+        };
+        self.pool.limits.mode == PoolMode::Session || self.pinned || self.active.as_deref().is_some_and(traced)
     }
 
     pub(super) fn last_words(&mut self, end: &End, cut_answer: bool) {
@@ -100,6 +115,7 @@ impl Relay {
 
     pub(super) fn leave(&mut self) {
         self.open_ear();
+        self.subscriber = None;
         self.context.registry.leave(&self.entry);
         self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }
@@ -118,7 +134,10 @@ impl Drop for Relay {
         self.unpin();
         if let Lease::Held(mut conn) = std::mem::replace(&mut self.lease, Lease::None) {
             conn.cut = self.scanner.is_inside();
-            self.pool.discard_lent(conn, DiscardReason::Protocol);
+            if let Some(routing) = &mut self.routing {
+                routing.ended(self.context.clock.moment(), &conn);
+            }
+            self.lender.discard_lent(conn, DiscardReason::Protocol);
         }
     }
 }

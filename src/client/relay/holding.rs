@@ -25,7 +25,7 @@ impl Relay {
             .is_some_and(|active| active.aside.replaying || active.aside.scrubbing || active.aside.audit.is_some());
         let pins = active.filter(|_| self.pinned).map(|active| active.marks.pins.iter().collect());
         self.context.registry.tell(Holding {
-            pool: self.pool.name.clone(),
+            pool: self.lender.name.clone(),
             url: None,
             server_pid: conn.pid,
             client_pid: self.entry.pid,
@@ -38,6 +38,7 @@ impl Relay {
             session_mode: self.pool.limits.mode == PoolMode::Session,
             pins: pins.unwrap_or_default(),
             own_work,
+            listens_for: None,
         });
     }
 }

@@ -11,7 +11,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::end::End;
 use super::super::request::PIPELINE_MAX;
-use super::{Lease, Proof, Relay};
+use super::{Lease, Proof, Relay, listen};
 use crate::backend::{Lost, ServerConn, Unnamed};
 use crate::cancel::Activity;
 use crate::mutant::{Guard, lacks};
@@ -22,7 +22,12 @@ use crate::stats::{PinReason, Reason as _};
 
 impl Relay {
     /// Takes a server connection. False if it has to be waited for.
-    pub(super) fn acquire(&mut self, cx: &mut Task<'_>) -> Result<bool, End> {
+    ///
+    /// `ahead` is what the client has sent for it.
+    pub(super) fn acquire(&mut self, ahead: &[u8], cx: &mut Task<'_>) -> Result<bool, End> {
+        if self.routing.is_some() && !self.route(ahead, cx)? {
+            return Ok(matches!(self.lease, Lease::Held(_)));
+        }
         if let Some(conn) = self.pool.try_lease(&self.profile, cx) {
             self.armed = true;
             self.begin(conn, cx)?;
@@ -47,10 +52,12 @@ impl Relay {
         active.catalog = catalog;
         active.marks.sequences = forgets;
         active.marks.placing.begin();
+        debug_assert!(!active.marks.listens_too, "no server connection is known to");
         active.cancels = 0;
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
-        self.replay(forgets, cx)
+        self.replay(forgets, cx)?;
+        if self.owes_begin() { self.replay_begin(cx) } else { Ok(()) }
     }
 
     /// Makes the settings on the server connection the client's, if they are not; before, if it `forgets`, nothing is to be
@@ -91,11 +98,17 @@ impl Relay {
             return Ok(());
         };
         if active.hold && !active.aside.replaying {
+            if let Some(subscriber) = &mut self.subscriber
+                && listen::settle(subscriber, active)
+            {
+                return self.silence(cx);
+            }
             active.aside.scrubbing = false;
             // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
-            if !active.backlog.input.is_empty() {
+            let leaves = self.routing.as_mut().is_some_and(|routing| routing.held_out(&self.pool, &self.lender));
+            if !active.backlog.input.is_empty() && !leaves {
                 return self.replay(false, cx);
             }
         }
@@ -170,20 +183,35 @@ impl Relay {
         }
         if self.pool.limits.audit_every > 0
             && !active.marks.tainted
+            && !active.marks.listens_too
             && active.proof == Proof::Open
             && self.pool.is_sampled()
         {
             active.proof = Proof::Sampled;
             return self.audit(cx);
         }
-        if active.marks.tainted && !lacks(Guard::Taint) {
+        let unread = active.marks.tainted || active.marks.listens_too && active.proof == Proof::Open;
+        if unread && !lacks(Guard::Taint) {
             return self.audit(cx);
         }
         // SET LOCAL is over.
         active.marks.unsettled = false;
+        if active.marks.listening && self.ends_listening(cx)? {
+            return Ok(());
+        }
+        let Some(active) = &mut self.active else { return Ok(()) };
         if !active.marks.pins.is_empty() && !lacks(Guard::Pins) {
+            let listens = active.marks.pins.has(PinReason::Listen) && !self.pinned;
+            if self.is_on_follower() {
+                self.give_up_follower();
+                return Ok(());
+            }
             self.note(Activity::Idle);
             self.pin()?;
+            if listens {
+                self.pool.stats.borrow_mut().pins.add(PinReason::Listen);
+                tracing::debug!(client = self.entry.pid, reason = "listen", "server connection pinned");
+            }
             return self.replay(false, cx);
         }
         if std::mem::take(&mut active.marks.scrub) {
@@ -195,20 +223,28 @@ impl Relay {
     }
 
     pub(super) fn release(&mut self) {
+        if let Some(conn) = self.let_go() {
+            self.lender.release(conn);
+        }
+    }
+
+    /// The lease ends. Whoever gets the server connection is to have it from here.
+    #[inline]
+    pub(super) fn let_go(&mut self) -> Option<Box<ServerConn>> {
         let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
-            return;
+            return None;
         };
         self.note(Activity::Idle);
         if let Some(active) = &mut self.active {
             let taken = self.context.clock.moment().since(active.leased);
-            self.pool.stats.borrow_mut().transaction.record(taken);
+            self.lender.stats.borrow_mut().transaction.record(taken);
             if active.is_blank()
                 && let Some(active) = self.active.take()
             {
                 self.context.actives.put_back(active);
             }
         }
-        self.pool.release(conn);
+        Some(conn)
     }
 
     // ---- pins and audits ----
@@ -218,7 +254,7 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        active.marks.tainted = false;
+        active.aside.audits_client = std::mem::take(&mut active.marks.tainted);
         if active.proof != Proof::Sampled {
             active.proof = Proof::Asked;
         }
@@ -283,9 +319,12 @@ impl Relay {
         }
         let marks = &mut active.marks;
         let failed = marks.pins.has(PinReason::Unknown);
+        if !failed {
+            listen::found(&mut self.subscriber, marks, &mut findings);
+        }
         if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
             // Nothing suggested that this server connection was not clean: a defect of ours.
-            self.pool.stats.borrow_mut().audit_failures += 1;
+            self.lender.stats.borrow_mut().audit_failures += 1;
             tracing::error!(client = self.entry.pid, server_pid = conn.pid, found = %findings, "an audit found what was not known");
         }
         let mut back_at_startup = Vec::new();
@@ -309,8 +348,10 @@ impl Relay {
         for reason in findings.pins.iter() {
             pins.add(reason);
         }
-        for reason in pins.iter().filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
-            self.pool.stats.borrow_mut().pins.add(reason);
+        // Whether who listens keeps its server connection is not known yet.
+        let known = |reason: &PinReason| *reason != PinReason::Listen;
+        for reason in pins.iter().filter(known).filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
+            self.lender.stats.borrow_mut().pins.add(reason);
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
         marks.pins = pins;
@@ -320,8 +361,8 @@ impl Relay {
         }
         // What the client sent meanwhile may have changed things again.
         marks.unsettled = marks.tainted;
-        if !marks.tainted {
-            marks.listening = pins.has(PinReason::Listen);
+        if !marks.tainted && !failed {
+            marks.listening = pins.has(PinReason::Listen) || marks.listens_too;
         }
         self.tell_startup_values(&back_at_startup, cx)
     }

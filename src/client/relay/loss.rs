@@ -68,6 +68,8 @@ impl Relay {
     /// A wait ended in vain: the statement that waited gets the error.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
         self.note(Activity::Idle);
+        // Its client may have been told of a BEGIN that a follower ran.
+        let in_transaction = self.routing.as_mut().is_some_and(|routing| routing.gives_up());
         if matches!(refusal, Refusal::Hopeless { .. }) {
             return Err(End::Hopeless(refusal));
         }
@@ -78,13 +80,16 @@ impl Relay {
             tracing::warn!(client = self.entry.pid, code = failure.code, detail = %failure.detail, "{}", failure.message);
         }
         let active = self.active();
-        active.local = Some(Local::new(failure, false));
+        active.local = Some(Local::new(failure, in_transaction));
         active.resume = true;
         Ok(())
     }
 
     /// The server connection is lost.
     pub(super) fn lose(&mut self, lost: Lost, cx: &mut Task<'_>) -> Result<(), End> {
+        if self.is_on_follower() {
+            return self.lose_follower(lost, cx);
+        }
         let (Lease::Held(mut conn), Some(active)) = (std::mem::replace(&mut self.lease, Lease::None), &mut self.active)
         else {
             return Err(End::Broken("a loss without a lease"));
@@ -95,13 +100,19 @@ impl Relay {
             lost => lost,
         };
         let mut marks = std::mem::take(&mut active.marks);
+        if let Some(subscriber) = &mut self.subscriber {
+            subscriber.retract();
+            subscriber.inbox().server_is_silent();
+        }
+        // What only it was to listen to is lost with it, and so is the session.
+        self.subscriber.take_if(|subscriber| subscriber.is_idle());
         let batch = active.rerun.take_harmless().filter(|_| rerun::is_passing(&lost));
         self.statements.undo_all(&mut marks.changes);
         active.hold = false;
         active.resume = true;
         active.stalled = false;
         // State that was not read back yet is lost with the connection, as that of a pinned one is.
-        let unread = marks.tainted || active.aside.audit.is_some();
+        let unread = marks.tainted || active.aside.audit.is_some() && active.aside.audits_client;
         let ready_held = active.aside.ready_held;
         active.aside = Aside::default();
         let pipeline = &mut conn.pipeline;
@@ -115,7 +126,11 @@ impl Relay {
         let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
         let mid_message = conn.scanner.is_inside();
         let batch = batch.filter(|_| !mid_message && !kept && !ready_held);
-        self.pool.discard_lent(conn, DiscardReason::Lost);
+        if let Some(routing) = &mut self.routing {
+            // Whoever is told that the outcome is unknown looks what became of it.
+            routing.ended(self.context.clock.moment(), &conn);
+        }
+        self.lender.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
         self.note(Activity::Idle);
         if let Some(batch) = batch {
@@ -149,19 +164,19 @@ impl Relay {
         {
             (active.aside.replaying, active.hold, active.resume) = (false, false, true);
             if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-                self.pool.discard_lent(conn, DiscardReason::Dirty);
+                self.lender.discard_lent(conn, DiscardReason::Dirty);
             }
             self.unpin();
             self.note(Activity::Idle);
             return Ok(());
         }
-        let held = self.active.as_ref().is_some_and(|active| active.hold);
-        if !held {
+        let held = self.active.as_ref().is_some_and(|active| active.hold || active.marks.listens_too);
+        if !held || self.is_on_follower() {
             // Something of the client's followed already, and ran under settings that are not its own.
             return self.lose(Lost::Protocol, cx);
         }
         if let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) {
-            self.pool.discard_lent(conn, DiscardReason::Dirty);
+            self.lender.discard_lent(conn, DiscardReason::Dirty);
         }
         self.unpin();
         Err(End::Fatal(body.into()))
@@ -174,8 +189,8 @@ impl Relay {
         }
         let waiting_for_it = self.entry.take_cancels();
         match &self.lease {
-            Lease::None => Ok(()),
-            Lease::Waiting(_) => {
+            Lease::None if !self.awaits_lease() => Ok(()),
+            Lease::None | Lease::Waiting(_) => {
                 self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Queued);
                 self.lease = Lease::None;
                 self.refuse(Refusal::Cancelled)
@@ -195,9 +210,9 @@ impl Relay {
         if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;
         }
-        self.pool.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
+        self.lender.stats.borrow_mut().cancels.add(CancelOutcome::Forwarded);
         let order = conn.cancel_order();
-        let pool = self.pool.clone();
+        let pool = self.lender.clone();
         active.cancels = active.cancels.saturating_add(1);
         let again = active.aside.query_begun.filter(|_| active.cancels < CANCELS_MAX);
         let entry = self.entry.clone();
@@ -216,7 +231,8 @@ impl Relay {
     }
 }
 
-fn lost_failure(in_transaction: bool) -> Failure {
+/// What a client is told whose statement may have run, or not.
+pub(super) fn lost_failure(in_transaction: bool) -> Failure {
     let (message, hint) = if in_transaction {
         (
             "the server connection was lost inside the transaction",

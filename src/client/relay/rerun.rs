@@ -3,6 +3,7 @@
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::pipeline::Origin;
+use pgweir_proto::scanner::HEADER;
 
 use super::super::end::End;
 use super::Relay;
@@ -22,18 +23,24 @@ pub struct Rerun {
     harmless: bool,
     /// It is sent for the second time.
     again: bool,
+    /// It is on a follower, and runs on the primary if it fails there. If the server is lost, or was promoted meanwhile, only
+    /// if it is harmless: what is not proven to read may have been done.
+    routed: bool,
 }
 
 impl Rerun {
     /// Whether forgetting it loses nothing.
     #[inline]
     pub const fn is_blank(&self) -> bool {
-        self.batch.is_empty() && !self.again
+        self.batch.is_empty() && !self.again && !self.routed
     }
 
     /// The whole of a batch, as the client sent it, is on its way.
     #[inline]
     pub fn keep(&mut self, batch: &[u8], harmless: bool) {
+        if self.routed {
+            return;
+        }
         self.batch.clear();
         self.harmless = harmless;
         if batch.len() <= RERUN_BUFFER && !self.again {
@@ -41,11 +48,56 @@ impl Rerun {
         }
     }
 
-    /// The client has a word of the answer, or more than this batch is on its way.
+    /// The whole of a batch is on its way to a follower; `proven` to read, or sent there because somebody wished it.
+    pub fn keep_routed(&mut self, batch: &[u8], proven: bool) {
+        self.batch.clear();
+        self.batch.extend_from_slice(batch);
+        (self.harmless, self.again, self.routed) = (proven, false, true);
+    }
+
+    /// Whether it is on a follower, and may run on the primary.
+    #[inline]
+    pub const fn is_routed(&self) -> bool {
+        self.routed
+    }
+
+    /// Whether the batch may also run again when it is not known whether it has run.
+    #[inline]
+    pub const fn is_harmless(&self) -> bool {
+        self.harmless
+    }
+
+    /// More than this batch is on its way.
+    #[inline]
+    pub fn pass_by(&mut self) {
+        if !self.routed {
+            self.settle();
+        }
+    }
+
+    /// The client has a word of the answer.
     #[inline]
     pub fn settle(&mut self) {
         self.batch.clear();
-        self.again = false;
+        (self.again, self.routed) = (false, false);
+    }
+
+    /// The first messages of the batch, so many of which have an answer, were answered by us: what is behind them can still
+    /// be sent again. What they did is the client's by now, and on no server connection.
+    pub fn answered(&mut self, mut answers: usize) {
+        let mut at = 0;
+        while answers > 0 {
+            let rest = self.batch.get(at..).unwrap_or_default();
+            let Some(([tag, length @ ..], _)) = rest.split_first_chunk::<HEADER>() else { return self.settle() };
+            match tag {
+                b'P' | b'C' => answers -= 1,
+                // A Flush has none.
+                b'H' => {}
+                _ => return self.settle(),
+            }
+            at += 1 + u32::from_be_bytes(*length) as usize;
+        }
+        self.batch.drain(..at.min(self.batch.len()));
     }
 
     /// Whether the batch whose answer is waited for can be sent again, and was not yet.
@@ -65,6 +117,7 @@ impl Rerun {
     /// The batch to send again, if there is one: nothing of it was done.
     pub fn take(&mut self) -> Option<Vec<u8>> {
         let batch = std::mem::take(&mut self.batch);
+        self.routed = false;
         self.again = !batch.is_empty();
         self.again.then_some(batch)
     }
@@ -102,5 +155,38 @@ impl Relay {
         batch.append(&mut active.backlog.input);
         active.backlog.input = batch;
         active.resume = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgweir_harness::wire::build::{bind, close_statement, execute, flush, parse, query, sync};
+
+    use super::*;
+
+    #[test]
+    fn what_we_answered_ourselves_is_not_sent_again_and_what_is_behind_it_is() {
+        let (parse, close) = (parse("s", "SELECT 1", &[]), close_statement("t"));
+        let rest = [bind("", "s", &[]), execute("", 0), sync()].concat();
+        #[rustfmt::skip]
+        let table: [(&str, Vec<u8>, usize, &[u8]); 7] = [
+            ("nothing",              rest.clone(),                                    0, &rest),
+            ("one",                  [&parse[..], &rest].concat(),                    1, &rest),
+            ("several",              [&close[..], &parse, &parse, &rest].concat(),    3, &rest),
+            ("not all of them",      [&parse[..], &rest].concat(),                    0, &[&parse[..], &rest].concat()),
+            ("a Flush in between",   [&flush()[..], &parse, &close, &rest].concat(),  2, &rest),
+            ("not one of those",     [&query("DEALLOCATE s")[..], &rest].concat(),    1, b""),
+            ("more than there are",  parse.clone(),                                   2, b""),
+        ];
+        for (name, batch, answers, want) in table {
+            let mut rerun = Rerun::default();
+            rerun.keep(&batch, false);
+            rerun.answered(answers);
+            assert_eq!(
+                rerun.take().unwrap_or_default().escape_ascii().to_string(),
+                want.escape_ascii().to_string(),
+                "{name}"
+            );
+        }
     }
 }

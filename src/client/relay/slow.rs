@@ -53,7 +53,7 @@ impl Relay {
     pub(super) fn tell_slow(&mut self, before: Before, now: Moment) {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return };
         let (Some(slow), Some(watched)) = (&self.context.slow, &mut active.watched) else { return };
-        let after = Before::of(&self.pool.stats.borrow(), None);
+        let after = Before::of(&self.lender.stats.borrow(), None);
         if after.errors != before.errors {
             watched.refused();
         }

@@ -27,8 +27,8 @@ use crate::prepared::{
 /// What is remembered from one message to the next of the statements that they name.
 #[derive(Debug, Default)]
 pub struct Placing {
-    /// A statement that the server was asked to describe, by us.
-    pub asked: Option<u64>,
+    /// The server was asked to describe a statement, by us.
+    pub asked: bool,
     /// A statement that was parsed anew in this lease, because it was not as the client was told.
     pub renewed: Option<u64>,
     /// The portal bound last.
@@ -42,7 +42,7 @@ pub struct Placing {
 impl Placing {
     /// A lease begins.
     pub fn begin(&mut self) {
-        (self.asked, self.renewed, self.bound) = (None, None, 0);
+        (self.asked, self.renewed, self.bound) = (false, None, 0);
     }
 }
 
@@ -77,6 +77,11 @@ impl Request<'_> {
             // Parsed just now, while what is kept under a name may be older than the table is.
             return Ok(Renamed::Stripped(statement.id));
         }
+        if self.conn.pipeline.is_batch_open() && self.is_stripped_here(statement, told) {
+            self.stats.stripped += u64::from(purpose.runs);
+            self.marks.placing.bound = if told.is_known() { 0 } else { STRIPPED | statement.id };
+            return Ok(Renamed::Stripped(statement.id));
+        }
         if let Some(place) = self.conn.shelf.get(statement.id)
             && place.parsed.epoch == statement.epoch()
             && place.parsed.described.fits(told) == Fit::Same
@@ -94,6 +99,15 @@ impl Request<'_> {
             && !self.marks.changes.is_unnamed_unsettled()
     }
 
+    /// Whether it is kept under a name, and is the server's unnamed statement besides: it was parsed in this batch, to be
+    /// described. What is kept may be gone, and nothing heals a batch of whose answer the client has a part.
+    fn is_stripped_here(&self, statement: &Rc<Statement>, told: Described) -> bool {
+        let fits = |parsed: &Parsed| parsed.described.fits(told) == Fit::Same;
+        self.is_stripped(statement)
+            && matches!(&self.conn.unnamed, Held::Holds(_, parsed) if fits(parsed))
+            && self.conn.shelf.has(statement.id)
+    }
+
     #[cold]
     fn place_anew(
         &mut self,
@@ -103,6 +117,10 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        if wanted.is_known() && self.marks.placing.asked {
+            // One question at a time, so that its answer is not taken for another's: a statement is refused for what it says.
+            return Err(Stop::Unsettled);
+        }
         let renewed = self.marks.placing.renewed == Some(statement.id);
         let place = self.conn.shelf.get(statement.id).filter(|place| place.parsed.epoch == statement.epoch());
         if let Some(Parsed { described, renewed: is_new, .. }) = place.map(|place| place.parsed) {
@@ -111,7 +129,6 @@ impl Request<'_> {
                     self.marks.placing.bound = statement.id;
                     return Ok(Renamed::To(statement.id));
                 }
-                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
                 Fit::Unknown | Fit::Other if is_new && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(Renamed::Same);
@@ -185,13 +202,15 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
         let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
+        if wanted.is_known() && self.marks.placing.asked {
+            return Err(Stop::Unsettled);
+        }
         let renewed = self.marks.placing.renewed == Some(statement.id);
         if self.is_stripped(statement)
             && let Held::Holds(_, parsed) = &self.conn.unnamed
         {
             match parsed.described.fits(wanted) {
                 Fit::Same => return Ok(()),
-                Fit::Unknown if self.is_asked(statement) => return Err(Stop::Unsettled),
                 Fit::Unknown | Fit::Other if parsed.renewed && renewed => {
                     self.refuse_stale(statement, plan);
                     return Ok(());
@@ -218,13 +237,9 @@ impl Request<'_> {
         plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
     }
 
-    fn is_asked(&self, statement: &Statement) -> bool {
-        self.marks.placing.asked == Some(statement.id)
-    }
-
     /// The server is asked how it describes what it was just given. What waits for the answer stops here.
     fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
-        self.marks.placing.asked = Some(statement.id);
+        self.marks.placing.asked = true;
         self.marks.placing.renewed = Some(statement.id);
         self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
         self.renamed(b'D', renamed, plan);

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
+use crate::prepared::AUDIT;
 use crate::settings::{self, Profiles};
 
 const ONE: &str = "SELECT $1::int";
@@ -96,6 +97,45 @@ fn each_message_becomes_what_the_server_is_to_get() {
 }
 
 #[test]
+fn a_client_that_listens_does_so_in_front_of_what_may_do_more_than_read_and_behind_nothing() {
+    let listening = || {
+        let mut desk = Desk::new();
+        desk.channels = vec![Box::from(&b"c"[..]), Box::from(&b"d\"e"[..])];
+        desk
+    };
+    let done = |tag: &str| [reply::done(tag), reply::ready(b'I')].concat();
+    let listen = query("LISTEN \"c\";LISTEN \"d\"\"e\";");
+    let (read, write) = (query("SELECT a FROM t"), query("INSERT INTO t VALUES (1)"));
+    let mut desk = listening();
+    // A read goes alone, and what may do more waits for its end: a cancel request is the read's until then.
+    let (sent, stop) = desk.client(&[read.clone(), write.clone()].concat());
+    assert_eq!((sent, stop), (read.clone(), Stop::Unsettled));
+    assert!(!desk.marks.listens_too && !desk.aside.replaying);
+    desk.server(&done("SELECT 0"));
+    let (sent, stop) = desk.client(&[write.clone(), read.clone()].concat());
+    assert_eq!(sent.escape_ascii().to_string(), [&*listen, &write, &write, &read].concat().escape_ascii().to_string());
+    assert_eq!(stop, Stop::Short);
+    assert!(desk.marks.listens_too && desk.marks.listening && desk.aside.replaying);
+    desk.server(&done("LISTEN"));
+    assert!(!desk.aside.replaying, "from now on a cancel request reaches what it is for");
+    // Nor does it listen behind an audit, which would not tell of it.
+    let mut desk = listening();
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+    assert_eq!(desk.client(&write), (vec![], Stop::Unsettled));
+    // What a batch has in it is not known at its beginning.
+    let mut desk = listening();
+    let batch = [parse("", "SELECT a FROM t", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    assert_eq!(desk.client(&batch), ([listen, batch.clone()].concat(), Stop::Short));
+    // In a transaction it is too late.
+    let mut desk = listening();
+    desk.channels.clear();
+    desk.client(&query("BEGIN"));
+    desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+    desk.channels = listening().channels;
+    assert_eq!(desk.client(&write), (write.clone(), Stop::Short));
+}
+
+#[test]
 fn a_name_of_ours_in_a_clients_mouth_names_nothing() {
     let mut desk = prepared();
     desk.next_client();
@@ -137,6 +177,47 @@ fn the_unnamed_statement_of_another_is_not_bound_behind_batches_that_failed_toge
     let (sent, _) = desk.client(&[bind("", "s", &[]), sync()].concat());
     let want = [parse("", ONE, &[]), bind("", "", &[]), sync()].concat();
     assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+}
+
+/// The answer to a `Describe` of a statement with one parameter and one column, both of type `kind`.
+fn described(kind: u8) -> Vec<u8> {
+    let parameters = message(b't', &[0, 1, 0, 0, 0, kind]);
+    let rows =
+        message(b'T', &[&b"\0\x01a\0"[..], &[0; 6], &[0, 0, 0, kind, 0, 4, 255, 255, 255, 255], &[0; 2]].concat());
+    [parameters, rows].concat()
+}
+
+#[test]
+fn the_answer_to_one_question_is_not_taken_for_that_to_the_next() {
+    const TWO: &str = "SELECT $1::bool";
+    let mut desk = Desk::new();
+    // The client was told of two statements, which the server does not have any more.
+    for (name, text, kind) in [("s", ONE, 23), ("t", TWO, 16)] {
+        desk.client(&[parse(name, text, &[]), describe_statement(name), sync()].concat());
+        desk.server(&[reply::bare(b'1'), described(kind), reply::ready(b'I')].concat());
+    }
+    desk.conn.shelf.clear();
+    let (one, two) = (desk.name(1), desk.name(2));
+    let run = |name: &str| [bind("", name, &[Some(b"1")]), execute("", 0)].concat();
+    let asks = |name: &str, text: &str| [parse(name, text, &[]), describe_statement(name), flush()].concat();
+    // What it describes itself is parsed for that, and once more to be compared.
+    let (sent, stop) = desk.client(&[describe_statement("s"), run("s"), run("t"), sync()].concat());
+    let first = [parse(&one, ONE, &[]), describe_statement(&one), close_statement(&one), asks(&one, ONE)].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (first.escape_ascii().to_string(), Stop::Unsettled));
+    // Its own description says it all: it is bound, and ours is still to come.
+    desk.server(&[reply::bare(b'1'), described(23)].concat());
+    let (sent, stop) = desk.client(b"");
+    assert_eq!((sent.escape_ascii().to_string(), stop), (run(&one).escape_ascii().to_string(), Stop::Unsettled));
+    // Now the other one is asked about, and only that answer is an answer.
+    desk.server(&[reply::bare(b'3'), reply::bare(b'1'), described(23)].concat());
+    let (sent, stop) = desk.client(b"");
+    let second = asks(&two, TWO);
+    assert_eq!((sent.escape_ascii().to_string(), stop), (second.escape_ascii().to_string(), Stop::Unsettled));
+    assert_eq!(desk.client(b""), (vec![], Stop::Unsettled));
+    desk.server(&[reply::bare(b'2'), reply::done("SELECT 1"), reply::bare(b'1'), described(16)].concat());
+    let (sent, stop) = desk.client(b"");
+    let rest = [run(&two), sync()].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (rest.escape_ascii().to_string(), Stop::Short));
 }
 
 #[test]

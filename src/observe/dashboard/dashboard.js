@@ -7,12 +7,15 @@ const REST_EVERY_MS = 2000;
 const ASK_LIMIT_MS = 8000;
 const SHOWN_SECONDS = 900;
 const HOLDERS_SHOWN = 100;
+const COUNTED_MS = 60000;
 
 const $ = (id) => document.getElementById(id);
 let token = "";
 let limits = null;
 let series = { columns: [], rows: [] };
 let blame = null;
+// What the pools had counted at the moments of the last minute.
+let counted = [];
 const fresh = { limits: 0, blame: 0, series: 0 };
 const drawn = {};
 const failed = { limits: "", blame: "", series: "" };
@@ -47,6 +50,17 @@ const WORDS = {
   listen: "LISTEN", temp: "temporary table", advisory_lock: "advisory lock", hold_cursor: "WITH HOLD cursor",
   prepare: "SQL PREPARE", load: "LOAD", settings: "many settings", startup: "start-up parameter",
   statements: "prepared statements", unknown: "unknown effect",
+};
+const STATES = {
+  serving: "serves", unknown: "not known yet", unshown: "not yet shown to be on the primary's timeline", lagging: "too far behind",
+  out: "failed lately", primary: "follows nobody", other_system: "not the primary's system", other_history: "another history",
+  twin: "the same server as another", other_settings: "other settings than the primary",
+};
+const REASONS = {
+  unknown: "not known what it does", write: "writes", lock: "locks", function: "functions not known to read",
+  relation: "tables that followers do not have", server: "about the server or session", session: "session", serializable: "serializable",
+  open: "batches that do not end, or too long", transaction: "transactions that may write", no_follower: "no follower to be used",
+  stale: "no follower fresh enough", rerun: "failed on a follower", hint_primary: "asked for",
 };
 const word = (key) => WORDS[key] || key;
 
@@ -134,7 +148,7 @@ function show() {
     state(problem ? "retrying" : "live", problem ? "warn" : "good", problem);
   }
   $("version").textContent = limits.version;
-  for (const [what, draws] of [["limits", [showTiles, showLimits]], ["series", [showTiles, showCharts]], ["blame", [showHolders]]]) {
+  for (const [what, draws] of [["limits", [showTiles, showLimits, showFollowers]], ["series", [showTiles, showCharts]], ["blame", [showHolders]]]) {
     if (drawn[what] !== fresh[what]) draws.forEach((draw) => draw());
     drawn[what] = fresh[what];
   }
@@ -276,6 +290,67 @@ function trend(limit) {
   return text + (limit.exhausted_in_seconds === null ? "" : ", no room in " + seconds(limit.exhausted_in_seconds));
 }
 
+// ---- followers ----
+
+const poolKey = (server, pool) => server.server + "\n" + poolName(pool) + "\n" + pool.role;
+const TO_FOLLOWERS = ["read", "read_only", "hint"];
+
+function takeLimits(answer) {
+  limits = answer;
+  const now = Date.now();
+  const pools = new Map(answer.servers.flatMap((server) => server.pools.map((pool) => [poolKey(server, pool), pool])));
+  counted = counted.filter((moment) => now - moment.at < COUNTED_MS).concat({ at: now, pools });
+}
+
+// What was counted in the last minute; of a pool that began anew, since then.
+function since(key, count) {
+  const newest = counted[counted.length - 1].pools.get(key);
+  const oldest = counted[0].pools.get(key);
+  const before = counted.length > 1 && oldest ? count(oldest) : 0;
+  return count(newest) >= before ? count(newest) - before : count(newest);
+}
+
+function showFollowers() {
+  const all = limits.servers.flatMap((server) => server.pools.map((pool) => ({ server, pool, key: poolKey(server, pool) })));
+  const followers = all.filter(({ pool }) => pool.follower);
+  $("followers").hidden = followers.length === 0;
+  if (!followers.length) return;
+  const transactions = ({ key }) => since(key, (pool) => pool.transactions);
+  const percent = (part, whole) => (whole ? Math.round(part / whole * 1000) / 10 + " %" : "–");
+  $("routed").textContent = counted.length > 1 ? "in the last minute" : "so far";
+  $("follower-rows").replaceChildren(...followers.map((follower) => {
+    const { server, pool } = follower;
+    const mates = all.filter((other) => poolName(other.pool) === poolName(pool));
+    const sum = mates.map(transactions).reduce((a, b) => a + b, 0);
+    const { state, lag_seconds: lag, lag_bytes: bytes } = pool.follower;
+    const cell = (label, kind, text, below) => {
+      const td = make("td", kind, make("span", "", text));
+      td.dataset.label = label;
+      if (below) td.append(make("span", "quiet", below));
+      return td;
+    };
+    return make("tr", "",
+      cell("Server", "name", server.server),
+      cell("Pool", "name", poolName(pool)),
+      cell("State", state === "serving" ? "" : "alarm", STATES[state] || state),
+      cell("Behind", "", lag === null ? "–" : seconds(lag), bytes === null ? "" : count(bytes, "byte", "bytes")),
+      cell("Transactions", "", percent(transactions(follower), sum), whole(transactions(follower))));
+  }));
+  $("routes").replaceChildren(...all.filter(({ pool }) => pool.routes).map(({ pool, key }) => {
+    const of = (reason) => since(key, (pool) => (pool.routes || {})[reason] || 0);
+    const reasons = Object.keys(pool.routes).map((reason) => [reason, of(reason)]).filter(([, n]) => n > 0).sort((a, b) => b[1] - a[1]);
+    const sum = (some) => some.reduce((total, [, n]) => total + n, 0);
+    const total = sum(reasons);
+    const away = sum(reasons.filter(([reason]) => TO_FOLLOWERS.includes(reason)));
+    const home = reasons.filter(([reason]) => !TO_FOLLOWERS.includes(reason)).map(([reason, n]) => (REASONS[reason] || reason) + " " + percent(n, total));
+    const reruns = since(key, (pool) => pool.reruns), waits = since(key, (pool) => pool.read_waits);
+    return make("p", "", poolName(pool) + ": " + percent(away, total) + " of " + count(total, "transaction", "transactions") + " to followers"
+      + (home.length ? "; to the primary: " + home.join(", ") : "")
+      + (reruns ? "; " + count(reruns, "was run again", "were run again") : "")
+      + (waits ? "; " + count(waits, "read waited", "reads waited") + " for a look at the primary" : ""));
+  }));
+}
+
 // ---- series ----
 
 const CHARTS = [
@@ -385,7 +460,7 @@ $("login").addEventListener("submit", (event) => {
 });
 document.addEventListener("visibilitychange", wakeAll);
 setInterval(() => { if (fresh.limits) show(); }, 1000);
-keepAsking("limits", "/limits", LIMITS_EVERY_MS, (answer) => { limits = answer; });
+keepAsking("limits", "/limits", LIMITS_EVERY_MS, takeLimits);
 keepAsking("blame", "/blame", REST_EVERY_MS, (answer) => { blame = answer; });
 keepAsking("series", () => "/series" + (series.rows.length ? "?since=" + series.rows[series.rows.length - 1][0] : ""),
   REST_EVERY_MS, takeSeries);

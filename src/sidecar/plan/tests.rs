@@ -71,7 +71,7 @@ fn the_application_gets_rewritten_urls_and_the_originals_beside_them() {
     let plan = plan(&pairs);
     let addresses = [SocketAddr::from(([127, 0, 0, 1], 4000)), SocketAddr::from(([127, 0, 0, 1], 4001))];
     let changes = |own: &str| {
-        let changes = plan.changes(&addresses, &wishes, |name| name == own);
+        let changes = plan.changes(&addresses, &[], &wishes, |name| name == own);
         changes.into_iter().map(|(name, value)| format!("{name}={}", value.to_string_lossy())).collect::<Vec<_>>()
     };
     let want = [
@@ -189,4 +189,44 @@ fn sigterm_is_passed_on_unless_the_platform_sends_it_to_everyone() {
         let (wishes, _) = Wishes::read(&variables(pairs));
         assert_eq!(wishes.passes_term(is_init), want, "{name}");
     }
+}
+
+#[test]
+fn other_urls_of_the_same_database_are_candidates_for_followers_where_reads_are_routed() {
+    let pairs = |routing: &'static str| {
+        [
+            ("DATABASE_URL", A),
+            ("HEROKU_POSTGRESQL_PINK_URL", A),
+            ("HEROKU_POSTGRESQL_RED_URL", B),
+            ("HEROKU_POSTGRESQL_TEAL_URL", "postgres://u:p@three/d"),
+            ("HEROKU_POSTGRESQL_GRAY_URL", "postgres://u:q@four/d"),
+            ("HEROKU_POSTGRESQL_CYAN_URL", "postgres://u:p@five/e"),
+            ("PGWEIR_READ_ROUTING", routing),
+        ]
+    };
+    let addresses: Vec<SocketAddr> = (0..4).map(|port| SocketAddr::from(([127, 0, 0, 1], 7000 + port))).collect();
+    let of = |pairs: &[(&str, &str)]| {
+        let (plan, variables) = (plan(pairs), variables(pairs));
+        let configure = |index| Arc::new(plan.configure(index, &[], &variables).unwrap());
+        let configs: Vec<Arc<Config>> = (0..plan.groups.len()).map(configure).collect();
+        let (wishes, _) = Wishes::read(&variables);
+        let changes = plan.changes(&addresses, &configs, &wishes, |_| false);
+        let url = changes.into_iter().find(|(name, _)| name == FOLLOWER_URL).map(|(_, url)| url.into_string().unwrap());
+        (configs, url)
+    };
+    let (configs, url) = of(&pairs("auto"));
+    let followers = configs[0].databases["d"].followers.clone().unwrap();
+    let hosts: Vec<&str> = followers.all().iter().map(|follower| follower.host.as_str()).collect();
+    assert_eq!(hosts, ["two", "three"]);
+    assert_eq!(configs[0].databases["d_followers"].followers_of.as_deref(), Some("d"));
+    assert_eq!(configs[0].databases["d_followers"].dbname.as_deref(), Some("d"));
+    assert!(configs[1..].iter().all(|config| config.databases.values().all(|entry| entry.followers.is_none())));
+    assert_eq!(url.as_deref(), Some("postgres://u:p@127.0.0.1:7000/d_followers?sslmode=disable"));
+
+    // Without any, it is the primary.
+    let (_, url) = of(&[("DATABASE_URL", A), ("PGWEIR_READ_ROUTING", "hinted")]);
+    assert_eq!(url.as_deref(), Some("postgres://u:p@127.0.0.1:7000/d?sslmode=disable"));
+    // Who does not ask for it has nothing of it.
+    let (configs, url) = of(&pairs("off"));
+    assert_eq!((configs[0].databases["d"].followers.as_ref(), configs[0].databases.len(), url), (None, 2, None));
 }

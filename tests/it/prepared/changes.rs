@@ -20,11 +20,11 @@ const CHANGES: [(&str, bool); 6] = [
 const MAKE: &str = "DROP TABLE IF EXISTS t; CREATE TABLE t AS SELECT 7 AS a, 'b'::text AS b";
 
 /// Body of the answer's message with this tag, if there is one.
-fn body(messages: &[Message], tag: u8) -> Option<&[u8]> {
+pub(super) fn body(messages: &[Message], tag: u8) -> Option<&[u8]> {
     messages.iter().find(|message| message.tag == tag).map(|message| &*message.body)
 }
 
-async fn exchange(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
+pub(super) async fn exchange(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
     client.send(&messages.concat()).await.unwrap();
     client.recv_until_ready().await.unwrap()
 }
@@ -119,7 +119,7 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
     }
 }
 
-fn code(messages: &[Message]) -> &str {
+pub(super) fn code(messages: &[Message]) -> &str {
     let Some(error) = body(messages, b'E') else { return "" };
     let field = error.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(b"C"));
     std::str::from_utf8(field.unwrap()).unwrap()
@@ -130,7 +130,7 @@ async fn a_client_that_was_told_nothing_does_not_notice_what_pooling_has_broken(
     for mode in ["rewrite", "adaptive", "strip"] {
         let site = Site::start(&[("default_pool_size", "2"), ("prepared_statements", mode)]);
         site.place.psql(&format!("SET ROLE {}; {MAKE}", site.name()));
-        let wipe = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'";
+        let wipe = "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS 'BEGIN DEALLOCATE ALL; END'";
         site.place.psql(wipe);
         let (mut client, mut other) = (site.client().await, site.client().await);
         prepare(&mut client, "s1", "SELECT * FROM t WHERE a = 7").await;

@@ -98,6 +98,7 @@ enum Order {
     CutAll,
     HalfClose(Direction),
     RefuseNew(bool),
+    LeadTo(SocketAddr),
     Open,
 }
 
@@ -123,10 +124,26 @@ impl FaultProxy {
     ///
     /// [`HarnessError::Io`] without a port or a thread.
     pub fn start(target: SocketAddr) -> Result<Self, HarnessError> {
+        Self::launch(target, first_listener)
+    }
+
+    /// Starts a proxy to `target` on this address of this machine: on Linux all of 127.0.0.0/8 are.
+    ///
+    /// # Errors
+    ///
+    /// [`HarnessError::Io`] without a thread, or if the port is taken.
+    pub fn start_at(address: SocketAddr, target: SocketAddr) -> Result<Self, HarnessError> {
+        Self::launch(target, || Ok((listen(address).doing("listening on", address.to_string())?, address)))
+    }
+
+    fn launch(
+        target: SocketAddr,
+        listener: impl FnOnce() -> Result<(TcpListener, SocketAddr), HarnessError>,
+    ) -> Result<Self, HarnessError> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().doing("starting", "a runtime")?;
         let (listener, address) = {
             let _entered = runtime.enter();
-            first_listener()?
+            listener()?
         };
         let (faults, seen) = watch::channel(Faults::default());
         let (orders, received) = mpsc::unbounded_channel();
@@ -203,6 +220,11 @@ impl FaultProxy {
     /// Refuses new connections (the port is closed) until called with false.
     pub fn refuse_new(&self, on: bool) {
         self.order(Order::RefuseNew(on));
+    }
+
+    /// Leads new connections to another target, as a name or a balancer does after a failover; the others stay where they are.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.order(Order::LeadTo(target));
     }
 
     /// Ends all faults that last: black holes, delays, single bytes, refusal, a cut not yet spent.
@@ -300,6 +322,7 @@ impl Proxy {
         let open = self.relays.len();
         match order {
             Order::Open => {}
+            Order::LeadTo(target) => self.target = target,
             Order::HalfClose(direction) => {
                 for relay in self.relays.values() {
                     relay.half_close(direction);

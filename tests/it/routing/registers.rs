@@ -1,0 +1,213 @@
+//! Histories of registers that many clients write and read while replay is held back at random: no read sees less than its
+//! level of freshness promises. And the checker is seen to find what it looks for.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use pgweir_harness::{PgweirOptions, wait_until};
+
+use super::{Family, family};
+use crate::figures;
+use crate::stage::{Dice, SOON, Stage, run, succeed, value};
+use crate::support::metric_in;
+
+/// Clients of a history; each writes a register of its own, and reads those of all.
+const CLIENTS: usize = 12;
+
+/// How old a read may be at the level `bounded`.
+const STALENESS: Duration = Duration::from_millis(100);
+
+/// The levels that promise something.
+const LEVELS: [&str; 4] = ["session", "pool", "bounded", "fleet"];
+
+/// What everybody knows of a history.
+struct History {
+    level: &'static str,
+    /// Of each register: what was acknowledged, and when.
+    acknowledged: RefCell<Vec<Vec<(u64, Instant)>>>,
+    reads_left: Cell<u64>,
+    reads: Cell<u64>,
+    stale: Cell<u64>,
+    example: RefCell<String>,
+}
+
+impl History {
+    /// What a read of `register` by `reader` that begins now has to see at least.
+    fn floor(&self, register: usize, reader: usize) -> u64 {
+        let all = self.acknowledged.borrow();
+        let told = &all[register];
+        let last = told.last().map_or(0, |(value, _)| *value);
+        match self.level {
+            "session" if register != reader => 0,
+            "bounded" => {
+                let past = Instant::now().checked_sub(STALENESS).unwrap();
+                told.iter().rev().find(|(_, at)| *at <= past).map_or(0, |(value, _)| *value)
+            }
+            // What nobody promises is looked for all the same.
+            _ => last,
+        }
+    }
+}
+
+async fn play_client(stage: &Stage<'_>, history: &History, number: usize, seed: u64) {
+    let mut dice = Dice::new(seed.wrapping_add(number as u64));
+    let mut client = stage.client().await;
+    let mut written = 0;
+    while history.reads_left.get() > 0 {
+        if dice.once_in(5) {
+            written += 1;
+            succeed(&mut client, &format!("UPDATE registers SET value = {written} WHERE id = {number}")).await;
+            let mut all = history.acknowledged.borrow_mut();
+            all[number].push((written, Instant::now()));
+        }
+        let register = dice.index(CLIENTS);
+        let floor = history.floor(register, number);
+        let sql = format!("SELECT value FROM registers WHERE id = {register}");
+        let got: u64 = if dice.once_in(2) {
+            value(&mut client, &sql).await.parse().unwrap()
+        } else {
+            let id = register.to_string();
+            let outcome = client.extended("SELECT value FROM registers WHERE id = $1", &[Some(&id)]).await.unwrap();
+            outcome.value().unwrap_or_else(|| panic!("{outcome:?}")).parse().unwrap()
+        };
+        history.reads_left.set(history.reads_left.get().saturating_sub(1));
+        history.reads.set(history.reads.get() + 1);
+        if got < floor {
+            history.stale.set(history.stale.get() + 1);
+            *history.example.borrow_mut() = format!("client {number} read {got} of register {register}, not {floor}");
+        }
+    }
+}
+
+/// What came of a history.
+#[derive(Debug)]
+struct Outcome {
+    reads: u64,
+    /// Of these on followers, about: what was published of them.
+    elsewhere: f64,
+    /// Those that saw less than was promised.
+    stale: u64,
+    example: String,
+}
+
+/// Plays a history of so many reads at this level.
+fn play(family: &Family, level: &'static str, reads: u64, kills: bool, mutant: Option<&PathBuf>) -> Outcome {
+    let seed = Dice::seed(level);
+    let staleness = format!("{}ms", STALENESS.as_millis());
+    let settings = [("read_freshness", level), ("read_max_staleness", &staleness)];
+    let stage = family.stage_with(&settings, |options| match mutant {
+        None => options,
+        Some(bin) => PgweirOptions {
+            bin: Some(bin.clone()),
+            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), "Freshness".to_owned())],
+            ..options
+        },
+    });
+    stage.own_sql(&format!(
+        "CREATE TABLE registers (id int PRIMARY KEY, value bigint); \
+         INSERT INTO registers SELECT n, 0 FROM generate_series(0, {CLIENTS} - 1) n"
+    ));
+    stage.sql(&format!("ALTER ROLE {} RESET log_statement", stage.name()));
+    for follower in &family.followers {
+        family.primary.await_replay(follower, SOON).unwrap();
+    }
+    let history = History {
+        level,
+        acknowledged: RefCell::new(vec![Vec::new(); CLIENTS]),
+        reads_left: Cell::new(reads),
+        reads: Cell::new(0),
+        stale: Cell::new(0),
+        example: RefCell::default(),
+    };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let chaos = scope.spawn(|| disturb(family, seed, kills, &over));
+        run(Duration::from_mins(20), async {
+            join_all((0..CLIENTS).map(|number| play_client(&stage, &history, number, seed))).await;
+        });
+        over.store(true, Ordering::Relaxed);
+        chaos.join().unwrap();
+    });
+    // What followers count, they forget when they are killed. Published once a second.
+    let on_followers = || {
+        let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+        metric_in(&body, "pgweir_routes_total", &["reason=\"read\""])
+    };
+    wait_until(SOON, || on_followers() > 0.0);
+    let elsewhere = on_followers();
+    let example = history.example.into_inner();
+    Outcome { reads: history.reads.get(), elsewhere, stale: history.stale.get(), example }
+}
+
+/// Holds replay back now and then, on one follower or the other; kills one now and then, too.
+fn disturb(family: &Family, seed: u64, kills: bool, over: &AtomicBool) {
+    let mut dice = Dice::new(seed ^ 0x5eed);
+    while !over.load(Ordering::Relaxed) {
+        let follower = dice.pick(&family.followers);
+        if kills && dice.once_in(12) {
+            follower.kill_hard();
+            thread::sleep(dice.time_below(Duration::from_millis(50)));
+            follower.restart().unwrap();
+        } else {
+            let act = if dice.once_in(3) { "pause" } else { "resume" };
+            follower.psql("postgres", &format!("SELECT pg_wal_replay_{act}()")).unwrap();
+        }
+        thread::sleep(dice.time_below(Duration::from_millis(150)));
+    }
+    family.resume();
+}
+
+/// Each level holds what it promises; and reads do go to followers meanwhile.
+fn hold(name: &str, reads: u64, kills: bool) -> Vec<String> {
+    let mut told = Vec::new();
+    for level in LEVELS {
+        let mut family = family();
+        family.mend();
+        let outcome = play(&family, level, reads, kills, None);
+        println!("{name}: {level}: {outcome:?}");
+        assert_eq!(outcome.stale, 0, "{level}: {}", outcome.example);
+        assert!(outcome.reads >= reads && outcome.elsewhere > 0.0, "{level}: {outcome:?}");
+        told.push(format!("{level} {} reads, about {} on followers, 0 stale", outcome.reads, outcome.elsewhere));
+    }
+    told
+}
+
+#[test]
+fn no_read_sees_less_than_its_level_of_freshness_promises() {
+    hold("ordinary", 10_000, true);
+}
+
+#[test]
+fn the_checker_finds_stale_reads_where_nothing_is_promised() {
+    let mut family = family();
+    family.mend();
+    let outcome = play(&family, "eventual", 4_000, false, None);
+    println!("{outcome:?}");
+    assert!(outcome.stale > 0, "{outcome:?}");
+}
+
+#[test]
+#[ignore = "long: 100 000 reads at each level"]
+fn no_read_of_a_long_history_sees_less_than_its_level_of_freshness_promises() {
+    const NAME: &str = "no_read_of_a_long_history_sees_less_than_its_level_of_freshness_promises";
+    figures::record("routing", NAME, &hold(NAME, 100_000, true).join("; "));
+}
+
+#[test]
+#[ignore = "long: builds pgweir once more"]
+fn the_checker_catches_a_pooler_without_the_check_of_positions() {
+    const NAME: &str = "the_checker_catches_a_pooler_without_the_check_of_positions";
+    let bin = crate::isolation::mutant();
+    let family = family();
+    let outcome = play(&family, "pool", 20_000, false, Some(&bin));
+    assert!(outcome.stale > 0, "{outcome:?}");
+    figures::record(
+        "routing",
+        NAME,
+        &format!("{} of {} reads saw too little: {}", outcome.stale, outcome.reads, outcome.example),
+    );
+}
