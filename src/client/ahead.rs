@@ -65,10 +65,12 @@ impl Ahead {
                 Ok(Scanned::Part { tag: b'Q' | b'P', body_len, .. }) if body_len as usize <= text_max => {
                     return at(len, Edge::Short);
                 }
-                Ok(Scanned::Part { tag, .. }) => {
+                Ok(Scanned::Part { tag, seen, .. }) => {
                     // What a long text does is not known before its end.
-                    if matches!(tag, b'Q' | b'P' | b'F') {
-                        see(Piece::Untold);
+                    match tag {
+                        b'Q' | b'P' | b'F' => see(Piece::Untold),
+                        b'B' => see(Bind::parse(seen).map_or(Piece::Untold, |bind| Piece::Names(bind.statement))),
+                        _ => {}
                     }
                     return at(len, Edge::Inside);
                 }
@@ -218,7 +220,7 @@ mod tests {
             ("too long a text, cut", query(&"x".repeat(4 * BATCH_MAX))[..99].to_vec(), 0, Edge::Inside, &["?"]),
             ("data",              copy_data(b"x"),                               0,              Edge::Open,   &[]),
             ("too long",          [big.clone(), sync()].concat(),                big.len(),      Edge::Open,   &["@s"]),
-            ("too long, the front", big[..99].to_vec(),                          0,              Edge::Inside, &[]),
+            ("too long, the front", big[..99].to_vec(),                          0,              Edge::Inside, &["@s"]),
         ];
         for (name, input, len, edge, pieces) in table {
             let (got_len, got_edge, got_pieces) = look(&input);

@@ -441,19 +441,35 @@ impl Answer<'_> {
     fn is_followers_own(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<bool, Heard> {
         let (name, value) = backend::parameter_status(body).unwrap_or_default();
         let tells_of_recovery = name == b"in_hot_standby";
-        if tells_of_recovery && value == b"off" && self.rules.elsewhere && !self.aside.healing {
-            // It was promoted before it had answered: what it said is of another history.
-            self.forget(plan);
-            if !self.rules.harmless {
-                // And what it did may be there to stay.
-                return Err(Heard::Lost(Lost::Protocol));
-            }
-            self.aside.healing = true;
-            self.aside.unserved = Some(Unserved::Promoted);
+        if tells_of_recovery && value == b"off" {
+            self.promoted(plan)?;
         }
         // Since 14 a reload is told in the answer of whatever comes next.
         let sets = self.marks.tainted || self.marks.unsettled;
         Ok(tells_of_recovery || !sets || self.conn.pipeline.front().is_none())
+    }
+
+    /// The follower says that it is none any more. It says so once: nobody else is lent the server connection.
+    #[cold]
+    fn promoted(&mut self, plan: &mut Plan<'_>) -> Result<(), Heard> {
+        self.conn.littered = true;
+        let is_clients = self.conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Pooler);
+        if is_clients && !self.rules.elsewhere {
+            // The client was told something: its transaction, which only reads, ends there.
+            return Ok(());
+        }
+        self.aside.unserved = Some(Unserved::Promoted);
+        if is_clients && self.aside.healing {
+            return Ok(());
+        }
+        // It was promoted before it had answered: what it said is of another history.
+        self.forget(plan);
+        if !is_clients || !self.rules.harmless {
+            // In the answer to a query of ours, that to the client's is still to come; and what it did may be there to stay.
+            return Err(Heard::Lost(Lost::Protocol));
+        }
+        self.aside.healing = true;
+        Ok(())
     }
 
     /// A name is told without the tag. True if that was it.

@@ -608,6 +608,7 @@ impl Relay {
         let was_settled = conn.pipeline.is_settled();
         let in_transaction = conn.pipeline.status() != TxStatus::Idle;
         let first = rerun::is_first(conn, was_settled);
+        let listened = active.marks.listens_too;
         active.marks.harmless = first;
         active.marks.placing.named = false;
         let scanner = context.slow.as_ref().map(|_| self.scanner);
@@ -646,7 +647,7 @@ impl Relay {
             let sent = input.get(..used).unwrap_or_default();
             slow::note(&mut active.watched, lease, scanner, sent, &self.statements, &active.marks.changes);
         }
-        if used > 0 {
+        if used > 0 || active.marks.listens_too && !listened {
             active.sent();
         }
         if active.marks.defines {

@@ -395,10 +395,23 @@ impl Request<'_> {
         Ok(())
     }
 
+    /// Whether the front of a message is passed on: else its end, which may never come, is waited for.
+    #[cold]
+    fn streams(&self, tag: Tag, body_len: u32, seen: &[u8]) -> bool {
+        let is_long = body_len as usize > self.inspect_max;
+        match tag {
+            Tag::Query => is_long,
+            Tag::Parse => is_long && memchr::memchr(0, seen).is_some(),
+            Tag::Bind => Bind::parse(seen).is_ok(),
+            Tag::FunctionCall => true,
+            _ => false,
+        }
+    }
+
     /// The front of a message whose end has not arrived. False: wait for more of it.
     fn part(&mut self, tag: u8, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
         let tag = Tag::from_byte(tag).map_err(|_| Stop::Tag(tag))?;
-        if self.channels.is_some() && (tag != Tag::Query || body_len as usize > self.inspect_max) {
+        if self.channels.is_some() && self.streams(tag, body_len, seen) {
             self.listen_if_needed(tag, b"", plan)?;
         }
         match tag {

@@ -167,6 +167,11 @@ impl Verdict {
         matches!(self.begin, Begin::Yes(says) if says.unwrap_or(at.read_only == Some(true)))
     }
 
+    /// Whether no more than one text was seen.
+    pub const fn is_alone(&self) -> bool {
+        self.texts <= 1
+    }
+
     /// Whether the texts seen open a transaction.
     #[must_use]
     pub const fn begins(&self) -> bool {

@@ -75,9 +75,7 @@ impl Pool {
     pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
         let size = self.size(oldest_wait);
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
-        // Behind a failure one finds out for all.
-        let most = if self.backoff.borrow().failures == 0 { self.limits.max_server_logins } else { 1 };
-        self.open() < size && !paused && self.logging_in.get() < most
+        self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
     }
 
     async fn dial(self: Rc<Self>, permit: Permit) {
@@ -177,13 +175,13 @@ impl Pool {
     /// Notes a failure of a login that began then; the next one waits for the pause returned.
     pub(super) fn pause(&self, error: &DialError, begun: Instant) -> Duration {
         let (mut backoff, now) = (self.backoff.borrow_mut(), self.clock.now());
-        backoff.trouble = error.for_client();
-        backoff.refusal = None;
         if let (Some(failed), Some(until)) = (backoff.failed, backoff.not_before)
             && begun <= failed
         {
             return until.saturating_duration_since(now);
         }
+        backoff.trouble = error.for_client();
+        backoff.refusal = None;
         let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
         backoff.failures += 1;
         let longest = self.limits.server_login_retry.max(FIRST_PAUSE);

@@ -271,6 +271,11 @@ impl Replicas {
         self.group.borrow_mut().wrote_on(&conn.incarnation);
     }
 
+    /// One that may have written is over, wherever it ran.
+    pub fn stamp_moment(&self, now: Moment) {
+        self.written.set(Some(now));
+    }
+
     /// Whether `conn` leads to the very server whose position `choose` relied on.
     #[must_use]
     pub fn vouches(&self, conn: &ServerConn, seat: Seat) -> bool {

@@ -419,6 +419,29 @@ fn a_client_knows_its_own_notifications_by_its_process_id() {
 }
 
 #[test]
+fn who_listens_and_deallocates_hears_on_and_who_deallocates_behind_sequences_is_answered() {
+    let stage = Stage::new(&[("default_pool_size", "3")]);
+    let prepare = [build::parse("s", "SELECT 1", &[]), build::sync()].concat();
+    run(Duration::from_mins(1), async {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        client.send(&prepare).await.unwrap();
+        assert_eq!(client.outcome().await.unwrap().error, None);
+        succeed(&mut client, "LISTEN a").await;
+        is_released(&stage, 1);
+        succeed(&mut client, "DEALLOCATE s").await;
+        succeed(&mut other, "NOTIFY a, 'still'").await;
+        assert_eq!(payload(&mut client).await, "still");
+        // From now on every lease of the pool begins with a query of ours.
+        assert_eq!(other.query("SELECT lastval()").await.unwrap().sqlstate(), "55000");
+        other.send(&prepare).await.unwrap();
+        assert_eq!(other.outcome().await.unwrap().error, None);
+        succeed(&mut other, "DEALLOCATE s").await;
+        succeed(&mut other, "NOTIFY a, 'and on'").await;
+        assert_eq!(payload(&mut client).await, "and on");
+    });
+}
+
+#[test]
 fn who_does_not_take_its_notifications_is_ended_and_nobody_else() {
     let stage = Stage::new(&[("default_pool_size", "3")]);
     run(Duration::from_mins(2), async {

@@ -285,6 +285,21 @@ fn what_a_follower_said_before_it_was_promoted_is_told_to_nobody_and_run_again_o
     }
 }
 
+#[test]
+fn a_promotion_that_is_told_in_the_answer_to_a_query_of_ours_loses_the_server_connection() {
+    for answer in [&[][..], &[reply::row(b"1"), reply::done("SELECT 1"), reply::ready(b'I')]] {
+        let mut desk = Desk::new();
+        desk.elsewhere = true;
+        desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        desk.client(&query("SELECT 1"));
+        let promoted = [reply::done("SET"), reply::parameter("in_hot_standby", "off"), reply::ready(b'I')].concat();
+        let (got, heard) = desk.server(&[promoted, answer.concat()].concat());
+        assert_eq!(show(&got), "");
+        assert!(matches!(heard, Heard::Lost(_)), "{heard:?}");
+        assert!(desk.conn.littered && desk.aside.unserved == Some(Unserved::Promoted));
+    }
+}
+
 /// A conversation: what the client sends, and what the server answers.
 fn some_turn() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let (bound, idle) = (reply::bare(b'2'), reply::ready(b'I'));

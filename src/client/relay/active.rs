@@ -106,5 +106,7 @@ impl Active {
             && self.local.is_none()
             && self.marks.is_blank()
             && self.rerun.is_blank()
+            && !self.aside.replaying
+            && !self.aside.healing
     }
 }

@@ -196,6 +196,8 @@ impl Relay {
         let mut marks = std::mem::take(&mut active.marks);
         self.statements.undo_all(&mut marks.changes);
         (active.hold, active.resume, active.stalled) = (false, true, false);
+        // Settings of one client's may be impossible there: that says nothing of the follower.
+        let is_well = matches!(lost, Lost::Protocol) && active.aside.replaying && active.aside.unserved.is_none();
         active.aside = Aside::default();
         let mid_message = conn.scanner.is_inside();
         let kept = active.rerun.is_routed() && !mid_message;
@@ -210,11 +212,13 @@ impl Relay {
         let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
         let debt = Debt { owed, batch_open, skipping };
         let concerned = batch_open || skipping || !debt.owed.is_empty();
-        routing.replicas.failed(&self.lender);
-        let course = routing.course;
+        if !is_well {
+            routing.replicas.failed(&self.lender);
+        }
+        let (course, only_begins) = (routing.course, routing.only_begins);
         if is_doubtful {
             // Whoever is told that the outcome is unknown looks what became of it.
-            routing.may_have_written(self.context.clock.moment(), &conn);
+            routing.may_have_written_somewhere(self.context.clock.moment());
         }
         self.lender.discard_lent(conn, DiscardReason::Lost);
         self.unpin();
@@ -237,7 +241,9 @@ impl Relay {
             // It was left anyway.
             Course::Forced { .. } => return Ok(()),
             // Nothing of it was done, or even sent.
-            Course::Begun | Course::Opening if in_transaction && !concerned => {
+            Course::Begun | Course::Opening
+                if in_transaction && !concerned && (course == Course::Begun || only_begins) =>
+            {
                 self.force(true, RouteReason::Rerun);
                 self.note(Activity::InTransaction);
                 return Ok(());

@@ -49,6 +49,7 @@ impl Relay {
         let (catalog, forgets) = (self.pool.catalog.key(), self.pool.catalog.guards_sequences());
         let active = self.active();
         active.leased = now;
+        active.proof = Proof::Open;
         active.catalog = catalog;
         active.marks.sequences = forgets;
         active.marks.placing.begin();
@@ -107,8 +108,8 @@ impl Relay {
             // What waited for it comes first: without it the connection would go on to the next, unused.
             active.hold = false;
             active.resume = true;
-            let leaves = self.routing.as_mut().is_some_and(|routing| routing.held_out(&self.pool, &self.lender));
-            if !active.backlog.input.is_empty() && !leaves {
+            let stays = self.routing.as_mut().is_none_or(|routing| routing.held_out(&self.pool, &self.lender));
+            if !active.backlog.input.is_empty() && stays {
                 return self.replay(false, cx);
             }
         }
@@ -141,6 +142,8 @@ impl Relay {
     /// the server connection.
     fn holds_half_a_message(&self) -> bool {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &self.active) else { return false };
+        // What has come for a follower meanwhile waits for the end of the lease.
+        let waits = self.routing.as_ref().is_none_or(|routing| routing.goes_on(&self.pool, &self.lender));
         !conn.carry.is_empty()
             && conn.unsent.is_empty()
             && !conn.scanner.is_inside()
@@ -149,7 +152,7 @@ impl Relay {
             && !self.pinned
             && !active.marks.tainted
             && active.marks.pins.is_empty()
-            && active.backlog.input.is_empty()
+            && (active.backlog.input.is_empty() || !waits)
     }
 
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.

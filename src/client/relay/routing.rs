@@ -104,6 +104,8 @@ pub struct Routing {
     pub(super) reason: RouteReason,
     /// The text of the transaction's `BEGIN`, on a follower.
     begin: Vec<u8>,
+    /// The batch that begins the transaction does nothing else.
+    pub(super) only_begins: bool,
     /// How often it was sent to the primary.
     begins: u8,
 }
@@ -126,6 +128,7 @@ impl Routing {
                 arrived: None,
                 reason: RouteReason::Unknown,
                 begin: Vec::new(),
+                only_begins: false,
                 begins: 0,
             })
         })
@@ -155,6 +158,14 @@ impl Routing {
         matches!(self.course, Course::Home | Course::HomeReadOnly).then(|| self.replicas.clone())
     }
 
+    /// What was lost on a follower may be there to stay, if that was none any more. Where it would be is not known: nothing is
+    /// said of the server that is written to.
+    #[cold]
+    pub(super) fn may_have_written_somewhere(&mut self, now: Moment) {
+        self.stamp = Some(now);
+        self.replicas.stamp_moment(now);
+    }
+
     /// What ran on `conn` may be there to stay.
     #[cold]
     pub(super) fn may_have_written(&mut self, now: Moment, conn: &ServerConn) {
@@ -162,15 +173,18 @@ impl Routing {
         self.replicas.stamp(now, conn);
     }
 
-    /// What was held up by a query of ours may go on. True if that was the end of a transaction on a follower that the
-    /// session leaves.
+    /// What was held up by a query of ours may go on. True if it does so by this lease: on the primary, or on a follower that
+    /// has a part of its batch already. What else waits on a follower, or is to leave it, waits for the end of the lease.
     pub fn held_out(&mut self, home: &Rc<Pool>, lender: &Rc<Pool>) -> bool {
-        let Course::Forced { begun } = self.course else { return false };
-        let leaves = !Rc::ptr_eq(home, lender);
-        if begun && !leaves {
+        if let (Course::Forced { begun: true }, true) = (self.course, Rc::ptr_eq(home, lender)) {
             self.course = Course::HomeReadOnly;
         }
-        leaves
+        self.goes_on(home, lender)
+    }
+
+    /// Whether what the client has sent is passed on by this lease.
+    pub fn goes_on(&self, home: &Rc<Pool>, lender: &Rc<Pool>) -> bool {
+        Rc::ptr_eq(home, lender) || self.left > 0 && !matches!(self.course, Course::Forced { .. })
     }
 
     /// The client is about to be told that there is no server connection. True if it believes to be in a transaction.
@@ -352,6 +366,7 @@ impl Relay {
         });
         if let Some(routing) = &mut self.routing {
             routing.begin = begin;
+            routing.only_begins = verdict.is_alone();
         }
         let decision = match (verdict.errand(at), found.edge) {
             (Err(reason), _) => Decision::Home(reason),
@@ -703,7 +718,8 @@ impl Relay {
         // What the server skips does nothing, whatever it is.
         let is_skipped = pipeline.is_skipping();
         match routing.course {
-            Course::Opening => routing.course = Course::Begun,
+            // What it has read already is of that server's snapshot.
+            Course::Opening => routing.course = if routing.only_begins { Course::Begun } else { Course::Within },
             Course::First => routing.course = Course::Within,
             _ => {}
         }

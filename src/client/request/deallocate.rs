@@ -32,7 +32,8 @@ impl Request<'_> {
             Look::Named(Named::Shared(..)) => {}
             Look::Named(Named::Raw) | Look::Unknown => return Ok(false),
         }
-        if !self.conn.pipeline.is_settled() {
+        // What is ours in front of it is no reason to wait: a lease in which nothing was passed on yet would end meanwhile.
+        if !self.conn.pipeline.is_settled() && !self.is_first_of_lease() {
             return if self.conn.pipeline.ready_owed() > 0 { Err(Stop::Unsettled) } else { Ok(false) };
         }
         if self.conn.pipeline.status() == TxStatus::Failed {

@@ -3,7 +3,7 @@
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
-use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::pipeline::{Expect, Origin, Pipeline};
 
 use super::{Plan, Request, Stop};
 use crate::prepared::REPLAY;
@@ -17,14 +17,9 @@ impl Request<'_> {
     #[cold]
     pub(super) fn listen_if_needed(&mut self, tag: Tag, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let pipeline = &self.conn.pipeline;
-        let is_between = pipeline.status() == TxStatus::Idle
-            && !pipeline.is_batch_open()
-            && !pipeline.is_copy_in()
-            && !pipeline.is_skipping();
-        if self.marks.listens_too || !is_between {
+        if self.marks.listens_too || !is_between(pipeline) {
             return Ok(());
         }
-        let is_first = pipeline.iter().all(|owed| owed.note == REPLAY);
         let needed = match tag {
             Tag::Query => !self.only_reads(body),
             // What else its batch will have in it is not known yet.
@@ -34,7 +29,7 @@ impl Request<'_> {
         if !needed {
             return Ok(());
         }
-        if !is_first {
+        if !self.is_first_of_lease() {
             return Err(Stop::Unsettled);
         }
         let text = listen_to(self.channels.unwrap_or_default());
@@ -47,6 +42,11 @@ impl Request<'_> {
         Ok(())
     }
 
+    /// Whether nothing is on its way but what puts the client's settings and channels there.
+    pub(super) fn is_first_of_lease(&self) -> bool {
+        is_between(&self.conn.pipeline) && self.conn.pipeline.iter().all(|owed| owed.note == REPLAY)
+    }
+
     /// Whether a simple query reads, and calls nothing that might do more.
     fn only_reads(&mut self, body: &[u8]) -> bool {
         let (catalog, library) = (self.catalog, &mut *self.library);
@@ -54,6 +54,14 @@ impl Request<'_> {
         let judged = self.scans.judge(body, self.catalog_key, through);
         judged.is_ok_and(|(text, effects)| is_plain(effects, text))
     }
+}
+
+/// Whether no transaction and no batch is open.
+fn is_between(pipeline: &Pipeline) -> bool {
+    pipeline.status() == TxStatus::Idle
+        && !pipeline.is_batch_open()
+        && !pipeline.is_copy_in()
+        && !pipeline.is_skipping()
 }
 
 /// One `SELECT` or `SHOW` without anything in brackets, such as a function's arguments.

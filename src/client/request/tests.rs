@@ -9,7 +9,7 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use proptest::prelude::*;
 
-use super::super::desk::{Desk, STATEMENTS_MAX, reply};
+use super::super::desk::{Desk, INSPECT_MAX, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
 use crate::prepared::AUDIT;
@@ -126,6 +126,19 @@ fn a_client_that_listens_does_so_in_front_of_what_may_do_more_than_read_and_behi
     let mut desk = listening();
     let batch = [parse("", "SELECT a FROM t", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
     assert_eq!(desk.client(&batch), ([listen, batch.clone()].concat(), Stop::Short));
+    // What waits for nothing else goes with it, and what is not whole yet makes nobody listen.
+    let mut desk = prepared();
+    desk.channels = listening().channels;
+    let (sent, stop) = desk.client(&query("DEALLOCATE s"));
+    assert!(sent.starts_with(&query("LISTEN \"c\";LISTEN \"d\"\"e\";")) && sent.len() > 100, "{}", sent.escape_ascii());
+    assert_eq!(stop, Stop::Short);
+    for (front, len) in
+        [(parse("name", &"x".repeat(INSPECT_MAX), &[]), 8), (bind("portal", "s", &[Some(&[b'x'; 99])]), 9)]
+    {
+        let mut desk = listening();
+        assert_eq!(desk.client(&front[..len]), (vec![], Stop::Short));
+        assert!(!desk.marks.listens_too);
+    }
     // In a transaction it is too late.
     let mut desk = listening();
     desk.channels.clear();

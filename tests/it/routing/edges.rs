@@ -269,3 +269,45 @@ fn a_read_for_which_a_follower_is_being_chosen_is_cancelled_like_one_that_waits(
         assert_eq!(number(&mut reader).await, "1");
     });
 }
+
+#[test]
+fn what_is_sent_ahead_of_a_reset_on_a_follower_is_answered() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "eventual")]);
+    run(Duration::from_mins(1), async {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        for (number, set) in ["RESET statement_timeout", "SET statement_timeout = '1min'"].into_iter().enumerate() {
+            family.until_routed(&mut client).await;
+            succeed(&mut client, set).await;
+            let slow = format!("/* pgweir.route=follower */ SELECT 'one' FROM pg_sleep(1) /* ahead {number} */");
+            client.send(&[build::query(&slow), build::query("SELECT 'two'")].concat()).await.unwrap();
+            wait_until_async(SOON, async || family.ran(&format!("ahead {number}")).1 == 1).await;
+            // By another catalog what ran has to be judged anew.
+            succeed(&mut other, &format!("CREATE TABLE made{number} ()")).await;
+            assert_eq!(client.outcome().await.unwrap().value(), Some("one"), "{set}");
+            assert_eq!(client.outcome().await.unwrap().value(), Some("two"), "{set}");
+        }
+    });
+}
+
+#[test]
+fn a_transaction_that_has_read_with_its_begin_stays_with_that_snapshot() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "eventual")]);
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        let unnamed = |sql: &str| [build::parse("", sql, &[]), runs("")].concat();
+        let begin = unnamed("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+        let read = unnamed("SELECT current_setting('cluster_name')");
+        let outcome = told(&mut client, &[begin.clone(), read, build::sync()].concat()).await;
+        assert!(outcome.value().is_some_and(|at| at != "primary"), "{outcome:?}");
+        fail(&mut client, "SELECT pg_advisory_xact_lock(1)", "0A000", b'E').await;
+        succeed(&mut client, "ROLLBACK").await;
+        // One that has not moves.
+        told(&mut client, &[begin, build::sync()].concat()).await;
+        succeed(&mut client, "SELECT pg_advisory_xact_lock(1)").await;
+        assert_eq!(at(&mut client).await, "primary");
+        succeed(&mut client, "ROLLBACK").await;
+    });
+}
