@@ -3,10 +3,10 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-/// Prints what a test has to tell and, if `PGWEIR_FIGURES` names a file, adds it there as a row of a table.
+/// Prints what a test has to tell and, if `LONG_TIER_FIGURES` names a file, adds it there as a row of a table.
 pub(crate) fn record(module: &str, test: &str, figures: &str) {
     println!("{module}::{test}: {figures}");
-    if let Some(path) = std::env::var_os("PGWEIR_FIGURES") {
+    if let Some(path) = std::env::var_os("LONG_TIER_FIGURES") {
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
         // In one piece: others may write, too.
         let row = format!("| `{module}` | {} | {figures} |\n", test.replace('_', " "));

@@ -187,9 +187,8 @@ impl Told {
             if channel == "numbers" {
                 self.numbers.push(number);
             } else {
-                let above =
-                    self.side.replace(number).unwrap_or_else(|| panic!("{place}: {number} behind UNLISTEN side"));
-                assert!(number > above, "{place}: {number} on side, behind {above}");
+                let above = self.side.unwrap_or_else(|| panic!("{place}: {number} behind UNLISTEN side"));
+                assert!(number > above, "{place}: {number} on side, of which those above {above} were to come");
             }
         }
     }
