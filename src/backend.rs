@@ -22,7 +22,7 @@ use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
 use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
-use crate::net::{self, Stream, TcpOptions, TlsInfo};
+use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
@@ -42,6 +42,8 @@ use roster::Enrolled;
 /// Where a pool's server connections go, and as whom.
 #[derive(Debug)]
 pub struct Target {
+    /// The pool that counts the connections.
+    pub pool: PoolName,
     /// Host name, address, or the directory of a Unix socket.
     pub host: String,
     /// TCP port, or the number in the socket's name.
@@ -307,12 +309,10 @@ impl ServerConn {
 
     /// Has the connection known as one of this process's own, until the server has ended it: to whoever counts, and to
     /// whoever takes over what the worker had.
-    pub fn enroll(&mut self, roster: &Rc<Roster>, pool: &PoolName) {
+    pub fn enroll(&mut self, roster: &Rc<Roster>) {
         if let Some(permit) = &mut self.permit {
             permit.enroll(roster, self.pid);
         }
-        let (pid, encrypted) = (self.pid, self.stream.tls().is_some());
-        self.stream.mark(net::Server { pool: pool.clone(), pid, secret: self.secret.clone(), encrypted });
     }
 
     /// What TLS says of the server; none without TLS.
@@ -448,6 +448,7 @@ impl Target {
 
         let config = pgweir_config::Config::default();
         Self {
+            pool: PoolName::primary("", ""),
             host: String::new(),
             port: 0,
             dbname: String::new(),

@@ -274,7 +274,7 @@ impl Router {
 
     fn make(&self, name: &str, user: &str, database: &pgweir_config::Database, shown: PoolName) -> Rc<Pool> {
         let limits = self.limits(name, user, database);
-        let target = self.target(name, user, database);
+        let target = self.target(shown.clone(), (name, user), database);
         let shared = self.shared(name, user, user, database);
         let census = self.census(&target);
         Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census)
@@ -297,20 +297,20 @@ impl Router {
             limit => Limits { query_wait_timeout: limit.min(FOLLOWER_WAIT), ..own },
         };
         let at = pgweir_config::Database { host: follower.host.clone(), port: follower.port, ..database.clone() };
+        let pool = PoolName::follower(name, user, &address);
         // Whatever becomes of it: promoted, it takes no write that was meant for a follower.
-        let mut target = Target { is_read_only: true, ..self.target(name, user, &at) };
+        let mut target = Target { is_read_only: true, ..self.target(pool.clone(), (name, user), &at) };
         if database.password_command.is_some() {
             // What a command prints may be good for one host alone.
             target.credentials = self.credentials(&format!("{name} {address}"), user, &target.user, &at);
         }
         let shared = self.shared(&format!("{name} {address}"), &format!("{user} {address}"), user, database);
         let census = self.census(&target);
-        let name = PoolName::follower(name, user, &address);
         if database.followers_of.is_some() {
             // Its clients are none of the primary's, where nobody may look into the catalog for as long as they are served here.
-            return Pool::new(self.id(), name, limits, target, self.clock.clone(), shared, census);
+            return Pool::new(self.id(), pool, limits, target, self.clock.clone(), shared, census);
         }
-        Pool::of_follower(home, name, limits, target, shared, census)
+        Pool::of_follower(home, pool, limits, target, shared, census)
     }
 
     /// The limits that a pool shares with others, of these names.
@@ -368,10 +368,11 @@ impl Router {
         }
     }
 
-    fn target(&self, name: &str, user: &str, database: &pgweir_config::Database) -> Target {
+    fn target(&self, pool: PoolName, (name, user): (&str, &str), database: &pgweir_config::Database) -> Target {
         let login_user = database.user.as_deref().unwrap_or(user);
         let server = &self.config.server;
         Target {
+            pool,
             host: host(database).to_owned(),
             port: database.port,
             dbname: database.dbname.clone().unwrap_or_else(|| name.to_owned()),

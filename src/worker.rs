@@ -223,7 +223,7 @@ impl Worker {
         if std::mem::take(&mut self.inquiring) {
             let mut blame = self.context.registry.told();
             blame.holdings.extend(self.listeners());
-            self.shared.tell_blame(Told { at: self.context.clock.now(), blame });
+            self.shared.tell_blame(Told::new(self.context.clock.now(), blame));
         } else if self.shared.is_blame_asked() {
             self.context.registry.inquire(HOLDERS_MAX);
             self.inquiring = true;

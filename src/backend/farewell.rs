@@ -86,7 +86,7 @@ impl Farewell {
         }
         let clock = self.clock.clone();
         loop {
-            if self.busy {
+            if self.busy && self.pid != 0 {
                 let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, self.encrypted, self.pid, &self.secret)).await;
             }
             // Without a Terminate the server notices only the end of the stream.

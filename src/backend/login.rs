@@ -21,8 +21,8 @@ use super::{
 };
 use crate::budget::tag;
 use crate::clock::Clock;
-use crate::net::Stream;
 use crate::net::tls::{ConnectError, Try};
+use crate::net::{self, Stream};
 use crate::prepared::Shelf;
 use crate::settings::{APPLICATION_NAME, Profile};
 use crate::stats::DiscardReason;
@@ -351,6 +351,8 @@ async fn log_in(
     target.version.set(version);
     let login = slot.as_mut().ok_or(DialError::Timeout)?;
     login.until_ready().await?;
+    // From here on it can be cancelled.
+    login.mark(target);
     login.learn_incarnation().await?;
     if !target.connect_query.is_empty() {
         login.run(&target.connect_query).await?;
@@ -403,6 +405,8 @@ async fn introduce(
         is_renamed: false,
         version,
     });
+    // The server does not tell when it has let us in: it does so when its session is ready, which may take long.
+    login.mark(target);
     let mut out = Vec::new();
     let options = if target.is_read_only { READ_ONLY } else { "" };
     let params = [("user", &*target.user), ("database", &target.dbname), (APPLICATION_NAME, tag), ("options", options)];
@@ -421,6 +425,14 @@ impl Login {
             bytes = bytes.get(taken..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Makes known whose session it is, and what cancels its query once that is known, to whoever sees it to its end if this
+    /// worker cannot.
+    fn mark(&self, target: &Target) {
+        let (pid, secret) = self.key.clone().unwrap_or_default();
+        let encrypted = self.stream.tls().is_some();
+        self.stream.mark(net::Server { pool: target.pool.clone(), pid, secret, encrypted });
     }
 
     /// The next message that is not a notice, a parameter or a refusal.

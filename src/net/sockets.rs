@@ -111,7 +111,7 @@ impl<S: AsRawFd> Listed<S> {
     }
 
     /// It leads to a session of a server.
-    pub(super) fn mark(&self, server: Server) {
+    pub fn mark(&self, server: Server) {
         let mut list = self.sockets.lock();
         let fd = self.stream.as_raw_fd();
         if list.has(fd) {

@@ -38,6 +38,7 @@ pub fn report(told: &Told, snapshot: Option<&Snapshot>, now: Instant) -> Value {
         "seconds_ago": now.saturating_duration_since(told.at).as_secs_f64(),
         "holders": holdings.into_iter().map(holder).collect::<Vec<_>>(),
         "unlisted": told.blame.unasked,
+        "silent": told.silent.iter().map(|url| &**url).collect::<Vec<_>>(),
         "pools": pools.collect::<Vec<_>>(),
     })
 }
@@ -130,7 +131,7 @@ mod tests {
             holding(2_000_000, Activity::InTransaction, true, &[]),
             Holding { listens_for: Some(3), ..holding(500_000, Activity::Idle, false, &[]) },
         ];
-        let told = Told { at: now, blame: Blame { holdings, unasked: 4 } };
+        let told = Told { silent: vec!["PINK_URL".into()], ..Told::new(now, Blame { holdings, unasked: 4 }) };
         let report = report(&told, None, now);
         let got: Vec<Value> = report["holders"]
             .as_array()
@@ -146,6 +147,7 @@ mod tests {
         ]);
         assert_eq!(Value::Array(got), want);
         assert_eq!((&report["unlisted"], &report["holders"][0]["client"]), (&json!(4), &json!("unix")));
+        assert_eq!(report["silent"], json!(["PINK_URL"]));
         let listener = &report["holders"][3];
         assert_eq!((&listener["client"], &listener["client_pid"]), (&json!("3 listening clients"), &Value::Null));
     }

@@ -155,24 +155,33 @@ impl Overview {
         self.planes().iter().any(|plane| plane.is_up && plane.shared.is_census_coming())
     }
 
-    /// Asks who holds the server connections, and waits for the answers, so long at most. `None` if there is none.
+    /// Asks who holds the server connections, and waits for the answers, so long at most. `None` if there is none. A plane
+    /// that was lost is not asked, and counts among the silent ones.
     pub async fn blame(&self, limit: Duration) -> Option<Told> {
         let planes = self.planes();
-        let asked: Vec<_> = planes.iter().map(|plane| plane.shared.ask_blame()).collect();
-        let answers = asked.into_iter().map(|mut answer| async move {
+        let asked: Vec<_> = planes.iter().map(|plane| plane.is_up.then(|| plane.shared.ask_blame())).collect();
+        let answers = asked.into_iter().map(|answer| async move {
+            let mut answer = answer?;
             let told = tokio::time::timeout(limit, answer.changed()).await;
             if matches!(told, Ok(Ok(()))) { answer.borrow_and_update().clone() } else { None }
         });
         let mut whole: Option<Told> = None;
+        let mut silent = Vec::new();
         for (plane, told) in planes.iter().zip(join_all(answers).await) {
-            let Some(told) = told else { continue };
-            let kept = whole.get_or_insert(Told { at: told.at, blame: Blame::default() });
+            let Some(told) = told else {
+                silent.extend(plane.url.clone());
+                continue;
+            };
+            let kept = whole.get_or_insert(Told::new(told.at, Blame::default()));
             kept.at = kept.at.min(told.at);
             kept.blame.unasked += told.blame.unasked;
             kept.blame.holdings.extend(told.blame.holdings.iter().cloned().map(|mut holding| {
                 holding.url.clone_from(&plane.url);
                 holding
             }));
+        }
+        if let Some(whole) = &mut whole {
+            whole.silent = silent;
         }
         whole
     }
@@ -360,14 +369,20 @@ mod tests {
         let (one, two) = (plane(0, 0), plane(0, 0));
         overview.show(0, Arc::clone(&one));
         overview.show(1, two);
-        let answer = async {
+        let answer = async || {
             while !one.is_blame_asked() {
                 tokio::task::yield_now().await;
             }
-            one.tell_blame(Told { at: Instant::now(), blame: Blame { unasked: 3, ..Blame::default() } });
+            one.tell_blame(Told::new(Instant::now(), Blame { unasked: 3, ..Blame::default() }));
         };
-        let (told, ()) = tokio::join!(overview.blame(Duration::from_millis(200)), answer);
-        assert_eq!(told.map(|told| told.blame.unasked), Some(3));
+        let told = |told: Option<Told>| told.map(|told| (told.blame.unasked, told.silent));
+        let want = || Some((3, vec!["B".into()]));
+        let (answered, ()) = tokio::join!(overview.blame(Duration::from_millis(200)), answer());
+        assert_eq!(told(answered), want());
+        // One that is known to be lost is waited for no more.
+        overview.lose(1);
+        let (answered, ()) = tokio::join!(overview.blame(Duration::from_hours(1)), answer());
+        assert_eq!(told(answered), want());
         assert!(overview.blame(Duration::from_millis(1)).await.is_none());
     }
 }

@@ -20,6 +20,16 @@ pub struct Told {
     pub at: Instant,
     /// What.
     pub blame: Blame,
+    /// The variables of the data planes that did not answer.
+    pub silent: Vec<Arc<str>>,
+}
+
+impl Told {
+    /// What a worker tells of itself.
+    #[must_use]
+    pub const fn new(at: Instant, blame: Blame) -> Self {
+        Self { at, blame, silent: Vec::new() }
+    }
 }
 
 /// How far the process has come.
@@ -303,7 +313,7 @@ mod tests {
         assert!(!shared.is_blame_asked() && !shared.are_limits_asked(start));
         let (mut one, mut two) = (shared.ask_blame(), shared.ask_blame());
         assert!(shared.is_blame_asked() && !shared.is_blame_asked(), "one answer is for both");
-        shared.tell_blame(Told { at: start, blame: Blame { unasked: 3, ..Blame::default() } });
+        shared.tell_blame(Told::new(start, Blame { unasked: 3, ..Blame::default() }));
         for receiver in [&mut one, &mut two] {
             assert!(receiver.has_changed().unwrap());
             assert_eq!(receiver.borrow_and_update().as_ref().map(|told| told.blame.unasked), Some(3));

@@ -103,7 +103,7 @@ impl Pool {
         *self.backoff.borrow_mut() = Backoff::default();
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
-        conn.enroll(self.watch.roster(), &self.name);
+        conn.enroll(self.watch.roster());
         if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }

@@ -555,6 +555,30 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_is_left_stays_while_no_replacement_can_start() {
+        use crate::net::Server;
+        use crate::stats::PoolName;
+        use std::os::unix::net::UnixStream;
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.auth.auth_file = folder.path().join("missing").to_str().unwrap().to_owned();
+        let config = Arc::new(config);
+        let keyring = Arc::new(Keyring::load(Arc::clone(&config)).unwrap());
+        let (own, _peer) = UnixStream::pair().unwrap();
+        let sockets = Sockets::default();
+        let own = sockets.enter(own).unwrap();
+        let pool = PoolName::primary("app", "web");
+        own.mark(Server { pool, pid: 7, secret: Box::default(), encrypted: false });
+        let mut left = sockets.cut().unwrap();
+        for _ in 0..2 {
+            let started = Plane::start(&config, &keyring, Vec::new(), None, &mut left);
+            assert!(matches!(started, Err(StartError::Users(_))));
+            assert_eq!(left.iter().map(|left| left.server.pid).collect::<Vec<_>>(), [7]);
+        }
+    }
+
     #[test]
     fn without_time_to_drain_the_first_signal_stops() {
         let now = Instant::now();

@@ -433,6 +433,7 @@ function showHolders() {
   const all = holders.length + (blame ? blame.unlisted : 0);
   $("held").textContent = all ? whole(all) + (waiting ? ", while " + count(waiting, "client waits", "clients wait") : "")
     + (listed < all ? "; the " + listed + " longest" : "") : "";
+  if (blame && blame.silent.length) $("held").textContent += (all ? "; " : "") + "no answer of " + blame.silent.join(", ");
   $("holders").replaceChildren(...holders.slice(0, HOLDERS_SHOWN).map((holder) => {
     const cell = (label, kind, text, below) => {
       const td = make("td", kind, make("span", "", text));

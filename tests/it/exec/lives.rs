@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pgweir_harness::{Cluster, ClusterOptions, wait_until};
+use pgweir_harness::wire::Wire;
+use pgweir_harness::{Cluster, ClusterOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
 
 use super::wrapped::Wrapping;
-use super::{place, url};
+use super::{place, psql, url};
 use crate::drivers::{python, scripts};
 use crate::support::{Place, SOON};
 use crate::tls::TlsPrimary;
@@ -70,6 +71,84 @@ fn a_data_plane_that_hangs_is_replaced_and_the_cap_holds_until_its_connections_h
     assert_eq!(ended.well(), "cut\n5\nserved\n6\n");
     assert!(log.contains("worker hangs: its connections are ended") && log.contains("servers=1"), "{log}");
     assert_eq!(log.matches("data plane started anew").count(), 1, "{log}");
+    wait_until(SOON, || place.servers() == 0);
+    assert!(watch.finish() > 0);
+}
+
+#[tokio::test]
+async fn a_login_under_way_when_a_data_plane_hangs_counts_until_its_server_has_ended_it() {
+    // No process of this server gets further than its authentication while somebody has the lock.
+    let options = ClusterOptions::default().set("autovacuum", "off");
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(options)).await.unwrap().unwrap();
+    let place = Place::on(&cluster);
+    let superuser = async || Wire::open(cluster.addr(), SUPERUSER, "postgres", SUPERUSER_PASSWORD).await.unwrap();
+    let (mut holder, mut eye) = (superuser().await, superuser().await);
+    let mut logins = async || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_db_role_setting'::regclass AND NOT granted";
+        eye.query(sql).await.unwrap().value().unwrap().parse::<u32>().unwrap()
+    };
+    let pause = async || tokio::time::sleep(Duration::from_millis(50)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hang");
+    let psql = psql(&place);
+    let lock = "BEGIN; LOCK TABLE pg_catalog.pg_db_role_setting IN ACCESS EXCLUSIVE MODE";
+    assert_eq!(holder.query(lock).await.unwrap().error, None);
+    let script = format!("{psql} 'SELECT 1'; echo cut; {psql} 'SELECT 5'; exit 0");
+    let wrapped = Wrapping::sh(&url(&place), &script)
+        .var("PGBOUNCER_DEFAULT_POOL_SIZE", "1")
+        .var("PGWEIR_TEST_PANIC", &format!("hang={}", file.display()))
+        .start();
+    let begun = Instant::now();
+    while logins().await == 0 {
+        assert!(begun.elapsed() < SOON, "nobody logs in");
+        pause().await;
+    }
+    std::fs::write(&file, "").unwrap();
+    while !wrapped.log().contains("data plane started anew") {
+        assert!(begun.elapsed() < 5 * SOON, "{}", wrapped.log());
+        pause().await;
+    }
+    // The second client waits: its login would be one more.
+    let anew = Instant::now();
+    while anew.elapsed() < Duration::from_secs(4) {
+        assert!(logins().await <= 1, "{}", wrapped.log());
+        pause().await;
+    }
+    assert_eq!(wrapped.said(), "cut\n");
+    assert_eq!(holder.query("ROLLBACK").await.unwrap().error, None);
+    std::fs::write(folder.path().join("hang.over"), "").unwrap();
+    let ended = tokio::task::spawn_blocking(|| wrapped.finish()).await.unwrap();
+    assert!(ended.err.contains("servers=1"), "{}", ended.err);
+    assert_eq!(ended.well(), "cut\n5\n");
+}
+
+#[test]
+fn a_worker_that_is_stuck_at_sigterm_is_cut_and_what_it_had_counts_for_the_next_one() {
+    let (place, url, psql) = place();
+    let watch = place.cap_watch(1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hang");
+    // The application goes on.
+    let script = format!(
+        "trap '' TERM; {psql} 'SELECT pg_sleep(61)'; echo cut; until {psql} 'SELECT 5'; do sleep 1; done; exit 0"
+    );
+    let wrapped = Wrapping::sh(&url, &script)
+        .var("PGBOUNCER_DEFAULT_POOL_SIZE", "1")
+        .var("PGWEIR_SHUTDOWN_TIMEOUT", "1s")
+        .var("PGWEIR_TEST_PANIC", &format!("hang={}", file.display()))
+        .start();
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(61)' AND state = 'active'";
+    wait_until(SOON, || place.psql(asleep) == "1");
+    std::fs::write(&file, "").unwrap();
+    wait_until(SOON, || !file.exists());
+    wrapped.signal(libc::SIGTERM);
+    // Within a second for transactions and five for the worker. The query runs on, for nobody.
+    wait_until(2 * SOON, || wrapped.said().contains("cut"));
+    assert_eq!(place.psql(asleep), "1");
+    // The next one begins 15 s later, and cancels it first.
+    wait_until(3 * SOON, || wrapped.said().contains('5'));
+    std::fs::write(folder.path().join("hang.over"), "").unwrap();
+    assert_eq!(wrapped.finish().well(), "cut\n5\n");
     wait_until(SOON, || place.servers() == 0);
     assert!(watch.finish() > 0);
 }
