@@ -62,12 +62,13 @@ pub const NO_MEMORY: u64 = u64::MAX - 4;
 pub const STALE: u64 = u64::MAX - 5;
 /// The note of a `DEALLOCATE` of a stand-in.
 pub const STAND_IN: u64 = u64::MAX - 6;
-
 /// The note of a mark: what comes before it is heard by the client's own server connection.
 pub const MARK: u64 = u64::MAX - 7;
+/// The note of what tells the client its `application_name`, which is told without the tag.
+pub const NAMED: u64 = u64::MAX - 8;
 
 /// The notes that stand for themselves begin here.
-const WHOLE: u64 = MARK;
+const WHOLE: u64 = NAMED;
 
 /// Whether a note has all of `bits`, and is none of those that stand for themselves.
 #[must_use]

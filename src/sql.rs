@@ -129,6 +129,26 @@ pub fn is_transaction_end(text: &[u8]) -> bool {
     lexer.doubt() == Doubt::None
 }
 
+/// Whether `text` is one `SHOW application_name` or `SHOW ALL` and nothing else; comments and trailing semicolons are allowed.
+#[must_use]
+pub fn shows_name(text: &[u8]) -> bool {
+    const NAME: &[u8] = b"application_name";
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    // Settings are found by name whatever its case, even in quotes.
+    let is_it = lexer.take_word(b"show")
+        && match lexer.token() {
+            Some(Token::Word(word)) => word.eq_ignore_ascii_case(NAME) || word.eq_ignore_ascii_case(b"all"),
+            Some(Token::Quoted(name)) => name.eq_ignore_ascii_case(NAME),
+            _ => false,
+        };
+    while let Some(token) = lexer.token() {
+        if token != Token::Mark(b';') {
+            return false;
+        }
+    }
+    is_it && lexer.doubt() == Doubt::None
+}
+
 /// The second stage: the effects of every way in which `text` may be read.
 fn read(text: &[u8]) -> Effects {
     let mut effects = Effects::default();

@@ -16,15 +16,18 @@ use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
 use super::verdict::may_do_elsewhere;
-use crate::backend::{Lost, ServerConn, Unnamed as Held, longest};
+use crate::backend::{Lost, ServerConn, Unnamed as Held, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, MARK, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN, STRIPPED,
-    UNNAMED, notes, statement_id,
+    AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN,
+    STRIPPED, UNNAMED, notes, statement_id,
 };
 use crate::settings;
 use crate::state::{Findings, Subscriber};
 use crate::stats::{Blame, PinReason, PoolStats};
+
+/// A row that tells a name is no longer than this; bytes.
+const NAME_ROW_MAX: u32 = 4096;
 
 /// Cancelled audits in a row after which the connection stays with its client.
 const AUDIT_TRIES: u8 = 3;
@@ -174,7 +177,8 @@ impl Answer<'_> {
     fn part(&mut self, tag: u8, body_len: u32, seen: usize, plan: &mut Plan<'_>) -> Result<bool, Heard> {
         let tag = Tag::from_byte(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
         let streams = matches!(tag, Tag::DataRow | Tag::CopyData | Tag::FunctionCallResponse);
-        if !streams || self.conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Client) {
+        let is_read = |owed: Owed| owed.origin != Origin::Client || owed.note == NAMED && body_len <= NAME_ROW_MAX;
+        if !streams || self.conn.pipeline.front().is_some_and(is_read) {
             return if body_len > longest(tag) { Err(Heard::Lost(Lost::Protocol)) } else { Ok(false) };
         }
         self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
@@ -221,10 +225,11 @@ impl Answer<'_> {
                 if tag == Tag::ParameterDescription {
                     self.aside.described = Described::parameters(body);
                 }
-                if reply.origin == Origin::Pooler && tag == Tag::DataRow {
+                if tag == Tag::DataRow && reply.origin == Origin::Pooler {
                     self.own_row(body);
                 }
-                reply.origin
+                let is_told = tag == Tag::DataRow && self.marks.placing.tells && self.named_row(body, plan);
+                if is_told { Origin::Pooler } else { reply.origin }
             }
         };
         if origin == Origin::Client {
@@ -481,6 +486,30 @@ impl Answer<'_> {
         }
         let shown = self.conn.shown(told, self.conn.profile.get(settings::APPLICATION_NAME));
         plan.insert(|out| encode::parameter_status(out, name, shown));
+        true
+    }
+
+    /// The same of a row that tells it. What the client has made of the name in its transaction has no tag.
+    #[cold]
+    fn named_row(&self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+        let is_tagged = |value: &[u8]| value.ends_with(self.conn.tag.as_bytes());
+        if self.conn.pipeline.front().is_none_or(|owed| owed.note != NAMED)
+            || !row_columns(body).flatten().any(is_tagged)
+        {
+            return false;
+        }
+        let own = self.conn.profile.get(settings::APPLICATION_NAME);
+        plan.insert(|out| {
+            encode::message(out, b'D', |out| {
+                out.extend_from_slice(body.get(..2).unwrap_or_default());
+                for value in row_columns(body) {
+                    let value = value.map(|value| if is_tagged(value) { self.conn.shown(value, own) } else { value });
+                    let length = value.map_or(u32::MAX, |value| u32::try_from(value.len()).unwrap_or(u32::MAX));
+                    out.extend_from_slice(&length.to_be_bytes());
+                    out.extend_from_slice(value.unwrap_or_default());
+                }
+            });
+        });
         true
     }
 

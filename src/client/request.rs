@@ -22,10 +22,10 @@ use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
 use crate::pool::Knowledge;
-use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NO_MEMORY, Prefix, REFUSED, RESTORE, STRIPPED};
-use crate::prepared::{Statement, UNNAMED};
+use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE};
+use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::settings::{self, Profile, Profiles};
-use crate::sql::{self, EffectSet, Effects};
+use crate::sql::{self, EffectSet, Effects, FirstWord};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
 
@@ -344,7 +344,7 @@ impl Request<'_> {
                 if !body.is_empty() && matches!(tag, Tag::Sync | Tag::Flush | Tag::CopyDone) {
                     return Err(too_long(tag, body.len()));
                 }
-                self.note_plain(tag)?;
+                self.note_plain(tag, body)?;
                 plan.forward(len);
                 if tag == Tag::Sync {
                     self.restore(plan);
@@ -371,10 +371,14 @@ impl Request<'_> {
     }
 
     /// Messages that pass as they are.
-    fn note_plain(&mut self, tag: Tag) -> Result<(), Stop> {
+    fn note_plain(&mut self, tag: Tag, body: &[u8]) -> Result<(), Stop> {
         let pipeline = &mut self.conn.pipeline;
         match tag {
-            Tag::Execute => drop(pipeline.sent(Expect::Execute, Origin::Client, 0)),
+            Tag::Execute => {
+                let placing = &self.marks.placing;
+                let note = if placing.shows && is_of(&placing.portal, body) { NAMED } else { 0 };
+                pipeline.sent(Expect::Execute, Origin::Client, note);
+            }
             Tag::Sync => {
                 pipeline.sent(Expect::Sync, Origin::Client, 0);
                 self.conn.shelf.end_batch();
@@ -415,7 +419,7 @@ impl Request<'_> {
             self.listen_if_needed(tag, b"", plan)?;
         }
         match tag {
-            Tag::CopyData | Tag::FunctionCall => self.note_plain(tag)?,
+            Tag::CopyData | Tag::FunctionCall => self.note_plain(tag, seen)?,
             Tag::Query if body_len as usize > self.inspect_max => {
                 self.query(Effects::default(), b"");
                 self.marks.runs_unknown();
@@ -468,7 +472,8 @@ impl Request<'_> {
     fn query(&mut self, effects: Effects, text: &[u8]) {
         self.conn.mixed |= self.conn.pipeline.is_batch_open();
         let status = self.conn.pipeline.certain_status();
-        if !self.conn.pipeline.sent(Expect::Query, Origin::Client, 0) {
+        let note = if effects.first == FirstWord::Show && self.tells_name(text) { NAMED } else { 0 };
+        if !self.conn.pipeline.sent(Expect::Query, Origin::Client, note) {
             return;
         }
         self.marks.changes.next_batch();
@@ -478,6 +483,14 @@ impl Request<'_> {
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = self.destroyed();
         self.runs(effects, text, status);
+    }
+
+    /// Whether a text tells the client its `application_name`, where a tag of ours is in it.
+    #[cold]
+    fn tells_name(&mut self, text: &[u8]) -> bool {
+        let tells = !self.conn.tag.is_empty() && sql::shows_name(text);
+        self.marks.placing.tells |= tells;
+        tells
     }
 
     /// What a simple query leaves of the server's unnamed statement; one behind messages that may fail may be skipped.
@@ -751,8 +764,7 @@ impl Request<'_> {
             self.ensure_unnamed(purpose, plan)?;
             if let (Some(effects), Unnamed::Holds(statement, _)) = (effects, &self.statements.unnamed) {
                 let statement = statement.clone();
-                let status = self.conn.pipeline.certain_status();
-                self.runs(effects, &statement.text, status);
+                self.binds(effects, &statement.text);
             } else if runs {
                 self.marks.runs_unknown();
             }
@@ -769,8 +781,7 @@ impl Request<'_> {
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
-                    let status = self.conn.pipeline.certain_status();
-                    self.runs(effects, &statement.text, status);
+                    self.binds(effects, &statement.text);
                 }
                 renamed
             }
@@ -784,6 +795,14 @@ impl Request<'_> {
         })
     }
 
+    /// A text that is about to run as a portal.
+    #[inline]
+    fn binds(&mut self, effects: Effects, text: &[u8]) {
+        self.marks.placing.shows = effects.first == FirstWord::Show && self.tells_name(text);
+        let status = self.conn.pipeline.certain_status();
+        self.runs(effects, text, status);
+    }
+
     /// A name that is not of our making goes to the server as it is, for its own error; unless it is one of ours.
     fn as_it_is(&self, name: &[u8]) -> Renamed {
         if name.starts_with(self.interner.prefix.as_bytes()) { Renamed::Unknown } else { Renamed::Same }
@@ -793,6 +812,7 @@ impl Request<'_> {
     #[inline]
     fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
         let purpose = Use { runs: true, portal: bind.portal, len: HEADER + body_len };
+        self.marks.placing.shows = false;
         let renamed = self.resolve(bind.statement, purpose, plan)?;
         self.conn.pipeline.sent(Expect::Bind, Origin::Client, renamed.note());
         self.marks.placing.portal.clear();
@@ -933,6 +953,12 @@ impl Request<'_> {
 #[inline]
 fn judge(key: u64, catalog: &Knowledge, library: &mut sql::Library, statement: &Statement) -> Effects {
     statement.judge(key, |text, own| catalog.suspects().judge(text, own, library))
+}
+
+/// Whether an `Execute` is of this portal.
+#[cold]
+fn is_of(portal: &[u8], body: &[u8]) -> bool {
+    body.strip_prefix(portal).is_some_and(|rest| rest.first() == Some(&0))
 }
 
 /// For the test that a panic in one session ends just that one. Never in a release build.

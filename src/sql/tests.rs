@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::lexer::{Backslash, Lexer, Token};
-use super::{EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, statement};
+use super::{
+    EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, shows_name, statement,
+};
 
 type Set = EffectSet;
 
@@ -20,6 +22,20 @@ const TEMP_TABLE: Set = Set::DDL.union(Set::TEMP);
 fn check(table: &[(&str, &str, Set)]) {
     for (name, text, want) in table {
         assert_eq!(scan(text.as_bytes()).set, *want, "{name}: {text}");
+    }
+}
+
+#[test]
+fn only_a_show_of_the_name_alone_shows_it() {
+    #[rustfmt::skip]
+    let table = [
+        ("SHOW application_name", true), ("show APPLICATION_NAME ; ;", true), ("/* a */ SHOW \"Application_Name\" -- b", true),
+        ("SHOW ALL", true), ("SHOW \"all\"", false), ("SHOW application_names", false), ("SHOW timezone", false), ("SHOW", false),
+        ("SHOW application_name; SELECT 1", false), ("SELECT application_name", false), ("SHOW application_name.x", false),
+        ("SHOW 'application_name'", false), ("SHOW application_name /*", false), ("", false),
+    ];
+    for (text, want) in table {
+        assert_eq!(shows_name(text.as_bytes()), want, "{text}");
     }
 }
 

@@ -479,6 +479,28 @@ async fn a_clients_name_stands_in_front_of_the_tag_and_is_told_without() {
     let mut named = site.client_with(&[("application_name", "app")]).await;
     is_tagged(named.query(name).await.unwrap().value().unwrap(), "app ");
     is_tagged(anonymous.query(name).await.unwrap().value().unwrap(), "");
+    // To the client it is its own, whichever way it asks.
+    for (client, own) in [(&mut named, "app"), (&mut anonymous, "")] {
+        for text in ["SHOW application_name", "show \"Application_Name\";"] {
+            assert_value(&client.query(text).await.unwrap(), own);
+            assert_value(&client.extended(text, &[]).await.unwrap(), own);
+        }
+        let all = client.query("SHOW ALL").await.unwrap();
+        let row = all.rows.iter().find(|row| row[0].as_deref() == Some("application_name")).unwrap();
+        assert_eq!(row[1].as_deref(), Some(own));
+        // What another has said before means nothing for the next.
+        let seen = client.query("SELECT current_setting('application_name')").await.unwrap();
+        is_tagged(seen.value().unwrap(), [own, " "].concat().trim_start());
+    }
+    let long = "a name that is too long to stand beside a tag, of sixty bytes";
+    for text in ["BEGIN", &format!("SET application_name = '{long}'")] {
+        assert_eq!(named.query(text).await.unwrap().error, None);
+    }
+    assert_value(&named.query("SHOW application_name").await.unwrap(), long);
+    assert_eq!(named.query("COMMIT").await.unwrap().error, None);
+    assert_value(&named.query("SHOW application_name").await.unwrap(), long);
+    assert_eq!(named.query("RESET application_name").await.unwrap().error, None);
+    assert_value(&named.query("SHOW application_name").await.unwrap(), "app");
     // A client that takes the tag away gets it back when it is done.
     assert_eq!(named.query("SET application_name = 'mine'").await.unwrap().error, None);
     wait_until(SOON, || seen().contains("[pgweir"));

@@ -108,6 +108,52 @@ fn a_follower_that_ends_the_connection_has_told_nothing_of_a_batch_that_runs_els
 }
 
 #[test]
+fn a_name_is_shown_without_the_tag() {
+    const TAG: &str = "[pgweir web.1/ab12cd#7]";
+    const SHOW: &str = "SHOW application_name";
+    let make = || {
+        let mut desk = Desk::logged_in_with(&[("application_name", "app")]);
+        desk.conn.tag = TAG.into();
+        desk
+    };
+    let (tagged, done, idle) = (format!("app {TAG}"), reply::done("SHOW"), reply::ready(b'I'));
+    let extended =
+        |portal: &str, text: &str| [parse("", text, &[]), bind(portal, "", &[]), execute(portal, 0), sync()].concat();
+    let answered = [reply::bare(b'1'), reply::bare(b'2')].concat();
+    #[rustfmt::skip]
+    let table: [(&str, Vec<u8>, &[u8], &str, &str); 8] = [
+        ("a simple query",       query(SHOW),                                    b"",       &tagged,   "app"),
+        ("a portal",             extended("", SHOW),                             &answered, &tagged,   "app"),
+        ("a named portal",       extended("p", SHOW),                            &answered, &tagged,   "app"),
+        ("no name at all",       query(SHOW),                                    b"",       TAG,       ""),
+        ("set a moment ago",     query(SHOW),                                    b"",       "mine",    "mine"),
+        ("a tag of its own",     query(SHOW),                                    b"",       "[pgweir x/y#1]", "[pgweir x/y#1]"),
+        ("another query",        query("SELECT application_name FROM pg_stat_activity"), b"", &tagged, &tagged),
+        ("another portal",       extended("", "SELECT current_setting('application_name')"), &answered, &tagged, &tagged),
+    ];
+    for (name, input, first, told, want) in table {
+        let mut desk = make();
+        desk.client(&input);
+        let answer = [first, &reply::row(told.as_bytes()), &done, &idle].concat();
+        let want = [first, &reply::row(want.as_bytes()), &done, &idle].concat();
+        let (got, heard) = desk.server(&answer);
+        assert!(matches!(heard, Heard::Short), "{name}: {heard:?}");
+        assert_eq!(show(&got), show(&want), "{name}");
+        // In pieces of any size.
+        let mut desk = make();
+        desk.client(&input);
+        for byte in &answer {
+            desk.server(&[*byte]);
+        }
+        assert_eq!(show(&desk.to_client), show(&want), "{name}, byte by byte");
+        // What follows it is no name.
+        desk.client(&query("SELECT 1"));
+        let row = [reply::row(tagged.as_bytes()), reply::done("SELECT 1"), reply::ready(b'I')].concat();
+        assert_eq!(show(&desk.server(&row).0), show(&row), "{name}, behind it");
+    }
+}
+
+#[test]
 fn errors_bear_the_clients_own_names() {
     let mut desk = moved();
     desk.client(&[bind("", "s", &[]), sync()].concat());

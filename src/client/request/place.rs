@@ -37,12 +37,17 @@ pub struct Placing {
     pub bound: u64,
     /// A statement of ours was bound: if the server has lost it, the batch may be run again.
     pub named: bool,
+    /// The portal bound last tells the client its `application_name`.
+    pub shows: bool,
+    /// Something of this lease did.
+    pub tells: bool,
 }
 
 impl Placing {
     /// A lease begins.
     pub fn begin(&mut self) {
         (self.asked, self.renewed, self.bound) = (false, None, 0);
+        (self.shows, self.tells) = (false, false);
     }
 }
 
