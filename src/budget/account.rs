@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::census::{Census, Scope, Seat};
-use super::tag::Mark;
+use super::tag::{Mark, NEVER};
 
 /// Per cent of the connections that members with more than their share leave alone when others want them.
 const WATERMARK: u32 = 85;
@@ -14,8 +14,8 @@ pub(super) const CLAIMS_MAX: u32 = 8;
 /// Connections of a limit for each claim of a transaction.
 const CONNECTIONS_PER_CLAIM: u32 = 16;
 
-/// One more than all turns that can be told apart.
-const TURNS_MAX: u32 = 5;
+/// After so many periods in vain nobody asks for more to be given back.
+const PERIODS_MAX: u32 = 5;
 
 /// How many of a `limit`'s connections no member takes: they are for probes and for people.
 #[must_use]
@@ -62,6 +62,11 @@ pub struct Account {
     databases: u32,
     /// How many connections the waiting ask to be given back, together: the longer in vain, the more.
     urgency: u32,
+    /// Since when those that wait have had no connection, and those probes that tell; the member's own are not among them.
+    queue: Vec<u64>,
+    others: Vec<u64>,
+    /// The same of the member's own probe, as everybody sees it.
+    own: u64,
     me: Option<u32>,
     /// The member's own weight, and that of all peers.
     weight: u32,
@@ -91,6 +96,9 @@ impl Account {
             peers: 0,
             databases: 0,
             urgency: 0,
+            queue: Vec::new(),
+            others: Vec::new(),
+            own: NEVER,
             me,
             weight,
             weights: 0,
@@ -127,14 +135,22 @@ impl Account {
         };
         let own = seat.member == self.me;
         match seat.mark {
-            Mark::Proving => self.proving += 1,
-            // Its process was stopped, or it would be gone.
-            Mark::Waiting(_) if seat.age.is_some_and(|age| age > stale) => self.proving += 1,
-            Mark::Waiting(tries) => {
+            Mark::Proving(since) => {
+                self.proving += 1;
+                if own {
+                    self.own = since;
+                } else if since != NEVER {
+                    self.others.push(since);
+                }
+            }
+            // Its process was stopped, or it would have looked, or be gone.
+            Mark::Waiting(wait) if census.is_stale(wait.seen, seat.age, stale) => self.proving += 1,
+            Mark::Waiting(wait) => {
                 self.waiting += 1;
                 holding.waiting = true;
                 if !own {
-                    self.urgency = self.urgency.saturating_add(1 << tries.min(TURNS_MAX));
+                    self.urgency = self.urgency.saturating_add(1 << wait.periods.min(PERIODS_MAX));
+                    self.queue.push(wait.since);
                 }
             }
             Mark::Plain | Mark::Claims(..) | Mark::Draining => {
@@ -214,25 +230,54 @@ impl Account {
         room.min(owed.max(borrowed))
     }
 
-    /// Whether a probe may stay, as the member's first connection. Those that wait go before those that do not.
+    /// Whether a probe may stay, as the connection of a member that has had none `since` then, or [`NEVER`] if that is not its
+    /// first. Those that wait, and have done so for longer, go before it.
     #[must_use]
-    pub fn admits(&self, waits: bool) -> bool {
-        let before = if waits { 0 } else { self.waiting };
-        self.seats + self.claims + before < self.purse()
+    pub fn admits(&self, since: u64) -> bool {
+        self.seats + self.claims + before(&self.queue, since) < self.purse()
     }
 
-    /// Whether one more probe may wait.
+    /// Whether all that are there fit, probes among them: then none is in anybody's way.
     #[must_use]
-    pub fn has_place(&self) -> bool {
-        self.waiting < (self.headroom / 2).max(1)
+    pub const fn holds_all(&self) -> bool {
+        self.used() <= self.cap()
     }
 
-    /// How many connections the member is to give back when clients are done with them.
+    /// How many probes may wait.
     #[must_use]
-    pub fn owed(&self, slice: Duration) -> u32 {
+    pub fn places(&self) -> u32 {
+        (self.headroom / 2).max(1)
+    }
+
+    /// Whether the probe of a member that has had no connection `since` then may wait: where nobody does, or in the place of
+    /// one that has not been without for so long, who leaves at its next look. There is never more than one too many.
+    #[must_use]
+    pub fn has_place(&self, since: u64) -> bool {
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        waiting < self.places() || waiting == self.places() && before(&self.queue, since) < self.places()
+    }
+
+    /// Whether the same may go on waiting: not if others have been without for longer that wait or are about to.
+    #[must_use]
+    pub fn keeps_place(&self, since: u64) -> bool {
+        before(&self.queue, since) + before(&self.others, since) < self.places()
+    }
+
+    /// Whether the member's own probe has been without for longer than any other but so many as may wait, as everybody sees.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.own != NEVER && self.keeps_place(self.own)
+    }
+
+    /// How many connections the member is to give back when clients are done with them. It has had the first of them for so
+    /// long, the time for which it waited with it aside.
+    #[must_use]
+    pub fn owed(&self, slice: Duration, had: Duration) -> u32 {
         let over = self.mine.saturating_sub(self.share());
         let mut owed = 0;
-        if self.is_wanted() && (over > 0 || self.mine > 0 && self.takes_turns() && self.is_its_turn(slice)) {
+        if self.is_wanted()
+            && (over > 0 || self.mine > 0 && self.takes_turns() && had >= slice && self.is_its_turn(slice))
+        {
             owed = 1;
         }
         if over > 0 && self.used() > self.watermark() {
@@ -245,7 +290,7 @@ impl Account {
     /// yet.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.urgency > 0 && !self.admits(true)
+        self.urgency > 0 && self.seats + self.claims >= self.purse()
     }
 
     /// Above the watermark those with most beyond their share give back first. Everybody who looks comes to the same
@@ -279,10 +324,15 @@ impl Account {
     }
 }
 
+/// How many of these are earlier.
+fn before(all: &[u64], since: u64) -> u32 {
+    u32::try_from(all.iter().filter(|other| **other < since).count()).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::census::{Limits, Process, Row};
-    use super::super::tag;
+    use super::super::tag::{self, Wait};
     use super::*;
 
     const STALE: Duration = Duration::from_secs(10);
@@ -291,17 +341,19 @@ mod tests {
     /// A census of a server with `limit` connections and these names, each as old as its place from the end, in seconds.
     fn census(limit: u32, names: &[&str]) -> Census {
         let mut census = Census::new(Limits { server: Some(limit), ..Limits::default() }, None);
-        census.now = 3000;
+        census.now = 100_000;
         for (name, age) in names.iter().zip((1..=names.len() as u64).rev()) {
             let (name, here) = name.strip_prefix("elsewhere ").map_or((*name, true), |name| (name, false));
             let name = if let Some((member, rest)) = name.split_once(' ') {
                 let number = u32::try_from(age).unwrap();
                 let mark = match rest {
                     "+1" => Mark::Claims(1, tag::NEVER),
-                    "+2 over" => Mark::Claims(2, 1000),
-                    "?" => Mark::Proving,
-                    "waits" => Mark::Waiting(0),
-                    "waits long" => Mark::Waiting(3),
+                    "+2 over" => Mark::Claims(2, 98_000),
+                    "?" => Mark::Proving(NEVER),
+                    "? long" => Mark::Proving(70_000),
+                    "waits" => Mark::Waiting(Wait { periods: 0, since: 90_000, seen: 99_000 }),
+                    "waits long" => Mark::Waiting(Wait { periods: 3, since: 80_000, seen: 99_000 }),
+                    "waits unseen" => Mark::Waiting(Wait { periods: 3, since: 80_000, seen: 85_000 }),
                     "!" => Mark::Draining,
                     _ => Mark::Plain,
                 };
@@ -349,46 +401,57 @@ mod tests {
         ];
         for (name, limit, names, (room, share, owed)) in table {
             let account = census(limit, names).account(Scope::Server, "a", STALE).unwrap();
-            let got = (account.room(0), account.share(), account.owed(SLICE));
+            let got = (account.room(0), account.share(), account.owed(SLICE, SLICE));
             assert_eq!(got, (room, share, owed), "{name}: {account:?}");
         }
     }
 
     #[test]
     fn a_probe_is_admitted_behind_those_that_wait_and_waits_where_there_is_a_place() {
-        // Limit, who is there, and of `a`: admitted at once, admitted when it has waited, a place to wait.
+        // Limit, who is there, and of `a`, without a connection for less or for longer than `b` and `c`: admitted, a place
+        // to wait, and the place that it has is kept.
         #[rustfmt::skip]
-        let table: [(&str, u32, &[&str], (bool, bool, bool)); 5] = [
-            ("others prove themselves", 4, &["a ?", "b ?", "c ?"],              (true, true, true)),
-            ("one place, one waits",    4, &["a ?", "b x", "c waits"],          (false, true, false)),
-            ("full",                    4, &["a ?", "b x", "c x"],              (false, false, true)),
-            ("full with a claim",       4, &["a ?", "b +1"],                    (false, false, true)),
-            ("more places",             60, &["a ?", "b waits", "c waits"],     (true, true, true)),
+        let table: [(&str, u32, &[&str], [(bool, bool, bool); 2]); 8] = [
+            ("others prove themselves", 4, &["a ?", "b ?", "c ?"],              [(true, true, true), (true, true, true)]),
+            ("one place, one waits",    4, &["a ?", "b x", "c waits"],          [(false, false, false), (true, true, true)]),
+            ("one too many waits",      3, &["a ?", "b waits", "c waits long"], [(false, false, false), (true, false, true)]),
+            ("one is about to wait",    3, &["a ?", "b x", "c ? long"],         [(false, true, false), (false, true, false)]),
+            ("full",                    4, &["a ?", "b x", "c x"],              [(false, true, true), (false, true, true)]),
+            ("full with a claim",       4, &["a ?", "b +1"],                    [(false, true, true), (false, true, true)]),
+            ("more places",             60, &["a ?", "b waits", "c waits"],     [(true, true, true), (true, true, true)]),
+            ("one was stopped",         4, &["a ?", "b x", "c waits unseen"],   [(true, true, true), (true, true, true)]),
         ];
-        for (name, limit, names, (fresh, waited, place)) in table {
+        for (name, limit, names, want) in table {
             let account = census(limit, names).account(Scope::Server, "a", STALE).unwrap();
-            assert_eq!(
-                (account.admits(false), account.admits(true), account.has_place()),
-                (fresh, waited, place),
-                "{name}"
-            );
+            let got = [95_000, 75_000].map(|s| (account.admits(s), account.has_place(s), account.keeps_place(s)));
+            assert_eq!(got, want, "{name}");
         }
+    }
+
+    #[test]
+    fn of_probes_without_their_turn_the_one_that_is_longest_without_goes_on_trying() {
+        let leads = |names: &[&str]| census(4, names).account(Scope::Server, "a", STALE).unwrap().leads();
+        // Who does not know since when does not lead.
+        assert!(!leads(&["a ?", "b x", "c x"]));
+        assert!(leads(&["a ? long", "b x", "c x"]));
+        assert!(leads(&["a ? long", "b ?", "c waits long"]));
+        assert!(leads(&["a ? long", "b ? long", "c x"]), "of equal ones each");
     }
 
     #[test]
     fn who_was_stopped_while_it_waited_is_not_heeded_for_ever() {
         let census = census(4, &["c waits", "b x", "a x"]);
         assert_eq!(census.account(Scope::Server, "a", STALE).unwrap().waiting, 1);
-        let account = census.account(Scope::Server, "a", Duration::from_secs(2)).unwrap();
+        let account = census.account(Scope::Server, "a", Duration::from_millis(900)).unwrap();
         assert_eq!((account.waiting, account.peers, account.used()), (0, 2, 3));
     }
 
     #[test]
     fn the_longer_somebody_waits_in_vain_the_more_go() {
         let names = ["b x", "c x", "a x", "d x", "e waits"];
-        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE), 0);
+        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE, SLICE), 0);
         let names = ["b x", "c x", "a x", "d x", "e waits long"];
-        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE), 1);
+        assert_eq!(census(6, &names).account(Scope::Server, "a", STALE).unwrap().owed(SLICE, SLICE), 1);
     }
 
     #[test]

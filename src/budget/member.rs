@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::account::Account;
 use super::census::{Census, Scope};
-use super::tag::{self, Mark};
+use super::tag::{self, Mark, NEVER, Wait};
 use crate::mutant::{Guard, lacks};
 
 /// How long clients wait in vain for a connection to come by that could ask for more, before a probe is sent in its place.
@@ -31,6 +31,10 @@ const LOOKS_PER_WAIT: u32 = 8;
 /// The pause of a probe that found no room begins with half a period, and doubles so many times.
 const PAUSES_MAX: u32 = 2;
 
+/// A probe keeps its place for so long, at most, if nobody has been without a connection for longer; periods. Somebody's
+/// slice is over within two, and within a third its holder looks: the fourth is to spare.
+const WAIT_MAX: u32 = 4;
+
 /// A slice of time, where members take turns; periods.
 const SLICE: u32 = 2;
 
@@ -50,9 +54,9 @@ impl Policy {
         self.period * SLICE
     }
 
-    /// The age from which on a probe that waits was stopped: it would have left.
+    /// A probe that waits and was not seen for so long was stopped: it would have looked [`LOOKS_PER_WAIT`] times.
     fn stale(&self) -> Duration {
-        self.period * 3 + PROOF_LIMIT
+        self.period + PROOF_LIMIT
     }
 }
 
@@ -82,9 +86,10 @@ pub enum Errand {
 ///
 /// ```text
 /// logged in ──▶ Proving ──room, in its turn──▶ (stays)
-///                  │ └───no turn──▶ (tries again, PROOF_LIMIT)
+///                  │ ├───no turn──▶ (tries again, PROOF_LIMIT)
+///                  │ └───no turn, and more are there than fit, others for longer──▶ (leaves)
 ///                  ├──no room, and a place to wait──▶ Waiting ──room──▶ (stays)
-///                  └──no room────▶ (leaves) ◀──a period passed──┘
+///                  └──no room────▶ (leaves) ◀──others have waited for longer; WAIT_MAX──┘
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
@@ -110,6 +115,15 @@ pub enum Verdict {
     Again(Mark, Duration),
     /// It closes.
     Leaves,
+}
+
+/// A member's clients want a connection, and there is none.
+#[derive(Clone, Copy, Debug)]
+struct Hunger {
+    /// Since its first attempt to get one.
+    from: Duration,
+    /// When that was by the server's clock, as soon as that is known: it stays the same until there is a connection.
+    since: Option<u64>,
 }
 
 /// How things stood at the last look.
@@ -140,6 +154,11 @@ pub struct Member {
     grow_at: Duration,
     /// Probes in a row that left.
     tries: u32,
+    /// When the last one left.
+    left_at: Duration,
+    hunger: Option<Hunger>,
+    /// When the first connection was found to stay.
+    first_at: Duration,
     /// Refusals of the server in a row.
     refusals: u32,
     /// Turns in a row that somebody else had.
@@ -183,6 +202,9 @@ impl Member {
             probe_at: Duration::ZERO,
             grow_at: Duration::ZERO,
             tries: 0,
+            left_at: Duration::ZERO,
+            hunger: None,
+            first_at: Duration::ZERO,
             refusals: 0,
             missed: 0,
             owed: 0,
@@ -248,8 +270,36 @@ impl Member {
 
     /// A login was tried as a probe.
     #[must_use]
-    pub fn probe(&self, now: Duration, open: u32) -> Probe {
-        Probe { first: open == 0, stage: Stage::Proving { since: now }, missed: 0 }
+    pub fn probe(&mut self, now: Duration, demand: &Demand) -> Probe {
+        let first = demand.open == 0;
+        // Nobody was hungry all the time if no client has waited since the last attempt, or came soon after it.
+        let goes_on = now <= self.left_at + demand.oldest + self.policy.slice();
+        if first && !(self.hunger.is_some() && goes_on) {
+            self.hunger = Some(Hunger { from: now, since: None });
+        }
+        Probe { first, stage: Stage::Proving { since: now }, missed: 0 }
+    }
+
+    /// What a probe says of itself before its first look.
+    #[must_use]
+    pub fn first_mark(&self, probe: &Probe) -> Mark {
+        let since = self.hunger.filter(|_| probe.first).and_then(|hunger| hunger.since);
+        Mark::Proving(since.unwrap_or(NEVER))
+    }
+
+    /// Since when a probe's member has had no connection, by the server's clock.
+    fn hungry_since(&mut self, now: Duration, probe: &Probe, census: &Census) -> u64 {
+        let Some(hunger) = self.hunger.as_mut().filter(|_| probe.first && census.now > 0) else { return NEVER };
+        let passed = u64::try_from(now.saturating_sub(hunger.from).as_millis()).unwrap_or(u64::MAX);
+        *hunger.since.get_or_insert(census.now.saturating_sub(passed))
+    }
+
+    /// What a probe that waits says of itself.
+    fn wait(&self, now: Duration, since: u64, census: &Census) -> Mark {
+        let passed = self.hunger.map_or(Duration::ZERO, |hunger| now.saturating_sub(hunger.from));
+        let periods = passed.as_millis().checked_div(self.policy.period.as_millis()).unwrap_or_default();
+        let seen = if since == NEVER { NEVER } else { census.now.max(since) };
+        Mark::Waiting(Wait { periods: u32::try_from(periods).unwrap_or(u32::MAX), since, seen })
     }
 
     /// What is to be asked on a connection that nobody has now, if anything.
@@ -293,40 +343,43 @@ impl Member {
     /// What becomes of a probe that asked.
     #[must_use]
     pub fn prove(&mut self, now: Duration, entropy: u64, probe: &mut Probe, locked: bool, census: &Census) -> Verdict {
-        let mark = match probe.stage {
-            Stage::Proving { .. } => Mark::Proving,
-            Stage::Waiting { .. } => Mark::Waiting(self.tries),
-        };
+        let since = self.hungry_since(now, probe, census);
         let room = self.note(now, entropy, census, 1).room;
-        let is_over = match probe.stage {
-            Stage::Proving { since } => now >= since + PROOF_LIMIT,
-            Stage::Waiting { since } => now >= since + self.policy.period,
+        let accounts: Vec<Account> = census.accounts(&self.name, self.policy.stale()).collect();
+        let all = |is: &dyn Fn(&Account) -> bool| accounts.iter().all(is);
+        // Where not all fit that are there, one login and one look is all that a probe may take: if it is not the next to wait.
+        let (mark, may_go_on) = match probe.stage {
+            Stage::Proving { since: begun } => {
+                let fits = all(&|account| account.holds_all() || account.leads());
+                (Mark::Proving(since), fits && now < begun + PROOF_LIMIT)
+            }
+            Stage::Waiting { since: begun } => {
+                let keeps = all(&|account| account.keeps_place(since));
+                (self.wait(now, since, census), keeps && now < begun + self.policy.period * WAIT_MAX)
+            }
         };
         if !locked {
-            if is_over {
+            if !may_go_on {
                 return self.leave(now, entropy);
             }
             probe.missed += 1;
             return Verdict::Again(mark, turn_pause(probe.missed, entropy));
         }
         probe.missed = 0;
-        let waits = matches!(probe.stage, Stage::Waiting { .. });
-        let stale = self.policy.stale();
-        let fits = census.accounts(&self.name, stale).all(|account| account.admits(waits)) && (probe.first || room > 0);
-        if fits || self.is_broken() {
-            self.tries = 0;
-            self.refusals = 0;
+        if all(&|account| account.admits(since)) && (probe.first || room > 0) || self.is_broken() {
+            (self.tries, self.refusals, self.hunger) = (0, 0, None);
+            if probe.first {
+                self.first_at = now;
+            }
             self.take(1);
             return Verdict::Stays;
         }
         let pause = self.policy.period / LOOKS_PER_WAIT;
         match probe.stage {
-            Stage::Waiting { .. } if !is_over => Verdict::Again(mark, pause),
-            Stage::Proving { .. }
-                if probe.first && census.accounts(&self.name, stale).all(|account| account.has_place()) =>
-            {
+            Stage::Waiting { .. } if may_go_on => Verdict::Again(mark, pause),
+            Stage::Proving { .. } if probe.first && all(&|account| account.has_place(since)) => {
                 probe.stage = Stage::Waiting { since: now };
-                Verdict::Again(Mark::Waiting(self.tries), pause)
+                Verdict::Again(self.wait(now, since, census), pause)
             }
             _ => self.leave(now, entropy),
         }
@@ -347,7 +400,7 @@ impl Member {
             look.worth = look.worth.min(account.worth());
             look.is_over |= account.mine > account.share();
             look.is_wanted |= account.is_wanted();
-            self.owed = self.owed.max(account.owed(slice));
+            self.owed = self.owed.max(account.owed(slice, now.saturating_sub(self.first_at)));
         }
         self.look = Some(look);
         self.look_at = now + part(self.policy.period, entropy);
@@ -359,6 +412,7 @@ impl Member {
     fn leave(&mut self, now: Duration, entropy: u64) -> Verdict {
         let pause = self.policy.period / 2 * (1 << self.tries.min(PAUSES_MAX));
         self.tries += 1;
+        self.left_at = now;
         self.probe_at = self.probe_at.max(now + half(pause, entropy));
         Verdict::Leaves
     }

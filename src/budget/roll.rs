@@ -113,7 +113,7 @@ impl Roll {
                 Mark::Claims(claims, until) if !census.are_over(until) => claims.min(CLAIMS_MAX),
                 _ => 0,
             };
-            let probes = u32::from(matches!(line.mark, Mark::Proving | Mark::Waiting(_)));
+            let probes = u32::from(matches!(line.mark, Mark::Proving(_) | Mark::Waiting(_)));
             standing.waiting += u32::from(matches!(line.mark, Mark::Waiting(_)));
             standing.probes += probes;
             standing.claims += claims;
@@ -177,7 +177,7 @@ mod tests {
             ("renamed", 3, true, true),
             ("[pgweir b/2#1]", 4, true, true),
             ("[pgweir b/2#2 ?]", 5, true, false),
-            ("[pgweir c/3 ?1]", 6, false, false),
+            ("[pgweir c/3 ?1@1+1]", 6, false, false),
             ("psql", 7, true, true),
             ("psql", 8, false, false),
             ("", 9, false, true),

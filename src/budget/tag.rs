@@ -5,11 +5,12 @@
 //! [pgweir web.1*3/ab12cd#7]     the same of a member whose weight is 3
 //! [pgweir web.1/ab12cd#7 +2@mfk3v9ai]  it stands for two logins under way as well, until then: claims
 //! [pgweir web.1/ab12cd#1 ?]     logged in, and finding out whether it may stay: a probe
-//! [pgweir web.1/ab12cd ?3]      a probe that waits for room, the third time without luck (`?` alone the first time)
+//! [pgweir web.1/ab12cd#4 ?@mfk3uzrt]  the same of a member that has wanted a connection, and had none, since then
+//! [pgweir web.1/ab12cd ?3@mfk3uzrt+f1c]  a probe that waits for room, since three periods, and 19.5 s after then it still did
 //! [pgweir web.1/ab12cd#7 !]     its pgweir is on its way out
 //! ```
 //!
-//! The time of claims is milliseconds since 1970, by the server's clock, in base 36. A client's own name stands in front of it all. Postgres keeps 63 bytes of a name, and of those only printable ASCII.
+//! Times are milliseconds since 1970, by the server's clock, in base 36. A client's own name stands in front of it all. Postgres keeps 63 bytes of a name, and of those only printable ASCII.
 
 use std::fmt::Write as _;
 
@@ -22,7 +23,7 @@ const NAME_MAX: usize = 16;
 /// A member has this weight at most.
 pub const WEIGHT_MAX: u32 = 100;
 
-/// The end of claims that do not tell theirs.
+/// The time of claims and probes that do not tell theirs.
 pub const NEVER: u64 = u64::MAX;
 
 /// What a tag says of its connection, besides whose it is.
@@ -33,12 +34,24 @@ pub enum Mark {
     /// It stands for so many logins under way as well, until the server's clock shows this: milliseconds since 1970, or
     /// [`NEVER`].
     Claims(u32, u64),
-    /// It is a probe: it has not found out yet whether it may stay.
-    Proving,
-    /// It is a probe that found no room and waits for some, after so many attempts in vain.
-    Waiting(u32),
+    /// It is a probe: it has not found out yet whether it may stay. Its member has had no connection since then, or
+    /// [`NEVER`], if it does not know.
+    Proving(u64),
+    /// It is a probe that found no room and waits for some.
+    Waiting(Wait),
     /// Its pgweir will end soon.
     Draining,
+}
+
+/// What a probe says of its wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Whole periods for which its member has had no connection.
+    pub periods: u32,
+    /// Since when that is so, by the server's clock; or [`NEVER`].
+    pub since: u64,
+    /// When it last looked, by the same clock, and no earlier; or [`NEVER`].
+    pub seen: u64,
 }
 
 /// A tag, borrowed from a row's `application_name`.
@@ -109,9 +122,12 @@ pub fn write(member: &str, number: u32, mark: Mark) -> String {
         Mark::Plain => write!(tag, "#{number}]"),
         Mark::Claims(claims, NEVER) => write!(tag, "#{number} +{claims}]"),
         Mark::Claims(claims, until) => write!(tag, "#{number} +{claims}@{}]", base_36(until)),
-        Mark::Proving => write!(tag, "#{number} ?]"),
-        Mark::Waiting(0) => write!(tag, " ?]"),
-        Mark::Waiting(tries) => write!(tag, " ?{tries}]"),
+        Mark::Proving(NEVER) => write!(tag, "#{number} ?]"),
+        Mark::Proving(since) => write!(tag, "#{number} ?@{}]", base_36(since)),
+        Mark::Waiting(Wait { periods, since: NEVER, .. }) => write!(tag, " ?{periods}]"),
+        Mark::Waiting(Wait { periods, since, seen }) => {
+            write!(tag, " ?{periods}@{}+{}]", base_36(since), base_36(seen.saturating_sub(since)))
+        }
         Mark::Draining => write!(tag, "#{number} !]"),
     };
     tag
@@ -146,8 +162,8 @@ pub fn without(name: &[u8]) -> &[u8] {
 }
 
 fn mark(rest: &[u8]) -> Option<Mark> {
-    if let Some(tries) = rest.strip_prefix(b" ?") {
-        return if tries.is_empty() { Some(Mark::Waiting(0)) } else { number(tries).map(Mark::Waiting) };
+    if let Some(wait) = rest.strip_prefix(b" ?") {
+        return waiting(wait).map(Mark::Waiting);
     }
     let rest = rest.strip_prefix(b"#")?;
     let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
@@ -155,10 +171,24 @@ fn mark(rest: &[u8]) -> Option<Mark> {
     number(digits)?;
     match rest {
         b"" => Some(Mark::Plain),
-        b" ?" => Some(Mark::Proving),
+        b" ?" => Some(Mark::Proving(NEVER)),
         b" !" => Some(Mark::Draining),
-        _ => claims(rest.strip_prefix(b" +")?),
+        _ => match rest.strip_prefix(b" ?@") {
+            Some(since) => time(since).map(Mark::Proving),
+            None => claims(rest.strip_prefix(b" +")?),
+        },
     }
+}
+
+fn waiting(text: &[u8]) -> Option<Wait> {
+    let end = text.iter().position(|byte| *byte == b'@').unwrap_or(text.len());
+    let (count, times) = text.split_at_checked(end)?;
+    let periods = number(count)?;
+    let Some(times) = times.strip_prefix(b"@") else { return Some(Wait { periods, since: NEVER, seen: NEVER }) };
+    let plus = times.iter().position(|byte| *byte == b'+')?;
+    let (since, rest) = times.split_at_checked(plus)?;
+    let since = time(since)?;
+    Some(Wait { periods, since, seen: since.saturating_add(time(rest.get(1..)?)?) })
 }
 
 fn claims(text: &[u8]) -> Option<Mark> {
@@ -194,8 +224,11 @@ mod tests {
         let member = member("web.1 (ö)", 1, 36 * 36 * 36 * 36 * 36 * 35 + 10);
         assert_eq!(member, "web.1__ö_/a0000z".replace('ö', "_"));
         let claims = [Mark::Claims(2, NEVER), Mark::Claims(8, 1_764_342_000_123), Mark::Claims(1, 0)];
-        let marks = [Mark::Plain, Mark::Proving, Mark::Waiting(0), Mark::Waiting(12), Mark::Draining];
-        for mark in marks.into_iter().chain(claims) {
+        let marks = [Mark::Plain, Mark::Proving(NEVER), Mark::Proving(1_764_342_000_123), Mark::Draining];
+        let (since, seen) = (1_764_342_000_123, 1_764_342_099_999);
+        let waits = [Wait { periods: 0, since: NEVER, seen: NEVER }, Wait { periods: 12, since, seen }];
+        let waits = waits.into_iter().chain([Wait { periods: 3, since, seen: since }]).map(Mark::Waiting);
+        for mark in marks.into_iter().chain(claims).chain(waits) {
             let tag = write(&member, 1234, mark);
             assert!(tag.len() < 52, "{tag}");
             assert_eq!(marked(&write(&member, 1234, Mark::Plain), mark), tag);
@@ -212,8 +245,12 @@ mod tests {
     fn the_longest_tag_is_not_cut() {
         let member = member(&"w".repeat(40), 1000, u64::MAX);
         assert_eq!(weight(member.as_bytes()), WEIGHT_MAX);
-        let tag = write(&member, 1_000_000, Mark::Claims(8, 253_402_300_799_999));
-        assert!(tag.len() <= 63 && split(tag.as_bytes()).is_some(), "{} {tag}", tag.len());
+        let since = 253_402_300_799_999;
+        let wait = Wait { periods: 1_000_000, since, seen: since + 1_000_000_000 };
+        for mark in [Mark::Claims(8, since), Mark::Proving(since), Mark::Waiting(wait)] {
+            let tag = write(&member, 1_000_000, mark);
+            assert!(tag.len() <= 63 && split(tag.as_bytes()).is_some(), "{} {tag}", tag.len());
+        }
     }
 
     #[test]
@@ -236,7 +273,8 @@ mod tests {
         let table = [
             "", "psql", "[pgweir ]", "[pgweir a/b]", "[pgweir a/b#]", "[pgweir a/b#x]", "[pgweir a/b#1", "[pgweir #1]",
             "[pgweir a/b#1 +]", "[pgweir a/b#1 +-1]", "[pgweir a/b#1 + 1]", "[pgweir a/b#1 !?]", "[pgweir a/b#1] ",
-            "[pgweir a/b#1 +99999999999]", "[pgweir a/b ?x]", "[pgweir a/b !]", "[pgweir a/b#1 +1@]", "[pgweir a/b#1 +@1]",
+            "[pgweir a/b#1 +99999999999]", "[pgweir a/b ?x]", "[pgweir a/b ?]", "[pgweir a/b ?1@]",
+            "[pgweir a/b ?1@1]", "[pgweir a/b ?1@1+]", "[pgweir a/b ?@1+1]", "[pgweir a/b#1 ?@]", "[pgweir a/b#1 ?1@1]", "[pgweir a/b !]", "[pgweir a/b#1 +1@]", "[pgweir a/b#1 +@1]",
             "[pgweir a/b#1 +1@1 ]", "[pgweir a/b#1 +1@A]", "[pgweir a/b#1 +1@1234567890123]", "[pgweir a/b#1 +1@1@1]",
         ];
         for name in table {

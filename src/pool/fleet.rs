@@ -500,7 +500,7 @@ impl Pool {
     fn start_proving(self: &Rc<Self>, mut conn: Box<ServerConn>) {
         let Some(fleet) = &self.fleet else { return };
         fleet.is_probing.set(true);
-        let probe = fleet.member.borrow().probe(fleet.now(self.clock.now()), self.demand(0).open);
+        let probe = fleet.member.borrow_mut().probe(fleet.now(self.clock.now()), &self.demand(0));
         let on = OnErrand::new(self);
         tokio::task::spawn_local(async move {
             let pool = on.0.clone();
@@ -521,7 +521,8 @@ impl Pool {
 
     /// Whether it may.
     async fn prove(&self, conn: &mut ServerConn, mut probe: Probe) -> Result<bool, SettleError> {
-        self.tell(conn, &marked(conn, Mark::Proving), "").await?;
+        let mark = self.fleet.as_ref().map_or(Mark::Plain, |fleet| fleet.member.borrow().first_mark(&probe));
+        self.tell(conn, &marked(conn, mark), "").await?;
         loop {
             let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get()) else {
                 self.tell(conn, "", "RESET application_name").await?;

@@ -82,6 +82,7 @@ impl World {
         let open = u32::try_from(proc.conns.len()).unwrap();
         let idle = proc.conns.iter().filter(|conn| matches!(conn.state, State::Idle { .. })).count();
         let oldest = if proc.hunger > open { Duration::from_secs(1) } else { Duration::ZERO };
+        let oldest = oldest.max(duration(proc.starving.map_or(0, |since| self.now - since)));
         Demand { wanted: proc.hunger.saturating_sub(open), oldest, open, idle: u32::try_from(idle).unwrap() }
     }
 
@@ -150,7 +151,7 @@ impl World {
             .iter()
             .any(|c| matches!(c.state, State::Proving(_) | State::LoggingIn { probe: Some(_), .. }));
         if !is_probing && self.processes[process].member.may_probe(now, &demand) {
-            let probe = self.processes[process].member.probe(now, demand.open);
+            let probe = self.processes[process].member.probe(now, &demand);
             self.dial(process, Some(probe), None);
         }
     }
@@ -293,7 +294,7 @@ impl World {
             }
             // What carried its claim is gone.
             (None, _) => {
-                let probe = self.processes[process].member.probe(now, 0);
+                let probe = self.processes[process].member.probe(now, &Demand::default());
                 self.test(process, conn, probe);
             }
         }
@@ -303,7 +304,8 @@ impl World {
         if let Some(c) = self.conn(process, conn) {
             c.state = State::Proving(probe);
         }
-        self.send_probe(process, conn, Mark::Proving, 0);
+        let mark = self.processes[process].member.first_mark(&probe);
+        self.send_probe(process, conn, mark, 0);
     }
 
     /// A login with a claim is over, well (the connection) or not.
@@ -374,7 +376,7 @@ impl World {
                 let now = duration(self.now);
                 for conn in unsure {
                     if self.conn(process, conn).is_some() {
-                        let probe = self.processes[process].member.probe(now, 0);
+                        let probe = self.processes[process].member.probe(now, &Demand::default());
                         self.test(process, conn, probe);
                     }
                 }

@@ -28,6 +28,8 @@ pub(super) struct Session {
     pub(super) claims: u32,
     pub(super) claims_until: u64,
     pub(super) waits: bool,
+    /// It is a probe that has looked once, and neither stays nor goes.
+    pub(super) lingers: bool,
 }
 
 impl Session {
@@ -44,6 +46,7 @@ impl Session {
             claims: 0,
             claims_until: 0,
             waits: false,
+            lingers: false,
         }
     }
 }
@@ -52,7 +55,8 @@ impl Session {
 pub(super) struct Transaction {
     pub(super) number: u64,
     pub(super) has_lock: bool,
-    /// Foreigners in each scope, when the census was taken.
+    /// Foreigners in each scope when the census was taken, without those that have gone since: others may have taken their
+    /// place.
     pub(super) foreign: [u32; 4],
 }
 
@@ -103,9 +107,14 @@ impl IndexMut<usize> for Sessions {
 
 impl World {
     pub(super) fn in_scope(scope: Scope, of: (u32, u32), session: &Session) -> bool {
+        Self::counts(scope, of, (session.database, session.role))
+    }
+
+    /// Whether the limits of one database and role count a session of another.
+    fn counts(scope: Scope, of: (u32, u32), (database, role): (u32, u32)) -> bool {
         match scope {
-            Scope::Role => session.role == of.1,
-            Scope::Database => session.database == of.0,
+            Scope::Role => role == of.1,
+            Scope::Database => database == of.0,
             Scope::Server | Scope::Fleet => true,
         }
     }
@@ -118,7 +127,19 @@ impl World {
     }
 
     pub(super) fn end_session(&mut self, session: usize) {
-        self.sessions.all.remove(&session);
+        let gone = self.sessions.all.remove(&session);
+        if gone.is_some_and(|gone| gone.process.is_none()) {
+            let foreign: Vec<(u32, u32)> =
+                self.sessions.iter().filter(|(_, s)| s.process.is_none()).map(|(_, s)| (s.database, s.role)).collect();
+            for s in self.sessions.all.values_mut() {
+                let of = (s.database, s.role);
+                let Some(transaction) = &mut s.transaction else { continue };
+                for (scope, known) in Scope::ALL.into_iter().zip(&mut transaction.foreign) {
+                    let left = foreign.iter().filter(|other| Self::counts(scope, of, **other)).count();
+                    *known = (*known).min(u32::try_from(left).unwrap());
+                }
+            }
+        }
     }
 
     pub(super) fn login(&mut self, process: usize, conn: u32, name: String) {
@@ -131,7 +152,9 @@ impl World {
         self.outcome.logins += 1;
         self.outcome.late_logins += u64::from(self.is_calm && self.now > self.calm_since + self.plan.calm * 3 / 4);
         let session = self.sessions.insert(Session::new(Some(process), database, role, name, self.now));
-        self.outcome.most = self.outcome.most.max(u32::try_from(self.sessions.all.len()).unwrap());
+        let there = u32::try_from(self.sessions.all.len()).unwrap();
+        self.outcome.most = self.outcome.most.max(there);
+        self.outcome.beyond = self.outcome.beyond.max(there.saturating_sub(self.plan.fleet.unwrap_or(there)));
         if !self.processes[process].is_alive {
             return self.after(MS, Event::Close { session });
         }
@@ -196,11 +219,12 @@ impl World {
             }
             Answer::Stay => {
                 s.stays = true;
-                s.waits = false;
+                (s.waits, s.lingers) = (false, false);
                 s.name = name;
             }
             Answer::Mark(mark) => {
                 s.waits = matches!(mark, Mark::Waiting(_));
+                s.lingers = true;
                 s.name = name;
             }
         }
@@ -210,6 +234,9 @@ impl World {
         }
         if matches!(answer, Answer::Mark(Mark::Waiting(_))) {
             self.check_places(of);
+        }
+        if matches!(answer, Answer::Mark(_)) {
+            self.check_probes(of, &transaction.foreign);
         }
         self.after(way, Event::Answered { process, conn, answer: answer.clone(), is_well: true });
     }
@@ -240,10 +267,37 @@ impl World {
             };
             let counts = |s: &&Session| s.waits && is_up(s) && s.database == of.0 && Self::in_scope(scope, of, s);
             let waiting = self.sessions.iter().map(|(_, s)| s).filter(counts).count();
-            let places = (headroom(limit) as usize / 2).max(1);
+            // One may have come for longest, while the one that is to leave for it has not looked yet.
+            let places = (headroom(limit) as usize / 2).max(1) + 1;
             // The one of a process that went on a moment ago is stale to the others.
             if waiting > places + usize::from(self.plan.faults > 0) * 2 {
                 self.fault = Some(format!("{waiting} probes wait in {places} places: {scope:?}"));
+            }
+        }
+    }
+
+    /// What lasts for longer than one login and one look stays within the limit, whatever looks and goes. Beyond it probes
+    /// are at most as many as the places to wait.
+    fn check_probes(&mut self, of: (u32, u32), foreign: &[u32; 4]) {
+        let clock = self.clock();
+        for (scope, foreign) in Scope::ALL.into_iter().zip(foreign) {
+            let Some(limit) = self.plan.limit(scope) else { continue };
+            let is_up = |s: &Session| {
+                s.process.is_some_and(|n| self.processes[n].is_alive && self.processes[n].stopped_until <= self.now)
+            };
+            let own = self.sessions.iter().map(|(_, s)| s);
+            let own: Vec<&Session> = own.filter(|s| s.process.is_some() && Self::in_scope(scope, of, s)).collect();
+            let claims = |s: &Session| if s.claims_until > clock { s.claims } else { 0 };
+            let taken: u32 = own.iter().map(|s| u32::from(s.stays) + claims(s)).sum();
+            let probes = u32::try_from(own.iter().filter(|s| s.lingers && is_up(s)).count()).unwrap();
+            self.outcome.probes = self.outcome.probes.max(probes);
+            // See `check_places`.
+            let places = (headroom(limit) / 2).max(1) + self.plan.databases;
+            // The one of a process that went on a moment ago is stale to the others.
+            let slack = u32::from(self.plan.faults > 0) * 2;
+            if taken + foreign + probes > limit && probes > places + slack {
+                self.fault =
+                    Some(format!("{probes} probes last beside {taken} and {foreign}, for {places} places: {scope:?}"));
             }
         }
     }
