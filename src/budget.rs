@@ -35,7 +35,7 @@
 //! | its host is lost | its connections count until the server notices |
 //! | it is stopped with the lock | the server ends that transaction after 2 s (`idle_in_transaction_session_timeout`), and the connection |
 //! | it is stopped with claims | they bear their end, 5 s ahead by the server's clock; 2 s later nobody counts them, and whoever goes on after the end makes no connection of them |
-//! | it is stopped while it waits (`?`) | its tag tells when it last looked: a period and two seconds later nobody heeds it any more |
+//! | it is stopped while it waits, or is about to (`?`) | its tag tells when it last looked: a period and two seconds later nobody heeds it any more |
 //! | many log in at once to find out whether there is room | where not all fit, each is there for one login and one look; those that last are few, see [Waiting](#waiting) |
 //! | a client copies another connection's tag | if role and database are the same as well, and not those of who looks, the two count as one |
 //! | the connection with the claims is lost, or its logins take more than 2 s | each login under way has to prove itself, as a probe does |
@@ -63,24 +63,27 @@
 //! half the headroom, at least one. A probe tells since when its member has had no connection, by the server's clock, and:
 //!
 //! - who has been without for longer takes the place of who has not, who leaves at its next look (there are eight a period);
-//!   until then there is one too many, and never more;
+//!   until then there is one too many, and never more for longer than two looks: who would be one more comes back half a
+//!   period later;
 //! - what becomes free goes to those that wait before those that come, unless these have been without for longer;
 //! - who keeps its place keeps it for four periods at most, and comes back.
 //!
-//! Beyond what members may have, all others are there for one login and one look, at moments that are drawn: half a period to
-//! two after the last attempt. How many are there at one moment has no bound but their number; how many last has one.
+//! Beyond what members may have, all others are there for one login and one look, at moments that are drawn: a quarter of a
+//! period to two after the last attempt. How many are there at one moment has no bound but their number; how many last has one.
+//! The first attempt of a pool never waits: it does not know the server's clock before it has looked.
 //!
 //! So nobody waits for ever. Take the member that has been without for longest. At most two periods after its last attempt it
-//! comes again, and has a place at once. Within two more the slice of some holder is over (or one with more than its share is
-//! there, who need not wait for that), within another its holder looks, and gives the connection back when its client is done
-//! with it; an eighth of a period later it is taken, and by nobody else. That makes 5⅛ periods, a login and the rest of
-//! a transaction: 5¼, say. Members before which `n` others have been without for longer wait `n + 1` times as long at most. When
+//! comes again, and has a place at once, or half a period later, if there was one too many at that very moment. Within two more
+//! the slice of some holder is over (or one with more than its share is there, who need not wait for that), within another its
+//! holder looks, and gives the connection back when its client is done with it; an eighth of a period later it is taken, and by nobody else. That makes 5⅝ periods, some logins and the rest of
+//! a transaction: 5¾, say. Members before which `n` others have been without for longer wait `n + 1` times as long at most. When
 //! all connections are taken by one member each, `n` is less than the members without one. It is far less in most cases,
 //! since more than one connection is given back for who has waited for more than a period.
 //!
 //! This takes for granted that nothing goes wrong meanwhile, that the lock is had within two seconds of trying (nobody has it for
-//! longer than a look takes), and that the server does not say 53300: after that there is a pause. The simulation asserts it,
-//! with five periods at the beginning for what had gone wrong before.
+//! longer than a look takes), that there is not one too many at the second attempt as well (another of half a period follows), and
+//! that the server does not say 53300: after that there is a pause. The simulation asserts the bound, with five periods at the
+//! beginning for what had gone wrong before.
 
 mod account;
 mod census;

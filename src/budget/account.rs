@@ -62,10 +62,12 @@ pub struct Account {
     databases: u32,
     /// How many connections the waiting ask to be given back, together: the longer in vain, the more.
     urgency: u32,
-    /// Since when those that wait have had no connection, and those probes that tell; the member's own are not among them.
+    /// Since when those that wait have had no connection, those that try again, and those that are about to look for the first
+    /// time; none of the member's own is among them, and none that was stopped.
     queue: Vec<u64>,
-    others: Vec<u64>,
-    /// The same of the member's own probe, as everybody sees it.
+    trying: Vec<u64>,
+    coming: Vec<u64>,
+    /// The same of the member's own probe, as everybody sees it; or [`NEVER`].
     own: u64,
     me: Option<u32>,
     /// The member's own weight, and that of all peers.
@@ -97,7 +99,8 @@ impl Account {
             databases: 0,
             urgency: 0,
             queue: Vec::new(),
-            others: Vec::new(),
+            trying: Vec::new(),
+            coming: Vec::new(),
             own: NEVER,
             me,
             weight,
@@ -135,12 +138,14 @@ impl Account {
         };
         let own = seat.member == self.me;
         match seat.mark {
-            Mark::Proving(since) => {
+            Mark::Coming(since, seen) | Mark::Proving(since, seen) => {
                 self.proving += 1;
+                let all = if matches!(seat.mark, Mark::Coming(..)) { &mut self.coming } else { &mut self.trying };
                 if own {
-                    self.own = since;
-                } else if since != NEVER {
-                    self.others.push(since);
+                    self.own = self.own.min(since);
+                } else if since != NEVER && !census.is_stale(seen, seat.age, stale) {
+                    // As below.
+                    all.push(since);
                 }
             }
             // Its process was stopped, or it would have looked, or be gone.
@@ -250,23 +255,32 @@ impl Account {
     }
 
     /// Whether the probe of a member that has had no connection `since` then may wait: where nobody does, or in the place of
-    /// one that has not been without for so long, who leaves at its next look. There is never more than one too many.
+    /// one that has not been without for so long, who leaves at its next look. Of those that last for more than a look there is
+    /// one too many at most.
     #[must_use]
     pub fn has_place(&self, since: u64) -> bool {
-        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        waiting < self.places() || waiting == self.places() && before(&self.queue, since) < self.places()
+        count(self.queue.len() + self.trying.len()) <= self.places() && before(&self.queue, since) < self.places()
     }
 
-    /// Whether the same may go on waiting: not if others have been without for longer that wait or are about to.
+    /// Whether the same may go on waiting: not if others have been without for longer that wait or try to.
     #[must_use]
     pub fn keeps_place(&self, since: u64) -> bool {
-        before(&self.queue, since) + before(&self.others, since) < self.places()
+        before(&self.queue, since) + before(&self.trying, since) < self.places()
     }
 
-    /// Whether the member's own probe has been without for longer than any other but so many as may wait, as everybody sees.
+    /// Whether everybody sees since when the member has had no connection.
     #[must_use]
-    pub fn leads(&self) -> bool {
-        self.own != NEVER && self.keeps_place(self.own)
+    pub const fn is_told(&self) -> bool {
+        self.own != NEVER
+    }
+
+    /// Whether the same is among those that are next to wait, and may try for longer than one look to get its turn. All that
+    /// may tell so before they look: the last of them to look sees the others.
+    #[must_use]
+    pub fn leads(&self, since: u64) -> bool {
+        let all = count(self.queue.len() + self.trying.len() + self.coming.len());
+        let before = before(&self.queue, since) + before(&self.trying, since) + before(&self.coming, since);
+        self.is_told() && since != NEVER && all <= self.places() && before < self.places()
     }
 
     /// How many connections the member is to give back when clients are done with them. It has had the first of them for so
@@ -326,7 +340,11 @@ impl Account {
 
 /// How many of these are earlier.
 fn before(all: &[u64], since: u64) -> u32 {
-    u32::try_from(all.iter().filter(|other| **other < since).count()).unwrap_or(u32::MAX)
+    count(all.iter().filter(|other| **other < since).count())
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -349,8 +367,11 @@ mod tests {
                 let mark = match rest {
                     "+1" => Mark::Claims(1, tag::NEVER),
                     "+2 over" => Mark::Claims(2, 98_000),
-                    "?" => Mark::Proving(NEVER),
-                    "? long" => Mark::Proving(70_000),
+                    "?" => Mark::Proving(NEVER, NEVER),
+                    "comes" => Mark::Coming(70_000, 99_000),
+                    "? long" => Mark::Proving(70_000, 99_000),
+                    "? unseen" => Mark::Proving(70_000, 85_000),
+                    "? ahead" => Mark::Proving(70_000, 115_000),
                     "waits" => Mark::Waiting(Wait { periods: 0, since: 90_000, seen: 99_000 }),
                     "waits long" => Mark::Waiting(Wait { periods: 3, since: 80_000, seen: 99_000 }),
                     "waits unseen" => Mark::Waiting(Wait { periods: 3, since: 80_000, seen: 85_000 }),
@@ -411,10 +432,15 @@ mod tests {
         // Limit, who is there, and of `a`, without a connection for less or for longer than `b` and `c`: admitted, a place
         // to wait, and the place that it has is kept.
         #[rustfmt::skip]
-        let table: [(&str, u32, &[&str], [(bool, bool, bool); 2]); 8] = [
+        let table: [(&str, u32, &[&str], [(bool, bool, bool); 2]); 13] = [
             ("others prove themselves", 4, &["a ?", "b ?", "c ?"],              [(true, true, true), (true, true, true)]),
             ("one place, one waits",    4, &["a ?", "b x", "c waits"],          [(false, false, false), (true, true, true)]),
             ("one too many waits",      3, &["a ?", "b waits", "c waits long"], [(false, false, false), (true, false, true)]),
+            ("one is on its way there", 3, &["a ?", "b waits", "c ? long"],     [(false, false, false), (true, false, false)]),
+            ("one will look first",     3, &["a ?", "b waits", "c comes"],      [(false, false, false), (true, true, true)]),
+            ("so will many",            3, &["a ?", "b comes", "c comes", "d comes"], [(true, true, true), (true, true, true)]),
+            ("one of these was stopped", 3, &["a ?", "b waits", "c ? unseen"],  [(false, false, false), (true, true, true)]),
+            ("or its clock is wrong",   3, &["a ?", "b waits", "c ? ahead"],    [(false, false, false), (true, true, true)]),
             ("one is about to wait",    3, &["a ?", "b x", "c ? long"],         [(false, true, false), (false, true, false)]),
             ("full",                    4, &["a ?", "b x", "c x"],              [(false, true, true), (false, true, true)]),
             ("full with a claim",       4, &["a ?", "b +1"],                    [(false, true, true), (false, true, true)]),
@@ -430,12 +456,16 @@ mod tests {
 
     #[test]
     fn of_probes_without_their_turn_the_one_that_is_longest_without_goes_on_trying() {
-        let leads = |names: &[&str]| census(4, names).account(Scope::Server, "a", STALE).unwrap().leads();
-        // Who does not know since when does not lead.
+        let leads = |names: &[&str]| census(4, names).account(Scope::Server, "a", STALE).unwrap().leads(70_000);
+        // Nobody sees since when.
         assert!(!leads(&["a ?", "b x", "c x"]));
         assert!(leads(&["a ? long", "b x", "c x"]));
+        assert!(leads(&["a ? long", "a ?", "b x"]), "another one of its own");
         assert!(leads(&["a ? long", "b ?", "c waits long"]));
-        assert!(leads(&["a ? long", "b ? long", "c x"]), "of equal ones each");
+        assert!(leads(&["a comes", "b comes", "c x"]), "of equal ones each");
+        assert!(!leads(&["a comes", "b comes", "c comes", "d x"]), "too many");
+        assert!(!leads(&["a ? long", "b waits", "c waits long"]), "one too many is there");
+        assert!(leads(&["a ? long", "b waits", "c waits unseen"]), "one of these was stopped");
     }
 
     #[test]

@@ -168,13 +168,14 @@ impl Census {
         self.now >= until.saturating_add(CENSUS_MAX)
     }
 
-    /// Whether who waits was last `seen` longer ago than this. Where that is not told, the age of the connection has to do.
+    /// Whether a probe was last `seen` longer ago than this. Where that is not told, the age of the connection has to do. Who
+    /// was seen that far ahead of the clock was not seen by it.
     pub(super) fn is_stale(&self, seen: u64, age: Option<Duration>, stale: Duration) -> bool {
-        let since = if seen == tag::NEVER { age } else { Some(Duration::from_millis(self.now.saturating_sub(seen))) };
+        let since = if seen == tag::NEVER { age } else { Some(Duration::from_millis(self.now.abs_diff(seen))) };
         since.is_some_and(|since| since > stale)
     }
 
-    /// How `member` stands in a scope, where a `?` that was not seen for longer than `stale` waits no more: its process was
+    /// How `member` stands in a scope, where a `?` that was not seen for longer than `stale` is not heeded: its process was
     /// stopped. None where there is no limit.
     #[must_use]
     pub fn account(&self, scope: Scope, member: &str, stale: Duration) -> Option<Account> {

@@ -90,6 +90,8 @@ pub enum Errand {
 ///                  │ └───no turn, and more are there than fit, others for longer──▶ (leaves)
 ///                  ├──no room, and a place to wait──▶ Waiting ──room──▶ (stays)
 ///                  └──no room────▶ (leaves) ◀──others have waited for longer; WAIT_MAX──┘
+///
+/// Who leaves because too many are there, and has been without a connection for longer than they, comes back sooner.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
@@ -126,6 +128,19 @@ struct Hunger {
     since: Option<u64>,
 }
 
+/// What the server's clock has shown at some moment: milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+struct ServerClock {
+    shown: u64,
+    at: Duration,
+}
+
+impl ServerClock {
+    fn now(self, now: Duration) -> u64 {
+        self.shown.saturating_add(millis(now.saturating_sub(self.at)))
+    }
+}
+
 /// How things stood at the last look.
 #[derive(Clone, Copy, Debug)]
 struct Look {
@@ -157,6 +172,8 @@ pub struct Member {
     /// When the last one left.
     left_at: Duration,
     hunger: Option<Hunger>,
+    /// As the last census told it.
+    server_clock: Option<ServerClock>,
     /// When the first connection was found to stay.
     first_at: Duration,
     /// Refusals of the server in a row.
@@ -204,6 +221,7 @@ impl Member {
             tries: 0,
             left_at: Duration::ZERO,
             hunger: None,
+            server_clock: None,
             first_at: Duration::ZERO,
             refusals: 0,
             missed: 0,
@@ -282,24 +300,34 @@ impl Member {
 
     /// What a probe says of itself before its first look.
     #[must_use]
-    pub fn first_mark(&self, probe: &Probe) -> Mark {
-        let since = self.hunger.filter(|_| probe.first).and_then(|hunger| hunger.since);
-        Mark::Proving(since.unwrap_or(NEVER))
+    pub fn first_mark(&mut self, now: Duration, probe: &Probe) -> Mark {
+        match self.hungry_since(now, probe) {
+            NEVER => Mark::Proving(NEVER, NEVER),
+            since => Mark::Coming(since, self.seen(now, since)),
+        }
     }
 
-    /// Since when a probe's member has had no connection, by the server's clock.
-    fn hungry_since(&mut self, now: Duration, probe: &Probe, census: &Census) -> u64 {
-        let Some(hunger) = self.hunger.as_mut().filter(|_| probe.first && census.now > 0) else { return NEVER };
-        let passed = u64::try_from(now.saturating_sub(hunger.from).as_millis()).unwrap_or(u64::MAX);
-        *hunger.since.get_or_insert(census.now.saturating_sub(passed))
+    /// Since when a probe's member has had no connection, by the server's clock; [`NEVER`] if that is not known.
+    fn hungry_since(&mut self, now: Duration, probe: &Probe) -> u64 {
+        let (Some(hunger), Some(clock)) = (self.hunger.as_mut().filter(|_| probe.first), self.server_clock) else {
+            return NEVER;
+        };
+        let passed = millis(now.saturating_sub(hunger.from));
+        *hunger.since.get_or_insert(clock.now(now).saturating_sub(passed))
+    }
+
+    /// What a probe tells of this moment.
+    fn seen(&self, now: Duration, since: u64) -> u64 {
+        let clock = self.server_clock.filter(|_| since != NEVER);
+        clock.map_or(NEVER, |clock| clock.now(now).max(since))
     }
 
     /// What a probe that waits says of itself.
-    fn wait(&self, now: Duration, since: u64, census: &Census) -> Mark {
+    fn wait(&self, now: Duration, since: u64) -> Mark {
         let passed = self.hunger.map_or(Duration::ZERO, |hunger| now.saturating_sub(hunger.from));
         let periods = passed.as_millis().checked_div(self.policy.period.as_millis()).unwrap_or_default();
-        let seen = if since == NEVER { NEVER } else { census.now.max(since) };
-        Mark::Waiting(Wait { periods: u32::try_from(periods).unwrap_or(u32::MAX), since, seen })
+        let periods = u32::try_from(periods).unwrap_or(u32::MAX);
+        Mark::Waiting(Wait { periods, since, seen: self.seen(now, since) })
     }
 
     /// What is to be asked on a connection that nobody has now, if anything.
@@ -343,24 +371,26 @@ impl Member {
     /// What becomes of a probe that asked.
     #[must_use]
     pub fn prove(&mut self, now: Duration, entropy: u64, probe: &mut Probe, locked: bool, census: &Census) -> Verdict {
-        let since = self.hungry_since(now, probe, census);
         let room = self.note(now, entropy, census, 1).room;
+        let since = self.hungry_since(now, probe);
         let accounts: Vec<Account> = census.accounts(&self.name, self.policy.stale()).collect();
         let all = |is: &dyn Fn(&Account) -> bool| accounts.iter().all(is);
         // Where not all fit that are there, one login and one look is all that a probe may take: if it is not the next to wait.
         let (mark, may_go_on) = match probe.stage {
             Stage::Proving { since: begun } => {
-                let fits = all(&|account| account.holds_all() || account.leads());
-                (Mark::Proving(since), fits && now < begun + PROOF_LIMIT)
+                let fits = all(&|account| account.holds_all() || account.leads(since));
+                (Mark::Proving(since, self.seen(now, since)), fits && now < begun + PROOF_LIMIT)
             }
             Stage::Waiting { since: begun } => {
                 let keeps = all(&|account| account.keeps_place(since));
-                (self.wait(now, since, census), keeps && now < begun + self.policy.period * WAIT_MAX)
+                (self.wait(now, since), keeps && now < begun + self.policy.period * WAIT_MAX)
             }
         };
+        // Who is next comes back soon.
+        let is_next = since != NEVER && all(&|account| account.keeps_place(since));
         if !locked {
             if !may_go_on {
-                return self.leave(now, entropy);
+                return self.leave(now, entropy, is_next);
             }
             probe.missed += 1;
             return Verdict::Again(mark, turn_pause(probe.missed, entropy));
@@ -377,11 +407,14 @@ impl Member {
         let pause = self.policy.period / LOOKS_PER_WAIT;
         match probe.stage {
             Stage::Waiting { .. } if may_go_on => Verdict::Again(mark, pause),
-            Stage::Proving { .. } if probe.first && all(&|account| account.has_place(since)) => {
+            // Others have to see who comes before it does.
+            Stage::Proving { .. }
+                if probe.first && all(&|account| account.has_place(since) && (account.is_told() || since == NEVER)) =>
+            {
                 probe.stage = Stage::Waiting { since: now };
-                Verdict::Again(self.wait(now, since, census), pause)
+                Verdict::Again(self.wait(now, since), pause)
             }
-            _ => self.leave(now, entropy),
+            _ => self.leave(now, entropy, is_next),
         }
     }
 
@@ -391,6 +424,9 @@ impl Member {
         let mut look = Look { room: u32::MAX, worth: u32::MAX, is_over: false, is_wanted: false, at: now };
         self.owed = 0;
         self.binding = None;
+        if census.now > 0 {
+            self.server_clock = Some(ServerClock { shown: census.now, at: now });
+        }
         for account in census.accounts(&self.name, self.policy.stale()) {
             let room = account.room(probes);
             if room < look.room {
@@ -409,8 +445,10 @@ impl Member {
 
     // ---- after a failure ----
 
-    fn leave(&mut self, now: Duration, entropy: u64) -> Verdict {
-        let pause = self.policy.period / 2 * (1 << self.tries.min(PAUSES_MAX));
+    /// A probe leaves: for a moment, if its member `is_next`, and who is in its way will have gone.
+    fn leave(&mut self, now: Duration, entropy: u64, is_next: bool) -> Verdict {
+        let doublings = if is_next { 0 } else { self.tries.min(PAUSES_MAX) };
+        let pause = self.policy.period / 2 * (1 << doublings);
         self.tries += 1;
         self.left_at = now;
         self.probe_at = self.probe_at.max(now + half(pause, entropy));
@@ -521,6 +559,10 @@ fn half(whole: Duration, entropy: u64) -> Duration {
 fn jitter(whole: Duration, entropy: u64, least: u32) -> Duration {
     let per_mille = u32::try_from(entropy % 1000).unwrap_or_default();
     whole * least / 100 + whole * (100 - least) / 100 * per_mille / 1000
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn turn_pause(missed: u32, entropy: u64) -> Duration {

@@ -113,7 +113,7 @@ impl Roll {
                 Mark::Claims(claims, until) if !census.are_over(until) => claims.min(CLAIMS_MAX),
                 _ => 0,
             };
-            let probes = u32::from(matches!(line.mark, Mark::Proving(_) | Mark::Waiting(_)));
+            let probes = u32::from(matches!(line.mark, Mark::Coming(..) | Mark::Proving(..) | Mark::Waiting(_)));
             standing.waiting += u32::from(matches!(line.mark, Mark::Waiting(_)));
             standing.probes += probes;
             standing.claims += claims;

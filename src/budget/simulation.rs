@@ -5,8 +5,8 @@
 //! second nothing does, and the fleet has to come to rest. What has to hold is checked where it could break: at the server,
 //! when a claim or a probe's stay is committed, against what is true and not against what anyone saw.
 //!
-//! `FLEET_SEED=n cargo test -p pgweir --lib simulation` plays one run and tells what happens in it. With `--features mutant` and
-//! `PGWEIR_TEST_MUTANT=Claims` the first test demands that the missing check is noticed.
+//! A run that fails tells how it is played again: with `FLEET_SEED=n` a test plays that run alone and tells what happens in it. With
+//! `--features mutant` and `PGWEIR_TEST_MUTANT=Claims` the first test demands that the missing check is noticed.
 
 mod process;
 mod server;
@@ -21,7 +21,7 @@ use rand::{RngExt, SeedableRng};
 use super::census::{Census, Limits, Scope};
 use super::headroom;
 use super::member::{Member, Policy};
-use super::tag;
+use super::tag::{self, Mark, Wait};
 use crate::mutant::{Guard, lacks};
 
 use process::{Answer, Proc};
@@ -59,6 +59,9 @@ struct Plan {
     stop: Time,
     /// Processes have different weights.
     is_weighted: bool,
+    /// When all else goes well, a process stays stopped that is a probe, and has been without a connection for longer than all
+    /// others.
+    has_ghost: bool,
     is_broken: bool,
 }
 
@@ -93,6 +96,7 @@ impl Plan {
             stop: 5 * SECOND,
             // Where they take turns weights mean nothing.
             is_weighted: !takes_turns && rng.clone().random_ratio(1, 4),
+            has_ghost: false,
             is_broken: false,
         }
     }
@@ -308,9 +312,10 @@ impl World {
         match world.fault {
             None => Ok(world.outcome),
             Some(fault) => Err(format!(
-                "seed {seed}, {:.3} s: {fault}\n{:?}\nreplay: FLEET_SEED={seed} cargo test -p pgweir --lib simulation",
+                "seed {seed}, {:.3} s: {fault}\n{:?}\nreplay: FLEET_SEED={seed} cargo test -p pgweir --lib {}",
                 duration(world.now).as_secs_f64(),
-                world.plan
+                world.plan,
+                std::thread::current().name().unwrap_or("simulation")
             )),
         }
     }
@@ -522,6 +527,22 @@ impl World {
         for session in gone {
             self.end_session(session);
         }
+        if self.plan.has_ghost {
+            self.haunt();
+        }
+    }
+
+    /// A probe of a process that does nothing any more, of the same role or another.
+    fn haunt(&mut self) {
+        self.join(0);
+        let process = self.processes.len() - 1;
+        self.processes[process].is_alive = false;
+        let (since, seen) = (self.clock() - 100_000, self.clock());
+        let waits = Mark::Waiting(Wait { periods: 50, since, seen });
+        let mark = [waits, Mark::Proving(since, seen), Mark::Coming(since, seen)][self.rng.random_range(0..3)];
+        let name = self.processes[process].member.tag(1, mark);
+        let role = self.rng.random_range(0..2);
+        self.sessions.insert(Session::new(Some(process), 0, role, name, self.now));
     }
 
     /// The end of a run: has the fleet come to rest?
@@ -567,7 +588,15 @@ impl World {
 /// How long a member is without a connection, at most, of so many that take turns with so many connections; see the module's
 /// documentation. The fleet has to recover first from what went wrong: claims, waits and pauses that began before.
 const fn longest_wait(members: usize, connections: usize, period: Time) -> Time {
-    period * 21 / 4 * (members - connections) as Time + period * 5
+    period * 23 / 4 * (members - connections) as Time + period * 5
+}
+
+/// Plays the one run that is asked for, if one is.
+fn is_replayed(plan: impl Fn(u64) -> Option<Plan>) -> bool {
+    let Ok(seed) = std::env::var("FLEET_SEED") else { return false };
+    let seed = seed.parse().unwrap();
+    println!("{:?}", World::play(seed, plan(seed), true).unwrap_or_else(|fault| panic!("{fault}")));
+    true
 }
 
 /// Plays `seeds` until one fails.
@@ -593,8 +622,7 @@ fn first_failure(seeds: impl IntoIterator<Item = u64>, plan: impl Fn(u64) -> Opt
 
 #[test]
 fn the_cap_holds_in_ten_thousand_fleets_where_everything_goes_wrong() {
-    if let Ok(seed) = std::env::var("FLEET_SEED") {
-        println!("{:?}", World::play(seed.parse().unwrap(), None, true).unwrap());
+    if is_replayed(|_| None) {
         return;
     }
     let outcome = first_failure(0..10_000, |_| None);
@@ -605,7 +633,7 @@ fn the_cap_holds_in_ten_thousand_fleets_where_everything_goes_wrong() {
     }
     let outcome = outcome.unwrap_or_else(|fault| panic!("{fault}"));
     assert!(outcome.logins > 50_000 && outcome.refusals > 0 && outcome.rests > 1000, "{outcome:?}");
-    assert!(outcome.patience > 50, "nobody had to wait for a turn: {outcome:?}");
+    assert!(outcome.patience > 25, "nobody had to wait for a turn: {outcome:?}");
     // One in a thousand has its last step still to go.
     assert!(outcome.late_logins * 1000 <= outcome.rests, "fleets at rest open connections: {outcome:?}");
 }
@@ -625,9 +653,13 @@ fn where_they_take_turns_nobody_waits_longer_than_all_who_have_waited_longer_nee
             foreigners: 0,
             calm: 60 * SECOND,
             is_weighted: false,
+            has_ghost: seed % 4 == 3,
             ..Plan::draw(&mut rng)
         })
     };
+    if is_replayed(plan) {
+        return;
+    }
     let seeds = std::env::var("FLEET_SEEDS").map_or(300, |seeds| seeds.parse().unwrap());
     let outcome = first_failure(0..seeds, plan).unwrap_or_else(|fault| panic!("{fault}"));
     println!("{outcome:?}");
@@ -652,6 +684,9 @@ fn claims_of_who_was_stopped_are_over_in_time_and_nobody_makes_connections_of_th
         (plan.faults, plan.stop, plan.chaos, plan.calm) = (15, 12 * SECOND, 20 * SECOND, 20 * SECOND);
         Some(plan)
     };
+    if is_replayed(plan) {
+        return;
+    }
     let outcome = first_failure(0..500, plan).unwrap_or_else(|fault| panic!("{fault}"));
     println!("{outcome:?}");
     assert!(outcome.late > 0, "none was over: {outcome:?}");
@@ -675,6 +710,7 @@ fn a_fleet_grows_to_five_hundred_and_shrinks_again() {
             left: 20,
             stop: 5 * SECOND,
             is_weighted: false,
+            has_ghost: false,
             is_broken: false,
         };
         let outcome = World::play(seed, Some(plan), false);

@@ -5,7 +5,9 @@
 //! [pgweir web.1*3/ab12cd#7]     the same of a member whose weight is 3
 //! [pgweir web.1/ab12cd#7 +2@mfk3v9ai]  it stands for two logins under way as well, until then: claims
 //! [pgweir web.1/ab12cd#1 ?]     logged in, and finding out whether it may stay: a probe
-//! [pgweir web.1/ab12cd#4 ?@mfk3uzrt]  the same of a member that has wanted a connection, and had none, since then
+//! [pgweir web.1/ab12cd#4 ?@mfk3uzrt~2s]  the same of a member that has wanted a connection, and had none, since then; 100 ms after
+//!                               then it was about to look
+//! [pgweir web.1/ab12cd#4 ?@mfk3uzrt+3k]  it has looked, 128 ms after then, without getting its turn, and will again
 //! [pgweir web.1/ab12cd ?3@mfk3uzrt+f1c]  a probe that waits for room, since three periods, and 19.5 s after then it still did
 //! [pgweir web.1/ab12cd#7 !]     its pgweir is on its way out
 //! ```
@@ -34,9 +36,12 @@ pub enum Mark {
     /// It stands for so many logins under way as well, until the server's clock shows this: milliseconds since 1970, or
     /// [`NEVER`].
     Claims(u32, u64),
-    /// It is a probe: it has not found out yet whether it may stay. Its member has had no connection since then, or
-    /// [`NEVER`], if it does not know.
-    Proving(u64),
+    /// It is a probe that is about to look whether it may stay. Its member has had no connection since the first of these, and
+    /// the second is this moment, by the server's clock.
+    Coming(u64, u64),
+    /// It is a probe that has not found out yet whether it may stay. The same, and when it last looked; or [`NEVER`], if it does
+    /// not know, or its member has others.
+    Proving(u64, u64),
     /// It is a probe that found no room and waits for some.
     Waiting(Wait),
     /// Its pgweir will end soon.
@@ -122,8 +127,13 @@ pub fn write(member: &str, number: u32, mark: Mark) -> String {
         Mark::Plain => write!(tag, "#{number}]"),
         Mark::Claims(claims, NEVER) => write!(tag, "#{number} +{claims}]"),
         Mark::Claims(claims, until) => write!(tag, "#{number} +{claims}@{}]", base_36(until)),
-        Mark::Proving(NEVER) => write!(tag, "#{number} ?]"),
-        Mark::Proving(since) => write!(tag, "#{number} ?@{}]", base_36(since)),
+        Mark::Coming(since, seen) => {
+            write!(tag, "#{number} ?@{}~{}]", base_36(since), base_36(seen.saturating_sub(since)))
+        }
+        Mark::Proving(NEVER, _) => write!(tag, "#{number} ?]"),
+        Mark::Proving(since, seen) => {
+            write!(tag, "#{number} ?@{}+{}]", base_36(since), base_36(seen.saturating_sub(since)))
+        }
         Mark::Waiting(Wait { periods, since: NEVER, .. }) => write!(tag, " ?{periods}]"),
         Mark::Waiting(Wait { periods, since, seen }) => {
             write!(tag, " ?{periods}@{}+{}]", base_36(since), base_36(seen.saturating_sub(since)))
@@ -171,10 +181,13 @@ fn mark(rest: &[u8]) -> Option<Mark> {
     number(digits)?;
     match rest {
         b"" => Some(Mark::Plain),
-        b" ?" => Some(Mark::Proving(NEVER)),
+        b" ?" => Some(Mark::Proving(NEVER, NEVER)),
         b" !" => Some(Mark::Draining),
         _ => match rest.strip_prefix(b" ?@") {
-            Some(since) => time(since).map(Mark::Proving),
+            Some(text) => {
+                let proving = || times(text, b'+').map(|(since, seen)| Mark::Proving(since, seen));
+                times(text, b'~').map(|(since, seen)| Mark::Coming(since, seen)).or_else(proving)
+            }
             None => claims(rest.strip_prefix(b" +")?),
         },
     }
@@ -182,13 +195,18 @@ fn mark(rest: &[u8]) -> Option<Mark> {
 
 fn waiting(text: &[u8]) -> Option<Wait> {
     let end = text.iter().position(|byte| *byte == b'@').unwrap_or(text.len());
-    let (count, times) = text.split_at_checked(end)?;
+    let (count, text) = text.split_at_checked(end)?;
     let periods = number(count)?;
-    let Some(times) = times.strip_prefix(b"@") else { return Some(Wait { periods, since: NEVER, seen: NEVER }) };
-    let plus = times.iter().position(|byte| *byte == b'+')?;
-    let (since, rest) = times.split_at_checked(plus)?;
+    let (since, seen) = if text.is_empty() { (NEVER, NEVER) } else { times(text.strip_prefix(b"@")?, b'+')? };
+    Some(Wait { periods, since, seen })
+}
+
+/// Since when, and when it was seen last.
+fn times(text: &[u8], between: u8) -> Option<(u64, u64)> {
+    let at = text.iter().position(|byte| *byte == between)?;
+    let (since, rest) = text.split_at_checked(at)?;
     let since = time(since)?;
-    Some(Wait { periods, since, seen: since.saturating_add(time(rest.get(1..)?)?) })
+    Some((since, since.saturating_add(time(rest.get(1..)?)?)))
 }
 
 fn claims(text: &[u8]) -> Option<Mark> {
@@ -224,11 +242,12 @@ mod tests {
         let member = member("web.1 (ö)", 1, 36 * 36 * 36 * 36 * 36 * 35 + 10);
         assert_eq!(member, "web.1__ö_/a0000z".replace('ö', "_"));
         let claims = [Mark::Claims(2, NEVER), Mark::Claims(8, 1_764_342_000_123), Mark::Claims(1, 0)];
-        let marks = [Mark::Plain, Mark::Proving(NEVER), Mark::Proving(1_764_342_000_123), Mark::Draining];
         let (since, seen) = (1_764_342_000_123, 1_764_342_099_999);
+        let marks = [Mark::Plain, Mark::Proving(NEVER, NEVER), Mark::Draining];
+        let marks = marks.into_iter().chain([Mark::Proving(since, seen), Mark::Coming(since, seen)]);
         let waits = [Wait { periods: 0, since: NEVER, seen: NEVER }, Wait { periods: 12, since, seen }];
         let waits = waits.into_iter().chain([Wait { periods: 3, since, seen: since }]).map(Mark::Waiting);
-        for mark in marks.into_iter().chain(claims).chain(waits) {
+        for mark in marks.chain(claims).chain(waits) {
             let tag = write(&member, 1234, mark);
             assert!(tag.len() < 52, "{tag}");
             assert_eq!(marked(&write(&member, 1234, Mark::Plain), mark), tag);
@@ -245,9 +264,13 @@ mod tests {
     fn the_longest_tag_is_not_cut() {
         let member = member(&"w".repeat(40), 1000, u64::MAX);
         assert_eq!(weight(member.as_bytes()), WEIGHT_MAX);
-        let since = 253_402_300_799_999;
+        // Beyond the year 5000.
+        let since = 100_000_000_000_000;
         let wait = Wait { periods: 1_000_000, since, seen: since + 1_000_000_000 };
-        for mark in [Mark::Claims(8, since), Mark::Proving(since), Mark::Waiting(wait)] {
+        let seen = since + 1_000_000_000;
+        let marks =
+            [Mark::Claims(8, since), Mark::Coming(since, seen), Mark::Proving(since, seen), Mark::Waiting(wait)];
+        for mark in marks {
             let tag = write(&member, 1_000_000, mark);
             assert!(tag.len() <= 63 && split(tag.as_bytes()).is_some(), "{} {tag}", tag.len());
         }
@@ -274,7 +297,8 @@ mod tests {
             "", "psql", "[pgweir ]", "[pgweir a/b]", "[pgweir a/b#]", "[pgweir a/b#x]", "[pgweir a/b#1", "[pgweir #1]",
             "[pgweir a/b#1 +]", "[pgweir a/b#1 +-1]", "[pgweir a/b#1 + 1]", "[pgweir a/b#1 !?]", "[pgweir a/b#1] ",
             "[pgweir a/b#1 +99999999999]", "[pgweir a/b ?x]", "[pgweir a/b ?]", "[pgweir a/b ?1@]",
-            "[pgweir a/b ?1@1]", "[pgweir a/b ?1@1+]", "[pgweir a/b ?@1+1]", "[pgweir a/b#1 ?@]", "[pgweir a/b#1 ?1@1]", "[pgweir a/b !]", "[pgweir a/b#1 +1@]", "[pgweir a/b#1 +@1]",
+            "[pgweir a/b ?1@1]", "[pgweir a/b ?1@1+]", "[pgweir a/b ?@1+1]", "[pgweir a/b#1 ?@]", "[pgweir a/b#1 ?@1]", "[pgweir a/b#1 ?@1+]", "[pgweir a/b#1 ?@1+1~1]", "[pgweir a/b ?1@1~1]",
+            "[pgweir a/b#1 ?1@1+1]", "[pgweir a/b !]", "[pgweir a/b#1 +1@]", "[pgweir a/b#1 +@1]",
             "[pgweir a/b#1 +1@1 ]", "[pgweir a/b#1 +1@A]", "[pgweir a/b#1 +1@1234567890123]", "[pgweir a/b#1 +1@1@1]",
         ];
         for name in table {

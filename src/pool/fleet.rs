@@ -521,7 +521,9 @@ impl Pool {
 
     /// Whether it may.
     async fn prove(&self, conn: &mut ServerConn, mut probe: Probe) -> Result<bool, SettleError> {
-        let mark = self.fleet.as_ref().map_or(Mark::Plain, |fleet| fleet.member.borrow().first_mark(&probe));
+        let now = self.clock.now();
+        let first = self.fleet.as_ref().map(|fleet| fleet.member.borrow_mut().first_mark(fleet.now(now), &probe));
+        let mark = first.unwrap_or(Mark::Plain);
         self.tell(conn, &marked(conn, mark), "").await?;
         loop {
             let Some(fleet) = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get()) else {

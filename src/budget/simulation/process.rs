@@ -304,7 +304,8 @@ impl World {
         if let Some(c) = self.conn(process, conn) {
             c.state = State::Proving(probe);
         }
-        let mark = self.processes[process].member.first_mark(&probe);
+        let now = duration(self.now);
+        let mark = self.processes[process].member.first_mark(now, &probe);
         self.send_probe(process, conn, mark, 0);
     }
 

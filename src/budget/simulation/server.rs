@@ -28,8 +28,8 @@ pub(super) struct Session {
     pub(super) claims: u32,
     pub(super) claims_until: u64,
     pub(super) waits: bool,
-    /// It is a probe that has looked once, and neither stays nor goes.
-    pub(super) lingers: bool,
+    /// It is a probe that neither stays nor goes after so many looks.
+    pub(super) looks: u32,
 }
 
 impl Session {
@@ -46,7 +46,7 @@ impl Session {
             claims: 0,
             claims_until: 0,
             waits: false,
-            lingers: false,
+            looks: 0,
         }
     }
 }
@@ -219,12 +219,12 @@ impl World {
             }
             Answer::Stay => {
                 s.stays = true;
-                (s.waits, s.lingers) = (false, false);
+                (s.waits, s.looks) = (false, 0);
                 s.name = name;
             }
             Answer::Mark(mark) => {
                 s.waits = matches!(mark, Mark::Waiting(_));
-                s.lingers = true;
+                s.looks += 1;
                 s.name = name;
             }
         }
@@ -276,8 +276,8 @@ impl World {
         }
     }
 
-    /// What lasts for longer than one login and one look stays within the limit, whatever looks and goes. Beyond it probes
-    /// are at most as many as the places to wait.
+    /// What waits or lasts for longer than two looks stays within the limit, whatever looks and goes: where not all fit, no more
+    /// probes last than there are places to wait, and one.
     fn check_probes(&mut self, of: (u32, u32), foreign: &[u32; 4]) {
         let clock = self.clock();
         for (scope, foreign) in Scope::ALL.into_iter().zip(foreign) {
@@ -289,10 +289,10 @@ impl World {
             let own: Vec<&Session> = own.filter(|s| s.process.is_some() && Self::in_scope(scope, of, s)).collect();
             let claims = |s: &Session| if s.claims_until > clock { s.claims } else { 0 };
             let taken: u32 = own.iter().map(|s| u32::from(s.stays) + claims(s)).sum();
-            let probes = u32::try_from(own.iter().filter(|s| s.lingers && is_up(s)).count()).unwrap();
+            let probes = u32::try_from(own.iter().filter(|s| (s.waits || s.looks > 1) && is_up(s)).count()).unwrap();
             self.outcome.probes = self.outcome.probes.max(probes);
             // See `check_places`.
-            let places = (headroom(limit) / 2).max(1) + self.plan.databases;
+            let places = (headroom(limit) / 2).max(1) + 1;
             // The one of a process that went on a moment ago is stale to the others.
             let slack = u32::from(self.plan.faults > 0) * 2;
             if taken + foreign + probes > limit && probes > places + slack {
