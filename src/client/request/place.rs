@@ -26,6 +26,7 @@ use crate::prepared::{
 
 /// What is remembered from one message to the next of the statements that they name.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Placing {
     /// The server was asked to describe a statement, by us.
     pub asked: bool,
