@@ -719,7 +719,8 @@ mod tests {
     /// A pool in session mode that dials nothing.
     fn pool(query_wait_timeout: Duration) -> Rc<Pool> {
         let name = PoolName::primary("db", "user");
-        let limits = Limits { mode: PoolMode::Session, pool_size: 0, query_wait_timeout, ..Limits::of_nothing() };
+        let limits =
+            Limits { mode: PoolMode::Session, max_server_logins: 4, query_wait_timeout, ..Limits::of_nothing() };
         let shared = [SharedLimit::new(0), SharedLimit::new(0)];
         let census = Census { fleet: None, period: Duration::from_secs(1), roster: Rc::default() };
         Pool::new(1, name, limits, Target::nowhere(), Rc::new(Clock::new(Pauses::default())), shared, census)
@@ -757,14 +758,18 @@ mod tests {
         let pool = pool(Duration::from_secs(1));
         let timeout = DialError::Timeout;
         let begun = pool.clock.now();
+        // Three are under way when the first of four has failed.
+        pool.logging_in.set(3);
         let first = pool.pause(&timeout, begun);
+        assert_eq!(pool.most_logins(), 4, "one more, whatever became of the others");
         for _ in 0..3 {
             assert!(pool.pause(&timeout, begun) <= first);
         }
         assert_eq!(pool.backoff.borrow().failures, 1);
+        pool.logging_in.set(0);
         std::thread::sleep(Duration::from_millis(2));
         pool.clock.refresh();
         pool.pause(&timeout, pool.clock.now());
-        assert_eq!(pool.backoff.borrow().failures, 2);
+        assert_eq!((pool.backoff.borrow().failures, pool.most_logins()), (2, 1));
     }
 }

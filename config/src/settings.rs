@@ -219,7 +219,8 @@ group! {
         /// Newest version of the Postgres protocol that servers are asked for. A server that has only older ones says
         /// so, at no cost; one that refuses is asked for `3.0` from then on.
         server_max_protocol_version: ProtocolVersion = "3.2" => live;
-        /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter.
+        /// Longest pause between failed server logins; the pause doubles from 100 ms, with jitter. Behind a failure a
+        /// pool tries one login at a time.
         server_login_retry: Duration = "15s", in "100ms"..="1h" => live;
         /// Server logins under way at once, per pool.
         max_server_logins: u32 = 4, in 1..=1000 => live;

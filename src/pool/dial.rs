@@ -20,6 +20,8 @@ pub(super) struct Backoff {
     /// Those of logins that ran side by side are one: what is out of reach is so for all of them.
     pub(super) failures: u32,
     failed: Option<Instant>,
+    /// Logins under way that had begun by then.
+    older: u32,
     pub(super) not_before: Option<Instant>,
     pub(super) trouble: String,
     /// What clients are told that come before then, if waiting is of no use.
@@ -75,7 +77,13 @@ impl Pool {
     pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
         let size = self.size(oldest_wait);
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
-        self.open() < size && !paused && self.logging_in.get() < self.limits.max_server_logins
+        self.open() < size && !paused && self.logging_in.get() < self.most_logins()
+    }
+
+    /// Logins that may be under way at once. Behind a failure one finds out for all, whatever older ones hang in.
+    pub(super) fn most_logins(&self) -> u32 {
+        let (backoff, most) = (self.backoff.borrow(), self.limits.max_server_logins);
+        if backoff.failures == 0 { most } else { most.min(backoff.older + 1) }
     }
 
     async fn dial(self: Rc<Self>, permit: Permit) {
@@ -178,12 +186,14 @@ impl Pool {
         if let (Some(failed), Some(until)) = (backoff.failed, backoff.not_before)
             && begun <= failed
         {
+            backoff.older = backoff.older.saturating_sub(1);
             return until.saturating_duration_since(now);
         }
         backoff.trouble = error.for_client();
         backoff.refusal = None;
         let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
         backoff.failures += 1;
+        backoff.older = self.logging_in.get();
         let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
         let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
         (backoff.failed, backoff.not_before) = (Some(now), now.checked_add(pause));

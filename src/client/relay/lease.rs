@@ -143,7 +143,7 @@ impl Relay {
     fn holds_half_a_message(&self) -> bool {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &self.active) else { return false };
         // What has come for a follower meanwhile waits for the end of the lease.
-        let waits = self.routing.as_ref().is_none_or(|routing| routing.goes_on(&self.pool, &self.lender));
+        let goes_on = self.routing.as_ref().is_none_or(|routing| routing.goes_on(&self.pool, &self.lender));
         !conn.carry.is_empty()
             && conn.unsent.is_empty()
             && !conn.scanner.is_inside()
@@ -152,7 +152,7 @@ impl Relay {
             && !self.pinned
             && !active.marks.tainted
             && active.marks.pins.is_empty()
-            && (active.backlog.input.is_empty() || !waits)
+            && (active.backlog.input.is_empty() || !goes_on)
     }
 
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
