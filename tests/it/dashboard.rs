@@ -54,11 +54,15 @@ fn assert_well(browser: &mut Browser, url: &str) {
 
 /// Nothing sticks out to the right, and nothing has moved once it was there.
 #[track_caller]
-fn assert_still(browser: &mut Browser, name: &str) {
+fn assert_fits(browser: &mut Browser, name: &str) {
     let wide = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5 \
                 && !e.closest('.scroll') && !e.closest('svg')).map((e) => e.outerHTML.slice(0, 100))";
     assert_eq!(browser.evaluate(wide), serde_json::json!([]), "{name}");
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), true, "{name}");
+}
+
+fn assert_still(browser: &mut Browser, name: &str) {
+    assert_fits(browser, name);
     let shifted = browser.evaluate("window.shifted").as_f64().unwrap();
     assert!(shifted < 0.02, "{name}: what was there has moved by {shifted}");
 }
@@ -205,6 +209,7 @@ fn look_at_followers(pgweir: &Pgweir, address: &str) {
         let row = browser.evaluate("document.querySelector('#follower-rows').innerText");
         let row = row.as_str().unwrap();
         assert!(row.contains(address) && row.contains("serves") && row.contains(" %"), "{name}: {row}");
+        assert_fits(&mut browser, name);
         keep(&format!("followers-{name}"), &browser.screenshot());
     }
     assert_well(&mut browser, &url(pgweir));
