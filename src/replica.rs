@@ -15,6 +15,7 @@ mod follower;
 mod history;
 #[cfg(test)]
 mod simulation;
+pub mod watermark;
 
 use std::rc::Rc;
 
@@ -23,6 +24,7 @@ use crate::stats::FollowerGauges;
 
 use follower::Follower;
 use history::History;
+use watermark::Watermark;
 
 /// Microseconds.
 const SECOND: u64 = 1_000_000;
@@ -266,19 +268,27 @@ impl Group {
         self.followers.get(at).is_some_and(Follower::is_out)
     }
 
-    /// The follower for a read: of those that have what it needs, the one with the least to do for its weight. `load` tells
-    /// how much each has.
+    /// The follower for a read: of those that have what it needs, and all before the `watermark`, the one with the least to do
+    /// for its weight. `load` tells how much each has.
     ///
     /// # Errors
     ///
     /// [`Missing`].
-    pub fn choose(&mut self, now: Moment, need: Need, load: impl Fn(usize) -> u32) -> Result<(usize, Seat), Missing> {
-        // Two servers are written to, or the one that was written to is gone.
-        let is_split = matches!(need, Need::After(Some(_))) && !self.is_written_primary();
+    pub fn choose(
+        &mut self,
+        now: Moment,
+        need: Need,
+        watermark: Option<Watermark>,
+        load: impl Fn(usize) -> u32,
+    ) -> Result<(usize, Seat), Missing> {
+        // Two servers are written to, or the one that was written to is gone; or the watermark is of another history.
+        let is_split = matches!(need, Need::After(Some(_))) && !self.is_written_primary()
+            || watermark.is_some_and(|watermark| !self.is_of_primary(watermark));
+        let least = watermark.map(|watermark| watermark.position);
         let mut missing = Missing::Usable;
         let mut best: Option<(usize, (u64, u64))> = None;
         for (at, follower) in self.followers.iter().enumerate() {
-            match follower.serves(now, need) {
+            match follower.serves(now, need, least) {
                 Ok(()) if !is_split => {
                     let busy = follower.busy(now, load(at));
                     if best.is_none_or(|(_, least)| busy < least) {
@@ -292,6 +302,14 @@ impl Group {
         let (at, _) = best.ok_or(missing)?;
         let follower = self.followers.get_mut(at).ok_or(Missing::Usable)?;
         Ok((at, Seat { follower: u32::try_from(at).unwrap_or(u32::MAX), turn: follower.serve(now) }))
+    }
+
+    /// A position counts on one timeline of one system.
+    fn is_of_primary(&self, watermark: Watermark) -> bool {
+        self.primary.as_ref().is_some_and(|known| {
+            known.timeline == watermark.timeline
+                && known.life.system_identifier.parse() == Ok(watermark.system_identifier)
+        })
     }
 
     fn is_written_primary(&self) -> bool {

@@ -133,20 +133,39 @@ pub fn is_transaction_end(text: &[u8]) -> bool {
 #[must_use]
 pub fn shows_name(text: &[u8]) -> bool {
     const NAME: &[u8] = b"application_name";
-    let mut lexer = Lexer::new(text, Backslash::Plain);
-    // Settings are found by name whatever its case, even in quotes.
-    let is_it = lexer.take_word(b"show")
-        && match lexer.token() {
-            Some(Token::Word(word)) => word.eq_ignore_ascii_case(NAME) || word.eq_ignore_ascii_case(b"all"),
-            Some(Token::Quoted(name)) => name.eq_ignore_ascii_case(NAME),
+    shows(text, |lexer| match lexer.token() {
+        Some(Token::Word(word)) => word.eq_ignore_ascii_case(NAME) || word.eq_ignore_ascii_case(b"all"),
+        Some(Token::Quoted(name)) => name.eq_ignore_ascii_case(NAME),
+        _ => false,
+    })
+}
+
+/// Whether `text` is one `SHOW pgweir.watermark` and nothing else.
+#[must_use]
+pub fn shows_watermark(text: &[u8]) -> bool {
+    shows(text, |lexer| {
+        let mut is = |name: &[u8]| match lexer.token() {
+            Some(Token::Word(word) | Token::Quoted(word)) => word.eq_ignore_ascii_case(name),
+            Some(Token::Mark(mark)) => name == [mark],
             _ => false,
         };
+        is(b"pgweir") && is(b".") && is(b"watermark")
+    })
+}
+
+/// Whether `text` is one `SHOW` and nothing else, of a setting that `is_it`. Settings are found by name whatever its case, even
+/// in quotes.
+fn shows<'a>(text: &'a [u8], is_it: impl FnOnce(&mut Lexer<'a>) -> bool) -> bool {
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    if !(lexer.take_word(b"show") && is_it(&mut lexer)) {
+        return false;
+    }
     while let Some(token) = lexer.token() {
         if token != Token::Mark(b';') {
             return false;
         }
     }
-    is_it && lexer.doubt() == Doubt::None
+    lexer.doubt() == Doubt::None
 }
 
 /// The second stage: the effects of every way in which `text` may be read.

@@ -24,6 +24,7 @@ use crate::backend::{ServerConn, Unnamed as Held};
 use crate::pool::Knowledge;
 use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE};
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
+use crate::replica::watermark;
 use crate::settings::{self, Profile, Profiles};
 use crate::sql::{self, EffectSet, Effects, FirstWord};
 use crate::state::{self, Pins};
@@ -330,7 +331,12 @@ impl Request<'_> {
                 }
                 self.forget_sequences(effects, plan);
                 self.query(effects, text);
-                plan.forward(len);
+                if effects.first == FirstWord::Show && sql::shows_watermark(text) {
+                    plan.insert(|out| encode::query(out, watermark::QUERY.as_bytes()));
+                    plan.skip(len);
+                } else {
+                    plan.forward(len);
+                }
                 self.restore(plan);
             }
             Tag::Parse => self.parse(body, plan)?,
@@ -551,7 +557,7 @@ impl Request<'_> {
         let parse = Parse::parse(body).map_err(Stop::Malformed)?;
         let key = self.present_key();
         if parse.statement.is_empty() {
-            let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+            let (statement, is_ours) = self.intern(key, &parse);
             let effects = self.effects(&statement);
             self.forget_sequences(effects, plan);
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
@@ -559,7 +565,7 @@ impl Request<'_> {
             let unnamed = Unnamed::Holds(statement, Described::default());
             self.statements.parsed_unnamed(unnamed, before, &mut self.marks.changes);
             self.stats.server_parses += 1;
-            plan.forward(len);
+            forward_parse(parse, is_ours, len, plan);
             return Ok(());
         }
         match self.statements.look(parse.statement, &self.marks.changes) {
@@ -571,7 +577,7 @@ impl Request<'_> {
             }
             Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
             Look::Unknown if self.mode != StatementMode::Session && self.interner.has_room() => {
-                let mut statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+                let (mut statement, _) = self.intern(key, &parse);
                 if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
                     // Two names of one client for one text: each its own, so that errors bear the right one.
                     statement = self.interner.twin(&statement);
@@ -595,10 +601,23 @@ impl Request<'_> {
                 self.marks.tainted = true;
                 self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
-                plan.forward(len);
+                forward_parse(parse, sql::shows_watermark(parse.query), len, plan);
             }
         }
         Ok(())
+    }
+
+    /// The statement that a client parses; and whether it is not the client's text, but what answers it: nobody but a server
+    /// knows the watermark.
+    #[inline]
+    fn intern(&self, key: u32, parse: &Parse<'_>) -> (Rc<Statement>, bool) {
+        let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
+        let is_ours = statement.effects.first == FirstWord::Show && sql::shows_watermark(parse.query);
+        if is_ours {
+            let text = watermark::QUERY.as_bytes();
+            return (self.interner.intern(self.pool, key, text, parse.types, sql::scan), true);
+        }
+        (statement, false)
     }
 
     /// What running a statement may do, with what it sets in motion.
@@ -953,6 +972,16 @@ impl Request<'_> {
 #[inline]
 fn judge(key: u64, catalog: &Knowledge, library: &mut sql::Library, statement: &Statement) -> Effects {
     statement.judge(key, |text, own| catalog.suspects().judge(text, own, library))
+}
+
+/// Passes a `Parse` of so many bytes on under the client's name: its own text, or that which tells the watermark.
+#[inline]
+fn forward_parse(parse: Parse<'_>, is_ours: bool, len: usize, plan: &mut Plan<'_>) {
+    if !is_ours {
+        return plan.forward(len);
+    }
+    plan.insert(|out| encode::parse(out, parse.statement, watermark::QUERY.as_bytes(), parse.types));
+    plan.skip(len);
 }
 
 /// Whether an `Execute` is of this portal.

@@ -3,6 +3,7 @@
 use pgweir_config::ReadRouting;
 
 use crate::catalog::{Hint, Judged, Route, Suspects};
+use crate::replica::watermark::{self, Watermark};
 use crate::settings::Profile;
 use crate::sql::{self, EffectSet, Effects, FirstWord, Library};
 use crate::stats::RouteReason;
@@ -17,6 +18,18 @@ pub struct Circumstances {
     read_only: Option<bool>,
     /// `default_transaction_isolation` is serializable.
     serializable: bool,
+    /// `pgweir.watermark`.
+    least: Least,
+}
+
+/// What reads have to see whatever their level of freshness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Least {
+    #[default]
+    Nothing,
+    Watermark(Watermark),
+    /// Nobody can tell what was meant.
+    Unreadable,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,11 +63,26 @@ impl Circumstances {
             _ => Wish::None,
         };
         let read_only = profile.get(READ_ONLY);
+        let least = match profile.get(watermark::NAME) {
+            // As a RESET leaves it.
+            None | Some(b"") => Least::Nothing,
+            Some(told) => Watermark::parse(told).map_or(Least::Unreadable, Least::Watermark),
+        };
         Self {
             routing,
             wish,
             read_only: read_only.map(|own| YES.iter().any(|yes| own.eq_ignore_ascii_case(yes))),
             serializable: is("default_transaction_isolation", b"serializable"),
+            least,
+        }
+    }
+
+    /// Up to where a follower has to have come.
+    #[must_use]
+    pub const fn watermark(&self) -> Option<Watermark> {
+        match self.least {
+            Least::Watermark(watermark) => Some(watermark),
+            Least::Nothing | Least::Unreadable => None,
         }
     }
 }
@@ -137,6 +165,9 @@ impl Verdict {
         if at.read_only == Some(false) {
             // With that setting replayed, what was a follower a moment ago would take whatever it is sent.
             return Err(RouteReason::Session);
+        }
+        if at.least == Least::Unreadable {
+            return Err(RouteReason::Stale);
         }
         let asked = self.hint == Some(Hint::Follower) || at.wish == Wish::Follower;
         if !(asked || at.wish == Wish::Auto || at.routing == ReadRouting::Auto) {
@@ -302,8 +333,9 @@ mod tests {
         let [on, off] = ["on", "off"].map(|value| ("default_transaction_read_only", value));
         let [primary, follower] = ["primary", "follower"].map(|value| ("pgweir.route", value));
         let serializable = ("default_transaction_isolation", "Serializable");
+        let [mark, none, garbage] = ["7301-00000003-0/1", "", "0/1"].map(|value| ("pgweir.watermark", value));
         #[rustfmt::skip]
-        let table: [(&str, ReadRouting, &[(&str, &str)], &[Judged], Result<(Errand, Why), Why>); 23] = [
+        let table: [(&str, ReadRouting, &[(&str, &str)], &[Judged], Result<(Errand, Why), Why>); 26] = [
             ("a read",               Auto,   &[],             &[READ],                            Ok((Lone, Why::Read))),
             ("nothing",              Auto,   &[],             &[],                                Err(Why::Transaction)),
             ("reads and a write",    Auto,   &[],             &[READ, WRITE, READ],               Err(Why::Write)),
@@ -326,6 +358,9 @@ mod tests {
             ("asked, and a write",   Hinted, &[follower],     &[WRITE],                           Err(Why::Write)),
             ("may write",            Auto,   &[off],          &[READ],                            Err(Why::Session)),
             ("may write, and asked", Hinted, &[off, follower],&[CALL],                            Err(Why::Session)),
+            ("marked",               Auto,   &[mark],         &[READ],                            Ok((Lone, Why::Read))),
+            ("not marked any more",  Auto,   &[none],         &[READ],                            Ok((Lone, Why::Read))),
+            ("marked by who knows",  Auto,   &[garbage],      &[hinted(Hint::Follower, READ)],    Err(Why::Stale)),
             ("may write by default", Auto,   &[off],          &[begin(Some(true))],               Err(Why::Session)),
         ];
         for (name, routing, settings, texts, want) in table {

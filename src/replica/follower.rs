@@ -51,6 +51,8 @@ pub(super) struct Follower {
     /// Grows whenever what was known is forgotten.
     turn: u32,
     heard: Option<Moment>,
+    /// What it has replayed; told while it was proven to follow the primary.
+    position: Option<Position>,
     lag_us: Option<u64>,
     lag_bytes: Option<u64>,
     is_lagging: bool,
@@ -71,6 +73,7 @@ impl Follower {
             life: None,
             turn: 0,
             heard: None,
+            position: None,
             lag_us: None,
             lag_bytes: None,
             is_lagging: false,
@@ -85,6 +88,7 @@ impl Follower {
     pub(super) fn forget(&mut self) {
         self.turn = self.turn.wrapping_add(1);
         self.standing = Standing::Unknown;
+        self.position = None;
         (self.lag_us, self.lag_bytes) = (None, None);
     }
 
@@ -128,6 +132,9 @@ impl Follower {
             self.forget();
         }
         self.standing = judged;
+        if matches!(judged, Standing::Proven(_)) {
+            self.position = self.position.max(sample.position);
+        }
         if let (Some((_, _, history)), Some(position)) = (primary, sample.position) {
             self.note_lag(history, position, policy);
         }
@@ -204,8 +211,8 @@ impl Follower {
         self.out.is_some()
     }
 
-    /// Whether it has what a read needs.
-    pub(super) fn serves(&self, now: Moment, need: Need) -> Result<(), Missing> {
+    /// Whether it has what a read needs, and all before the position `least`.
+    pub(super) fn serves(&self, now: Moment, need: Need, least: Option<Position>) -> Result<(), Missing> {
         let is_heard = self.heard.is_some_and(|heard| now.since(heard) <= HEARD_MAX);
         let could = matches!(self.standing, Standing::Proven(_) | Standing::Unshown | Standing::Unknown);
         if self.out.is_some() || self.is_lagging || !could {
@@ -220,7 +227,8 @@ impl Follower {
             }
             (Standing::Proven(covered), Need::Within(age)) => covered.is_some_and(|covered| now.since(covered) <= age),
         };
-        if fresh && is_heard { Ok(()) } else { Err(Missing::Fresh) }
+        let has = least.is_none_or(|least| self.position.is_some_and(|position| position >= least));
+        if fresh && has && is_heard { Ok(()) } else { Err(Missing::Fresh) }
     }
 
     fn share(&self, now: Moment) -> u64 {

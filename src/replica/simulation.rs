@@ -222,7 +222,7 @@ impl World {
         };
         let need = if is_eventual { Need::Nothing } else { Need::After(moment) };
         let now = self.pass(20);
-        let Ok((at, seat)) = self.group.choose(now, need, |_| 0) else { return (false, false) };
+        let Ok((at, seat)) = self.group.choose(now, need, None, |_| 0) else { return (false, false) };
         for _ in 0..self.rng.random_range(0..3) {
             match self.rng.random_range(0..4) {
                 0 => self.restart(),

@@ -36,7 +36,7 @@ fn group(count: usize) -> Group {
 }
 
 fn chosen(group: &mut Group, now: u64, need: Need) -> Result<usize, Missing> {
-    group.choose(at(now), need, |_| 0).map(|(at, _)| at)
+    group.choose(at(now), need, None, |_| 0).map(|(at, _)| at)
 }
 
 #[test]
@@ -56,6 +56,39 @@ fn positions_are_two_hexadecimal_numbers() {
     for (text, want) in table {
         assert_eq!(Position::parse(text.as_bytes()), want.map(Position::new), "{text}");
     }
+}
+
+#[test]
+fn a_watermark_wants_a_follower_that_has_replayed_it_on_its_own_timeline() {
+    let mut group = group(2);
+    assert!(group.primary(&PrimarySample { life: life("7301", "p"), ..primary(10, 300) }));
+    for (at, position) in [(0, 100), (1, 200)] {
+        let sample = FollowerSample { life: life("7301", &format!("f{at}")), ..follower(20, position) };
+        assert_eq!(group.follower(at, &sample), Next::Done);
+    }
+    let mark = |system_identifier, timeline, bytes| {
+        Some(Watermark { system_identifier, timeline, position: Position::new(bytes) })
+    };
+    #[rustfmt::skip]
+    let table: [(&str, Option<Watermark>, Need, Result<usize, Missing>); 8] = [
+        ("both have it",                mark(7301, 3, 100), Need::Nothing,     Ok(0)),
+        ("one has it",                  mark(7301, 3, 101), Need::Nothing,     Ok(1)),
+        ("all of it",                   mark(7301, 3, 200), Need::Within(100), Err(Missing::Fresh)),
+        ("all of it, and any age",      mark(7301, 3, 200), Need::Nothing,     Ok(1)),
+        ("none has it",                 mark(7301, 3, 201), Need::Nothing,     Err(Missing::Fresh)),
+        ("another timeline",            mark(7301, 2, 1),   Need::Nothing,     Err(Missing::Fresh)),
+        ("another server",              mark(7302, 3, 1),   Need::Nothing,     Err(Missing::Fresh)),
+        ("none",                        None,               Need::Nothing,     Ok(0)),
+    ];
+    for (name, watermark, need, want) in table {
+        let mut group = Group { primary: group.primary.take(), written: None, followers: std::mem::take(&mut group.followers), ..group };
+        let got = group.choose(at(30), need, watermark, |_| 0).map(|(at, _)| at);
+        assert_eq!(got, want, "{name}");
+    }
+    // What it has replayed in one life says nothing of the next.
+    let sample = FollowerSample { life: life("7301", "again"), ..follower(40, 90) };
+    assert_eq!(group.follower(1, &sample), Next::Done);
+    assert_eq!(group.choose(at(50), Need::Nothing, mark(7301, 3, 101), |_| 0).err(), Some(Missing::Fresh));
 }
 
 #[test]
@@ -171,7 +204,7 @@ fn all_is_void_when_primary_or_follower_begins_another_life() {
         let mut group = group(1);
         group.primary(&primary(10, 100));
         group.follower(0, &follower(20, 100));
-        let (_, seat) = group.choose(at(20), Need::After(None), |_| 0).unwrap();
+        let (_, seat) = group.choose(at(20), Need::After(None), None, |_| 0).unwrap();
         assert!(group.vouches(seat, &life("s", "f")));
         assert!(!group.vouches(seat, &life("s", "another")));
         (group, seat)
@@ -315,7 +348,7 @@ fn reads_go_where_there_is_least_to_do_for_the_weight() {
         ("and more",            [1, 4], 0),
     ];
     for (name, load, want) in table {
-        let got = group.choose(at(20), Need::Nothing, |at| load[at]).map(|(at, _)| at);
+        let got = group.choose(at(20), Need::Nothing, None, |at| load[at]).map(|(at, _)| at);
         assert_eq!(got, Ok(want), "{name}");
     }
     let mut counts: BTreeMap<usize, u32> = BTreeMap::new();

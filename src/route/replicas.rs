@@ -19,6 +19,7 @@ use crate::backend::{ServerConn, SettleError, row_columns};
 use crate::clock::Moment;
 use crate::pool::{Pool, micros};
 use crate::replica::{FollowerSample, Group, Incarnation, Missing, Need, Next, Policy, Position, PrimarySample, Seat};
+use crate::replica::watermark::Watermark;
 use crate::stats::{DiscardReason, FollowerState, Reason as _, RouteReason};
 
 /// The longest wait for a connection, and then for an answer.
@@ -206,14 +207,20 @@ impl Replicas {
     #[must_use]
     pub fn choose(&self, stamp: Option<Moment>) -> Choice {
         let now = self.home.clock().moment();
-        self.decide(now, self.need(stamp, now))
+        self.decide(now, self.need(stamp, now), None)
     }
 
-    /// The same for a read that came at `arrived`, and may wait for the look that it needs: for 200 ms, and a tick. Whoever
-    /// polls is woken.
-    pub fn poll_choose(&self, stamp: Option<Moment>, arrived: Moment, cx: &Context<'_>) -> Poll<Choice> {
+    /// The same for a read that came at `arrived`, has to see all before the `watermark`, too, and may wait for the look that it
+    /// needs: for 200 ms, and a tick. Whoever polls is woken.
+    pub fn poll_choose(
+        &self,
+        stamp: Option<Moment>,
+        watermark: Option<Watermark>,
+        arrived: Moment,
+        cx: &Context<'_>,
+    ) -> Poll<Choice> {
         let now = self.home.clock().moment();
-        let choice = self.decide(now, self.need(stamp, arrived));
+        let choice = self.decide(now, self.need(stamp, arrived), watermark);
         let waits =
             matches!(choice, Choice::Primary(RouteReason::Stale)) && self.freshness.level == ReadFreshness::Fleet;
         if waits && now.since(arrived) < READ_WAIT && self.is_looking.get() {
@@ -242,10 +249,10 @@ impl Replicas {
         }
     }
 
-    fn decide(&self, now: Moment, need: Need) -> Choice {
+    fn decide(&self, now: Moment, need: Need, watermark: Option<Watermark>) -> Choice {
         self.take_out();
         let load = |at: usize| self.members.get(at).map_or(0, |member| member.pool.load());
-        let chosen = self.group.borrow_mut().choose(now, need, load);
+        let chosen = self.group.borrow_mut().choose(now, need, watermark, load);
         let chosen = chosen.map(|(at, seat)| (self.members.get(at), seat));
         match chosen {
             Ok((Some(member), seat)) => {
@@ -299,7 +306,7 @@ impl Replicas {
             let now = clock.moment();
             self.take_out();
             let load = |at: usize| self.members.get(at).map_or(0, |member| member.pool.clients.get());
-            let chosen = self.group.borrow_mut().choose(now, Need::Nothing, load);
+            let chosen = self.group.borrow_mut().choose(now, Need::Nothing, None, load);
             if let Some(member) = chosen.ok().and_then(|(at, _)| self.members.get(at)) {
                 if self.begun.get().is_none_or(|begun| now.since(begun) >= LOOK_FOR_LOGINS) {
                     self.look(now);

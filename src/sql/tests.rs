@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::lexer::{Backslash, Lexer, Token};
 use super::{
-    EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, shows_name, statement,
+    EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, shows_name, shows_watermark, statement,
 };
 
 type Set = EffectSet;
@@ -36,6 +36,20 @@ fn only_a_show_of_the_name_alone_shows_it() {
     ];
     for (text, want) in table {
         assert_eq!(shows_name(text.as_bytes()), want, "{text}");
+    }
+}
+
+#[test]
+fn only_a_show_of_the_watermark_alone_shows_it() {
+    #[rustfmt::skip]
+    let table = [
+        ("SHOW pgweir.watermark", true), ("show Pgweir . WATERMARK ; ;", true), ("/* a */ SHOW \"pgweir\".\"watermark\" -- b", true),
+        ("SHOW pgweir.watermarks", false), ("SHOW pgweir", false), ("SHOW pgweir.", false), ("SHOW watermark", false), ("SHOW", false),
+        ("SHOW pgweir.watermark; SELECT 1", false), ("SHOW pgweir.watermark.x", false), ("SHOW 'pgweir.watermark'", false),
+        ("SHOW \"pgweir.watermark\"", false), ("SHOW pgweir.watermark /*", false), ("SET pgweir.watermark = ''", false), ("", false),
+    ];
+    for (text, want) in table {
+        assert_eq!(shows_watermark(text.as_bytes()), want, "{text}");
     }
 }
 

@@ -305,7 +305,7 @@ impl Relay {
         let reason = match (decision, forced) {
             (Decision::Wait, _) => return Ok(false),
             (Decision::Home(reason), None) | (_, Some(reason)) => reason,
-            (Decision::Follower(errand, reason), None) => match self.choose(cx) {
+            (Decision::Follower(errand, reason), None) => match self.choose(circumstances, cx) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Choice::Primary(instead)) => instead,
                 Poll::Ready(Choice::Follower(pool, seat)) => {
@@ -481,14 +481,14 @@ impl Relay {
     // ---- the lease ----
 
     /// A follower that may serve the batch.
-    fn choose(&mut self, cx: &mut Task<'_>) -> Poll<Choice> {
+    fn choose(&mut self, at: Circumstances, cx: &mut Task<'_>) -> Poll<Choice> {
         // A bound on the age of what is read is measured from when it came.
         self.context.clock.refresh();
         let now = self.context.clock.moment();
         let Some(routing) = &mut self.routing else { return Poll::Ready(Choice::Primary(RouteReason::NoFollower)) };
         let has_waited = routing.arrived.is_some();
         let arrived = *routing.arrived.get_or_insert(now);
-        let choice = routing.replicas.poll_choose(routing.stamp, arrived, cx);
+        let choice = routing.replicas.poll_choose(routing.stamp, at.watermark(), arrived, cx);
         if choice.is_pending() {
             // What came stays where it is until the session is woken, and nothing more is read meanwhile.
             let active = self.active();

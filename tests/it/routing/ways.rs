@@ -3,13 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use pgweir_harness::wire::build;
-use pgweir_harness::{wait_until, wait_until_async};
+use pgweir_harness::wire::{Message, Outcome, Wire, build};
+use pgweir_harness::{Pgweir, wait_until, wait_until_async};
 
 use super::{at, family};
 use crate::limits::{assert_valid, limits};
 use crate::stage::{SOON, fail, run, succeed, value};
-use crate::support::metric_in;
+use crate::support::{metric_in, options};
 
 #[test]
 fn reads_go_to_followers_and_writes_to_the_primary_by_every_protocol() {
@@ -124,6 +124,70 @@ fn a_session_reads_its_own_writes_and_a_pool_those_of_all_its_clients() {
             family.until_routed(&mut writer).await;
         });
     }
+}
+
+#[test]
+fn a_watermark_of_one_pgweir_makes_reads_by_another_as_fresh() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "eventual")]);
+    stage.own_sql("CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)");
+    // It has heard of no follower, and tells all the same.
+    let elsewhere = Pgweir::start_with(options(stage.place.toml(&[]))).unwrap();
+    run(Duration::from_mins(1), async {
+        let mut writer = Wire::open(elsewhere.addr(), stage.name(), stage.name(), "").await.unwrap();
+        let mut reader = stage.client().await;
+        family.until_routed(&mut reader).await;
+        family.pause();
+        succeed(&mut writer, "UPDATE counter SET n = 1").await;
+        assert_eq!(value(&mut reader, "SELECT n FROM counter /* eventual */").await, "0");
+        // However it is asked for.
+        let mut watermarks = vec![value(&mut writer, "SHOW pgweir.watermark").await];
+        let outcome = writer.extended("show PGWEIR.watermark; -- unnamed", &[]).await.unwrap();
+        watermarks.push(outcome.value().unwrap().to_owned());
+        for _ in 0..3 {
+            let parsed = if watermarks.len() == 2 { build::parse("w", "SHOW pgweir.watermark", &[]) } else { Vec::new() };
+            let runs = [build::bind("", "w", &[]), build::describe_portal(""), build::execute("", 0), build::sync()];
+            writer.send(&[parsed, runs.concat()].concat()).await.unwrap();
+            let messages = writer.recv_until_ready().await.unwrap();
+            let names = |message: &&Message| message.tag == b'T' && message.body[2..].starts_with(b"pgweir.watermark\0");
+            assert_eq!(messages.iter().filter(names).count(), 1, "{messages:?}");
+            watermarks.push(Outcome::of(&messages).value().unwrap().to_owned());
+        }
+        succeed(&mut writer, "BEGIN").await;
+        watermarks.push(value(&mut writer, "SHOW pgweir.watermark").await);
+        succeed(&mut writer, "COMMIT").await;
+        // With it a read sees what was written before, at the primary as long as no follower has it.
+        for watermark in &watermarks {
+            succeed(&mut reader, &format!("SET pgweir.watermark = '{watermark}'")).await;
+            assert_eq!(value(&mut reader, "SELECT n FROM counter /* marked */").await, "1", "{watermark}");
+            assert_eq!(value(&mut reader, "SHOW pgweir.watermark").await, *watermark, "nothing was written meanwhile");
+            succeed(&mut reader, "BEGIN READ ONLY").await;
+            assert_eq!(at(&mut reader).await, "primary");
+            succeed(&mut reader, "COMMIT").await;
+        }
+        assert_eq!(family.ran("/* marked */"), (watermarks.len(), 0));
+        succeed(&mut reader, "RESET pgweir.watermark").await;
+        assert_eq!(value(&mut reader, "SELECT n FROM counter").await, "0");
+        succeed(&mut reader, &format!("SET pgweir.watermark = '{}'", watermarks[0])).await;
+        family.resume();
+        family.until_routed(&mut reader).await;
+        assert_eq!(value(&mut reader, "SELECT n FROM counter").await, "1");
+        // A follower tells what it has replayed: there is no more to be seen there.
+        succeed(&mut reader, "BEGIN READ ONLY").await;
+        assert_ne!(at(&mut reader).await, "primary");
+        let there = value(&mut reader, "SHOW pgweir.watermark").await;
+        succeed(&mut reader, "COMMIT").await;
+        assert_eq!(there.rsplit_once('-').unwrap().0, watermarks[0].rsplit_once('-').unwrap().0);
+        assert!(there >= watermarks[0], "{there} {}", watermarks[0]);
+        // Of another timeline, of another server, or of none.
+        let (front, position) = there.rsplit_once('-').unwrap();
+        let (system, _) = front.split_once('-').unwrap();
+        for strange in [format!("{system}-00000007-{position}"), format!("1-00000001-{position}"), position.to_owned()] {
+            succeed(&mut reader, &format!("SET pgweir.watermark = '{strange}'")).await;
+            let outcome = value(&mut reader, "/* pgweir.route=follower */ SELECT current_setting('cluster_name')").await;
+            assert_eq!(outcome, "primary", "{strange}");
+        }
+    });
 }
 
 #[test]
