@@ -17,6 +17,7 @@ mod history;
 mod simulation;
 pub mod watermark;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::rc::Rc;
 
 use crate::clock::Moment;
@@ -45,6 +46,14 @@ impl Incarnation {
     #[must_use]
     pub fn is_life_of(&self, other: &Self) -> bool {
         self.system_identifier == other.system_identifier && self.started == other.started
+    }
+
+    /// A number for this life; 0 if the server did not tell enough for it to be known again.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.system_identifier, &self.started).hash(&mut hasher);
+        if self.is_told() { hasher.finish().max(1) } else { 0 }
     }
 
     /// Whether the server told enough for it to be known again.

@@ -29,6 +29,16 @@ const FROZEN: [&str; 13] = [
     "xmloption",
 ];
 
+/// The names that a server may refuse though it took them before: they name an object; or that make it fail.
+const RISKY: [&str; 6] = [
+    "default_table_access_method",
+    "default_tablespace",
+    "default_text_search_config",
+    "statement_timeout",
+    "temp_tablespaces",
+    "transaction_timeout",
+];
+
 /// A set of session settings that differ from what a fresh server connection of the pool has.
 #[derive(Debug)]
 pub struct Profile {
@@ -38,7 +48,15 @@ pub struct Profile {
     /// What the server reported when this profile was applied for a login: names and values in its own
     /// spelling. None until then.
     reported: RefCell<Option<Rc<[Entry]>>>,
+    /// The lives of servers on which it was applied, as the login role; the latest last.
+    proven: Cell<[u64; LIVES_MAX]>,
 }
+
+/// So many lives of servers a profile remembers: the primary's, and those of followers.
+const LIVES_MAX: usize = 4;
+
+/// A server's life of which nothing is proven: 0, or what it did not tell.
+const NO_LIFE: u64 = 0;
 
 impl Profile {
     /// The settings, sorted by name.
@@ -70,15 +88,39 @@ impl Profile {
         *self.reported.borrow_mut() = Some(values.into());
     }
 
-    /// Whether putting it on, or taking it off, may fail, or change what follows if it does: then nothing may be sent
-    /// behind a replay before that is known to have worked.
+    /// Whether putting it on, or taking it off, may fail though it has worked before: then nothing may be sent behind a replay
+    /// before that is known to have worked.
     ///
-    /// It does so with a role (as the login role a statement would do something else), with bytes that depend on
-    /// `client_encoding`, and with a `statement_timeout` that may hit the replay itself.
+    /// It may with a role and with what names an object (somebody may have dropped it), with bytes that depend on
+    /// `client_encoding`, and with a time limit that may hit the replay itself.
     #[must_use]
     pub fn is_risky(&self) -> bool {
-        let risky = |name: &str, value: &[u8]| is_role(name) || name == "statement_timeout" || !value.is_ascii();
+        let risky = |name: &str, value: &[u8]| is_role(name) || RISKY.contains(&name) || !value.is_ascii();
         self.entries.iter().any(|(name, value)| risky(name, value))
+    }
+
+    /// Whether it was applied in this life of a server before, by the login role: the same will be taken again, unless it
+    /// [is risky](Self::is_risky). Else nothing may be sent behind its replay before that is known to have worked.
+    #[must_use]
+    pub fn is_proven_in(&self, life: u64) -> bool {
+        self.entries.is_empty() || life != NO_LIFE && self.proven.get().contains(&life)
+    }
+
+    /// It was applied in this life of a server, by the login role.
+    pub fn prove_in(&self, life: u64) {
+        if !self.is_proven_in(life) {
+            let mut lives = self.proven.get();
+            lives.rotate_left(1);
+            if let Some(last) = lives.last_mut() {
+                *last = life;
+            }
+            self.proven.set(lives);
+        }
+    }
+
+    /// The settings that are replayed one like the other, in the order of their names.
+    fn others(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|(name, _)| !is_role(name) && **name != *ENCODING)
     }
 
     /// The value of a setting (name in lower case), if it is in the profile.
@@ -103,7 +145,8 @@ const SWEEP_AT: usize = 1024;
 
 impl Default for Profiles {
     fn default() -> Self {
-        let plain = Profile { entries: Vec::new(), parse_key: 0, reported: RefCell::new(Some(Rc::from([]))) };
+        let reported = RefCell::new(Some(Rc::from([])));
+        let plain = Profile { entries: Vec::new(), parse_key: 0, reported, proven: Cell::default() };
         Self {
             plain: Rc::new(plain),
             known: RefCell::default(),
@@ -140,7 +183,8 @@ impl Profiles {
             return known;
         }
         let parse_key = self.parse_key(&sorted);
-        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported: RefCell::default() });
+        let (reported, proven) = (RefCell::default(), Cell::default());
+        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, proven });
         let mut known = self.known.borrow_mut();
         if known.len() >= SWEEP_AT {
             known.retain(|_, weak| weak.strong_count() > 0);
@@ -169,6 +213,9 @@ impl Profiles {
         *keys.entry(frozen).or_insert_with(|| self.private_key())
     }
 }
+
+/// The setting by which all others are read.
+const ENCODING: &str = "client_encoding";
 
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";
@@ -200,13 +247,14 @@ pub fn tagged(name: &[u8], tag: &str) -> Vec<u8> {
 }
 
 /// Hands to `send` the texts of the simple queries that turn a connection with the settings `from` into one with the
-/// settings `to`: none if they agree; two if `client_encoding` changes, which is how the rest is read. The `tag` of the
-/// connection stays in its name.
+/// settings `to`: none if they agree; several if `client_encoding` changes, which is how the rest is read, or if `to` has
+/// custom settings. The `tag` of the connection stays in its name.
 ///
 /// The order is: leave role and session authorization, settings as the login role, then session
-/// authorization, then role; a failure undoes all of it, because one simple query is one transaction.
+/// authorization, then role; a failure undoes all of a text, because one simple query is one transaction. Custom settings are
+/// refused on a connection that has loaded a library whose names they bear, and taken on another: what was `from` is taken
+/// back in a text of its own, which does not fail, so that nothing ever runs under that.
 pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8])) {
-    const ENCODING: &str = "client_encoding";
     if std::ptr::eq(from, to) {
         return;
     }
@@ -216,20 +264,27 @@ pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8
             out.extend_from_slice(command.as_bytes());
         }
     }
-    let change = |out: &mut Vec<u8>, name: &str| match (from.get(name), to.get(name)) {
-        (Some(_), None) => reset(out, name),
-        (old, Some(new)) if old != Some(new) && name == APPLICATION_NAME => set(out, name, &tagged(new, tag)),
-        (old, Some(new)) if old != Some(new) => set(out, name, new),
-        _ => {}
-    };
     if from.get(ENCODING) != to.get(ENCODING) {
-        change(&mut out, ENCODING);
+        match to.get(ENCODING) {
+            Some(encoding) => set(&mut out, ENCODING, encoding),
+            None => reset(&mut out, ENCODING),
+        }
         send(&out);
         out.clear();
     }
-    let names = from.entries.iter().filter(|(name, _)| to.get(name).is_none()).chain(&to.entries);
-    for (name, _) in names.filter(|(name, _)| !is_role(name) && **name != *ENCODING) {
-        change(&mut out, name);
+    let may_be_refused = to.names().any(|name| name.contains('.'));
+    for (name, old) in from.others() {
+        let new = to.get(name);
+        if new.is_none() || may_be_refused && new != Some(old) {
+            reset(&mut out, name);
+        }
+    }
+    if may_be_refused && !out.is_empty() {
+        send(&out);
+        out.clear();
+    }
+    for (name, new) in to.others().filter(|(name, new)| from.get(name) != Some(new)) {
+        if **name == *APPLICATION_NAME { set(&mut out, name, &tagged(new, tag)) } else { set(&mut out, name, new) }
     }
     for (name, command) in [("session_authorization", "SET SESSION AUTHORIZATION "), ("role", "SET ROLE ")] {
         if let Some(value) = to.get(name) {
@@ -304,10 +359,20 @@ pub fn name(value: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A custom setting goes when a library is loaded that has those names to itself: then there is nothing to reset, and to try
+/// would fail.
 fn reset(out: &mut Vec<u8>, name: &str) {
-    out.extend_from_slice(b"RESET ");
-    identifier(out, name);
-    out.push(b';');
+    if name.contains('.') {
+        out.extend_from_slice(b"SELECT pg_catalog.set_config(");
+        literal(out, name.as_bytes());
+        out.extend_from_slice(b",NULL,false)WHERE pg_catalog.current_setting(");
+        literal(out, name.as_bytes());
+        out.extend_from_slice(b",true)IS NOT NULL;");
+    } else {
+        out.extend_from_slice(b"RESET ");
+        identifier(out, name);
+        out.push(b';');
+    }
 }
 
 fn set(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -419,10 +484,15 @@ mod tests {
     fn only_the_difference_is_replayed_and_roles_come_last() {
         let profiles = Profiles::default();
         #[rustfmt::skip]
-        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 7] = [
+        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 10] = [
             ("same",     &[("a", "1")],    &[("a", "1")], ""),
             ("new",      &[],              &[("a", "1")], "SELECT pg_catalog.set_config(E'a',E'1',false);"),
-            ("gone",     &[("a.b", "1")],  &[],           r#"RESET "a"."b";"#),
+            ("gone",     &[("a", "1")],    &[],           r#"RESET "a";"#),
+            ("gone, custom", &[("a.b", "1")], &[],
+                "SELECT pg_catalog.set_config(E'a.b',NULL,false)WHERE pg_catalog.current_setting(E'a.b',true)IS NOT NULL;"),
+            ("may be refused", &[("a", "1"), ("b", "1"), ("c", "1")], &[("a", "2"), ("b", "1"), ("d.e", "1")],
+                r#"RESET "a";RESET "c"; | SELECT pg_catalog.set_config(E'a',E'2',false);SELECT pg_catalog.set_config(E'd.e',E'1',false);"#),
+            ("may be refused, and nothing before", &[], &[("d.e", "1")], "SELECT pg_catalog.set_config(E'd.e',E'1',false);"),
             ("changed",  &[("a", "1")],    &[("a", "2")], "SELECT pg_catalog.set_config(E'a',E'2',false);"),
             ("quoting",  &[],              &[("search_path", r#""$user", o'c\d"#)],
                 r#"SELECT pg_catalog.set_config(E'search_path',E'"$user", o''c\\d',false);"#),
@@ -434,6 +504,21 @@ mod tests {
         for (name, from, to, want) in table {
             assert_eq!(text(&profiles, from, to), want, "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_applied_is_proven_for_one_life_of_a_server() {
+        let profiles = Profiles::default();
+        let profile = profiles.intern(entries(&[("a", "1")]));
+        assert!(!profile.is_proven_in(1));
+        for life in [1, 2, 3, 4, 4, 1] {
+            profile.prove_in(life);
+        }
+        assert_eq!([1, 2, 3, 4, 5].map(|life| profile.is_proven_in(life)), [true, true, true, true, false]);
+        profile.prove_in(5);
+        assert_eq!([1, 2, 5].map(|life| profile.is_proven_in(life)), [false, true, true], "the oldest is forgotten");
+        profile.prove_in(NO_LIFE);
+        assert!(!profile.is_proven_in(NO_LIFE) && profiles.plain().is_proven_in(NO_LIFE));
     }
 
     #[test]

@@ -159,8 +159,8 @@ pub fn carried<'a>(
 pub const CHANNELS_MAX: usize = 1000;
 
 /// Appends the audit: one query, one row per finding: kind, name, value. `custom` names the custom settings
-/// that the client may have set: the catalog does not list them. `login` is the role that logged in. Values are cut when
-/// they are too long to be carried.
+/// that the client may have set: the catalog does not list them. `login` is the role that logged in: what it may not set
+/// (another role did, or a function of another's) is told apart. Values are cut when they are too long to be carried.
 ///
 /// Everything is schema-qualified: the client's own `search_path` is in force.
 pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
@@ -172,7 +172,12 @@ pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
     );
     // A character more than fits tells that there was more.
     let cut = CARRIED_VALUE_MAX + 1;
-    let settings = format!("SELECT 's', name, pg_catalog.left(setting, {cut}) FROM pg_catalog.pg_settings ");
+    let settings = format!(
+        "SELECT CASE WHEN context OPERATOR(pg_catalog.=) 'superuser' AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles \
+         WHERE rolname OPERATOR(pg_catalog.=) E'{}') THEN 'u' ELSE 's' END, name, pg_catalog.left(setting, {cut}) \
+         FROM pg_catalog.pg_settings ",
+        escape(login)
+    );
     out.extend_from_slice(settings.as_bytes());
     out.extend_from_slice(AUDIT.as_bytes());
     out.extend_from_slice(session.as_bytes());
@@ -221,9 +226,9 @@ impl Findings {
         let mut next = || columns.next().unwrap_or_default();
         let (kind, name, value) = (next(), next(), next());
         match kind {
-            b"s" => {
+            b"s" | b"u" => {
                 self.bytes += name.len() + value.len();
-                if value.len() > CARRIED_VALUE_MAX || self.bytes > CARRIED_MAX {
+                if kind == b"u" || value.len() > CARRIED_VALUE_MAX || self.bytes > CARRIED_MAX {
                     self.pins.add(PinReason::Settings);
                 }
                 self.settings.push((crate::settings::setting_name(name).into(), value.into()));
@@ -309,15 +314,19 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_are_too_long_pin() {
-        let row = |value: &[u8]| {
+    fn settings_that_are_too_long_or_may_not_be_set_pin() {
+        let row_of = |kind: &[u8], value: &[u8]| {
             let mut body = 3_u16.to_be_bytes().to_vec();
-            for column in [&b"s"[..], b"app.x", value] {
+            for column in [kind, b"app.x", value] {
                 body.extend_from_slice(&u32::try_from(column.len()).unwrap().to_be_bytes());
                 body.extend_from_slice(column);
             }
             body
         };
+        let row = |value: &[u8]| row_of(b"s", value);
+        let mut findings = Findings::default();
+        findings.row(&row_of(b"u", b"v"));
+        assert!(findings.pins.has(PinReason::Settings) && findings.settings.len() == 1, "not the client's to set");
         let mut findings = Findings::default();
         for _ in 0..3 {
             findings.row(&row(&vec![b'v'; CARRIED_VALUE_MAX]));

@@ -16,7 +16,7 @@ const HEAD: &str = "\
 # (PGWEIR_DEFAULT_POOL_SIZE=5); the command line (--default-pool-size 5). `pgweir check` shows where each came from.
 #
 # Times are seconds, or texts with ms, s, min, h or d. Sizes are bytes, or texts with B, KiB, MiB or GiB.
-# \"Reload: live\" takes effect at the next reload, \"Reload: restart\" at the next start.
+# \"Reload: live\" will take effect at a reload (there is none yet), \"Reload: restart\" at the next start.
 #
 # This file is written from the table in config/src/settings.rs by its test.
 ";

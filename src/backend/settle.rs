@@ -116,6 +116,7 @@ impl ServerConn {
             }
         }
         self.profile = to.clone();
+        to.prove_in(self.incarnation.number());
         for (name, value) in heard.parameters.iter_mut().filter(|(name, _)| **name == *APPLICATION_NAME) {
             *value = self.shown(value, to.get(name)).into();
         }

@@ -81,7 +81,12 @@ fn a_watermark_wants_a_follower_that_has_replayed_it_on_its_own_timeline() {
         ("none",                        None,               Need::Nothing,     Ok(0)),
     ];
     for (name, watermark, need, want) in table {
-        let mut group = Group { primary: group.primary.take(), written: None, followers: std::mem::take(&mut group.followers), ..group };
+        let mut group = Group {
+            primary: group.primary.take(),
+            written: None,
+            followers: std::mem::take(&mut group.followers),
+            ..group
+        };
         let got = group.choose(at(30), need, watermark, |_| 0).map(|(at, _)| at);
         assert_eq!(got, want, "{name}");
     }

@@ -18,8 +18,8 @@ use rand::RngExt;
 use crate::backend::{ServerConn, SettleError, row_columns};
 use crate::clock::Moment;
 use crate::pool::{Pool, micros};
-use crate::replica::{FollowerSample, Group, Incarnation, Missing, Need, Next, Policy, Position, PrimarySample, Seat};
 use crate::replica::watermark::Watermark;
+use crate::replica::{FollowerSample, Group, Incarnation, Missing, Need, Next, Policy, Position, PrimarySample, Seat};
 use crate::stats::{DiscardReason, FollowerState, Reason as _, RouteReason};
 
 /// The longest wait for a connection, and then for an answer.

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::lexer::{Backslash, Lexer, Token};
 use super::{
-    EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, shows_name, shows_watermark, statement,
+    EffectSet, Effects, FirstWord, custom_names, is_transaction_end, prefilter, read, scan, shows_name,
+    shows_watermark, statement,
 };
 
 type Set = EffectSet;

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgweir_harness::wire::build;
+use pgweir_harness::wire::{Wire, build};
 use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until};
 use tokio::task::{JoinSet, LocalSet};
 
@@ -517,6 +517,142 @@ fn a_pinned_client_whose_settings_cannot_be_applied_any_more_gives_its_pin_back(
         wait_until(SOON, || (stage.metric("pgweir_servers_pinned") - 1.0).abs() < 0.5);
     });
     stage.sql(&format!("DROP ROLE {group}"));
+}
+
+/// A client's statement, by either protocol, that must not run: the session ends with this error.
+async fn ends_unrun(stage: &Stage<'_>, mut client: Wire, extended: bool, code: &str) {
+    let insert = "INSERT INTO kept VALUES ('run')";
+    let bytes = if extended {
+        [build::parse("", insert, &[]), build::bind("", "", &[]), build::execute("", 0), build::sync()].concat()
+    } else {
+        build::query(insert)
+    };
+    client.send(&bytes).await.unwrap();
+    let end = read_to_end(&mut client).await;
+    assert_eq!(end.sqlstate(), code, "{:?}", end.messages);
+    assert_eq!(stage.sql("SELECT count(*) FROM kept"), "0", "it ran under settings that are not its own");
+}
+
+#[test]
+fn nothing_is_run_under_settings_that_could_not_be_applied() {
+    #[rustfmt::skip]
+    let table = [
+        // What it names is gone.
+        ("SET default_text_search_config = 'public.mine'", "DROP TEXT SEARCH CONFIGURATION public.mine", "42704"),
+        // Another client loads the library whose names these are, in the same server connection.
+        ("SET plpgsql.mine = '1'",                         "",                                           "42602"),
+    ];
+    for (set, breaks, code) in table {
+        for extended in [false, true] {
+            let stage = Stage::new(&[("default_pool_size", "1")]);
+            stage.own_sql("CREATE TEXT SEARCH CONFIGURATION public.mine (COPY = simple)");
+            stage.own_sql("CREATE TABLE kept (text text)");
+            run(Duration::from_mins(1), async {
+                let mut client = stage.client().await;
+                let mut other = stage.client().await;
+                succeed(&mut client, set).await;
+                succeed(&mut other, "SELECT 1").await;
+                if breaks.is_empty() {
+                    succeed(&mut other, "DO $$ BEGIN END $$").await;
+                } else {
+                    // It was applied before.
+                    succeed(&mut client, "SELECT 1").await;
+                    succeed(&mut other, "SELECT 1").await;
+                    stage.sql(breaks);
+                }
+                ends_unrun(&stage, client, extended, code).await;
+                // Nobody else has to do with it.
+                succeed(&mut other, "SELECT 1").await;
+            });
+        }
+    }
+}
+
+#[test]
+fn a_setting_that_one_server_connection_takes_and_another_refuses_uncovers_nobodys() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    stage.own_sql("CREATE TABLE kept (text text)");
+    run(Duration::from_mins(1), async {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        let (mut owner, mut blocker) = (stage.client().await, stage.client().await);
+        // One server connection knows plpgsql, and is as its last client has left it.
+        succeed(&mut blocker, "BEGIN").await;
+        succeed(&mut owner, "DO $$ BEGIN END $$").await;
+        succeed(&mut owner, "SET app.secret = 'x'").await;
+        succeed(&mut owner, "BEGIN").await;
+        succeed(&mut blocker, "COMMIT").await;
+        // On the other one this is taken, again and again.
+        succeed(&mut client, "SET plpgsql.mine = '1'").await;
+        for _ in 0..2 {
+            succeed(&mut other, "SELECT 1").await;
+            assert_eq!(value(&mut client, "SHOW plpgsql.mine").await, "1");
+        }
+        succeed(&mut other, "BEGIN").await;
+        succeed(&mut owner, "COMMIT").await;
+        let outcome = client.query("INSERT INTO kept SELECT current_setting('app.secret', true)").await;
+        assert!(outcome.map_or(true, |outcome| outcome.error.is_some()), "it has not the settings that it should have");
+        succeed(&mut other, "COMMIT").await;
+        assert_eq!(
+            stage.sql("SELECT count(*) FROM kept WHERE text = 'x'"),
+            "0",
+            "it ran under another client's settings"
+        );
+        assert_eq!(value(&mut owner, "SHOW app.secret").await, "x");
+    });
+}
+
+#[test]
+fn a_custom_setting_that_is_gone_keeps_nobody_from_the_others_being_taken_back() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    stage.own_sql("CREATE FUNCTION harmless() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$");
+    run(Duration::from_mins(1), async {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        let before = value(&mut other, "SHOW search_path").await;
+        succeed(&mut client, "SET search_path = 'elsewhere', 'public'; SET plpgsql.mine = '1'; SET app.mine = '1'")
+            .await;
+        // The library that has these names to itself takes the setting away.
+        assert_eq!(value(&mut client, "SELECT harmless()").await, "1");
+        assert_eq!(value(&mut other, "SHOW search_path").await, before);
+        assert_eq!(value(&mut other, "SELECT current_setting('app.mine', true)").await, "");
+    });
+}
+
+#[test]
+fn a_setting_that_only_another_role_may_set_pins_and_goes_with_its_client() {
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    let admin = format!("{}_admin", stage.name());
+    stage.sql(&format!("CREATE ROLE {admin} SUPERUSER; GRANT {admin} TO {}", stage.name()));
+    stage.sql(
+        "CREATE FUNCTION definer() RETURNS text LANGUAGE sql SECURITY DEFINER AS \
+         $$ SELECT set_config('session_replication_role', 'replica', false) $$",
+    );
+    const SHOW: &str = "SHOW session_replication_role";
+    run(Duration::from_mins(1), async {
+        let mut other = stage.client().await;
+        for sets in
+            [&format!("SET ROLE {admin}; SET session_replication_role = 'replica'; RESET ROLE"), "SELECT definer()"]
+        {
+            let mut client = stage.client().await;
+            succeed(&mut client, sets).await;
+            for round in 0..4 {
+                assert_eq!(value(&mut other, SHOW).await, "origin", "{sets}, round {round}");
+                assert_eq!(value(&mut client, SHOW).await, "replica", "{sets}, round {round}");
+            }
+            wait_until(SOON, || (stage.metric("pgweir_servers_pinned") - 1.0).abs() < 0.5);
+            client.terminate().await.unwrap();
+            wait_until(SOON, || stage.metric("pgweir_servers_pinned") < 0.5);
+            // Whichever server connection they get.
+            let mut others = [stage.client().await, stage.client().await];
+            for next in &mut others {
+                succeed(next, "BEGIN").await;
+            }
+            for next in &mut others {
+                assert_eq!(value(next, SHOW).await, "origin", "{sets}: left to the next");
+                succeed(next, "COMMIT").await;
+            }
+        }
+    });
+    stage.sql(&format!("DROP ROLE {admin}"));
 }
 
 #[test]

@@ -42,8 +42,10 @@ pub struct Active {
     pub(super) backlog: Backlog,
     pub(super) marks: Marks,
     pub(super) aside: Aside,
-    /// The replay on its way changes the role: nothing may follow it before it is known to be applied.
+    /// The replay on its way may fail: nothing may follow it before it is known to be applied.
     pub(super) hold: bool,
+    /// It is the first of these settings on that server, as far as is remembered.
+    pub(super) proving: bool,
     /// The input is to be looked at before more is read.
     pub(super) resume: bool,
     /// The input cannot be passed on before more answers have come: no more is read.
@@ -70,6 +72,7 @@ impl Active {
             marks: Marks::default(),
             aside: Aside::default(),
             hold: false,
+            proving: false,
             resume: false,
             stalled: false,
             local: None,

@@ -53,6 +53,7 @@ impl Relay {
         active.catalog = catalog;
         active.marks.sequences = forgets;
         active.marks.placing.begin();
+        active.proving = false;
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
         active.cancels = 0;
         active.marks.tainted |= temporary;
@@ -70,7 +71,8 @@ impl Relay {
         if Rc::ptr_eq(&conn.profile, &self.profile) && !forgets || lacks(Guard::Journal) {
             return Ok(());
         }
-        let hold = conn.profile.is_risky() || self.profile.is_risky();
+        let is_proven = self.profile.is_proven_in(conn.incarnation.number());
+        let hold = !is_proven || conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
         if forgets {
             encode::query(&mut message, b"DISCARD SEQUENCES");
@@ -86,7 +88,7 @@ impl Relay {
         }
         conn.unnamed = Unnamed::Empty;
         active.aside.replaying = true;
-        active.hold = hold;
+        (active.hold, active.proving) = (hold, !is_proven);
         match conn.write(cx, &message, &[]) {
             Ok(()) => Ok(()),
             Err(error) => self.lose(Lost::Io(error.kind()), cx),
@@ -99,6 +101,9 @@ impl Relay {
             return Ok(());
         };
         if active.hold && !active.aside.replaying {
+            if std::mem::take(&mut active.proving) {
+                conn.profile.prove_in(conn.incarnation.number());
+            }
             if let Some(subscriber) = &mut self.subscriber
                 && listen::settle(subscriber, active)
             {

@@ -145,11 +145,13 @@ fn a_watermark_of_one_pgweir_makes_reads_by_another_as_fresh() {
         let outcome = writer.extended("show PGWEIR.watermark; -- unnamed", &[]).await.unwrap();
         watermarks.push(outcome.value().unwrap().to_owned());
         for _ in 0..3 {
-            let parsed = if watermarks.len() == 2 { build::parse("w", "SHOW pgweir.watermark", &[]) } else { Vec::new() };
+            let parsed =
+                if watermarks.len() == 2 { build::parse("w", "SHOW pgweir.watermark", &[]) } else { Vec::new() };
             let runs = [build::bind("", "w", &[]), build::describe_portal(""), build::execute("", 0), build::sync()];
             writer.send(&[parsed, runs.concat()].concat()).await.unwrap();
             let messages = writer.recv_until_ready().await.unwrap();
-            let names = |message: &&Message| message.tag == b'T' && message.body[2..].starts_with(b"pgweir.watermark\0");
+            let names =
+                |message: &&Message| message.tag == b'T' && message.body[2..].starts_with(b"pgweir.watermark\0");
             assert_eq!(messages.iter().filter(names).count(), 1, "{messages:?}");
             watermarks.push(Outcome::of(&messages).value().unwrap().to_owned());
         }
@@ -166,6 +168,12 @@ fn a_watermark_of_one_pgweir_makes_reads_by_another_as_fresh() {
             succeed(&mut reader, "COMMIT").await;
         }
         assert_eq!(family.ran("/* marked */"), (watermarks.len(), 0));
+        // Whoever asks for followers is not asking one of them for this.
+        succeed(&mut reader, "SET pgweir.route = 'follower'").await;
+        for asked in ["SHOW pgweir.watermark", "/* pgweir.route=follower */ SHOW pgweir.watermark"] {
+            assert_eq!(value(&mut reader, asked).await, watermarks[0], "{asked}");
+        }
+        succeed(&mut reader, "RESET pgweir.route").await;
         succeed(&mut reader, "RESET pgweir.watermark").await;
         assert_eq!(value(&mut reader, "SELECT n FROM counter").await, "0");
         succeed(&mut reader, &format!("SET pgweir.watermark = '{}'", watermarks[0])).await;
@@ -182,9 +190,11 @@ fn a_watermark_of_one_pgweir_makes_reads_by_another_as_fresh() {
         // Of another timeline, of another server, or of none.
         let (front, position) = there.rsplit_once('-').unwrap();
         let (system, _) = front.split_once('-').unwrap();
-        for strange in [format!("{system}-00000007-{position}"), format!("1-00000001-{position}"), position.to_owned()] {
+        for strange in [format!("{system}-00000007-{position}"), format!("1-00000001-{position}"), position.to_owned()]
+        {
             succeed(&mut reader, &format!("SET pgweir.watermark = '{strange}'")).await;
-            let outcome = value(&mut reader, "/* pgweir.route=follower */ SELECT current_setting('cluster_name')").await;
+            let outcome =
+                value(&mut reader, "/* pgweir.route=follower */ SELECT current_setting('cluster_name')").await;
             assert_eq!(outcome, "primary", "{strange}");
         }
     });
