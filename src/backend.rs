@@ -276,6 +276,8 @@ pub struct ServerConn {
     pub tag: Box<str>,
     /// A client took the tag away: nobody sees whose connection it is.
     pub untagged: bool,
+    /// Whether its server is one that is written to.
+    pub standby: Standby,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.
@@ -283,6 +285,18 @@ pub struct ServerConn {
     target: Rc<Target>,
     clock: Rc<Clock>,
     permit: Option<Permit>,
+}
+
+/// What a server that is written to has said of being a standby (`in_hot_standby`, since 14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standby {
+    /// Nothing.
+    #[default]
+    No,
+    /// At the login: it is one.
+    Told,
+    /// And it has refused a write for it. By the same name another server may be reached by now.
+    Refused,
 }
 
 /// A server connection ended or broke.
@@ -296,7 +310,19 @@ pub enum Lost {
     Protocol,
 }
 
+/// A connection to a standby that is younger than this is kept though a write was refused there: whoever connects anew would
+/// find the same.
+const FRESH: Duration = Duration::from_secs(5);
+
 impl ServerConn {
+    /// A write was refused, because the server or the transaction is read-only (25006).
+    #[cold]
+    pub fn refused_write(&mut self) {
+        if self.standby == Standby::Told && self.born.elapsed() >= FRESH {
+            self.standby = Standby::Refused;
+        }
+    }
+
     /// Reads into `buf`; see [`Stream::poll_read`].
     ///
     /// # Errors

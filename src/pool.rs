@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use pgweir_config::PoolMode;
 use slab::Slab;
 
-use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Target};
+use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Standby, Target};
 use crate::clock::Clock;
 use crate::mutant::{Guard, lacks};
 use crate::replica::Incarnation;
@@ -384,6 +384,8 @@ impl Pool {
         } else if conn.gate.poisoned.get() || conn.mixed || conn.littered {
             self.discard(conn, DiscardReason::Dirty);
             self.dial_if_wanted();
+        } else if conn.standby == Standby::Refused {
+            self.give_up_standby(conn);
         } else if conn.gate.in_flight.get() > 0 {
             let gate = conn.gate.clone();
             *gate.parked.borrow_mut() = Some(conn);
@@ -391,6 +393,19 @@ impl Pool {
             conn.idle_since = self.clock.now();
             self.offer(conn);
         }
+    }
+
+    /// What was the primary is a standby now: nobody is to write there who could reach another by the same name.
+    #[cold]
+    fn give_up_standby(self: &Rc<Self>, conn: Box<ServerConn>) {
+        tracing::warn!(
+            pool = %self.name.database, user = %self.name.user,
+            "a write was refused: the server is a standby; its address is looked up anew"
+        );
+        let life = conn.incarnation.clone();
+        self.discard(conn, DiscardReason::Lost);
+        self.evict(|other| *other == *life);
+        self.dial_if_wanted();
     }
 
     /// Takes back a server connection whose cancel requests have all arrived.

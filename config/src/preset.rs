@@ -33,6 +33,7 @@ pub static EXEC: &[Preset] = &[
         reason: "on a Heroku dyno (DYNO is set), for servers on other machines; else prefer",
         on_dyno: true,
     },
+    preset("fleet_budget", "true", "dynos and containers share the server's limits, and deploys double them"),
     preset("query_wait_timeout", "20s", "less than the 30 s after which Heroku's router gives up"),
     preset("server_idle_timeout", "60s", "dynos are many, and the server's connections few"),
     preset("server_connect_timeout", "5s", "so that a second try fits into query_wait_timeout"),

@@ -17,7 +17,8 @@ use pgweir_proto::startup::PROTOCOL_3_0;
 use pgweir_proto::{Malformed, encode};
 
 use super::{
-    CancelGate, Credential, CredentialError, Defines, Incarnation, Parameters, Permit, ServerConn, Target, Unnamed,
+    CancelGate, Credential, CredentialError, Defines, Incarnation, Parameters, Permit, ServerConn, Standby, Target,
+    Unnamed,
 };
 use crate::budget::tag;
 use crate::clock::Clock;
@@ -602,9 +603,12 @@ impl Login {
         }
         let notices = std::mem::take(&mut self.notices);
         let is_renamed = self.is_renamed;
+        let is_standby = |(name, value): &(_, Box<[u8]>)| **name == *"in_hot_standby" && **value == *b"on";
+        let standby = !target.is_read_only && parameters.iter().any(is_standby);
         let mut conn = self.into_conn(target, clock, plain, permit, born);
         conn.untagged = is_renamed && !tag.is_empty();
         conn.tag = tag;
+        conn.standby = if standby { Standby::Told } else { Standby::No };
         LoggedIn { parameters, notices, conn: Box::new(conn) }
     }
 
@@ -640,6 +644,7 @@ impl Login {
             littered: false,
             tag: Box::default(),
             untagged: false,
+            standby: Standby::No,
             used: false,
             lent: 0,
             target,

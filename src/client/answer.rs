@@ -536,6 +536,9 @@ impl Answer<'_> {
             // Cancelled, say: the stand-in may still be there.
             self.conn.littered = true;
         }
+        if fields.code == b"25006" {
+            self.conn.refused_write();
+        }
         let renamed = self.rename(fields.code, body);
         let stale = is_stale(fields.code, body, self.rules.prefix);
         if stale {

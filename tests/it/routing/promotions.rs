@@ -331,6 +331,42 @@ fn a_name_that_leads_elsewhere_after_a_promotion_is_looked_up_anew() {
     assert_eq!(follower.psql(stage.name(), "SELECT value FROM registers").unwrap(), "3");
 }
 
+#[test]
+fn a_standby_where_the_primary_was_is_left_when_it_refuses_a_write() {
+    let primary = Cluster::start(ClusterOptions::default()).unwrap();
+    let standby = primary.follower(ClusterOptions::default()).unwrap();
+    // A name that still leads to the server that was the primary, for whoever comes now.
+    let proxy = FaultProxy::start(standby.addr()).unwrap();
+    let place = Place::on(&primary);
+    place.psql(&format!("SET ROLE {}; CREATE TABLE registers (id int)", place.name));
+    primary.await_replay(&standby, SOON).unwrap();
+    let port = proxy.port().to_string();
+    let stage = Stage::at(place, &[("databases.PLACE.port", &port), ("default_pool_size", "2")], &[]);
+    run(Duration::from_mins(1), async {
+        let (mut one, mut two) = (stage.client().await, stage.client().await);
+        const WRITE: &str = "INSERT INTO registers VALUES (1)";
+        // Both server connections lead there.
+        succeed(&mut one, "BEGIN").await;
+        assert_eq!(two.query(WRITE).await.unwrap().sqlstate(), "25006");
+        succeed(&mut one, "COMMIT").await;
+        // Whoever only reads is served, and a new connection that refuses is no reason for another one.
+        assert_eq!(value(&mut one, "SELECT count(*) FROM registers").await, "0");
+        let backends = |cluster: &Cluster| {
+            let all = format!("SELECT pid FROM pg_stat_activity WHERE usename = '{}' ORDER BY 1", stage.name());
+            cluster.psql("postgres", &all).unwrap()
+        };
+        let before = backends(&standby);
+        assert_eq!(before.lines().count(), 2);
+        assert_eq!(one.query(WRITE).await.unwrap().sqlstate(), "25006");
+        assert_eq!(backends(&standby), before);
+        proxy.lead_to(primary.addr());
+        wait_until_async(SOON, async || one.query(WRITE).await.unwrap().error.is_none()).await;
+        // The other one is left with it.
+        wait_until(SOON, || backends(&standby).is_empty());
+        succeed(&mut two, WRITE).await;
+    });
+}
+
 /// What came of the gentle, of the busy, and of those that only read.
 async fn play(stage: &Stage<'_>, scene: &Scene) -> [Vec<Told>; 3] {
     let mut players = Vec::new();
