@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join_all, join3};
 use pgweir_harness::wire::{Outcome, Wire, build};
 use pgweir_harness::{
-    Cluster, ClusterOptions, FaultProxy, Pgweir, PgweirOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async,
+    Cluster, ClusterOptions, FaultProxy, Pgweir, PgweirOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until,
+    wait_until_async,
 };
 use tokio::time::sleep;
 
