@@ -335,10 +335,12 @@ impl Plane {
         let _ = self.on(Event::Hangup, Duration::ZERO);
     }
 
-    /// Ends what is left once it has come to its end.
+    /// Ends what is left once it has come to its end. Its pools have their last line in the log.
     #[must_use]
-    pub fn close(self, ending: Ending) -> Closed {
+    pub fn close(mut self, ending: Ending) -> Closed {
         self.users.abort();
+        // The worker has published its last counts before it said that it was done.
+        self.desk.log_pools_last();
         let (mut left, mut hung) = (self.left, None);
         let ending = match ending {
             // It cannot be waited for.
@@ -501,6 +503,13 @@ impl Desk {
     fn log_pools(&mut self) {
         if let Some(snapshot) = self.shared.snapshot() {
             self.pool_log.period(snapshot);
+        }
+    }
+
+    /// What was counted since is told at the end.
+    fn log_pools_last(&mut self) {
+        if let Some(snapshot) = self.shared.snapshot() {
+            self.pool_log.finish(snapshot);
         }
     }
 }
