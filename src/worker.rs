@@ -33,6 +33,8 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(3);
 pub enum Command {
     /// A tenth of a second has passed.
     Tick,
+    /// The process will end before long: what clients do not need is for the rest of the fleet, if there is one.
+    GiveWay,
     /// No new clients; end each session when its transaction is over; then end.
     Drain,
     /// End now.
@@ -167,6 +169,7 @@ impl Worker {
             match command {
                 Command::Tick => self.tick(),
                 Command::Users(users) => self.context.secrets.replace(users),
+                Command::GiveWay => self.context.router.give_way(),
                 Command::Drain => {
                     accepting.drain(..).for_each(|task| task.abort());
                     self.drain();

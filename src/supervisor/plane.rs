@@ -314,6 +314,13 @@ impl Plane {
         true
     }
 
+    /// The process will end before long, and says so; it serves all who come until then. What its clients do not need is for the
+    /// rest of the fleet, if there is one.
+    pub fn give_way(&self) {
+        self.desk.shared.enter(Stage::Draining);
+        self.desk.command(Command::GiveWay);
+    }
+
     /// As [`Plane::drain`], within `shutdown_timeout`.
     pub fn terminate(&mut self) {
         self.drain(self.shutdown_timeout);
