@@ -57,6 +57,10 @@
 //! 85 % are used, and gives that back above it, those with most first. Where there are more members than connections they
 //! take turns: who has had its connection for a slice (two periods) gives it back when somebody waits, the longest first.
 //!
+//! Who is on its way out (`!`) has no part in that but the one connection that everybody is entitled to: the others divide what
+//! it has not. It may go on having more while its clients want them and nobody else does, below the 85 %; above, it is the first
+//! to give back.
+//!
 //! # Waiting
 //!
 //! Who has no connection can tell the others nothing, and is seen by nobody. So there are places to wait for a few probes:

@@ -32,6 +32,9 @@ pub use limits::{Limits, SharedLimit};
 pub use listener::{Life, Listener};
 use watch::Watch;
 
+/// A pool that gives way to its fleet closes what is idle for so long: who asks again and again needs no login each time.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What the first server connection of a pool told, and every client is told.
 #[derive(Debug, Default)]
 pub struct Learned {
@@ -121,6 +124,23 @@ impl Inner {
     }
 }
 
+/// How far a pool is from its end.
+///
+/// ```text
+/// Serves ──give_way──▶ GivesWay ──drain──▶ Drains
+///    └──────────────drain───────────────────▲
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Course {
+    #[default]
+    Serves,
+    /// The process will end, and clients may come until then: it has the server connections that these need, and leaves the rest
+    /// to the fleet.
+    GivesWay,
+    /// Server connections are closed when they are no longer needed.
+    Drains,
+}
+
 /// What a pool shares with others of the same clients.
 struct Kin {
     id: u32,
@@ -172,7 +192,7 @@ pub struct Pool {
     backoff: RefCell<Backoff>,
     learned: RefCell<Option<Rc<Learned>>>,
     health: Cell<PoolHealth>,
-    draining: Cell<bool>,
+    course: Cell<Course>,
 }
 
 impl Pool {
@@ -252,7 +272,7 @@ impl Pool {
             backoff: RefCell::default(),
             learned: RefCell::default(),
             health: Cell::default(),
-            draining: Cell::new(false),
+            course: Cell::default(),
         });
         for limit in &pool.shared {
             limit.enter(&pool);
@@ -423,7 +443,7 @@ impl Pool {
 
     /// Gives a free server connection to the first waiter, or to the idle stack.
     fn offer(self: &Rc<Self>, conn: Box<ServerConn>) {
-        if self.draining.get() && self.inner.borrow().queue.is_empty() {
+        if self.is_draining() && self.inner.borrow().queue.is_empty() {
             return self.discard(conn, DiscardReason::Shutdown);
         }
         if conn.used && conn.expires.is_some_and(|at| at <= self.clock.now()) {
@@ -520,7 +540,7 @@ impl Pool {
     /// no client that would. Each try is followed by the pause that any failure is followed by.
     fn wants_probe(&self) -> bool {
         let down = matches!(self.health.get(), PoolHealth::WrongCredentials(_) | PoolHealth::Unreachable);
-        down && self.limits.is_probed && self.open() == self.listeners() && !self.draining.get()
+        down && self.limits.is_probed && self.open() == self.listeners() && self.course.get() == Course::Serves
     }
 
     /// Ends the waits that reached their limit.
@@ -541,18 +561,26 @@ impl Pool {
         }
     }
 
+    /// How many server connections are kept open when idle.
+    fn least(&self) -> u32 {
+        if self.course.get() == Course::Serves { self.limits.min_pool_size } else { 0 }
+    }
+
     /// Closes idle server connections that are dead, too old, or idle too long.
     fn close_stale(self: &Rc<Self>) {
         let now = self.clock.now();
+        let gives_way = self.course.get() == Course::GivesWay;
         let idle_limit = self.limits.server_idle_timeout;
         let mut at = 0;
         loop {
-            let surplus = self.open() > self.limits.min_pool_size;
+            let surplus = self.open() > self.least();
             let mut inner = self.inner.borrow_mut();
             let Some(conn) = inner.idle.get_mut(at) else { return };
             let idle = now.saturating_duration_since(conn.idle_since);
-            let reason = if self.draining.get() {
+            let reason = if self.is_draining() {
                 DiscardReason::Shutdown
+            } else if gives_way && idle >= LINGER {
+                DiscardReason::Shrink
             } else if conn.used && conn.expires.is_some_and(|expires| expires <= now) {
                 DiscardReason::Lifetime
             } else if surplus && !idle_limit.is_zero() && idle >= idle_limit {
@@ -569,16 +597,34 @@ impl Pool {
         }
     }
 
+    /// The process will end before long: if the pool is one of a fleet, what its clients do not need is for the others from now
+    /// on. Idle server connections are closed at once, and later ones soon.
+    pub fn give_way(self: &Rc<Self>) {
+        if self.course.get() != Course::Serves || !self.is_budgeted() {
+            return;
+        }
+        self.course.set(Course::GivesWay);
+        self.note_leaving();
+        let idle = std::mem::take(&mut self.inner.borrow_mut().idle);
+        tracing::info!(
+            pool = %self.name.database, user = %self.name.user, closed = idle.len(), "gives way to the rest of the fleet"
+        );
+        for conn in idle {
+            self.discard(conn, DiscardReason::Shrink);
+        }
+    }
+
     /// From now on server connections are closed when they are no longer needed.
     pub fn drain(self: &Rc<Self>) {
-        self.draining.set(true);
+        self.course.set(Course::Drains);
+        self.note_leaving();
         self.close_stale();
     }
 
     /// Whether server connections are closed when they are no longer needed.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.course.get() == Course::Drains
     }
 
     /// Closes the idle server connections that lead to this life of a server, or to another one, and has the one that listens

@@ -81,6 +81,8 @@ pub struct Router {
     /// The own connections to each server, by host and port.
     rosters: RefCell<HashMap<(String, u16), Rc<Roster>>>,
     next_id: Cell<u32>,
+    /// Pools give way to the rest of their fleet, also those that are made from now on.
+    gives_way: Cell<bool>,
 }
 
 impl Router {
@@ -104,6 +106,7 @@ impl Router {
             derivations: Derivations::default(),
             rosters: RefCell::default(),
             next_id: Cell::new(1),
+            gives_way: Cell::new(false),
         }
     }
 
@@ -229,6 +232,22 @@ impl Router {
         Some(replicas)
     }
 
+    /// The process will end before long: every pool leaves to its fleet what its clients do not need.
+    pub fn give_way(&self) {
+        self.gives_way.set(true);
+        for pool in self.pools() {
+            pool.give_way();
+        }
+    }
+
+    /// A pool that has just been made.
+    fn made(&self, pool: Rc<Pool>) -> Rc<Pool> {
+        if self.gives_way.get() {
+            pool.give_way();
+        }
+        pool
+    }
+
     /// A tenth of a second has passed.
     pub fn tick(&self) {
         let all: Vec<Rc<Replicas>> = self.replicas.borrow().values().cloned().collect();
@@ -277,7 +296,7 @@ impl Router {
         let target = self.target(shown.clone(), (name, user), database);
         let shared = self.shared(name, user, user, database);
         let census = self.census(&target);
-        Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census)
+        self.made(Pool::new(self.id(), shown, limits, target, self.clock.clone(), shared, census))
     }
 
     /// The number of a new pool.
@@ -308,9 +327,9 @@ impl Router {
         let census = self.census(&target);
         if database.followers_of.is_some() {
             // Its clients are none of the primary's, where nobody may look into the catalog for as long as they are served here.
-            return Pool::new(self.id(), pool, limits, target, self.clock.clone(), shared, census);
+            return self.made(Pool::new(self.id(), pool, limits, target, self.clock.clone(), shared, census));
         }
-        Pool::of_follower(home, pool, limits, target, shared, census)
+        self.made(Pool::of_follower(home, pool, limits, target, shared, census))
     }
 
     /// The limits that a pool shares with others, of these names.

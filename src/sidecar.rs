@@ -24,8 +24,9 @@
 //!   stop us with it), but its hang-up, which goes to the session's leader alone; nor SIGTERM on a Heroku dyno, which sends it to
 //!   every process itself (`PGWEIR_FORWARD_TERM`). A signal that was ignored when we were started stays ignored.
 //! - **SIGTERM** ends nothing here: an application that finishes its work needs the database, and may even open new connections.
-//!   A second one changes nothing but that it is passed on, too. When `shutdown_timeout` has passed, what is left is cancelled and
-//!   the server connections are closed in order, so that they are gone before the platform kills; the application lives on.
+//!   But what it does not need now is for the rest of the fleet, if there is one. A second one changes nothing but that it is
+//!   passed on, too. When `shutdown_timeout` has passed, what is left is cancelled and the server connections are closed in order,
+//!   so that they are gone before the platform kills; the application lives on.
 //! - **Its end** is ours: sessions that are left finish their transactions (what is left of `shutdown_timeout`; another SIGTERM,
 //!   INT or QUIT stop them at once), server connections are closed, and we exit with its code, or die by its signal. As process 1, which no
 //!   signal of its own kills, with 128 + the signal.
@@ -76,7 +77,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::net::tls::Keyring;
 use crate::net::{self, Left, Listener};
-use crate::observe::{self, Overview, Stage, otlp};
+use crate::observe::{self, Overview, otlp};
 use crate::stats::PoolSnapshot;
 use crate::supervisor::{self, Closed, Observers, Plane, StartError};
 
@@ -500,7 +501,7 @@ impl Keeper {
         if self.life.is_terminated() != life.is_terminated() {
             self.board.set_draining(life.is_terminated());
             if life.is_terminated() {
-                self.planes().for_each(|plane| plane.shared().enter(Stage::Draining));
+                self.planes().for_each(|plane| plane.give_way());
             }
         }
         self.life = life;
@@ -528,6 +529,9 @@ impl Keeper {
                         self.board.count_restart();
                         if let Some(plane) = &slot.plane {
                             self.overview.show(index, Arc::clone(plane.shared()));
+                            if self.life.is_terminated() {
+                                plane.give_way();
+                            }
                         }
                     }
                     Err(error) => {

@@ -33,6 +33,8 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(3);
 pub enum Command {
     /// A tenth of a second has passed.
     Tick,
+    /// The process will end before long: what clients do not need is for the rest of the fleet, if there is one.
+    GiveWay,
     /// No new clients; end each session when its transaction is over; then end.
     Drain,
     /// End now.
@@ -167,6 +169,7 @@ impl Worker {
             match command {
                 Command::Tick => self.tick(),
                 Command::Users(users) => self.context.secrets.replace(users),
+                Command::GiveWay => self.context.router.give_way(),
                 Command::Drain => {
                     accepting.drain(..).for_each(|task| task.abort());
                     self.drain();
@@ -207,10 +210,25 @@ impl Worker {
         if self.ticks.is_multiple_of(TICKS_PER_PUBLICATION) {
             self.context.registry.wake_away();
             self.context.router.sweep();
+            self.end_unheard();
             self.publish();
         } else if limits_asked && self.censuses() != self.censuses {
             // Whoever asked need not wait for the next publication.
             self.publish();
+        }
+    }
+
+    /// Loses the server connections whose servers acknowledge nothing any more.
+    fn end_unheard(&self) {
+        let limit = self.context.config.pool.server_ack_timeout;
+        if limit.is_zero() {
+            return;
+        }
+        for server in self.sockets.end_unheard(self.context.clock.now(), limit) {
+            tracing::warn!(
+                pool = %server.pool.database, user = %server.pool.user, server_pid = server.pid, limit_s = limit.as_secs_f64(),
+                "server connection lost: what was sent is not acknowledged"
+            );
         }
     }
 

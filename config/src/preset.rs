@@ -27,6 +27,7 @@ pub static EXEC: &[Preset] = &[
     preset("tcp_keepidle", "10s", "a server that is gone is noticed within 30 s"),
     preset("tcp_keepintvl", "5s", "the same"),
     preset("tcp_keepcnt", "4", "the same"),
+    preset("server_ack_timeout", "25s", "the same, of one that is gone with bytes on their way to it"),
     Preset {
         key: "server_tls_sslmode",
         value: "require",

@@ -90,7 +90,8 @@ group! {
         /// Unanswered probes after which a connection is dead; 0 leaves it to the kernel.
         tcp_keepcnt: u32 = 0, in 0..=127 => live;
         /// Longest that sent bytes may stay unacknowledged before a connection is dead; 0 leaves it to the kernel.
-        /// A bare number is seconds, as everywhere here; `PgBouncer` counts this one in milliseconds.
+        /// A bare number is seconds, as everywhere here; `PgBouncer` counts this one in milliseconds. The kernel ends by it,
+        /// too, who acknowledges and does not read for so long; `server_ack_timeout` leaves those alone.
         tcp_user_timeout: Duration = "0s", in 0..="1d" => live;
     }
 }
@@ -216,6 +217,10 @@ group! {
         server_idle_timeout: Duration = "600s", in 0..="365d" => live;
         /// Longest time for a server connection to connect and log in.
         server_connect_timeout: Duration = "15s", in "10ms"..="1h" => live;
+        /// Longest that what was sent to a server by TCP may stay unacknowledged, however often the kernel repeats it, before
+        /// the server connection is lost; 0 leaves it to the kernel, which tries for some 15 minutes and meanwhile sends no
+        /// probes. A server that does not read acknowledges all the same.
+        server_ack_timeout: Duration = "0s", in 0..="1d" => live;
         /// Newest version of the Postgres protocol that servers are asked for. A server that has only older ones says
         /// so, at no cost; one that refuses is asked for `3.0` from then on.
         server_max_protocol_version: ProtocolVersion = "3.2" => live;

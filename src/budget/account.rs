@@ -32,6 +32,7 @@ struct Holding {
     age: Option<Duration>,
     draining: bool,
     waiting: bool,
+    /// 0 of one that drains.
     weight: u32,
 }
 
@@ -56,8 +57,10 @@ pub struct Account {
     pub foreign: u32,
     /// The member's own ones that may stay.
     pub mine: u32,
-    /// Members that have or wait for connections and will stay, the member itself among them.
+    /// Members that have or wait for connections and will stay, the member itself among them if it does.
     pub peers: u32,
+    /// Connections of members that will not stay.
+    leaving: u32,
     /// Other databases with members: who opens there does not take turns with this one.
     databases: u32,
     /// How many connections the waiting ask to be given back, together: the longer in vain, the more.
@@ -70,6 +73,8 @@ pub struct Account {
     /// The same of the member's own probe, as everybody sees it; or [`NEVER`].
     own: u64,
     me: Option<u32>,
+    /// Nothing of the member is there, and it will stay.
+    is_coming: bool,
     /// The member's own weight, and that of all peers.
     weight: u32,
     weights: u32,
@@ -96,6 +101,7 @@ impl Account {
             foreign: 0,
             mine: 0,
             peers: 0,
+            leaving: 0,
             databases: 0,
             urgency: 0,
             queue: Vec::new(),
@@ -103,6 +109,7 @@ impl Account {
             coming: Vec::new(),
             own: NEVER,
             me,
+            is_coming: me.is_none(),
             weight,
             weights: 0,
             holdings: census.weights.iter().map(|weight| Holding { weight: *weight, ..Holding::default() }).collect(),
@@ -120,14 +127,40 @@ impl Account {
             }
         }
         account.databases = u32::try_from(databases.len()).unwrap_or(u32::MAX);
-        let is_peer = |(n, holding): &(u32, &Holding)| {
-            me == Some(*n) || !holding.draining && (holding.held > 0 || holding.waiting)
-        };
-        let weights: Vec<u32> = (0..).zip(&account.holdings).filter(is_peer).map(|(_, peer)| peer.weight).collect();
-        let unseen = me.is_none().then_some(weight);
-        account.peers = u32::try_from(weights.iter().chain(&unseen).count()).unwrap_or(u32::MAX).max(1);
-        account.weights = weights.iter().chain(&unseen).copied().fold(0, u32::saturating_add).max(1);
+        account.count_peers();
         account
+    }
+
+    /// The same of a member that is on its way out, if it is, whatever its connections say by now.
+    pub(super) fn draining(mut self, is_draining: bool) -> Self {
+        if is_draining {
+            match self.me.and_then(|n| self.holdings.get_mut(n as usize)) {
+                Some(own) => own.draining = true,
+                None => (self.is_coming, self.weight) = (false, 0),
+            }
+            self.count_peers();
+        }
+        self
+    }
+
+    /// Who drains has no part in what is shared, but the one connection that everybody is entitled to; and as long as it has
+    /// more, the others have the less.
+    fn count_peers(&mut self) {
+        self.leaving = 0;
+        for holding in self.holdings.iter_mut().filter(|holding| holding.draining) {
+            holding.weight = 0;
+            self.leaving += holding.held;
+        }
+        if let Some(own) = self.me.and_then(|n| self.holdings.get(n as usize)) {
+            self.weight = own.weight;
+        }
+        let is_peer = |(n, holding): &(u32, &Holding)| {
+            !holding.draining && (self.me == Some(*n) || holding.held > 0 || holding.waiting)
+        };
+        let peers = (0..).zip(&self.holdings).filter(is_peer).map(|(_, peer)| peer.weight);
+        let weights: Vec<u32> = peers.chain(self.is_coming.then_some(self.weight)).collect();
+        self.peers = count(weights.len()).max(1);
+        self.weights = weights.into_iter().fold(0, u32::saturating_add).max(1);
     }
 
     fn take(&mut self, seat: &Seat, census: &Census, stale: Duration) {
@@ -207,7 +240,7 @@ impl Account {
     /// What a peer of this weight is entitled to: one, and its part of what is left then. So the shares of all never are more
     /// than there is, unless they have to take turns.
     fn share_of(&self, weight: u32) -> u32 {
-        let beyond = self.purse().saturating_sub(self.foreign).saturating_sub(self.peers);
+        let beyond = self.shared().saturating_sub(self.peers);
         let part = u64::from(beyond) * u64::from(weight) / u64::from(self.weights);
         u32::try_from(part).unwrap_or(u32::MAX).saturating_add(1)
     }
@@ -215,7 +248,12 @@ impl Account {
     /// More members than connections: they have to take turns.
     #[must_use]
     pub fn takes_turns(&self) -> bool {
-        self.purse().saturating_sub(self.foreign) < self.peers
+        self.shared() < self.peers
+    }
+
+    /// What peers divide.
+    fn shared(&self) -> u32 {
+        self.purse().saturating_sub(self.foreign).saturating_sub(self.leaving)
     }
 
     /// Up to here members may have more than their share.
@@ -400,7 +438,7 @@ mod tests {
     fn room_share_and_turns_follow_from_who_is_there() {
         // Limit, who is there, and of `a`: room for more, share, to be given back.
         #[rustfmt::skip]
-        let table: [(&str, u32, &[&str], (u32, u32, u32)); 18] = [
+        let table: [(&str, u32, &[&str], (u32, u32, u32)); 22] = [
             ("alone",                      12, &["a x"],                                           (9, 10, 0)),
             ("claims count",               12, &["a x", "b +1"],                                   (5, 5, 0)),
             ("claims that are over do not", 12, &["a x", "b +2 over"],                              (6, 5, 0)),
@@ -410,7 +448,11 @@ mod tests {
             ("probes count",               12, &["a x", "b ?"],                                    (8, 10, 0)),
             ("who waits is a peer",        12, &["a x", "b waits"],                                (6, 5, 0)),
             ("foreigners are not shared",  12, &["a x", "psql", "psql", "b x"],                    (4, 4, 0)),
-            ("who drains is no peer",      12, &["a x", "b !", "c x"],                             (5, 5, 0)),
+            ("who drains is no peer",      12, &["a x", "b !", "c x"],                             (5, 4, 0)),
+            ("it drains itself",           12, &["a !", "b x"],                                    (6, 1, 0)),
+            ("one that says so is enough", 12, &["a !", "a x", "b x"],                             (5, 1, 0)),
+            ("and gives back the rest",    8,  &["a !", "a !", "a !", "a !", "b x", "b x"],        (0, 1, 1)),
+            ("not who stays in its place", 8,  &["a x", "a x", "a x", "b !", "b !", "b !"],        (0, 3, 0)),
             ("another database is left 1", 12, &["a x", "elsewhere b x"],                          (5, 4, 0)),
             ("full",                       4,  &["a x", "b x"],                                    (0, 1, 0)),
             ("beyond the share, wanted",   6,  &["a x", "a x", "a x", "b waits"],                  (0, 2, 1)),
@@ -425,6 +467,21 @@ mod tests {
             let got = (account.room(0), account.share(), account.owed(SLICE, SLICE));
             assert_eq!(got, (room, share, owed), "{name}: {account:?}");
         }
+    }
+
+    #[test]
+    fn who_drains_is_left_one_before_its_connections_say_so() {
+        let of_a = |names: &[&str]| {
+            let account = census(12, names).account(Scope::Server, "a", STALE).unwrap().draining(true);
+            (account.peers, account.share(), account.room(0), account.mine)
+        };
+        assert_eq!(of_a(&["a x", "a x", "b x"]), of_a(&["a !", "a !", "b x"]));
+        assert_eq!(of_a(&["a x", "a x", "b x"]), (1, 1, 5, 2));
+        // It has none, and a client that wants one; nobody else is there.
+        assert_eq!(of_a(&["b x"]), (1, 1, 7, 0));
+        assert_eq!(of_a(&[]), (1, 1, 8, 0));
+        let others = census(12, &["a x", "b x"]).account(Scope::Server, "a", STALE).unwrap();
+        assert_eq!(others.draining(false).share(), 5);
     }
 
     #[test]

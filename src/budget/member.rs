@@ -160,6 +160,8 @@ struct Look {
 pub struct Member {
     name: String,
     policy: Policy,
+    /// It is on its way out.
+    is_draining: bool,
     numbers: u32,
     look: Option<Look>,
     look_at: Duration,
@@ -213,6 +215,7 @@ impl Member {
         Self {
             name,
             policy,
+            is_draining: false,
             numbers: 0,
             look: None,
             look_at: Duration::ZERO,
@@ -251,7 +254,20 @@ impl Member {
     /// How the member stands in a scope; none where there is no limit.
     #[must_use]
     pub fn account(&self, scope: Scope, census: &Census) -> Option<Account> {
-        census.account(scope, &self.name, self.policy.stale())
+        Some(census.account(scope, &self.name, self.policy.stale())?.draining(self.is_draining))
+    }
+
+    /// From now on it is on its way out: it is entitled to one connection, for as long as its clients want any, and all that
+    /// it has are to say so. The next question is due at once.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+        self.look_at = Duration::ZERO;
+    }
+
+    /// What its connections say that have nothing else to say.
+    #[must_use]
+    pub const fn mark(&self) -> Mark {
+        if self.is_draining { Mark::Draining } else { Mark::Plain }
     }
 
     /// Whether there was no more room for the member at the last look.
@@ -373,7 +389,8 @@ impl Member {
     pub fn prove(&mut self, now: Duration, entropy: u64, probe: &mut Probe, locked: bool, census: &Census) -> Verdict {
         let room = self.note(now, entropy, census, 1).room;
         let since = self.hungry_since(now, probe);
-        let accounts: Vec<Account> = census.accounts(&self.name, self.policy.stale()).collect();
+        let accounts = census.accounts(&self.name, self.policy.stale());
+        let accounts: Vec<Account> = accounts.map(|account| account.draining(self.is_draining)).collect();
         let all = |is: &dyn Fn(&Account) -> bool| accounts.iter().all(is);
         // Where not all fit that are there, one login and one look is all that a probe may take: if it is not the next to wait.
         let (mark, may_go_on) = match probe.stage {
@@ -427,7 +444,8 @@ impl Member {
         if census.now > 0 {
             self.server_clock = Some(ServerClock { shown: census.now, at: now });
         }
-        for account in census.accounts(&self.name, self.policy.stale()) {
+        let is_draining = self.is_draining;
+        for account in census.accounts(&self.name, self.policy.stale()).map(|account| account.draining(is_draining)) {
             let room = account.room(probes);
             if room < look.room {
                 look.room = room;

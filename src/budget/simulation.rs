@@ -35,6 +35,9 @@ const SECOND: Time = 1_000_000;
 /// Between two ticks of a process.
 const TICK: Time = 200 * MS;
 
+/// A client of a process that gives way waits no longer, where there is a connection for each.
+const LEFT_OUT: Time = 12 * SECOND;
+
 /// What a run is like; drawn from its seed.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -55,6 +58,8 @@ struct Plan {
     calm: Time,
     /// All but so many go before the calm; 0 for none.
     left: usize,
+    /// These do not go at once: each has a client as long as it is there.
+    lingers: bool,
     /// A process is stopped for so long, at most.
     stop: Time,
     /// Processes have different weights.
@@ -93,6 +98,7 @@ impl Plan {
             chaos: 8 * SECOND,
             calm: if takes_turns { 24 * SECOND } else { 10 * SECOND },
             left: 0,
+            lingers: false,
             stop: 5 * SECOND,
             // Where they take turns weights mean nothing.
             is_weighted: !takes_turns && rng.clone().random_ratio(1, 4),
@@ -416,8 +422,11 @@ impl World {
             Event::Foreigner => self.foreigner(),
             Event::Join { hunger } => self.join(hunger),
             Event::Drain { process } => {
-                self.processes[process].is_draining = true;
-                self.processes[process].hunger = 0;
+                let lingers = self.plan.lingers;
+                let proc = &mut self.processes[process];
+                (proc.is_draining, proc.gives_way) = (!lingers, lingers);
+                proc.hunger = u32::from(lingers);
+                proc.member.drain();
                 if self.processes[process].is_alive {
                     self.turn(process);
                 }
@@ -451,7 +460,10 @@ impl World {
                     self.end_session(session);
                 }
             }
-            _ => self.processes[process].hunger = self.rng.random_range(0..=self.plan.hunger),
+            _ => {
+                let most = if self.processes[process].gives_way { 1 } else { self.plan.hunger };
+                self.processes[process].hunger = self.rng.random_range(0..=most);
+            }
         }
     }
 
@@ -503,6 +515,7 @@ impl World {
             role: self.rng.random_range(0..self.plan.roles),
             is_alive: true,
             is_draining: false,
+            gives_way: false,
             stopped_until: 0,
             conns: Vec::new(),
             next: 0,
@@ -520,7 +533,7 @@ impl World {
         for proc in &mut self.processes {
             proc.stopped_until = 0;
             if proc.is_alive && !proc.is_draining {
-                proc.hunger = self.plan.hunger;
+                proc.hunger = if proc.gives_way { 1 } else { self.plan.hunger };
             }
         }
         let gone: Vec<usize> = self.sessions.iter().filter(|(_, s)| s.process.is_none()).map(|(n, _)| n).collect();
@@ -549,13 +562,16 @@ impl World {
     fn close(&mut self) {
         let now = self.now;
         let mut waited = self.outcome.longest_wait;
-        let there: Vec<&Proc> = self.processes.iter().filter(|proc| proc.is_alive && !proc.is_draining).collect();
+        let alive = || self.processes.iter().filter(|proc| proc.is_alive && !proc.is_draining);
+        let there: Vec<&Proc> = alive().filter(|proc| !proc.gives_way).collect();
         for since in there.iter().filter_map(|proc| proc.starving) {
             waited = waited.max(now - since.max(self.calm_since));
         }
         self.outcome.longest_wait = waited;
         let [tightest] = [Scope::ALL.into_iter().filter_map(|scope| self.plan.limit(scope)).min().unwrap_or(0)];
-        let cap = (tightest - headroom(tightest)) as usize;
+        // Each of those that give way may have one.
+        let leaving = alive().filter(|proc| proc.gives_way).count();
+        let cap = ((tightest - headroom(tightest)) as usize).saturating_sub(leaving);
         if there.is_empty()
             || self.plan.databases > 1
             || self.plan.roles > 1
@@ -579,7 +595,12 @@ impl World {
             let has = |proc: &Proc| proc.conns.iter().filter(|c| c.session.is_some()).count();
             self.outcome.rests = 1;
             let poor = there.iter().find(|proc| has(proc) < least(proc));
-            poor.map(|proc| format!("less than its share of {} has {:?} of {:?}", least(proc), proc.conns, proc.member))
+            let poor = poor.map(|proc| {
+                format!("less than its share of {} has {:?} of {:?}", least(proc), proc.conns, proc.member)
+            });
+            let left_out =
+                alive().find(|proc| proc.gives_way && proc.starving.is_some_and(|since| now - since > LEFT_OUT));
+            poor.or(left_out.map(|proc| format!("it serves nobody any more: {proc:?}")))
         };
         self.fault = self.fault.take().or(fault);
     }
@@ -667,6 +688,34 @@ fn where_they_take_turns_nobody_waits_longer_than_all_who_have_waited_longer_nee
 }
 
 #[test]
+fn those_that_give_way_leave_the_others_their_share_and_are_served_all_the_same() {
+    let plan = |seed| {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (stay, go) = (rng.random_range(1..=2), rng.random_range(1..=2));
+        Some(Plan {
+            processes: [stay + go, stay + go],
+            databases: 1,
+            roles: 1,
+            limits: Limits { server: Some(100), ..Limits::default() },
+            fleet: Some(rng.random_range(8..=12)),
+            foreigners: 0,
+            hunger: 8,
+            calm: 24 * SECOND,
+            left: stay,
+            lingers: true,
+            is_weighted: false,
+            ..Plan::draw(&mut rng)
+        })
+    };
+    if is_replayed(plan) {
+        return;
+    }
+    let outcome = first_failure(0..500, plan).unwrap_or_else(|fault| panic!("{fault}"));
+    println!("{outcome:?}");
+    assert_eq!(outcome.rests, 500, "{outcome:?}");
+}
+
+#[test]
 fn a_fleet_that_does_not_check_its_claims_is_caught() {
     let broken = |seed| {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -708,6 +757,7 @@ fn a_fleet_grows_to_five_hundred_and_shrinks_again() {
             chaos: 40 * SECOND,
             calm: 30 * SECOND,
             left: 20,
+            lingers: false,
             stop: 5 * SECOND,
             is_weighted: false,
             has_ghost: false,

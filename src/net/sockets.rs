@@ -9,10 +9,17 @@
 //! A number of a descriptor is used again as soon as it is closed. A number on the list is not closed before it is taken off,
 //! which needs the lock that is held while the list is cut. Then a socket that leads nowhere is put in the place of each, under
 //! the same number: that the worker closes when it wakes up, whatever the number was used for before.
+//!
+//! # Servers that are gone
+//!
+//! A server that vanishes while bytes are on their way to it is missed by nobody for a quarter of an hour: the kernel repeats
+//! them, and sends none of its probes meanwhile. `TCP_USER_TIMEOUT` shortens that, but ends those, too, that acknowledge and do
+//! not read for so long: a client that looks at its rows, a server that waits for a lock in the middle of a COPY. So the worker
+//! [looks itself](Sockets::end_unheard).
 
 use std::fmt;
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -41,6 +48,8 @@ struct List {
     bits: Vec<u64>,
     /// What is known of those that lead to a session of a server.
     servers: HashMap<RawFd, Server, foldhash::fast::RandomState>,
+    /// Since when, at the earliest that is known, those of them have acknowledged nothing whose bytes are being repeated.
+    unheard: HashMap<RawFd, Instant, foldhash::fast::RandomState>,
     /// Those of them that a worker has dropped in a panic of its own.
     left: Vec<Left>,
 }
@@ -126,6 +135,7 @@ impl<S: AsRawFd> Drop for Listed<S> {
         let mut list = self.sockets.lock();
         let fd = self.stream.as_raw_fd();
         list.set(fd, false);
+        list.unheard.remove(&fd);
         let server = list.servers.remove(&fd);
         // A session that panics sees its server connection to its end. So only the worker's own end gets here.
         if let Some(server) = server.filter(|_| std::thread::panicking()) {
@@ -171,6 +181,30 @@ impl Sockets {
         }
         drop(list);
         Some(left)
+    }
+
+    /// Ends the server connections that have acknowledged nothing for `limit` of what was sent, although the kernel repeats it:
+    /// to their worker it is as if the server had ended them. What is known of these. Call it often, compared to `limit`.
+    #[must_use]
+    pub fn end_unheard(&self, now: Instant, limit: Duration) -> Vec<Server> {
+        let mut list = self.lock();
+        let List { servers, unheard, .. } = &mut *list;
+        let mut ended = Vec::new();
+        for (fd, server) in &*servers {
+            let Some(silence) = silence(*fd) else {
+                unheard.remove(fd);
+                continue;
+            };
+            // At the first look the last word may be long ago, for nothing was asked, and what is repeated quite new.
+            let since = unheard.entry(*fd).or_insert(now);
+            *since = now.checked_sub(silence).map_or(*since, |heard| heard.max(*since));
+            if now.saturating_duration_since(*since) >= limit {
+                unheard.remove(fd);
+                shut(*fd);
+                ended.push(server.clone());
+            }
+        }
+        ended
     }
 
     /// A list after a panic is still one: each change of it is a single one.
@@ -230,13 +264,39 @@ fn keep(fd: RawFd, server: Server) -> Option<Left> {
     Some(Left { server, socket })
 }
 
+/// For how long the peer of a connection on the list, whose lock the caller holds, has acknowledged nothing, if bytes are being
+/// repeated to it for want of that. None for a Unix-domain socket.
+///
+/// Source: tcp(7), `TCP_INFO`.
+#[allow(unsafe_code, reason = "no crate here has a safe form of this option; each use carries its proof")]
+fn silence(fd: RawFd) -> Option<Duration> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the descriptor is open, see `keep`. The kernel writes no more than `length` bytes to the address, which is that
+    // of a live local of this size.
+    let failed =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length) };
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: it is made of integers, all zero to begin with: an older kernel leaves the last of them so.
+    let info = unsafe { info.assume_init() };
+    (info.tcpi_retransmits > 0).then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
+}
+
+/// Ends a connection on the list, whose lock the caller holds, in both directions.
+#[allow(unsafe_code, reason = "the descriptor belongs to a socket elsewhere; its use carries its proof")]
+fn shut(fd: RawFd) {
+    // SAFETY: the descriptor is open for as long as this borrow lasts, see `keep`.
+    let _ = rustix::net::shutdown(unsafe { BorrowedFd::borrow_raw(fd) }, Shutdown::Both);
+}
+
 /// Ends one connection on the list, whose lock the caller holds. Of a server's the other end is kept.
 #[allow(unsafe_code, reason = "the descriptor is another thread's; each use carries its proof")]
 fn end(fd: RawFd, server: Option<Server>, nowhere: Option<&StdUnixStream>) -> Option<Left> {
     let left = server.and_then(|server| keep(fd, server));
     if left.is_none() {
-        // SAFETY: the descriptor is open for as long as this borrow lasts, see `keep`.
-        let _ = rustix::net::shutdown(unsafe { BorrowedFd::borrow_raw(fd) }, Shutdown::Both);
+        shut(fd);
     }
     if let Some(nowhere) = nowhere {
         // SAFETY: the number stands for an open descriptor, see `keep`, before and after: the system call puts another one
@@ -254,6 +314,8 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+
+    use socket2::SockFilter;
 
     /// The two ends of a connection.
     fn pair() -> (StdTcpStream, StdTcpStream) {
@@ -348,6 +410,55 @@ mod tests {
         assert_eq!(kept.read(&mut [0]).unwrap(), 0, "the server was told");
         let left = sockets.cut().unwrap();
         assert_eq!(left.iter().map(|left| left.server.pid).collect::<Vec<_>>(), [7]);
+    }
+
+    /// Has the kernel drop whatever comes for this end, acknowledgements among it.
+    fn vanish(end: &StdTcpStream) {
+        let nothing = libc::BPF_RET | libc::BPF_K;
+        SockRef::from(end).attach_filter(&[SockFilter::new(u16::try_from(nothing).unwrap(), 0, 0, 0)]).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_is_gone_with_bytes_on_their_way_to_it_is_missed_and_one_that_does_not_read_is_not() {
+        const LIMIT: Duration = Duration::from_millis(700);
+        let sockets = Sockets::default();
+        let ((gone, gone_peer), (busy, busy_peer), (idle, idle_peer)) = (pair(), pair(), pair());
+        busy.set_nonblocking(true).unwrap();
+        let [gone, busy, idle] = [(gone, 1), (busy, 2), (idle, 3)].map(|(stream, pid)| {
+            let own = sockets.enter(stream).unwrap();
+            own.mark(server(pid));
+            own
+        });
+        // One has no room for more, and reads nothing; the other two are gone, and to one of these nothing is sent.
+        while busy.socket().write(&[0; 1 << 16]).is_ok() {}
+        vanish(&gone_peer);
+        vanish(&idle_peer);
+        gone.socket().write_all(b"x").unwrap();
+        let (begun, mut ended) = (Instant::now(), Vec::new());
+        while ended.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it is not missed");
+            std::thread::sleep(Duration::from_millis(50));
+            ended = sockets.end_unheard(Instant::now(), LIMIT);
+        }
+        assert!(begun.elapsed() >= LIMIT, "{:?}", begun.elapsed());
+        assert_eq!(ended.iter().map(|server| server.pid).collect::<Vec<_>>(), [1]);
+        assert_eq!(gone.socket().read(&mut [0]).unwrap(), 0, "its worker sees the end");
+        assert!(busy.socket().take_error().unwrap().is_none() && idle.socket().take_error().unwrap().is_none());
+        assert_eq!(busy.socket().read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // What was said long ago is no silence: the first look at what is repeated does not know since when it is.
+        idle.socket().write_all(b"x").unwrap();
+        wait_for_repetition(&idle);
+        assert!(sockets.end_unheard(Instant::now(), LIMIT).is_empty());
+        drop((busy_peer, gone_peer));
+    }
+
+    /// Waits until the kernel repeats what was sent.
+    fn wait_for_repetition(own: &Listed<StdTcpStream>) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while silence(own.socket().as_raw_fd()).is_none() {
+            assert!(Instant::now() < until, "nothing is repeated");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One log line per pool and statistics period, with keys that log drains understand.
+//! One log line per pool and statistics period, and one at the end, with keys that log drains understand.
 //!
 //! The keys follow l2met: `sample#` is the latest value, `count#` a sum over the period, `measure#` a
 //! measurement; a unit is glued to its number. The first eight are those of Heroku's `PgBouncer`
@@ -49,6 +49,14 @@ impl PoolLog {
             }
         }
         self.before = Some(now);
+    }
+
+    /// Ends the last period, however short it was: what was counted since the line before is told, too. Nothing, if that line
+    /// has told of `now` already.
+    pub fn finish(&mut self, now: Arc<Snapshot>) {
+        if self.before.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &now)) {
+            self.period(now);
+        }
     }
 }
 
@@ -253,6 +261,30 @@ mod tests {
         let lines = lines(&Origin::default(), start, &[at(60, busy), at(120, empty), at(180, empty), at(240, empty)]);
         let active: Vec<&str> = lines.iter().map(|line| fields(line)["sample#client_active"]).collect();
         assert_eq!(active, ["1", "0"], "drains keep the last sample, so the 0 must be told");
+    }
+
+    #[test]
+    fn the_last_line_tells_what_came_after_the_one_before_and_nothing_twice() {
+        let start = Instant::now();
+        let name = || PoolName::primary("app", "web");
+        let busy = PoolGauges { clients_active: 1, servers_limit: 20, ..PoolGauges::default() };
+        let empty = PoolGauges { servers_limit: 20, ..PoolGauges::default() };
+        let mut stats = PoolStats::default();
+        counted(&mut stats, 5, 1);
+        let first = snapshot(start + Duration::from_mins(1), name(), stats.clone(), busy);
+        counted(&mut stats, 2, 1);
+        let last = snapshot(start + Duration::from_secs(61), name(), stats.clone(), empty);
+        let later = snapshot(start + Duration::from_secs(62), name(), stats, empty);
+        let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
+            let mut log = PoolLog::new(Origin::default(), start);
+            log.period(Arc::clone(&first));
+            // Nothing was published since: a worker that was lost.
+            log.finish(first);
+            log.finish(last);
+            log.finish(later);
+        });
+        let counts: Vec<&str> = text.lines().map(|line| fields(line)["count#queries"]).collect();
+        assert_eq!(counts, ["5", "2"]);
     }
 
     #[test]

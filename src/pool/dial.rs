@@ -33,7 +33,7 @@ impl Pool {
     pub(super) fn dial_if_wanted(self: &Rc<Self>) {
         loop {
             let (waiters, oldest) = self.waiters();
-            if self.wanted() == 0 || self.draining.get() && waiters == 0 || !self.may_dial(oldest) {
+            if self.wanted() == 0 || self.is_draining() && waiters == 0 || !self.may_dial(oldest) {
                 return;
             }
             if self.is_budgeted() {
@@ -50,7 +50,7 @@ impl Pool {
     /// Server connections that are wanted, besides those that are on their way.
     pub(super) fn wanted(&self) -> u32 {
         let waiters = u32::try_from(self.waiters().0).unwrap_or(u32::MAX);
-        let missing = self.limits.min_pool_size.saturating_sub(self.open());
+        let missing = self.least().saturating_sub(self.open());
         waiters.saturating_sub(self.coming()).max(missing).max(u32::from(self.wants_probe()))
     }
 

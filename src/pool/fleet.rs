@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rand::RngExt;
 
-use super::Pool;
 use super::watch::LIMIT;
+use super::{Course, Pool};
 use crate::backend::{DialError, Permit, ServerConn, SettleError};
 use crate::budget::{ASK, Answers, Demand, Errand, LOOK, Mark, Member, Policy, Probe, Verdict, in_time, tag};
 use crate::clock::TICK;
@@ -195,7 +195,7 @@ impl Pool {
         let fleet = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get());
         let Some(fleet) = fleet else { return Some(conn) };
         let now = fleet.now(self.clock.now());
-        if self.draining.get() && !conn.tag.ends_with("!]") {
+        if self.course.get() != Course::Serves && !conn.tag.ends_with("!]") {
             // The others need not reckon with it.
             conn.tag = conn.tag.replace(']', " !]").into();
             conn.untagged = true;
@@ -223,9 +223,9 @@ impl Pool {
     /// Idle connections ask, too, and are given back when others want them.
     pub(super) fn keep_fleet_informed(self: &Rc<Self>) {
         let fleet = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get());
-        let Some(fleet) = fleet.filter(|_| !self.inner.borrow().idle.is_empty() && !self.draining.get()) else {
-            return;
-        };
+        // Those of a pool that leaves are closed soon.
+        let stays = self.course.get() == Course::Serves;
+        let Some(fleet) = fleet.filter(|_| stays && !self.inner.borrow().idle.is_empty()) else { return };
         let now = fleet.now(self.clock.now());
         let demand = self.demand(0);
         if fleet.member.borrow_mut().gives_idle(now, entropy(), &demand) {
@@ -237,6 +237,13 @@ impl Pool {
             && let Some(conn) = self.inner.borrow_mut().idle.pop()
         {
             self.send_on(errand, conn);
+        }
+    }
+
+    /// The process will end: its connections are to say so.
+    pub(super) fn note_leaving(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.member.borrow_mut().drain();
         }
     }
 
@@ -327,6 +334,8 @@ impl Pool {
             }
             drop(on);
             if outcome.is_ok() {
+                // What carried claims has the name again that it logged in with.
+                conn.untagged |= pool.course.get() != Course::Serves && matches!(errand, Errand::Grow(_));
                 pool.offer(conn);
             } else {
                 pool.note_silence();
@@ -449,7 +458,7 @@ impl Pool {
         let Some(fleet) = &self.fleet else { return Box::default() };
         let mut member = fleet.member.borrow_mut();
         let number = member.number();
-        member.tag(number, Mark::Plain).into()
+        member.tag(number, member.mark()).into()
     }
 
     /// Runs a change of the name, if there is one, and a command behind it.
@@ -530,7 +539,7 @@ impl Pool {
                 self.tell(conn, "", "RESET application_name").await?;
                 return Ok(true);
             };
-            if self.waiters().0 == 0 && self.open() > self.limits.min_pool_size {
+            if self.waiters().0 == 0 && self.open() > self.least() {
                 // Who wanted it is gone, or served.
                 return Ok(false);
             }

@@ -249,7 +249,7 @@ impl Pool {
         }
         let now = self.clock.now();
         self.catalog.overdue.set(self.catalog.due.get().is_some_and(|at| at <= now));
-        if self.catalog.is_due(now) && !self.draining.get() {
+        if self.catalog.is_due(now) && !self.is_draining() {
             let conn = self.inner.borrow_mut().idle.pop();
             if let Some(conn) = conn {
                 self.look_into_catalog(conn);

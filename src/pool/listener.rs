@@ -108,7 +108,7 @@ impl Pool {
         let room = if self.backoff.borrow().failures == 0 { free } else { 0 };
         let pinned = self.pinned.get().saturating_sub(u32::from(is_pinned));
         let limits = &self.limits;
-        let may = limits.shared_listener && !self.draining.get() && self.listener.borrow().is_none();
+        let may = limits.shared_listener && !self.is_draining() && self.listener.borrow().is_none();
         may && leaves_one(self.open(), room, limits.pool_size, pinned)
     }
 

@@ -139,7 +139,7 @@ impl Pool {
     pub fn ask_limits(self: &Rc<Self>) {
         let (watch, now) = (&self.watch, self.clock.now());
         let is_due = !watch.asking.get() && watch.not_before.get().is_none_or(|at| at <= now);
-        if self.is_budgeted() || watch.is_blind.get() || self.draining.get() || !is_due {
+        if self.is_budgeted() || watch.is_blind.get() || self.is_draining() || !is_due {
             return;
         }
         // Of a server with many pools one looks at a time, and each the more seldom.

@@ -314,6 +314,13 @@ impl Plane {
         true
     }
 
+    /// The process will end before long, and says so; it serves all who come until then. What its clients do not need is for the
+    /// rest of the fleet, if there is one.
+    pub fn give_way(&self) {
+        self.desk.shared.enter(Stage::Draining);
+        self.desk.command(Command::GiveWay);
+    }
+
     /// As [`Plane::drain`], within `shutdown_timeout`.
     pub fn terminate(&mut self) {
         self.drain(self.shutdown_timeout);
@@ -335,10 +342,12 @@ impl Plane {
         let _ = self.on(Event::Hangup, Duration::ZERO);
     }
 
-    /// Ends what is left once it has come to its end.
+    /// Ends what is left once it has come to its end. Its pools have their last line in the log.
     #[must_use]
-    pub fn close(self, ending: Ending) -> Closed {
+    pub fn close(mut self, ending: Ending) -> Closed {
         self.users.abort();
+        // The worker has published its last counts before it said that it was done.
+        self.desk.log_pools_last();
         let (mut left, mut hung) = (self.left, None);
         let ending = match ending {
             // It cannot be waited for.
@@ -501,6 +510,13 @@ impl Desk {
     fn log_pools(&mut self) {
         if let Some(snapshot) = self.shared.snapshot() {
             self.pool_log.period(snapshot);
+        }
+    }
+
+    /// What was counted since is told at the end.
+    fn log_pools_last(&mut self) {
+        if let Some(snapshot) = self.shared.snapshot() {
+            self.pool_log.finish(snapshot);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a transaction and an idle client may cost, measured on the release build: user instructions, system calls,
 //! memory. None of these depends much on how busy the machine is. Each has a bar and a committed figure in
-//! `costs.toml`.
+//! `costs.toml`. And the size of the program, which has a bar.
 
 use std::env;
 use std::fs;
@@ -60,6 +60,12 @@ const EXEC_RSS_MIB_BARS: [(usize, f64, f64); 3] = [(0, 12.0, 2.0), (100, 12.0, 4
 
 /// The same at rest, when the pages of the program's file that nobody needs were given back.
 const EXEC_IDLE_RSS_MIB_BAR: f64 = 8.0;
+
+/// The program as it is shipped: with the grammar, without symbols and line tables; bytes, at most.
+const STRIPPED_BYTES_BAR: u64 = 15_000_000;
+
+/// What the grammar adds to it, at most: C that does not change with this program.
+const GRAMMAR_BYTES: u64 = 2_850_000;
 
 /// How far the figures may be from the committed ones; shares of these.
 const INSTRUCTION_TOLERANCE: f64 = 0.05;
@@ -267,6 +273,8 @@ fn user_instructions_of_routed_transactions_stay_what_they_were() {
     // No read gives way to the replay.
     let family = Family::with_delay("-1");
     let followers = family.list();
+    let (small, bare) = (stripped(release_with_grammar()), stripped(release()));
+    assert!(small <= STRIPPED_BYTES_BAR && small <= bare + GRAMMAR_BYTES, "{small} bytes, {bare} without the grammar");
     let routing =
         |mode| [("databases.PLACE.followers", &*followers), ("read_routing", mode), ("read_freshness", "eventual")];
     let mut all = Vec::new();
@@ -416,6 +424,25 @@ async fn an_idle_tls_client_costs_little_memory_after_a_large_transaction_too() 
     drop((first, idle));
     let measured = ratio(grown, IDLE_TLS_CLIENTS);
     assert_none(&check("idle_tls_kib", measured, IDLE_TLS_KIB_BAR, TLS_MEMORY_TOLERANCE));
+}
+
+/// Bytes of a program without its symbols and line tables, with which it still runs.
+fn stripped(program: &Path) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("pgweir");
+    let strip = Command::new("strip").arg("-o").arg(&small).arg(program).output().unwrap();
+    assert!(strip.status.success(), "{}", String::from_utf8_lossy(&strip.stderr));
+    let runs = Command::new(&small).arg("--version").output().unwrap();
+    assert!(runs.status.success(), "{runs:?}");
+    let bytes = fs::metadata(&small).unwrap().len();
+    eprintln!("{} has {bytes} bytes without its symbols", program.display());
+    bytes
+}
+
+#[test]
+fn the_program_is_small_without_its_symbols() {
+    let bytes = stripped(release());
+    assert!(bytes <= STRIPPED_BYTES_BAR - GRAMMAR_BYTES, "{bytes}");
 }
 
 #[tokio::test]

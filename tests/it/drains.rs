@@ -191,6 +191,44 @@ async fn a_line_of_a_pool_is_what_l2met_reads() {
     }
 }
 
+/// What the pools' lines count in all.
+fn counted(log: &str) -> u32 {
+    let lines = log.lines().filter(|line| line.contains(" pgweir=stats "));
+    lines.map(|line| fields(line)["count#queries"].parse::<u32>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn what_came_after_the_last_period_is_told_at_the_end() {
+    // Nothing but the end, and some periods before it.
+    for (period, lines) in [("1h", 1..=1), ("100ms", 2..=60)] {
+        let site = Site::start(&[("stats_period", period)]);
+        let mut client = site.client().await;
+        for _ in 0..20 {
+            assert_value(&client.query("SELECT 1 FROM pg_sleep(0.01)").await.unwrap(), "1");
+        }
+        client.terminate().await.unwrap();
+        site.pgweir.signal(libc::SIGTERM).unwrap();
+        assert!(site.pgweir.wait_exit(SOON).unwrap().success());
+        // Behind all the others.
+        site.pgweir.wait_log("msg=stopped", SOON).unwrap();
+        let log = site.pgweir.log();
+        assert_eq!(counted(&log), 20, "{period}: {log}");
+        assert!(lines.contains(&log.matches(" pgweir=stats ").count()), "{period}: {log}");
+    }
+}
+
+#[test]
+fn a_command_of_exec_that_is_shorter_than_a_period_leaves_a_line_all_the_same() {
+    let place = Place::on(primary());
+    let psql = place.cluster.programs().program("psql");
+    let script = format!("{} -XAtqc 'SELECT 1' \"$DATABASE_URL\"", psql.display());
+    let url = format!("postgres://{0}:{PASSWORD}@{1}/{0}", place.name, place.cluster.addr());
+    let ended = Wrapping::sh(&url, &script).finish();
+    assert_eq!(counted(&ended.err), 1, "{}", ended.err);
+    assert_eq!(ended.err.matches(" pgweir=stats ").count(), 1, "{}", ended.err);
+    assert_eq!(ended.well(), "1\n");
+}
+
 /// What was received: the head of a request, and its body.
 type Received = (String, Vec<u8>);
 

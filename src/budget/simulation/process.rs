@@ -15,6 +15,9 @@ const CARRY_LIMIT: Time = 2 * SECOND;
 /// Idle connections are closed after this.
 const IDLE_LIMIT: Time = 3 * SECOND;
 
+/// The same where its process gives way.
+const LINGER: Time = SECOND;
+
 /// A connection, as its process has it.
 #[derive(Debug)]
 pub(super) struct Conn {
@@ -58,6 +61,8 @@ pub(super) struct Proc {
     pub(super) role: u32,
     pub(super) is_alive: bool,
     pub(super) is_draining: bool,
+    /// It is asked to end, and has clients all the same.
+    pub(super) gives_way: bool,
     pub(super) stopped_until: Time,
     pub(super) conns: Vec<Conn>,
     pub(super) next: u32,
@@ -96,7 +101,7 @@ impl World {
         let id = proc.next;
         proc.next += 1;
         let number = proc.member.number();
-        let name = proc.member.tag(number, Mark::Plain);
+        let name = proc.member.tag(number, proc.member.mark());
         proc.conns.push(Conn { id, number, session: None, state: State::LoggingIn { probe, carrier } });
         let slow = !is_calm && self.plan.faults > 0 && self.rng.random_ratio(1, 20);
         let takes = if slow { self.rng.random_range(MS..4 * SECOND) } else { self.rng.random_range(MS..40 * MS) };
@@ -123,7 +128,8 @@ impl World {
             proc.conns.iter().find(state).map(|c| c.id)
         };
         let late = |proc: &Proc, now: Time| {
-            let late = |c: &&Conn| matches!(c.state, State::Idle { since } if now > since + IDLE_LIMIT);
+            let limit = if proc.gives_way { LINGER } else { IDLE_LIMIT };
+            let late = |c: &&Conn| matches!(c.state, State::Idle { since } if now > since + limit);
             proc.conns.iter().find(late).map(|c| c.id)
         };
         if let Some(conn) = late(&self.processes[process], self.now) {
@@ -137,6 +143,8 @@ impl World {
                 return self.turn(process);
             } else if is_needed {
                 return self.offer(process, conn);
+            } else if self.processes[process].gives_way {
+                // It is closed soon.
             } else if self.processes[process].member.gives_idle(now, entropy, &demand) {
                 self.shut(process, conn);
             } else if !self.is_asking(process)
@@ -228,6 +236,10 @@ impl World {
             self.shut(process, conn);
             return self.turn(process);
         }
+        let marked = self.sessions.get(session).is_none_or(|s| s.name.ends_with("!]"));
+        if self.processes[process].gives_way && !marked {
+            return self.retag(process, conn);
+        }
         if self.processes[process].member.gives(now, entropy, demand.open) {
             self.tell(|| format!("-- {process} gives back {conn}"));
             self.shut(process, conn);
@@ -256,17 +268,22 @@ impl World {
     }
 
     pub(super) fn released(&mut self, process: usize, conn: u32) {
-        let Some(c) = self.conn(process, conn) else { return };
-        let (session, number) = (c.session.unwrap(), c.number);
+        let Some(session) = self.conn(process, conn).and_then(|c| c.session) else { return };
         if self.sessions.get(session).is_some_and(|s| !s.name.starts_with('[')) {
-            if let Some(c) = self.conn(process, conn) {
-                c.state = State::Retagging;
-            }
-            let name = self.processes[process].member.tag(number, Mark::Plain);
-            let way = self.way();
-            return self.after(way, Event::Tag { session, process, conn, claims: 0, name, landed: None });
+            return self.retag(process, conn);
         }
         self.offer(process, conn);
+    }
+
+    /// Has a connection say whose it is.
+    fn retag(&mut self, process: usize, conn: u32) {
+        let Some(c) = self.conn(process, conn) else { return };
+        let (session, number) = (c.session.unwrap(), c.number);
+        c.state = State::Retagging;
+        let member = &self.processes[process].member;
+        let name = member.tag(number, member.mark());
+        let way = self.way();
+        self.after(way, Event::Tag { session, process, conn, claims: 0, name, landed: None });
     }
 
     pub(super) fn logged_in(&mut self, process: usize, conn: u32, session: Option<usize>) {
@@ -358,8 +375,9 @@ impl World {
         if next.is_none() {
             *telling = Some(u32::MAX);
         }
-        let mark = if left > 0 { Mark::Claims(left, until) } else { Mark::Plain };
-        let name = self.processes[process].member.tag(number, mark);
+        let member = &self.processes[process].member;
+        let mark = if left > 0 { Mark::Claims(left, until) } else { member.mark() };
+        let name = member.tag(number, mark);
         let landed = next.and_then(|n| self.conn(process, n)).and_then(|c| c.session);
         let way = self.way();
         self.after(way, Event::Tag { session, process, conn: carrier, claims: left, name, landed });
@@ -425,7 +443,7 @@ impl World {
         let mark = match answer {
             Answer::Claim(claims, until) => Mark::Claims(claims, until),
             Answer::Mark(mark) => mark,
-            Answer::Nothing | Answer::Stay => Mark::Plain,
+            Answer::Nothing | Answer::Stay => proc.member.mark(),
         };
         let name = proc.member.tag(number, mark);
         let way = self.way();

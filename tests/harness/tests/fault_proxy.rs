@@ -142,6 +142,19 @@ fn a_black_hole_holds_bytes_until_healed() {
 }
 
 #[test]
+fn who_has_vanished_receives_and_says_nothing_and_a_new_connection_is_whole() {
+    let (proxy, mut client, mut end, server) = pair();
+    proxy.vanish();
+    client.write_all(b"a").unwrap();
+    end.write_all(b"b").unwrap();
+    assert!(is_silent(&mut client) && is_silent(&mut end));
+    let mut next = TcpStream::connect(proxy.addr()).unwrap();
+    let mut next_end = server.accepted.recv_timeout(SOON).unwrap();
+    next.write_all(b"c").unwrap();
+    assert_eq!(read(&mut next_end, 1), b"c");
+}
+
+#[test]
 fn a_new_connection_falls_into_the_same_black_hole() {
     let (proxy, _client, _end, server) = pair();
     proxy.black_hole(Direction::ToClient);

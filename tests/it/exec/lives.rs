@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::Wire;
-use pgweir_harness::{Cluster, ClusterOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
+use pgweir_harness::wire::build::query;
+use pgweir_harness::{Cluster, ClusterOptions, FaultProxy, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
 
 use super::wrapped::Wrapping;
-use super::{place, psql, url};
+use super::{place, psql, url, url_at};
 use crate::drivers::{python, scripts};
-use crate::support::{Place, SOON};
+use crate::support::{PASSWORD, Place, SOON, primary};
 use crate::tls::TlsPrimary;
 use crate::tls::pki::self_signed;
 
@@ -151,6 +152,45 @@ fn a_worker_that_is_stuck_at_sigterm_is_cut_and_what_it_had_counts_for_the_next_
     assert_eq!(wrapped.finish().well(), "cut\n5\n");
     wait_until(SOON, || place.servers() == 0);
     assert!(watch.finish() > 0);
+}
+
+#[tokio::test]
+async fn a_server_that_vanishes_is_missed_within_30_s_whether_it_was_asked_or_was_about_to_be() {
+    let place = Place::on(primary());
+    let proxy = FaultProxy::start(place.cluster.addr()).unwrap();
+    let script = "echo \"$DATABASE_URL\"; read line; exit 0";
+    let mut wrapped = Wrapping::sh(&url_at(&place, proxy.addr()), script).start();
+    wrapped.await_said("sslmode");
+    let said = wrapped.said();
+    let address: SocketAddr = said.split(['@', '/']).find_map(|part| part.parse().ok()).unwrap();
+    let open = async || {
+        let mut client = Wire::open(address, &place.name, &place.name, PASSWORD).await.unwrap();
+        client.set_patience(Duration::from_mins(1));
+        client
+    };
+    let (mut asked, mut about_to) = (open().await, open().await);
+    asked.send(&query("SELECT pg_sleep(600)")).await.unwrap();
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'";
+    wait_until(SOON, || place.psql(asleep) == "1");
+    assert_eq!(about_to.query("BEGIN").await.unwrap().status, b'T');
+    proxy.vanish();
+    let gone = Instant::now();
+    about_to.send(&query("SELECT 1")).await.unwrap();
+    let lost = async |client: &mut Wire| (client.outcome().await.unwrap().sqlstate().to_owned(), gone.elapsed());
+    let (asked, about_to) = tokio::join!(lost(&mut asked), lost(&mut about_to));
+    println!("asked: told after {:?}; about to be: after {:?}", asked.1, about_to.1);
+    // 30 s, and what a busy machine needs to tell.
+    for (sqlstate, after) in [asked, about_to] {
+        assert!(sqlstate == "08006" && after < Duration::from_secs(32), "{sqlstate} after {after:?}");
+    }
+    let log = wrapped.log();
+    assert_eq!(log.matches("what was sent is not acknowledged").count(), 1, "the other one was probed: {log}");
+    assert_eq!(open().await.query("SELECT 2").await.unwrap().value(), Some("2"), "a new connection is whole");
+    for pid in place.server_pids() {
+        place.psql(&format!("SELECT pg_terminate_backend({pid})"));
+    }
+    wrapped.tell("go on");
+    wrapped.finish().well();
 }
 
 /// What `exec_persistent.py` says: queries that worked, and those that failed.

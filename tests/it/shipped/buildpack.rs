@@ -247,6 +247,15 @@ fn a_program_comes_from_the_app_or_its_source_and_without_any_the_build_says_wha
     let want = "third_party/pgweir build --release --locked --no-default-features --features grammar\n";
     assert!(asked.ends_with(want), "{asked}");
     well(&mut app.dyno("pgweir --version"));
+    // The real `strip` will not have a script. One that can: what it makes of cargo's program is shipped.
+    let installed = app.path("build/.pgweir/bin/pgweir");
+    assert_eq!(fs::read_to_string(&installed).unwrap(), program);
+    app.write("tools/strip", "#!/bin/sh\n[ \"$1\" = -o ] && { cat \"$3\"; echo '# stripped'; } >\"$2\"\n");
+    fs::set_permissions(app.path("tools/strip"), fs::Permissions::from_mode(0o755)).unwrap();
+    done(&compile.output().unwrap());
+    assert_eq!(fs::read_to_string(&installed).unwrap(), format!("{program}# stripped\n"));
+    assert_eq!(fs::read_to_string(app.path("cache/pgweir-target/release/pgweir")).unwrap(), program);
+    well(&mut app.dyno("pgweir --version"));
     // What cargo is asked for is there.
     let manifest: toml::Table =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap().parse().unwrap();

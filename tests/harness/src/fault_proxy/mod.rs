@@ -97,6 +97,7 @@ impl Counts {
 enum Order {
     CutAll,
     HalfClose(Direction),
+    Vanish,
     RefuseNew(bool),
     LeadTo(SocketAddr),
     Open,
@@ -193,6 +194,13 @@ impl FaultProxy {
     /// sent meanwhile, as TCP does.
     pub fn black_hole(&self, direction: Direction) {
         self.change(|faults| faults.way_mut(direction).black_hole = true);
+    }
+
+    /// Loses every packet of the connections that there are from now on, in both directions, acknowledgements and ends of
+    /// streams among them: as if the other host were gone. (Of a black hole's bytes the first ones are acknowledged.) It lasts;
+    /// new connections are whole.
+    pub fn vanish(&self) {
+        self.order(Order::Vanish);
     }
 
     /// Delivers every byte this much later, in order; the rate stays.
@@ -326,6 +334,11 @@ impl Proxy {
             Order::HalfClose(direction) => {
                 for relay in self.relays.values() {
                     relay.half_close(direction);
+                }
+            }
+            Order::Vanish => {
+                for relay in self.relays.values() {
+                    relay.vanish();
                 }
             }
             Order::CutAll => {
