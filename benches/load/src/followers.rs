@@ -1,5 +1,5 @@
-//! What a primary is spared by followers, and what it costs the pooler to know which transactions may go there: the same load of nine
-//! reads and a write of ten through pgweirs that are set up differently, window by window in random order.
+//! What a primary is spared by followers, and what it costs the pooler to know which transactions may go there: the same load
+//! through pgweirs that are set up differently, window by window in random order.
 
 pub mod figures;
 
@@ -19,6 +19,7 @@ use crate::login::Account;
 use crate::machine::{Context, Usage};
 use crate::mix;
 use crate::pooler::{Pooler, Program, Reads, Setup};
+use crate::rows;
 use crate::workload::Workload;
 use figures::{Counts, Figures, Report};
 
@@ -59,43 +60,103 @@ pub struct Plan {
 /// One load.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// Its name in the tables.
+    /// Its name on the command line and in the tables.
     pub name: &'static str,
+    /// What it is, for the reader of the tables.
+    pub about: &'static str,
     /// What clients send.
     pub workload: Workload,
     /// How many there are.
     pub clients: usize,
     /// How long each rests between two transactions.
     pub pause: Duration,
-    /// The highest ratio of the pooler's CPU time per transaction, routing to none, that is good enough. None: only reported.
-    pub bar: Option<f64>,
+    /// How pgweir is set up for it, the one that the others are compared with first.
+    pub contenders: &'static [Contender],
+    /// The highest ratio of the pooler's CPU time per transaction, routing to none, that is good enough, and of whom that is
+    /// asked. None: only reported.
+    pub bar: Option<(f64, &'static [Contender])>,
 }
+
+/// Who writes has positions in the log asked for, which is not part of the bar: with it these are held, who need none.
+const WITHOUT_POSITIONS: &[Contender] = &[Contender::Stays, Contender::Eventual];
+
+/// Where nobody writes every read finds followers fresh enough, whatever is promised.
+const READERS: &[Contender] = &[Contender::Off, Contender::Stays, Contender::Pool];
 
 /// The loads. Clients that never rest write so often that hardly a read finds a follower that is fresh enough, unless it need
 /// not be; those that rest are more like an application's.
-pub const SCENARIOS: [Scenario; 3] = [
+pub const SCENARIOS: [Scenario; 6] = [
     Scenario {
-        name: "literals, 16 clients that never rest",
+        name: "mix-literals",
+        about: "16 clients that never rest, nine reads and a write of ten, texts with literals",
         workload: Workload::Literals,
         clients: 16,
         pause: Duration::ZERO,
-        bar: Some(1.10),
+        contenders: &Contender::ALL,
+        bar: Some((1.10, WITHOUT_POSITIONS)),
     },
     Scenario {
-        name: "prepared, 16 clients that never rest",
+        name: "mix-prepared",
+        about: "16 clients that never rest, nine reads and a write of ten by two prepared statements",
         workload: Workload::Parameters,
         clients: 16,
         pause: Duration::ZERO,
-        bar: Some(1.03),
+        contenders: &Contender::ALL,
+        bar: Some((1.03, WITHOUT_POSITIONS)),
     },
     Scenario {
-        name: "literals, 100 clients that rest for 50 ms",
+        name: "mix-resting",
+        about: "100 clients that rest for 50 ms after each transaction, nine reads and a write of ten, texts with literals",
         workload: Workload::Literals,
         clients: 100,
         pause: Duration::from_millis(50),
+        contenders: &Contender::ALL,
+        bar: None,
+    },
+    Scenario {
+        name: "read-literals",
+        about: "16 clients that never rest, reads alone, texts with literals",
+        workload: Workload::ReadLiterals,
+        clients: 16,
+        pause: Duration::ZERO,
+        contenders: READERS,
+        bar: Some((1.10, READERS)),
+    },
+    Scenario {
+        name: "read-prepared",
+        about: "16 clients that never rest, reads alone, by a prepared statement",
+        workload: Workload::ReadParameters,
+        clients: 16,
+        pause: Duration::ZERO,
+        contenders: READERS,
+        bar: Some((1.03, READERS)),
+    },
+    Scenario {
+        name: "literal-ridden",
+        about: "16 clients that never rest, reads alone, no text like another: 1 to 50 keys in a list, literals of several types, comments",
+        workload: Workload::Anew,
+        clients: 16,
+        pause: Duration::ZERO,
+        contenders: READERS,
         bar: None,
     },
 ];
+
+/// The loads whose names are asked for, as [`rows::select`] does it.
+///
+/// # Errors
+///
+/// As [`rows::select`].
+pub fn select(wanted: &[String]) -> Result<Vec<Scenario>, String> {
+    rows::choose(SCENARIOS.to_vec(), |scenario| scenario.name, wanted)
+}
+
+impl Scenario {
+    /// What is asked of a contender.
+    fn bar_of(&self, contender: Contender) -> Option<f64> {
+        self.bar.filter(|(_, held)| contender != Contender::Off && held.contains(&contender)).map(|(bar, _)| bar)
+    }
+}
 
 /// How pgweir is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +167,14 @@ pub enum Contender {
     Stays,
     /// `read_freshness = "session"`.
     Session,
-    /// `read_freshness = "pool"`.
+    /// `read_freshness = "pool"`, the default.
     Pool,
     /// `read_freshness = "eventual"`.
     Eventual,
 }
 
 impl Contender {
-    /// All, the one that the others are compared with first.
+    /// All of them.
     pub const ALL: [Self; 5] = [Self::Off, Self::Stays, Self::Session, Self::Pool, Self::Eventual];
 
     /// Its name in the tables.
@@ -183,30 +244,36 @@ fn failed(error: HarnessError) -> Fault {
 }
 
 impl Plan {
-    /// Runs every scenario. `tell` gets a line of progress now and then.
-    ///
-    /// # Errors
-    ///
-    /// The first [`Fault`].
-    pub fn run(&self, tell: &mut dyn FnMut(String)) -> Result<Report, Fault> {
-        let family = Family::start()?;
-        let mut report = Report {
+    /// Nothing has run yet.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report {
             context: Context::read(),
             subject: self.program.version.clone(),
-            postgres: format!("Postgres {}", family.primary.programs().version()),
+            postgres: "Postgres".to_owned(),
             rounds: self.rounds,
             window_seconds: self.order.window.as_secs_f64(),
             warm_up_seconds: self.order.warm_up.as_secs_f64(),
             others_at_most: self.others_at_most,
             seed: self.seed,
             scenarios: Vec::new(),
-        };
-        for scenario in &SCENARIOS {
+        }
+    }
+
+    /// Runs these scenarios. `tell` gets a line of progress now and then.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Fault`]; what ran before is in the report.
+    pub fn run(&self, scenarios: &[Scenario], report: &mut Report, tell: &mut dyn FnMut(String)) -> Result<(), Fault> {
+        let family = Family::start()?;
+        report.postgres = format!("Postgres {}", family.primary.programs().version());
+        for scenario in scenarios {
             let figures = self.scenario(scenario, &family, tell)?;
             tell(format!("{}: {}", scenario.name, figures.line()));
             report.scenarios.push(figures);
         }
-        Ok(report)
+        Ok(())
     }
 
     fn scenario(&self, scenario: &Scenario, family: &Family, tell: &mut dyn FnMut(String)) -> Result<Figures, Fault> {
@@ -229,6 +296,7 @@ impl Plan {
             }
             tell(format!("{}: {until}/{} rounds, {} windows dropped", scenario.name, self.rounds, figures.dropped));
         }
+        figures.conclude();
         Ok(figures)
     }
 
@@ -243,7 +311,7 @@ impl Plan {
             options: String::new(),
         };
         let mut lanes = Vec::new();
-        for contender in Contender::ALL {
+        for contender in scenario.contenders.iter().copied() {
             let reads = contender.freshness().map(|freshness| Reads { followers: &followers, freshness });
             let setup = Setup { pool_size: POOL_SIZE, reads, ..Setup::default() };
             let pooler = Pooler::start(&self.program, &server, setup)?;

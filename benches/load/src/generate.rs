@@ -5,7 +5,7 @@
 //! pooler's CPU clock itself, at the transactions that begin and end the window.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::io::{BufRead, Read, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::Fault;
 use crate::link::Link;
 use crate::login::{Account, Session};
-use crate::machine::{CpuTime, children, used_since};
+use crate::machine::{CpuTime, below};
 use crate::mix::Mix;
 use crate::replies::ReplyCounter;
 use crate::workload::{Script, Workload};
@@ -375,7 +375,7 @@ struct Tally {
     watch: Option<u32>,
     servers: Vec<u32>,
     /// What their processes had used when the window began.
-    used: Vec<BTreeMap<u32, u64>>,
+    used: Vec<u64>,
     phase: Phase,
     order: Order,
     window: Window,
@@ -409,7 +409,7 @@ impl Tally {
         self.total += 1;
         match self.phase {
             Phase::Warming { since } if now.duration_since(since) >= self.order.warm_up => {
-                self.used = self.servers.iter().map(|pid| children(*pid)).collect();
+                self.used = self.used_by_servers()?;
                 self.phase = Phase::Measuring { since: now, cpu: self.cpu()? };
             }
             Phase::Measuring { since, cpu } => {
@@ -419,8 +419,8 @@ impl Tally {
                 if now.duration_since(since) >= self.order.window {
                     self.window.cpu = self.cpu()?.zip(cpu).map(|(end, start)| end.since(start));
                     self.window.seconds = now.duration_since(since).as_secs_f64();
-                    let mut used =
-                        self.servers.iter().zip(&self.used).map(|(pid, before)| used_since(before, &children(*pid)));
+                    let now = self.used_by_servers()?;
+                    let mut used = now.iter().zip(&self.used).map(|(now, before)| now.saturating_sub(*before));
                     self.window.primary_ns = used.next().unwrap_or(0);
                     self.window.followers_ns = used.sum();
                     self.phase = Phase::Draining;
@@ -433,6 +433,10 @@ impl Tally {
 
     fn cpu(&self) -> Result<Option<CpuTime>, Fault> {
         self.watch.map(CpuTime::of).transpose()
+    }
+
+    fn used_by_servers(&self) -> Result<Vec<u64>, Fault> {
+        self.servers.iter().map(|pid| below(*pid)).collect()
     }
 
     fn finish(self) -> Window {

@@ -1,6 +1,6 @@
 //! What the kernel knows: CPU time and memory of a process, and how busy everything else is. Linux only.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -83,22 +83,22 @@ impl Stat {
     }
 }
 
-/// What each child of a process has used since it started, nanoseconds, by process id. Children of children are left out.
+/// What the children of a process have used, nanoseconds, those included that ended and were waited for; of these the kernel
+/// tells no more than clock ticks. Children of running children are left out.
 ///
 /// Source: `proc_pid_task(5)`, `children`; the process is taken to have one thread.
-#[must_use]
-pub fn children(parent: u32) -> BTreeMap<u32, u64> {
+///
+/// # Errors
+///
+/// [`Fault::Io`] if the system does not tell its clock tick.
+pub fn below(parent: u32) -> Result<u64, Fault> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let pids = text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     // One may have ended since.
-    pids.filter_map(|pid| Some((pid, cpu_clock(pid).ok()?))).collect()
-}
-
-/// What the children of a process have used since `earlier`, nanoseconds; without those that have ended.
-#[must_use]
-pub fn used_since(earlier: &BTreeMap<u32, u64>, now: &BTreeMap<u32, u64>) -> u64 {
-    let used = |(pid, used): (&u32, &u64)| used.saturating_sub(earlier.get(pid).copied().unwrap_or(0));
-    now.iter().map(used).sum()
+    let running: u64 = pids.filter_map(|pid| cpu_clock(pid).ok()).sum();
+    let reaped = Stat::of(parent).map_or(0, |stat| stat.reaped);
+    let tick = u64::try_from(tick()?.as_nanos()).unwrap_or(u64::MAX);
+    Ok(running.saturating_add(reaped.saturating_mul(tick)))
 }
 
 /// The parent of a process; `None` if there is no such process.
@@ -284,17 +284,21 @@ mod tests {
     }
 
     #[test]
-    fn children_count_from_when_they_were_first_seen() {
-        let (before, now) = (BTreeMap::from([(1, 10), (2, 20)]), BTreeMap::from([(2, 25), (3, 7)]));
-        assert_eq!(used_since(&before, &now), 5 + 7);
+    fn what_a_child_has_used_is_told_after_it_has_ended() {
+        let me = std::process::id();
+        let before = below(me).unwrap();
         let mut shell = std::process::Command::new("sh");
-        let mut child = shell.args(["-c", "read line"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let counts = "read line; i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done";
+        let mut child = shell.args(["-c", counts]).stdin(std::process::Stdio::piped()).spawn().unwrap();
         // The kernel lists them by the thread that started them, and tests have threads.
         let task = nix::unistd::gettid();
         let text = fs::read_to_string(format!("/proc/self/task/{task}/children")).unwrap();
         assert!(text.split_ascii_whitespace().any(|pid| pid == child.id().to_string()), "{text}");
-        child.kill().unwrap();
+        // It goes on when its input ends.
+        drop(child.stdin.take());
         child.wait().unwrap();
+        let used = below(me).unwrap() - before;
+        assert!(used >= 20_000_000, "{used} ns");
     }
 
     #[test]

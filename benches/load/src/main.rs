@@ -47,8 +47,8 @@ struct Arguments {
     /// Instead of the rows: what thousands of prepared statements leave in the memory of server and pooler
     #[arg(long, conflicts_with_all = ["row", "server", "compare"])]
     statements: bool,
-    /// Instead of the rows: nine reads and a write of ten, with reads on two followers against all on the primary
-    #[arg(long, conflicts_with_all = ["row", "server", "compare", "statements"])]
+    /// Other rows, without PgBouncer: reads on two followers against all on the primary
+    #[arg(long, conflicts_with_all = ["server", "compare", "statements"])]
     followers: bool,
     /// Pairs of windows per row
     #[arg(long, default_value_t = 25)]
@@ -123,10 +123,10 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
         let spec: Spec = serde_json::from_str(spec).map_err(|error| Fault::Generator(error.to_string()))?;
         return generate::serve(&spec);
     }
-    let mut rows = rows::select(&arguments.row).map_err(|name| Fault::Program {
-        path: PathBuf::from("--row"),
-        reason: format!("no row is named {name}; --list lists them"),
-    })?;
+    if arguments.followers {
+        return run_followers(arguments);
+    }
+    let mut rows = rows::select(&arguments.row).map_err(|name| no_row(&name))?;
     if arguments.list {
         for row in &rows {
             println!("{}", row.name);
@@ -141,9 +141,6 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     }
     raise_file_limit()?;
     watch_signals()?;
-    if arguments.followers {
-        return run_followers(arguments);
-    }
     let (baseline, subject) = programs(arguments)?;
     let (server, cluster) = server(arguments)?;
     if let (true, Some(cluster)) = (arguments.statements, &cluster) {
@@ -171,6 +168,10 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
         write(arguments, &report)?;
     }
     outcome
+}
+
+fn no_row(name: &str) -> Fault {
+    Fault::Program { path: PathBuf::from("--row"), reason: format!("no row is named {name}; --list lists them") }
 }
 
 fn run_rows(plan: &Plan, rows: &[Row], report: &mut Report) -> Result<(), Fault> {
@@ -202,6 +203,15 @@ fn run_statements(
 }
 
 fn run_followers(arguments: &Arguments) -> Result<(), Fault> {
+    let scenarios = followers::select(&arguments.row).map_err(|name| no_row(&name))?;
+    if arguments.list {
+        for scenario in &scenarios {
+            println!("{}", scenario.name);
+        }
+        return Ok(());
+    }
+    raise_file_limit()?;
+    watch_signals()?;
     let plan = followers::Plan {
         program: Program::identify(&beside(arguments)?)?,
         order: Order { warm_up: seconds(arguments.warm_up)?, window: seconds(arguments.seconds)? },
@@ -211,9 +221,14 @@ fn run_followers(arguments: &Arguments) -> Result<(), Fault> {
         seed: arguments.seed.unwrap_or_else(rand::random),
         stop: &STOP,
     };
-    let report = plan.run(&mut |progress| eprintln!("{progress}"))?;
-    let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::Generator(error.to_string()))?;
-    put(arguments, &report.markdown(), &json)
+    let mut report = plan.report();
+    let outcome = plan.run(&scenarios, &mut report, &mut |progress| eprintln!("{progress}"));
+    // What ran before a fault or a signal is told all the same.
+    if !report.scenarios.is_empty() {
+        let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::Generator(error.to_string()))?;
+        put(arguments, &report.markdown(), &json)?;
+    }
+    outcome
 }
 
 /// pgweir's program.

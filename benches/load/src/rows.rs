@@ -112,18 +112,26 @@ fn select_bar(workload: Workload, clients: usize) -> Option<f64> {
 ///
 /// The first name no row answers to.
 pub fn select(wanted: &[String]) -> Result<Vec<Row>, String> {
-    let rows = all();
+    choose(all(), |row| &row.name, wanted)
+}
+
+/// The same of any table.
+///
+/// # Errors
+///
+/// As [`select`].
+pub fn choose<T>(rows: Vec<T>, name: impl Fn(&T) -> &str, wanted: &[String]) -> Result<Vec<T>, String> {
     if wanted.is_empty() {
         return Ok(rows);
     }
-    let matches = |row: &Row, name: &str| match name.strip_suffix('*') {
-        Some(beginning) => row.name.starts_with(beginning),
-        None => row.name == name,
+    let matches = |row: &T, wish: &str| match wish.strip_suffix('*') {
+        Some(beginning) => name(row).starts_with(beginning),
+        None => name(row) == wish,
     };
-    if let Some(unknown) = wanted.iter().find(|name| !rows.iter().any(|row| matches(row, name))) {
+    if let Some(unknown) = wanted.iter().find(|wish| !rows.iter().any(|row| matches(row, wish))) {
         return Err(unknown.clone());
     }
-    Ok(rows.into_iter().filter(|row| wanted.iter().any(|name| matches(row, name))).collect())
+    Ok(rows.into_iter().filter(|row| wanted.iter().any(|wish| matches(row, wish))).collect())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use postgres_protocol::message::frontend;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
-use crate::mix::Mix;
+use crate::mix::{Mix, Spelling};
 
 /// The name every client gives its prepared statement, as drivers that count from zero do.
 const STATEMENT: &str = "s0";
@@ -37,6 +37,12 @@ pub enum Workload {
     Literals,
     /// The same by two statements prepared at login, each time with other parameters.
     Parameters,
+    /// Reads alone, each with other literals.
+    ReadLiterals,
+    /// Reads alone, by a statement prepared at login.
+    ReadParameters,
+    /// Reads alone, each with a text that is like hardly any other's.
+    Anew,
 }
 
 /// A workload's bytes.
@@ -55,7 +61,15 @@ impl Workload {
     /// What makes each transaction, where they differ.
     #[must_use]
     pub fn mix(self) -> Option<Mix> {
-        matches!(self, Self::Literals | Self::Parameters).then(|| Mix::new(self == Self::Parameters))
+        let (spelling, reads_of_ten) = match self {
+            Self::Literals => (Spelling::Literals, 9),
+            Self::Parameters => (Spelling::Prepared, 9),
+            Self::ReadLiterals => (Spelling::Literals, 10),
+            Self::ReadParameters => (Spelling::Prepared, 10),
+            Self::Anew => (Spelling::Anew, 10),
+            _ => return None,
+        };
+        Some(Mix::new(spelling, reads_of_ten))
     }
 
     /// Builds the bytes.
@@ -80,8 +94,9 @@ impl Workload {
                 let steps = vec![simple("BEGIN")?, simple("SELECT 1")?, simple("END")?];
                 Script { setup: nothing, steps, rows: 1 }
             }
-            Self::Literals | Self::Parameters => {
-                Script { setup: Mix::setup(self == Self::Parameters)?, steps: vec![nothing], rows: 0 }
+            Self::Literals | Self::Parameters | Self::ReadLiterals | Self::ReadParameters | Self::Anew => {
+                let setup = self.mix().map_or(Ok(nothing), |mix| mix.setup())?;
+                Script { setup, steps: vec![Vec::new()], rows: 0 }
             }
             Self::Megabyte => Script { setup: nothing, steps: vec![simple(MEGABYTE_SQL)?], rows: MEGABYTE_ROWS },
         })

@@ -9,6 +9,7 @@ use pgweir_load::fault::Fault;
 use pgweir_load::generate::{Order, Spec};
 use pgweir_load::generator::Generator;
 use pgweir_load::login::{Account, Session};
+use pgweir_load::mix;
 use pgweir_load::trial::postmaster;
 use pgweir_load::workload::Workload;
 
@@ -53,6 +54,23 @@ fn every_workload_runs_twice_on_the_same_connections() {
             assert!(window.seconds >= 0.15, "{workload:?}, {round}: {window:?}");
             assert!(window.cpu.is_some() && window.p50_ns > 0 && window.p50_ns <= window.p99_ns, "{window:?}");
         }
+    }
+}
+
+/// The generator knows how many rows each has to bring, and fails if others come.
+#[test]
+fn transactions_that_differ_bring_the_rows_that_they_ask_for() {
+    let cluster = cluster();
+    cluster.psql(APP_DATABASE, &mix::table(APP_USER)).expect("a table");
+    let workloads =
+        [Workload::Literals, Workload::Parameters, Workload::ReadLiterals, Workload::ReadParameters, Workload::Anew];
+    for workload in workloads {
+        let spec = Spec { servers: cluster.pid().into_iter().collect(), ..Spec::new(account(&cluster), workload, 3) };
+        let mut generator = Generator::start_program(Path::new(env!("CARGO_BIN_EXE_pgweir-load")), &spec)
+            .unwrap_or_else(|fault| panic!("{workload:?}: {fault}"));
+        let window = generator.run(SHORT).unwrap_or_else(|fault| panic!("{workload:?}: {fault}"));
+        assert!(window.transactions > 0 && window.primary_ns > 0, "{workload:?}: {window:?}");
+        assert_eq!(window.followers_ns, 0, "{workload:?}");
     }
 }
 
