@@ -68,6 +68,7 @@ impl ServerConn {
         self.run(b"DISCARD ALL").await?;
         self.shelf.clear();
         self.unnamed = Unnamed::Empty;
+        self.run(&settings::reseed().ok_or(SettleError)?).await?;
         let connect_query = self.target.connect_query.clone();
         for query in [reset_query, &connect_query] {
             if !query.is_empty() && query != "DISCARD ALL" {

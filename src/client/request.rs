@@ -184,6 +184,9 @@ impl Marks {
         }
         if effects.set.intersects(EffectSet::OPAQUE.union(EffectSet::UNJUDGED)) {
             self.set_custom(sql::hidden_names(text).into_iter());
+            if sql::mentions_seed(text) {
+                self.pins.add(PinReason::Load);
+            }
             // It may define something, too.
             self.defines |= sql::mentions_definition(text);
         }

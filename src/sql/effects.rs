@@ -74,7 +74,7 @@ effects! {
     ADVISORY_LOCK,
     /// A session advisory lock, or all, may be given back.
     ADVISORY_UNLOCK,
-    /// `LOAD`.
+    /// Something that only the end of the session undoes: `LOAD`; `setseed`, or the setting `seed`, which no one can read back.
     LOAD,
     /// `DISCARD`, whatever follows.
     DISCARD,

@@ -30,7 +30,7 @@ impl Relay {
                 routing.ended(self.context.clock.moment(), &conn);
             }
             if loaded {
-                // Nothing unloads a library.
+                // Nothing unloads a library, or tells what `random()` will say.
                 self.unpin();
                 self.lender.discard_lent(conn, DiscardReason::Dirty);
             } else if cut_client

@@ -293,8 +293,10 @@ impl Relay {
         // What the client sends meanwhile waits, and gets its settings first.
         active.aside.replaying = true;
         active.hold = true;
+        let Some(reseed) = settings::reseed() else { return self.replay_failed(b"", cx) };
         let mut message = Vec::new();
-        encode::query(&mut message, b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL");
+        let resets = [b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;", &reseed[..]].concat();
+        encode::query(&mut message, &resets);
         conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         conn.unnamed = Unnamed::Empty;
         conn.profile = self.pool.profiles.plain();
