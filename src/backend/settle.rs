@@ -11,7 +11,7 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::{ServerConn, Unnamed, longest};
+use super::{ServerConn, Unnamed, Values, longest};
 use crate::budget::tag;
 use crate::prepared::statement_id;
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
@@ -66,6 +66,7 @@ impl ServerConn {
     /// [`SettleError`], also if a query fails.
     pub async fn reset(&mut self, reset_query: &str) -> Result<(), SettleError> {
         self.run(b"DISCARD ALL").await?;
+        self.values = Values::None;
         self.shelf.clear();
         self.unnamed = Unnamed::Empty;
         self.run(&settings::reseed().ok_or(SettleError)?).await?;

@@ -116,6 +116,9 @@ impl Relay {
     pub(super) fn leave(&mut self) {
         self.open_ear();
         self.subscriber = None;
+        if self.values != 0 {
+            self.pool.give_up_values(self.values);
+        }
         self.context.registry.leave(&self.entry);
         self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }
