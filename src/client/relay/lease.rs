@@ -230,27 +230,22 @@ impl Relay {
         Ok(())
     }
 
-    /// What sequences gave on a server connection is the client's own, or there is nothing. From here on it may be anybody's.
+    /// Whether what sequences gave on a server connection is the client's own, or there is nothing. How the client leaves it is
+    /// told at the end of the lease, if it is.
     #[inline]
-    pub(super) fn owns_values(&mut self, conn: &mut ServerConn) -> bool {
+    pub(super) fn owns_values(&self, conn: &mut ServerConn) -> bool {
         match conn.values {
             Values::None => {
                 conn.values = Values::Anyones;
                 true
             }
             Values::Anyones => false,
-            Values::Own { .. } => self.takes_over(conn),
+            Values::Own { lease, any, .. } => {
+                let own = lease == self.values;
+                conn.values = if own { Values::Own { lease, any, asks: false } } else { Values::Anyones };
+                own
+            }
         }
-    }
-
-    /// It stays so, for as long as the client has it.
-    #[cold]
-    fn takes_over(&mut self, conn: &mut ServerConn) -> bool {
-        let own = conn.values.are_of(self.values);
-        if !own {
-            conn.values = Values::Anyones;
-        }
-        own
     }
 
     /// At the end of a lease: where the client finds what sequences gave it, if it is known to be its own.
