@@ -217,7 +217,7 @@ CREATE FUNCTION under_it() RETURNS int LANGUAGE sql SET seed = 0.5 AS $$ SELECT 
 CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM seeds(); RETURN NEW; END $$;
 CREATE TABLE seeded (a int); CREATE TRIGGER t BEFORE INSERT ON seeded FOR EACH ROW EXECUTE FUNCTION on_insert();
 CREATE TABLE by_default (a int, b text DEFAULT setseed(0.5)::text);
-CREATE VIEW seeding AS SELECT setseed(0.5);
+CREATE VIEW seeding AS SELECT setseed(0.5)::text AS s;
 ";
 
 /// The ways, and whether who goes them keeps what follows from the seed.
