@@ -7,6 +7,7 @@ mod hear;
 mod login;
 mod roster;
 mod settle;
+mod values;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -36,6 +37,7 @@ pub use farewell::bury;
 pub use login::{DialError, LoggedIn, WHO_ARE_YOU, columns as row_columns, dial};
 pub use roster::Roster;
 pub use settle::{SettleError, Settled};
+pub use values::Values;
 
 use roster::Enrolled;
 
@@ -272,6 +274,8 @@ pub struct ServerConn {
     pub defines: Defines,
     /// Something that we made for a client and could not take away may be on it.
     pub littered: bool,
+    /// Whose what sequences gave on it is.
+    pub values: Values,
     /// What it says of itself in `application_name`, behind the client's own; empty if nothing.
     pub tag: Box<str>,
     /// A client took the tag away: nobody sees whose connection it is.
@@ -524,6 +528,7 @@ impl ServerConn {
             mixed: false,
             defines: Defines::default(),
             littered: false,
+            values: Values::None,
             tag: Box::default(),
             untagged: false,
             used: true,

@@ -12,6 +12,8 @@ pub enum Guard {
     Pins,
     /// The audit of what a client may have left behind.
     Taint,
+    /// Forgetting what sequences gave to others.
+    Sequences,
     /// The check that a claim, or a probe, fits into the fleet's limits.
     Claims,
     /// The check that a follower has replayed what a read must see.

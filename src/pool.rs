@@ -6,6 +6,7 @@ mod fleet;
 mod knowledge;
 mod limits;
 mod listener;
+mod sequences;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use pgweir_config::PoolMode;
+use pgweir_config::{PoolMode, SequenceValues};
 use slab::Slab;
 
 use crate::backend::{Count, Credential, Parameters, Roster, ServerConn, Standby, Target};
@@ -30,6 +31,7 @@ pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
 pub use limits::{Limits, SharedLimit};
 pub use listener::{Life, Listener};
+pub use sequences::{Sequences, Taken};
 use watch::Watch;
 
 /// A pool that gives way to its fleet closes what is idle for so long: who asks again and again needs no login each time.
@@ -207,7 +209,8 @@ impl Pool {
         shared: [Rc<SharedLimit>; 2],
         census: Census<'_>,
     ) -> Rc<Self> {
-        let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session);
+        let sequences = Sequences::new(limits.sequence_values == SequenceValues::Always);
+        let catalog = Knowledge::new(id, shared[0].clone(), limits.mode != PoolMode::Session, sequences);
         let kin = Kin { id, profiles: Rc::default(), catalog: Rc::new(catalog), clock, is_surveyor: true };
         Self::made(kin, name, limits, target, shared, census)
     }
@@ -330,7 +333,12 @@ impl Pool {
                     return None;
                 }
                 let last = inner.idle.len().checked_sub(1)?;
-                let at = inner.idle.iter().rposition(|conn| Rc::ptr_eq(&conn.profile, want)).unwrap_or(last);
+                let has_settings = |conn: &ServerConn| Rc::ptr_eq(&conn.profile, want);
+                let at = if self.catalog.sequences.are_asked_for() {
+                    sequences::choose(&inner.idle, self.clock.now(), has_settings)?
+                } else {
+                    inner.idle.iter().rposition(|conn| has_settings(conn)).unwrap_or(last)
+                };
                 inner.idle.remove(at)
             };
             if conn.is_alive(cx) {
@@ -454,6 +462,9 @@ impl Pool {
             return self.look_into_catalog(conn);
         }
         let Some(mut conn) = self.pass_fleet(conn) else { return };
+        if self.catalog.sequences.are_asked_for() && sequences::is_held(&conn, self.clock.now()) {
+            return self.hold(conn);
+        }
         let first = self.inner.borrow_mut().queue.pop_front();
         let Some(key) = first else {
             return self.inner.borrow_mut().idle.push(conn);

@@ -383,6 +383,7 @@ impl Router {
             shared_listener: pool.shared_listener,
             audit_every: pool.audit_every,
             catalog_check_interval: pool.catalog_check_interval,
+            sequence_values: pool.sequence_values,
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
         }
     }

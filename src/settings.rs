@@ -39,6 +39,21 @@ const RISKY: [&str; 6] = [
     "transaction_timeout",
 ];
 
+/// The seed of `random()`: a setting that is never shown, and that no reset puts back.
+pub const SEED: &str = "seed";
+
+/// A query after which nobody can tell what `random()` will say, whoever has seeded it before. None if the system gives no
+/// random bytes.
+#[must_use]
+pub fn reseed() -> Option<Vec<u8>> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).ok()?;
+    let number = u64::from_ne_bytes(bytes);
+    let sign = if number.is_multiple_of(2) { "" } else { "-" };
+    // More digits than the server keeps.
+    Some(format!("SET {SEED} TO {sign}0.{:018}", (number >> 1) % 1_000_000_000_000_000_000).into())
+}
+
 /// A set of session settings that differ from what a fresh server connection of the pool has.
 #[derive(Debug)]
 pub struct Profile {

@@ -41,7 +41,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-pub use body::{Body, body, defines, hidden_names, mentions_definition};
+pub use body::{Body, body, defines, hidden_names, mentions_definition, mentions_seed};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]
@@ -65,10 +65,24 @@ use lexer::{Backslash, Doubt, Lexer, Token};
 pub fn scan(text: &[u8]) -> Effects {
     let mut effects = prefilter::clear(text).unwrap_or_else(|| read(text));
     effects.harmless = harmless::is_harmless(text);
+    effects.takes_values = takes_values(effects, text);
     if updates_settings(text) {
         effects.set |= EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
     }
     effects
+}
+
+/// See [`Effects::takes_values`].
+fn takes_values(effects: Effects, text: &[u8]) -> bool {
+    use FirstWord::{Abort, Begin, Close, Commit, Deallocate, Discard, Empty, End, Listen, Lock, Notify, Release, Reset};
+    use FirstWord::{Rollback, Savepoint, Select, Set, Show, Start, Table, Unlisten, Values};
+    let takes_none = match effects.first {
+        Select | Values | Table => memchr::memchr(b'(', text).is_none(),
+        Abort | Begin | Close | Commit | Deallocate | Discard | Empty | End | Listen | Lock | Notify | Release | Reset => true,
+        Rollback | Savepoint | Set | Show | Start | Unlisten => true,
+        _ => false,
+    };
+    !takes_none || effects.has(EffectSet::MULTI)
 }
 
 /// The command word of the first statement of `text`.

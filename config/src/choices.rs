@@ -71,6 +71,19 @@ choice! {
 }
 
 choice! {
+    /// What `currval` and `lastval` tell in a later transaction than their `nextval`.
+    SequenceValues {
+        /// Nothing: 55000.
+        Off = "off",
+        /// The client's own value if it comes back soon enough, once a client of the pool has asked.
+        #[default]
+        Learn = "learn",
+        /// That from the start.
+        Always = "always",
+    }
+}
+
+choice! {
     /// Which transactions go to followers.
     ReadRouting {
         /// None.

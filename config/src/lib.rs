@@ -55,7 +55,7 @@ mod userlist;
 pub use app_url::{AppUrl, Surroundings};
 pub use choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, ReadFreshness,
-    ReadRouting, SslMode, SslNegotiation, StatementMode,
+    ReadRouting, SequenceValues, SslMode, SslNegotiation, StatementMode,
 };
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};

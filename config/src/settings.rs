@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::check::{http_address, http_token, listen_addresses, tls_protocols, whole_seconds};
 use crate::choices::{
     AuthType, BindingPolicy, CancelOnDisconnect, LogFormat, LogLevel, PoolMode, ProtocolVersion, ReadFreshness,
-    ReadRouting, SslMode, StatementMode,
+    ReadRouting, SequenceValues, SslMode, StatementMode,
 };
 use crate::config::Config;
 use crate::login::RequireAuth;
@@ -255,6 +255,11 @@ group! {
         /// How often each pool looks whether functions, triggers, views and their like have changed, besides whenever it
         /// sees a statement that changes them.
         catalog_check_interval: Duration = "30s", in "100ms"..="1h" => live;
+        /// What `currval` and `lastval` tell in a later transaction than their `nextval`: never another client's value. `always`:
+        /// the server connection of a transaction that may have called `nextval` is its client's for 250 ms more, if no other
+        /// client needs it, and for 25 ms whoever needs it, if the client is one that asks. `learn`: the same, from the first
+        /// question of one of the pool's clients on. `off`: 55000.
+        sequence_values: SequenceValues = "learn" => live;
     }
 }
 

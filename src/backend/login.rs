@@ -642,6 +642,7 @@ impl Login {
             mixed: false,
             defines: Defines::default(),
             littered: false,
+            values: super::Values::None,
             tag: Box::default(),
             untagged: false,
             standby: Standby::No,

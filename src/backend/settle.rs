@@ -11,7 +11,7 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::{ServerConn, Unnamed, longest};
+use super::{ServerConn, Unnamed, Values, longest};
 use crate::budget::tag;
 use crate::prepared::statement_id;
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
@@ -66,8 +66,10 @@ impl ServerConn {
     /// [`SettleError`], also if a query fails.
     pub async fn reset(&mut self, reset_query: &str) -> Result<(), SettleError> {
         self.run(b"DISCARD ALL").await?;
+        self.values = Values::None;
         self.shelf.clear();
         self.unnamed = Unnamed::Empty;
+        self.run(&settings::reseed().ok_or(SettleError)?).await?;
         let connect_query = self.target.connect_query.clone();
         for query in [reset_query, &connect_query] {
             if !query.is_empty() && query != "DISCARD ALL" {

@@ -31,7 +31,7 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
 /// [`Survey`]: super::Survey
 pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; \
     SET LOCAL jit TO off; SET LOCAL enable_nestloop TO off; \
-    WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', \
+    WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', 'setseed', \
     'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
     'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
     'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
@@ -51,6 +51,7 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     UNION ALL (SELECT 'r', oid::text, relname::text, concat(relpersistence, relkind), '' FROM pg_class \
     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f') LIMIT 20001) \
     UNION ALL SELECT 'e', concat('f', objid), concat('f', func), '', '' FROM called WHERE classid = 'pg_proc'::regclass \
+    UNION ALL SELECT 'e', concat('f', oid), 'f0', '', '' FROM pg_proc WHERE oid >= 16384 AND proconfig::text LIKE '%seed=%' \
     UNION ALL SELECT 'e', concat('w', tgrelid), concat('f', tgfoid), '', '' FROM pg_trigger WHERE NOT tgisinternal \
     UNION ALL SELECT 'e', concat('w', tgrelid), 'f0', '', '' FROM pg_trigger \
     WHERE tgqual::text ~ (SELECT wanted FROM builtin) \

@@ -529,6 +529,10 @@ impl Answer<'_> {
         if front.note == REPLAY {
             return Err(Heard::ReplayFailed(body.into()));
         }
+        if std::mem::take(&mut self.marks.forgets_values) {
+            // It may have been skipped.
+            self.marks.own_values = false;
+        }
         if front.note == AUDIT {
             self.audit_failed(fields.code);
         }

@@ -12,7 +12,7 @@ use super::request::{Marks, Request, Stop};
 use super::statements::Statements;
 use crate::backend::ServerConn;
 use crate::clock::Moment;
-use crate::pool::{Knowledge, SharedLimit};
+use crate::pool::{Knowledge, Sequences, SharedLimit};
 use crate::prepared::{Budget, Interner};
 use crate::settings::{Profile, Profiles};
 use crate::sql;
@@ -83,7 +83,7 @@ impl Desk {
             statements: Statements::default(),
             scans: sql::Cache::default(),
             library: sql::Library::default(),
-            catalog: Knowledge::new(1, SharedLimit::new(0), false),
+            catalog: Knowledge::new(1, SharedLimit::new(0), false, Sequences::new(false)),
             stats: PoolStats::default(),
             profiles,
             startup,

@@ -322,6 +322,8 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
             name => settings.push((setting_name(name).into(), value.into())),
         }
     }
+    // Postgres takes it from a running session alone, and would take ours for one.
+    settings.retain(|(name, _)| **name != *settings::SEED);
     if settings.len() > PARAMETERS_MAX {
         let message = format!("more than {PARAMETERS_MAX} startup parameters");
         return Err(Refused::new(RefusalReason::Protocol, "08P01", &message));

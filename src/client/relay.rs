@@ -93,6 +93,10 @@ pub struct Relay {
     ear: Ear,
     /// Leases for which it is, whatever the server does: it was found to send ahead.
     eager: u8,
+    /// It has asked what sequences gave it since a server connection was held for that.
+    asked: bool,
+    /// Its last lease's number, by which it finds what they gave; 0 for none.
+    values: u64,
     /// In the middle of a poll: if it is dropped like this, it panicked.
     at_work: bool,
     /// The goodbye was said: nothing is left for `Drop` to do.
@@ -132,11 +136,15 @@ impl Relay {
             armed: false,
             ear: Ear::Open,
             eager: 0,
+            asked: false,
+            values: 0,
             at_work: false,
             ended: false,
         };
         relay.entry.keeps.set(relay.pool.limits.mode == PoolMode::Session);
-        if let Some(conn) = conn {
+        if let Some(mut conn) = conn {
+            let own = relay.owns_values(&mut conn);
+            relay.active().marks.begin_values(own);
             relay.active().marks.listening = true;
             relay.lease = Lease::Held(conn);
         }

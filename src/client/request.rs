@@ -21,8 +21,9 @@ use place::Use;
 use super::plan::Plan;
 use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
+use crate::mutant::{Guard, lacks};
 use crate::pool::Knowledge;
-use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE};
+use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE};
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
 use crate::settings::{self, Profile, Profiles};
@@ -32,6 +33,9 @@ use crate::stats::{PinReason, PoolStats};
 
 /// Replies that may be owed before reading from the client stops.
 pub const PIPELINE_MAX: usize = 16 * 1024;
+
+/// What nobody is to be told by `currval` and `lastval` any more.
+pub const FORGET: &[u8] = b"DISCARD SEQUENCES";
 
 /// The longest name of a statement or portal; bytes.
 const NAME_MAX: usize = 16 * 1024;
@@ -62,8 +66,14 @@ pub struct Marks {
     pub begin_sent: bool,
     /// Why the server connection is kept.
     pub pins: Pins,
-    /// The lease's sequence values are the client's own.
-    pub sequences: bool,
+    /// What sequences gave on the server connection is the client's own.
+    pub own_values: bool,
+    /// They may have given something in this lease.
+    pub takes_values: bool,
+    /// The client asked what they gave.
+    pub asks_values: bool,
+    /// What they gave to others is on its way to be forgotten.
+    pub forgets_values: bool,
     /// Custom settings that the client may have set.
     pub custom: Vec<Box<str>>,
     /// Functions may have set more of them: those that functions of the database are known to set.
@@ -88,7 +98,10 @@ impl Marks {
     #[must_use]
     pub fn is_blank(&self) -> bool {
         let Self {
-            sequences: _,
+            own_values: _,
+            takes_values: _,
+            asks_values: _,
+            forgets_values: _,
             harmless: _,
             tainted,
             unsettled,
@@ -123,16 +136,22 @@ impl Marks {
         self.channels.clear();
     }
 
+    /// A lease begins. What sequences gave on its server connection is the client's `own`.
+    #[inline]
+    pub fn begin_values(&mut self, own: bool) {
+        (self.own_values, self.takes_values, self.asks_values, self.forgets_values) = (own, false, false, false);
+    }
+
     /// A text with these effects is about to run.
     #[inline]
     pub fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.harmless &= effects.harmless;
+        self.takes_values |= effects.takes_values;
         if effects.set.is_empty() && !self.defines {
             return;
         }
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
         self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
-        self.sequences |= effects.set.intersects(EffectSet::SEQUENCE);
         // Where nothing is listened to there is nothing to be found.
         self.tainted |= self.listening && effects.set.intersects(EffectSet::UNLISTEN);
         // Until the end of the transaction.
@@ -185,6 +204,9 @@ impl Marks {
         }
         if effects.set.intersects(EffectSet::OPAQUE.union(EffectSet::UNJUDGED)) {
             self.set_custom(sql::hidden_names(text).into_iter());
+            if sql::mentions_seed(text) {
+                self.pins.add(PinReason::Load);
+            }
             // It may define something, too.
             self.defines |= sql::mentions_definition(text);
         }
@@ -207,6 +229,7 @@ impl Marks {
     /// A text that cannot be read runs.
     pub fn runs_unknown(&mut self) {
         self.harmless = false;
+        self.takes_values = true;
         self.runs_unjudged();
     }
 
@@ -450,28 +473,64 @@ impl Request<'_> {
         Ok(true)
     }
 
-    /// `currval` or `lastval` at the beginning of a transaction would tell what a stranger's statement left: the server
-    /// is to say that there is nothing yet (55000). From the next lease on each of the pool's begins with nothing.
+    /// `currval` or `lastval` would tell what a stranger's statement left: the server is to say that there is nothing yet
+    /// (55000). From the next lease on each of the pool's begins with nothing, or with what is the client's own.
     #[inline]
     fn forget_sequences(&mut self, effects: Effects, plan: &mut Plan<'_>) {
-        if effects.set.intersects(EffectSet::CURRVAL) {
-            self.forget_strangers(plan);
+        if effects.set.intersects(EffectSet::CURRVAL.union(EffectSet::OPAQUE)) {
+            self.forget_strangers(effects, plan);
         }
     }
 
     #[cold]
-    fn forget_strangers(&mut self, plan: &mut Plan<'_>) {
-        self.catalog.guard_sequences();
-        let pipeline = &self.conn.pipeline;
-        let begins = || {
-            let ours = pipeline.iter().all(|owed| owed.origin == Origin::Pooler);
-            ours && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open()
-        };
-        if !self.marks.sequences && begins() {
-            self.conn.pipeline.sent(Expect::Query, Origin::Pooler, 0);
-            self.conn.unnamed = Held::Empty;
-            plan.insert(|out| encode::query(out, b"DISCARD SEQUENCES"));
+    fn forget_strangers(&mut self, effects: Effects, plan: &mut Plan<'_>) {
+        let asks = effects.set.intersects(EffectSet::CURRVAL);
+        if asks && !std::mem::replace(&mut self.marks.asks_values, true) {
+            self.catalog.sequences.ask();
         }
+        // What this lease itself may have taken must not be forgotten: this is all that a stranger's value may hide behind.
+        if self.marks.own_values || self.marks.takes_values || lacks(Guard::Sequences) {
+            return;
+        }
+        let pipeline = &self.conn.pipeline;
+        // What may ask unseen is not worth a look into the middle of a transaction.
+        let unseen = || may_ask(effects) && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open();
+        if pipeline.is_skipping() || pipeline.is_copy_in() || !(asks || unseen()) {
+            return;
+        }
+        (self.marks.own_values, self.marks.forgets_values) = (true, true);
+        if pipeline.is_batch_open() {
+            self.forget_in_batch(plan);
+        } else {
+            self.conn.pipeline.sent(Expect::Query, Origin::Pooler, MARK);
+            self.conn.unnamed = self.destroyed();
+            *self.replaying = true;
+            plan.insert(|out| encode::query(out, FORGET));
+        }
+    }
+
+    /// Where a query would end the batch: by the extended protocol, and a portal of our own, beside the client's.
+    fn forget_in_batch(&mut self, plan: &mut Plan<'_>) {
+        for expect in [Expect::Parse, Expect::Bind, Expect::Execute, Expect::Close] {
+            self.conn.pipeline.sent(expect, Origin::Pooler, 0);
+        }
+        self.conn.unnamed = Held::Unknown;
+        let portal = self.interner.prefix;
+        plan.insert(|out| {
+            encode::parse(out, b"", FORGET, &[0, 0]);
+            encode::message(out, b'B', |out| {
+                encode::cstr(out, portal.as_bytes());
+                out.extend_from_slice(&[0; 7]);
+            });
+            encode::message(out, b'E', |out| {
+                encode::cstr(out, portal.as_bytes());
+                out.extend_from_slice(&[0; 4]);
+            });
+            encode::message(out, b'C', |out| {
+                out.push(b'P');
+                encode::cstr(out, portal.as_bytes());
+            });
+        });
     }
 
     #[inline]
@@ -966,6 +1025,12 @@ impl Request<'_> {
         plan.forward(HEADER + seen.len());
         Ok(true)
     }
+}
+
+/// Whether a text whose effects are not all known may ask for `currval` or `lastval`.
+const fn may_ask(effects: Effects) -> bool {
+    effects.set.contains(EffectSet::SUSPECT.union(EffectSet::OPAQUE))
+        || matches!(effects.first, FirstWord::Do | FirstWord::Call | FirstWord::Execute)
 }
 
 /// What running a statement may do: see [`Request::effects`].

@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Pool, SharedLimit};
+use super::{Pool, Sequences, SharedLimit};
 use crate::backend::{Defines, ServerConn, SettleError, row_columns};
 use crate::catalog::{FINGERPRINT, ROUTES, SURVEY, Survey, Suspects};
 use crate::stats::DiscardReason;
@@ -77,14 +77,14 @@ pub struct Knowledge {
     wanted: bool,
     /// It is also to be known what a follower may run.
     routes: Cell<bool>,
-    /// The pool's clients ask for `currval` or `lastval`.
-    sequences: Cell<bool>,
+    /// What the pool's clients want to know of the values of sequences.
+    pub sequences: Sequences,
 }
 
 impl Knowledge {
     /// Nothing is known yet; nothing has to be if it is not `wanted`.
     #[must_use]
-    pub fn new(pool: u32, shared: Rc<SharedLimit>, wanted: bool) -> Self {
+    pub fn new(pool: u32, shared: Rc<SharedLimit>, wanted: bool, sequences: Sequences) -> Self {
         Self {
             surveyed: RefCell::default(),
             unknown: Rc::new(Suspects::unknown()),
@@ -98,22 +98,8 @@ impl Knowledge {
             not_before: Cell::new(None),
             wanted,
             routes: Cell::new(false),
-            sequences: Cell::new(false),
+            sequences,
         }
-    }
-
-    /// Whether every lease has to begin without what strangers' `nextval` gave: its client may ask in a place where
-    /// nothing can be put in front any more.
-    #[must_use]
-    #[inline]
-    pub fn guards_sequences(&self) -> bool {
-        self.sequences.get()
-    }
-
-    /// A client asks for `currval` or `lastval`.
-    #[cold]
-    pub fn guard_sequences(&self) {
-        self.sequences.set(true);
     }
 
     /// From now on it has to be known, too, what a follower may run; see [`Suspects::route`].

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use pgweir_config::{PoolMode, StatementMode};
+use pgweir_config::{PoolMode, SequenceValues, StatementMode};
 
 use super::{Definitions, Pool};
 use crate::backend::Count;
@@ -50,6 +50,8 @@ pub struct Limits {
     pub audit_every: u32,
     /// How often the catalog is looked at.
     pub catalog_check_interval: Duration,
+    /// What is told of the values of sequences in a later transaction.
+    pub sequence_values: SequenceValues,
     /// Whether logins are tried without a client while the last one failed: not where clients make up the names.
     pub is_probed: bool,
 }
@@ -75,6 +77,7 @@ impl Limits {
             max_pinned: 0,
             audit_every: 0,
             catalog_check_interval: Duration::from_secs(30),
+            sequence_values: SequenceValues::Learn,
             is_probed: false,
             shared_listener: false,
         }

@@ -71,12 +71,19 @@ pub fn mentions_definition(text: &[u8]) -> bool {
     })
 }
 
+/// Whether `text`, wherever in it, names the function that seeds `random()`.
+#[must_use]
+pub fn mentions_seed(text: &[u8]) -> bool {
+    const NAME: &[u8] = b"setseed";
+    text.windows(NAME.len()).any(|name| name.eq_ignore_ascii_case(NAME))
+}
+
 /// What a body does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
     /// Effects that outlive the call: [`EffectSet::SUSPECT`], with [`EffectSet::OPAQUE`] if it runs SQL that it makes, and
     /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes, with [`EffectSet::DDL`] if it [`defines`]
-    /// something; sequence functions that it calls.
+    /// something; [`EffectSet::LOAD`]; sequence functions that it calls.
     pub set: EffectSet,
     /// The custom settings that it sets, as far as it spells them out.
     pub names: Vec<Box<str>>,
@@ -110,7 +117,7 @@ pub fn body(text: &[u8]) -> Body {
     if reading.set.contains(UNREAD) {
         body.set |= EffectSet::OPAQUE | EffectSet::CUSTOM;
     }
-    for one in [EffectSet::SEQUENCE, EffectSet::CURRVAL] {
+    for one in [EffectSet::LOAD, EffectSet::SEQUENCE, EffectSet::CURRVAL] {
         if reading.set.contains(one) {
             body.set |= one;
         }
@@ -159,6 +166,9 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                     let local = is(b"set") && !command.intersects(LEAVES);
                     if !local {
                         set |= EffectSet::SUSPECT;
+                        if command.intersects(EffectSet::LOAD) {
+                            set |= EffectSet::LOAD;
+                        }
                         names.extend(first_name(here.rest()));
                     }
                 }
@@ -167,6 +177,9 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
             Token::Text { body, .. } => {
                 spells |= mentions_definition(body);
                 names.extend(custom_names(body).map(|name| Box::from(&*name)));
+                if mentions_seed(body) {
+                    set |= EffectSet::SUSPECT | EffectSet::LOAD;
+                }
                 if body.windows(7).any(|name| name.eq_ignore_ascii_case(b"pg_temp")) {
                     set |= EffectSet::SUSPECT;
                 }
@@ -224,9 +237,10 @@ mod tests {
         const RUNS: EffectSet = SUSPECT.union(EffectSet::OPAQUE);
         const NAMES: EffectSet = RUNS.union(EffectSet::CUSTOM);
         const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
+        const SEEDS: EffectSet = SUSPECT.union(EffectSet::LOAD);
         const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 32] = [
+        let table: [(&str, EffectSet, &str); 36] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
@@ -250,6 +264,10 @@ mod tests {
             ("BEGIN RETURN QUERY EXECUTE q; END",                                       RUNS,     ""),
             ("BEGIN CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f(); END",     DEFINES,  ""),
             ("BEGIN -- SET work_mem = 1;\n RETURN 'SET ROLE x; LISTEN c'; END",         NONE,     ""),
+            ("BEGIN PERFORM setseed(0.5); END",                                         SEEDS,    ""),
+            ("SET LOCAL seed = 0.5; SELECT 1",                                          SEEDS,    ""),
+            ("BEGIN LOAD 'x'; END",                                                     SEEDS,    ""),
+            ("BEGIN EXECUTE 'SELECT setseed(0.5)'; END",                                RUNS.union(SEEDS), ""),
             ("BEGIN RETURN currval('s'); END",                                          CURRVAL,  ""),
             ("BEGIN RETURN nextval('s'); END",                                          EffectSet::SEQUENCE, ""),
             ("BEGIN CREATE TABLE x (a int DEFAULT f()); END",                           DEFINES,  ""),

@@ -14,6 +14,9 @@ pub struct Effects {
     pub first: FirstWord,
     /// Run twice, it is as good as run once: nothing of it outlives its transaction, nothing of a user's is called.
     pub harmless: bool,
+    /// It may take values from sequences: it writes, calls something, or cannot be read. What a view, an operator or a cast
+    /// calls is left out.
+    pub takes_values: bool,
 }
 
 impl Effects {
@@ -74,7 +77,7 @@ effects! {
     ADVISORY_LOCK,
     /// A session advisory lock, or all, may be given back.
     ADVISORY_UNLOCK,
-    /// `LOAD`.
+    /// Something that only the end of the session undoes: `LOAD`; `setseed`, or the setting `seed`, which no one can read back.
     LOAD,
     /// `DISCARD`, whatever follows.
     DISCARD,

@@ -135,6 +135,10 @@ impl<'a> Head<'a> {
         if !qualified(lexer) && (lexer.take_word(b"transaction") || lexer.take_word(b"constraints")) {
             return EffectSet::NONE;
         }
+        if local && SettingName(lexer).is_seed() {
+            // What follows from it stays, however local the setting is.
+            return EffectSet::LOCAL | EffectSet::LOAD;
+        }
         if local { EffectSet::LOCAL } else { self.named(lexer) }
     }
 
@@ -144,6 +148,9 @@ impl<'a> Head<'a> {
         if name.is_custom() {
             self.custom = Some(name);
             return EffectSet::SETTINGS | EffectSet::CUSTOM;
+        }
+        if name.is_seed() {
+            return EffectSet::SETTINGS | EffectSet::LOAD;
         }
         if name.is_role() { EffectSet::SETTINGS | EffectSet::ROLE } else { EffectSet::SETTINGS }
     }
@@ -184,6 +191,12 @@ impl<'a> SettingName<'a> {
             Some(Token::Escaped) => true,
             _ => false,
         }
+    }
+
+    /// Whether it is that of the seed of `random()`.
+    fn is_seed(self) -> bool {
+        let mut lexer = self.0;
+        matches!(lexer.token(), Some(Token::Word(name) | Token::Quoted(name)) if is_seed(name)) && !lexer.take_mark(b'.')
     }
 
     /// Whether [`Self::spell`] has an answer.
@@ -256,6 +269,11 @@ fn qualified(mut lexer: Lexer<'_>) -> bool {
 /// Whether the setting `name` is the role or the session authorization.
 pub(super) const fn is_role(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"role") || name.eq_ignore_ascii_case(b"session_authorization")
+}
+
+/// Whether the setting `name` is the seed of `random()`.
+pub(super) const fn is_seed(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"seed")
 }
 
 /// What a command does that is neither `SET`, `RESET` nor `CREATE`; `lexer` stands behind its first word.

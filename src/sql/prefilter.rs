@@ -30,7 +30,7 @@ pub(super) fn clear(text: &[u8]) -> Option<Effects> {
         FirstWord::Rollback if is_over(rest) => EffectSet::ROLLBACK,
         _ => return None,
     };
-    Some(Effects { set, first, harmless: false })
+    Some(Effects { set, first, harmless: false, takes_values: false })
 }
 
 /// Whether nothing but blanks and semicolons is left.
@@ -101,6 +101,7 @@ const fn is_mark(first: u8, second: u8, third: u8) -> bool {
         | ((first == b'n') & (second == b'f'))
         | ((first == b'e') & (second == b'm') & (third == b'p'))
         | (((first == b'd') | (first == b't') | (first == b'r')) & (second == b'v'))
+        | ((first == b't') & (second == b's') & (third == b'e'))
 }
 
 /// Whether the mark at `at` is that of a whole needle.
@@ -120,6 +121,7 @@ fn is_needle(text: &[u8], at: usize) -> bool {
         (b'n', b'f') => spells(b"set_config", 6),
         (b'e', b'm') => spells(b"temp", 1) && is_temporary(text, at),
         (b'd', b'v') => spells(b"advisory", 1),
+        (b't', b's') => spells(b"setseed", 2),
         (b't', b'v') => spells(b"nextval", 3) || spells(b"lastval", 3) || spells(b"setval", 2),
         (b'r', b'v') => spells(b"currval", 3),
         _ => false,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::effects::EffectSet;
-use super::head::{FirstWord, Head, is_role};
+use super::head::{FirstWord, Head, is_role, is_seed};
 use super::lexer::{Backslash, Doubt, Lexer, Token};
 
 /// What one way of reading a text has found.
@@ -183,6 +183,9 @@ impl<'a> Reader<'a, '_> {
     /// A call of `set_config` has been read to its end.
     fn set_config(&mut self, call: SetConfig<'a>) {
         let set = match (call.local, call.name) {
+            // The seed stays, however local the setting is.
+            (Argument::Literal(()), Argument::Literal(name)) if is_seed(name) => EffectSet::LOCAL | EffectSet::LOAD,
+            (_, Argument::Literal(name)) if is_seed(name) => EffectSet::SETTINGS | EffectSet::LOAD,
             (Argument::Literal(()), _) => EffectSet::LOCAL,
             (_, Argument::Literal(name)) if is_role(name) => EffectSet::SETTINGS | EffectSet::ROLE,
             (_, Argument::Literal(name)) if name.contains(&b'.') => {
@@ -268,6 +271,7 @@ impl Callee {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             6 if is(b"setval") => Some(Self::Does(EffectSet::SEQUENCE)),
+            7 if is(b"setseed") => Some(Self::Does(EffectSet::LOAD)),
             7 if is(b"nextval") => Some(Self::Does(EffectSet::SEQUENCE)),
             7 if is(b"currval") || is(b"lastval") => Some(Self::Does(EffectSet::SEQUENCE.union(EffectSet::CURRVAL))),
             10 if is(b"set_config") => Some(Self::SetConfig),

@@ -194,6 +194,34 @@ fn set_config_is_told_by_its_arguments() {
 }
 
 #[test]
+fn what_writes_or_calls_may_take_values_from_sequences() {
+    #[rustfmt::skip]
+    let table = [
+        ("SELECT a FROM t WHERE b = $1",       false),
+        ("TABLE t",                            false),
+        ("BEGIN",                              false),
+        ("/* x */ SHOW a",                     false),
+        ("SET a = 'b(c)'",                     false),
+        ("DISCARD SEQUENCES",                  false),
+        ("",                                   false),
+        ("SELECT nextval('q')",                true),
+        ("SELECT f()",                         true),
+        ("INSERT INTO t DEFAULT VALUES",       true),
+        ("UPDATE t SET a = DEFAULT",           true),
+        ("DELETE FROM t",                      true),
+        ("COPY t FROM STDIN",                  true),
+        ("EXECUTE p",                          true),
+        ("FETCH c",                            true),
+        ("DO 'BEGIN END'",                     true),
+        ("BEGIN; INSERT INTO t VALUES (1)",    true),
+        ("WITH x AS (SELECT 1) TABLE x",       true),
+    ];
+    for (text, want) in table {
+        assert_eq!(scan(text.as_bytes()).takes_values, want, "{text}");
+    }
+}
+
+#[test]
 fn functions_and_commands_are_told_by_name() {
     check(&[
         ("nextval", "SELECT nextval('a')", Set::SEQUENCE),
@@ -222,6 +250,13 @@ fn functions_and_commands_are_told_by_name() {
         ("close all", "CLOSE ALL", Set::CLOSE_ALL),
         ("close", "CLOSE c", NONE),
         ("load", "LOAD 'auto_explain'", Set::LOAD),
+        ("seed", "SELECT SetSeed ($1)", Set::LOAD),
+        ("seed in quotes", "SELECT \"setseed\"(0.5) FROM t", Set::LOAD),
+        ("seed as a setting", "SET SESSION seed TO 0.5", Set::SETTINGS | Set::LOAD),
+        ("seed as a local setting", "SET LOCAL \"seed\" = 0.5", Set::LOCAL | Set::LOAD),
+        ("seed by its name", "SELECT set_config('seed', '0.5', false)", Set::SETTINGS | Set::LOAD),
+        ("seed by its name, locally", "SELECT set_config('seed', '0.5', true)", Set::LOCAL | Set::LOAD),
+        ("no seed", "SELECT setseed, seed, itself FROM seed", NONE),
         ("do", "DO $$ BEGIN END $$", OPAQUE),
         ("call", "CALL p()", OPAQUE),
         ("unknown", "FROBNICATE x", OPAQUE),
@@ -419,6 +454,8 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
         b"currval",
         b"lastval (",
         b"setval(",
+        b"setseed(",
+        b"seed",
         b"pg_advisory_lock(",
         b"pg_try_advisory_lock_shared (",
         b"pg_advisory_unlock_all",
@@ -492,7 +529,7 @@ proptest! {
         if let Some(cleared) = prefilter::clear(&text) {
             for backslash in [Backslash::Plain, Backslash::Escape] {
                 let reading = statement::read(&text, backslash, None);
-                prop_assert_eq!(Effects { set: reading.set, first: reading.first, harmless: false }, cleared);
+                prop_assert_eq!(Effects { set: reading.set, first: reading.first, harmless: false, takes_values: false }, cleared);
             }
         }
     }
@@ -507,7 +544,7 @@ proptest! {
 
     #[test]
     fn ordinary_text_is_cleared_without_reading(words in "([b-df-mo-su-z]{1,9}[ ,=.'\"()]{1,2}){0,60};? ?") {
-        let cleared = Effects { set: NONE, first: FirstWord::Update, harmless: false };
+        let cleared = Effects { set: NONE, first: FirstWord::Update, harmless: false, takes_values: false };
         prop_assert_eq!(prefilter::clear(format!("UPDATE {words}").as_bytes()), Some(cleared));
     }
 

@@ -81,7 +81,7 @@ reasons! {
         HoldCursor = "hold_cursor",
         /// SQL-level `PREPARE`.
         Prepare = "prepare",
-        /// `LOAD` of a shared library.
+        /// `LOAD` of a shared library, `dblink_connect` or `setseed`: only the end of the session undoes it.
         Load = "load",
         /// A start-up parameter no pooled connection has.
         Startup = "startup",

@@ -207,6 +207,101 @@ async fn a_connection_that_a_session_has_opened_to_elsewhere_is_found_by_nobody_
     }
 }
 
+/// Each way to seed `random()` with 0.5.
+const SEEDS: &str = r"
+CREATE FUNCTION seeds() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM setseed(0.5); END $$;
+CREATE FUNCTION by_setting() RETURNS int LANGUAGE plpgsql AS $$ BEGIN SET LOCAL seed TO 0.5; RETURN 1; END $$;
+CREATE FUNCTION by_text() RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SELECT setseed(0.5)'; RETURN 1; END $$;
+CREATE FUNCTION by_parts() RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SELECT set' || 'seed(0.5)'; RETURN 1; END $$;
+CREATE FUNCTION under_it() RETURNS int LANGUAGE sql SET seed = 0.5 AS $$ SELECT 1 $$;
+CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM seeds(); RETURN NEW; END $$;
+CREATE TABLE seeded (a int); CREATE TRIGGER t BEFORE INSERT ON seeded FOR EACH ROW EXECUTE FUNCTION on_insert();
+CREATE TABLE by_default (a int, b text DEFAULT setseed(0.5)::text);
+CREATE VIEW seeding AS SELECT setseed(0.5)::text AS s;
+";
+
+/// The ways, and whether who goes them keeps what follows from the seed.
+#[rustfmt::skip]
+const SEEDING: [(&str, bool); 14] = [
+    ("SELECT setseed(0.5)",                                  true),
+    ("SELECT \"setseed\" (0.5) FROM (VALUES (1)) AS x",      true),
+    ("SET seed TO 0.5",                                      true),
+    ("BEGIN; SET LOCAL seed TO 0.5; COMMIT",                 true),
+    ("SELECT set_config('seed', '0.5', false)",              true),
+    ("SELECT set_config('seed', '0.5', true)",               true),
+    ("DO $$ BEGIN PERFORM setseed(0.5); END $$",             true),
+    ("SELECT seeds()",                                       true),
+    ("SELECT by_setting()",                                  true),
+    ("SELECT by_text()",                                     true),
+    ("INSERT INTO seeded VALUES (1)",                        true),
+    ("SELECT by_parts()",                                    false),
+    ("SELECT under_it()",                                    false),
+    ("SELECT * FROM seeding",                                false),
+];
+
+/// A client of Postgres itself.
+async fn direct(stage: &Stage<'_>) -> Wire {
+    let address = stage.place.cluster.addr();
+    Wire::open(address, stage.name(), stage.name(), crate::support::PASSWORD).await.unwrap()
+}
+
+/// What `random()` says, so many times.
+async fn sequence(wire: &mut Wire, length: usize) -> Vec<String> {
+    let mut told = Vec::new();
+    for _ in 0..length {
+        told.push(value(wire, "SELECT random()").await);
+    }
+    told
+}
+
+#[tokio::test]
+async fn a_seed_is_its_clients_own_and_tells_nobody_else_what_is_random() {
+    for pool_size in ["1", "2"] {
+        let stage = stage(pool_size);
+        stage.own_sql(SEEDS);
+        let mut direct = direct(&stage).await;
+        succeed(&mut direct, "SELECT setseed(0.5)").await;
+        let want = sequence(&mut direct, 8).await;
+        let alone = pool_size == "1";
+        let fresh = |told: &[String], text: &str| assert!(told.iter().all(|one| !want.contains(one)), "{text}: leaked");
+        for (text, keeps) in SEEDING.into_iter().chain([("INSERT INTO by_default VALUES (1)", false)]) {
+            let mut one = stage.client().await;
+            succeed(&mut one, text).await;
+            if keeps {
+                for expected in want.get(..4).unwrap() {
+                    assert_eq!(value(&mut one, "SELECT random()").await, *expected, "{text}: lost");
+                    if !alone {
+                        fresh(&sequence(&mut stage.client().await, 2).await, text);
+                    }
+                }
+            }
+            one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+            let (mut two, mut three) = (stage.client().await, stage.client().await);
+            succeed(&mut two, "BEGIN").await;
+            fresh(&sequence(&mut two, 2).await, text);
+            if !alone {
+                fresh(&sequence(&mut three, 2).await, text);
+            }
+        }
+        assert_proven(&stage);
+    }
+}
+
+#[tokio::test]
+async fn a_seed_that_a_client_logs_in_with_is_none() {
+    let stage = stage("1");
+    let mut direct = direct(&stage).await;
+    succeed(&mut direct, "SELECT setseed(0.5)").await;
+    let want = sequence(&mut direct, 4).await;
+    for (parameter, text) in [("seed", "0.5"), ("options", "-c seed=0.5"), ("options", "-c SEED=0.5")] {
+        let mut one = stage.client_with(&[(parameter, text)]).await;
+        succeed(&mut one, "SELECT 1").await;
+        for wire in [&mut one, &mut stage.client().await] {
+            assert!(sequence(wire, 2).await.iter().all(|told| !want.contains(told)), "{parameter}: {text}");
+        }
+    }
+}
+
 async fn clean(mut wire: Wire, read: &str) {
     assert_eq!(value(&mut wire, read).await, "0");
 }

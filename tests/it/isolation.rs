@@ -352,6 +352,7 @@ fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
         ("Journal", "the replay of settings", acts::TRANSACTIONS),
         ("Taint", "audits", acts::TRANSACTIONS),
         ("Pins", "pins", belongings::BELONGINGS),
+        ("Sequences", "forgetting what sequences gave", belongings::BELONGINGS),
     ];
     let mut caught = Vec::new();
     for (guard, what, acts) in table {

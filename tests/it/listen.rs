@@ -423,7 +423,7 @@ fn a_client_knows_its_own_notifications_by_its_process_id() {
 
 #[test]
 fn who_listens_and_deallocates_hears_on_and_who_deallocates_behind_sequences_is_answered() {
-    let stage = Stage::new(&[("default_pool_size", "3")]);
+    let stage = Stage::new(&[("default_pool_size", "3"), ("sequence_values", "off")]);
     let prepare = [build::parse("s", "SELECT 1", &[]), build::sync()].concat();
     run(Duration::from_mins(1), async {
         let (mut client, mut other) = (stage.client().await, stage.client().await);

@@ -42,6 +42,7 @@ mod proxy_protocol;
 mod reads;
 mod routing;
 mod scripts;
+mod sequences;
 mod server_auth;
 mod shipped;
 mod sockets;

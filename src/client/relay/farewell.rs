@@ -30,7 +30,7 @@ impl Relay {
                 routing.ended(self.context.clock.moment(), &conn);
             }
             if loaded {
-                // Nothing unloads a library.
+                // Nothing unloads a library, or tells what `random()` will say.
                 self.unpin();
                 self.lender.discard_lent(conn, DiscardReason::Dirty);
             } else if cut_client
@@ -116,6 +116,9 @@ impl Relay {
     pub(super) fn leave(&mut self) {
         self.open_ear();
         self.subscriber = None;
+        if self.values != 0 {
+            self.pool.give_up_values(self.values);
+        }
         self.context.registry.leave(&self.entry);
         self.pool.clients.set(self.pool.clients.get().saturating_sub(1));
     }

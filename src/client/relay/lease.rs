@@ -4,17 +4,18 @@
 use std::rc::Rc;
 use std::task::Context as Task;
 
-use pgweir_config::PoolMode;
+use pgweir_config::{PoolMode, SequenceValues};
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::end::End;
-use super::super::request::PIPELINE_MAX;
+use super::super::request::{FORGET, PIPELINE_MAX};
 use super::{Lease, Proof, Relay, listen};
-use crate::backend::{Lost, ServerConn, Unnamed};
+use crate::backend::{Lost, ServerConn, Unnamed, Values};
 use crate::cancel::Activity;
 use crate::mutant::{Guard, lacks};
+use crate::pool::Taken;
 use crate::prepared::{AUDIT, REPLAY};
 use crate::settings;
 use crate::state::{self, Findings};
@@ -28,7 +29,8 @@ impl Relay {
         if self.routing.is_some() && !self.route(ahead, cx)? {
             return Ok(matches!(self.lease, Lease::Held(_)));
         }
-        if let Some(conn) = self.pool.try_lease(&self.profile, cx) {
+        let again = if self.values == 0 { None } else { self.pool.lend_again(self.values, cx) };
+        if let Some(conn) = again.or_else(|| self.pool.try_lease(&self.profile, cx)) {
             self.armed = true;
             self.begin(conn, cx)?;
             return Ok(true);
@@ -39,19 +41,22 @@ impl Relay {
     }
 
     /// A lease begins: the client's settings first.
-    pub(super) fn begin(&mut self, conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
+    pub(super) fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
         self.note(Activity::Running);
         let now = self.context.clock.moment();
         self.entry.begun.set(self.context.clock.now());
         // Ordinary tables may be temporary ones under such a path.
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
-        let (catalog, forgets) = (self.pool.catalog.key(), self.pool.catalog.guards_sequences());
+        let catalog = self.pool.catalog.key();
+        let own = self.owns_values(&mut conn);
+        let is_home = Rc::ptr_eq(&self.pool, &self.lender);
+        let forgets = !own && is_home && self.pool.catalog.sequences.are_asked_for() && !lacks(Guard::Sequences);
         let active = self.active();
         active.leased = now;
         active.proof = Proof::Open;
         active.catalog = catalog;
-        active.marks.sequences = forgets;
+        active.marks.begin_values(own || forgets);
         active.marks.placing.begin();
         active.proving = false;
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
@@ -75,7 +80,7 @@ impl Relay {
         let hold = !is_proven || conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
         if forgets {
-            encode::query(&mut message, b"DISCARD SEQUENCES");
+            encode::query(&mut message, FORGET);
             conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         }
         settings::replay(&conn.profile, &self.profile, &conn.tag, |text| {
@@ -230,7 +235,49 @@ impl Relay {
         Ok(())
     }
 
+    /// Whether what sequences gave on a server connection is the client's own, or there is nothing. How the client leaves it is
+    /// told at the end of the lease, if it is.
+    #[inline]
+    pub(super) fn owns_values(&self, conn: &mut ServerConn) -> bool {
+        match conn.values {
+            Values::None => {
+                conn.values = Values::Anyones;
+                true
+            }
+            Values::Anyones => false,
+            Values::Own { lease, any, .. } => {
+                let own = lease == self.values;
+                conn.values = if own { Values::Own { lease, any, asks: false } } else { Values::Anyones };
+                own
+            }
+        }
+    }
+
+    /// At the end of a lease: where the client finds what sequences gave it, if it is known to be its own.
+    #[cold]
+    fn leave_values(&mut self) {
+        if self.is_on_follower() {
+            return;
+        }
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &self.active) else { return };
+        let marks = &active.marks;
+        if !marks.own_values || self.pool.limits.sequence_values == SequenceValues::Off {
+            conn.values = Values::Anyones;
+            self.values = 0;
+            return;
+        }
+        let taken = match (marks.asks_values, marks.takes_values) {
+            (true, _) => Taken::Told,
+            (false, true) => Taken::Some,
+            (false, false) => Taken::None,
+        };
+        (self.values, conn.values) = self.pool.catalog.sequences.leave(conn.values, taken, &mut self.asked);
+    }
+
     pub(super) fn release(&mut self) {
+        if self.pool.catalog.sequences.are_asked_for() {
+            self.leave_values();
+        }
         if let Some(conn) = self.let_go() {
             self.lender.release(conn);
         }
@@ -298,8 +345,10 @@ impl Relay {
         // What the client sends meanwhile waits, and gets its settings first.
         active.aside.replaying = true;
         active.hold = true;
+        let Some(reseed) = settings::reseed() else { return self.replay_failed(b"", cx) };
         let mut message = Vec::new();
-        encode::query(&mut message, b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL");
+        let resets = [b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;", &reseed[..]].concat();
+        encode::query(&mut message, &resets);
         conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         conn.unnamed = Unnamed::Empty;
         conn.profile = self.pool.profiles.plain();

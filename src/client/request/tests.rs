@@ -97,6 +97,48 @@ fn each_message_becomes_what_the_server_is_to_get() {
 }
 
 #[test]
+fn what_strangers_took_from_sequences_is_forgotten_in_front_of_the_question_wherever_it_comes() {
+    let done = |tag: &str, status| [reply::done(tag), reply::ready(status)].concat();
+    let forget = query("DISCARD SEQUENCES");
+    let ask = query("SELECT lastval()");
+    // In a transaction, in which nothing was taken; once.
+    let mut desk = Desk::new();
+    desk.client(&query("BEGIN"));
+    desk.server(&done("BEGIN", b'T'));
+    assert_eq!(desk.client(&ask).0, [&*forget, &ask].concat());
+    assert!(desk.aside.replaying, "no cancel request is to hit it");
+    assert_eq!(desk.server(&done("DISCARD SEQUENCES", b'T')).0, b"");
+    assert!(!desk.aside.replaying);
+    assert_eq!(desk.client(&ask).0, ask);
+    // What the transaction took itself is not forgotten.
+    let mut desk = Desk::new();
+    let insert = query("INSERT INTO t DEFAULT VALUES");
+    assert_eq!(desk.client(&[&*insert, &ask].concat()).0, [&*insert, &ask].concat());
+    // Inside of a batch, without its end, and beside the client's portal.
+    let mut desk = Desk::new();
+    let (begin, batch) = (
+        [parse("", "BEGIN", &[]), bind("", "", &[]), execute("", 0)].concat(),
+        [parse("", "SELECT lastval()", &[]), bind("", "", &[]), execute("", 0), sync()].concat(),
+    );
+    let portal = std::str::from_utf8(desk.interner.prefix.as_bytes()).unwrap().to_owned();
+    let forgets = [
+        parse("", "DISCARD SEQUENCES", &[]),
+        bind(&portal, "", &[]),
+        execute(&portal, 0),
+        message(b'C', format!("P{portal}\0").as_bytes()),
+    ];
+    let (sent, _) = desk.client(&[&*begin, &batch].concat());
+    assert_eq!(sent.escape_ascii().to_string(), [&*begin, &forgets.concat(), &batch].concat().escape_ascii().to_string());
+    let ours = [reply::bare(b'1'), reply::bare(b'2'), reply::done("DISCARD SEQUENCES"), reply::bare(b'3')].concat();
+    let first = [reply::bare(b'1'), reply::bare(b'2'), reply::done("BEGIN")].concat();
+    assert_eq!(desk.server(&[&*first, &ours].concat()).0, first);
+    assert!(desk.marks.own_values);
+    // If that failed, who knows.
+    desk.server(&reply::error("ERROR", "55000", "lastval is not yet defined in this session"));
+    assert!(!desk.marks.own_values);
+}
+
+#[test]
 fn a_client_that_listens_does_so_in_front_of_what_may_do_more_than_read_and_behind_nothing() {
     let listening = || {
         let mut desk = Desk::new();

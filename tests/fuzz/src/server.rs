@@ -315,6 +315,7 @@ impl Server {
             }
             b"DISCARD SEQUENCES" => self.complete("DISCARD SEQUENCES"),
             b"RESET SESSION AUTHORIZATION" | b"RESET ROLE" | b"RESET ALL" => self.complete("RESET"),
+            text if text.starts_with(b"SET seed TO ") => self.complete("SET"),
             b"DISCARD ALL" => {
                 self.statements.clear();
                 self.portals.clear();
@@ -484,7 +485,11 @@ fn check(text: &[u8]) -> Result<(), Failure> {
         b"RESET ROLE",
         b"RESET ALL",
     ];
-    if text.starts_with(b"SELECT") || text == b"DISCARD ALL" || WORDS.contains(&text) {
+    if text.starts_with(b"SELECT")
+        || text.starts_with(b"SET seed TO ")
+        || text == b"DISCARD ALL"
+        || WORDS.contains(&text)
+    {
         return Ok(());
     }
     Err(Failure("42601", format!("syntax error at or near \"{}\"", text.escape_ascii())))
