@@ -531,6 +531,7 @@ impl ServerConn {
             values: Values::None,
             tag: Box::default(),
             untagged: false,
+            standby: Standby::No,
             used: true,
             lent: 0,
             target: Rc::new(Target::nowhere()),

@@ -603,7 +603,7 @@ impl Login {
         }
         let notices = std::mem::take(&mut self.notices);
         let is_renamed = self.is_renamed;
-        let is_standby = |(name, value): &(_, Box<[u8]>)| **name == *"in_hot_standby" && **value == *b"on";
+        let is_standby = |(name, value): &Entry| **name == *"in_hot_standby" && **value == *b"on";
         let standby = !target.is_read_only && parameters.iter().any(is_standby);
         let mut conn = self.into_conn(target, clock, plain, permit, born);
         conn.untagged = is_renamed && !tag.is_empty();

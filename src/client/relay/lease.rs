@@ -73,10 +73,11 @@ impl Relay {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        if Rc::ptr_eq(&conn.profile, &self.profile) && !forgets || lacks(Guard::Journal) {
+        let is_same = Rc::ptr_eq(&conn.profile, &self.profile);
+        if is_same && !forgets || lacks(Guard::Journal) {
             return Ok(());
         }
-        let is_proven = self.profile.is_proven_in(conn.incarnation.number());
+        let is_proven = is_same || self.profile.is_proven_in(conn.incarnation.number());
         let hold = !is_proven || conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
         if forgets {
