@@ -74,11 +74,14 @@ pub fn scan(text: &[u8]) -> Effects {
 
 /// See [`Effects::takes_values`].
 fn takes_values(effects: Effects, text: &[u8]) -> bool {
-    use FirstWord::{Abort, Begin, Close, Commit, Deallocate, Discard, Empty, End, Listen, Lock, Notify, Release, Reset};
+    use FirstWord::{
+        Abort, Begin, Close, Commit, Deallocate, Discard, Empty, End, Listen, Lock, Notify, Release, Reset,
+    };
     use FirstWord::{Rollback, Savepoint, Select, Set, Show, Start, Table, Unlisten, Values};
     let takes_none = match effects.first {
         Select | Values | Table => memchr::memchr(b'(', text).is_none(),
-        Abort | Begin | Close | Commit | Deallocate | Discard | Empty | End | Listen | Lock | Notify | Release | Reset => true,
+        Abort | Begin | Close | Commit | Deallocate | Discard | Empty | End | Listen | Lock | Notify | Release
+        | Reset => true,
         Rollback | Savepoint | Set | Show | Start | Unlisten => true,
         _ => false,
     };

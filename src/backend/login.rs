@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Try};
 use crate::net::{self, Stream};
 use crate::prepared::Shelf;
-use crate::settings::{APPLICATION_NAME, Profile};
+use crate::settings::{APPLICATION_NAME, Entry, Profile};
 use crate::stats::DiscardReason;
 
 /// The longest message accepted before a login is complete; bytes.

@@ -23,7 +23,9 @@ use super::statements::{Changes, Look, Named, Statements, Unnamed};
 use crate::backend::{ServerConn, Unnamed as Held};
 use crate::mutant::{Guard, lacks};
 use crate::pool::Knowledge;
-use crate::prepared::{Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE};
+use crate::prepared::{
+    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE,
+};
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
 use crate::settings::{self, Profile, Profiles};

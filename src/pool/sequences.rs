@@ -214,6 +214,10 @@ mod tests {
         assert!(!asks(Taken::None, &mut asked) && asked);
         assert_eq!([(); 3].map(|()| asks(Taken::Some, &mut asked)), [true, true, false]);
         let (lease, values) = sequences.leave(Values::Anyones, Taken::None, &mut asked);
-        assert!(values == Values::Own { lease, any: false, asks: false } && values.are_of(lease) && !values.are_of(lease + 1));
+        assert!(
+            values == Values::Own { lease, any: false, asks: false }
+                && values.are_of(lease)
+                && !values.are_of(lease + 1)
+        );
     }
 }

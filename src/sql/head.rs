@@ -196,7 +196,8 @@ impl<'a> SettingName<'a> {
     /// Whether it is that of the seed of `random()`.
     fn is_seed(self) -> bool {
         let mut lexer = self.0;
-        matches!(lexer.token(), Some(Token::Word(name) | Token::Quoted(name)) if is_seed(name)) && !lexer.take_mark(b'.')
+        matches!(lexer.token(), Some(Token::Word(name) | Token::Quoted(name)) if is_seed(name))
+            && !lexer.take_mark(b'.')
     }
 
     /// Whether [`Self::spell`] has an answer.

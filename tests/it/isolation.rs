@@ -539,7 +539,7 @@ fn nothing_is_run_under_settings_that_could_not_be_applied() {
     #[rustfmt::skip]
     let table = [
         // What it names is gone.
-        ("SET default_text_search_config = 'public.mine'", "DROP TEXT SEARCH CONFIGURATION public.mine", "42704"),
+        ("SET default_text_search_config = 'public.mine'", "DROP TEXT SEARCH CONFIGURATION public.mine", "22023"),
         // Another client loads the library whose names these are, in the same server connection.
         ("SET plpgsql.mine = '1'",                         "",                                           "42602"),
     ];

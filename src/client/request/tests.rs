@@ -128,7 +128,10 @@ fn what_strangers_took_from_sequences_is_forgotten_in_front_of_the_question_wher
         message(b'C', format!("P{portal}\0").as_bytes()),
     ];
     let (sent, _) = desk.client(&[&*begin, &batch].concat());
-    assert_eq!(sent.escape_ascii().to_string(), [&*begin, &forgets.concat(), &batch].concat().escape_ascii().to_string());
+    assert_eq!(
+        sent.escape_ascii().to_string(),
+        [&*begin, &forgets.concat(), &batch].concat().escape_ascii().to_string()
+    );
     let ours = [reply::bare(b'1'), reply::bare(b'2'), reply::done("DISCARD SEQUENCES"), reply::bare(b'3')].concat();
     let first = [reply::bare(b'1'), reply::bare(b'2'), reply::done("BEGIN")].concat();
     assert_eq!(desk.server(&[&*first, &ours].concat()).0, first);
