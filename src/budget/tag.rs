@@ -90,6 +90,12 @@ pub fn member(process: &str, weight: u32, entropy: u64) -> String {
     name
 }
 
+/// Whether a connection of this tag says that its pgweir will end soon.
+#[must_use]
+pub fn is_leaving(tag: &str) -> bool {
+    tag.ends_with("!]")
+}
+
 /// The weight that the name of a member tells.
 #[must_use]
 pub fn weight(member: &[u8]) -> u32 {

@@ -195,7 +195,7 @@ impl Pool {
         let fleet = self.fleet.as_ref().filter(|fleet| !fleet.is_static.get());
         let Some(fleet) = fleet else { return Some(conn) };
         let now = fleet.now(self.clock.now());
-        if self.course.get() != Course::Serves && !conn.tag.ends_with("!]") {
+        if self.course.get() != Course::Serves && !tag::is_leaving(&conn.tag) {
             // The others need not reckon with it.
             conn.tag = conn.tag.replace(']', " !]").into();
             conn.untagged = true;

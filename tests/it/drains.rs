@@ -210,7 +210,7 @@ async fn what_came_after_the_last_period_is_told_at_the_end() {
         site.pgweir.signal(libc::SIGTERM).unwrap();
         assert!(site.pgweir.wait_exit(SOON).unwrap().success());
         // Behind all the others.
-        site.pgweir.wait_log("msg=stopped", SOON).unwrap();
+        site.pgweir.wait_log("message=stopped", SOON).unwrap();
         let log = site.pgweir.log();
         assert_eq!(counted(&log), 20, "{period}: {log}");
         assert!(lines.contains(&log.matches(" pgweir=stats ").count()), "{period}: {log}");

@@ -13,6 +13,7 @@ use super::super::end::End;
 use super::super::request::{FORGET, PIPELINE_MAX};
 use super::{Lease, Proof, Relay, listen};
 use crate::backend::{Lost, ServerConn, Unnamed, Values};
+use crate::budget::tag;
 use crate::cancel::Activity;
 use crate::mutant::{Guard, lacks};
 use crate::pool::Taken;
@@ -471,7 +472,11 @@ impl Relay {
 fn untag(conn: &mut ServerConn, profiles: [&settings::Profile; 2], findings: &mut Findings) {
     conn.untagged = false;
     let is_name = |(name, _): &settings::Entry| **name == *settings::APPLICATION_NAME;
-    let Some(at) = findings.settings.iter().position(is_name) else { return };
+    let Some(at) = findings.settings.iter().position(is_name) else {
+        // It was reset: it is the one of the login, which may not say yet that the pool leaves.
+        conn.untagged = tag::is_leaving(&conn.tag);
+        return;
+    };
     let Some((name, told)) = findings.settings.get_mut(at) else { return };
     conn.untagged = !told.ends_with(conn.tag.as_bytes());
     let mut owns = profiles.iter().filter_map(|profile| profile.get(name));

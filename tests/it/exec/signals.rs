@@ -173,7 +173,10 @@ fn when_the_time_after_sigterm_is_over_server_connections_are_closed_and_the_app
     let mut wrapped = Wrapping::sh(&url, &script).var("PGWEIR_SHUTDOWN_TIMEOUT", "1s").start();
     wrapped.await_said("ready");
     wait_until(SOON, || {
-        place.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)' AND state = 'active' AND usename <> 'postgres'") == "1"
+        place.psql(&format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)' AND state = 'active' AND usename = '{}'",
+            place.name
+        )) == "1"
     });
     let start = Instant::now();
     wrapped.signal(libc::SIGTERM);

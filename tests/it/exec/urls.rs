@@ -214,7 +214,7 @@ fn status_tells_how_things_stand() {
     // The limits are found out for who asks.
     wait_until(SOON, || ask()["pools"][0]["budget"]["limits"][0]["limit"].is_number());
     let budget = &ask()["pools"][0]["budget"];
-    assert_eq!((&budget["sharing"], &budget["binds"]), (&"alone".into(), &"server".into()));
+    assert_eq!((&budget["sharing"], &budget["binds"]), (&"shared".into(), &"server".into()));
     assert_eq!(budget["limits"][0]["own"], 1, "{budget}");
     let text = Wrapping::new(&["status"]).finish().well();
     assert!(text.contains("limit of the server: ") && text.contains(" (it binds)"), "{text}");
