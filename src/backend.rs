@@ -294,6 +294,8 @@ pub enum Lost {
     Fatal(Box<[u8]>),
     /// The server broke the protocol.
     Protocol,
+    /// The server went on with a query for too long, whatever it was told.
+    Overdue,
 }
 
 impl ServerConn {

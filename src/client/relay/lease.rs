@@ -48,13 +48,13 @@ impl Relay {
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
         let (catalog, forgets) = (self.pool.catalog.key(), self.pool.catalog.guards_sequences());
         let active = self.active();
-        active.leased = now;
+        (active.leased, active.begun) = (now, now);
         active.proof = Proof::Open;
         active.catalog = catalog;
         active.marks.sequences = forgets;
         active.marks.placing.begin();
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
-        active.cancels = 0;
+        (active.cancels, active.overdue) = (0, None);
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(forgets, cx)?;
