@@ -49,6 +49,7 @@ mod stage;
 mod stop;
 mod storms;
 mod support;
+mod timeouts;
 mod tls;
 mod transcript;
 mod versions;
