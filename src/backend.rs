@@ -312,6 +312,8 @@ pub enum Lost {
     Fatal(Box<[u8]>),
     /// The server broke the protocol.
     Protocol,
+    /// The server went on with a query for too long, whatever it was told.
+    Overdue,
 }
 
 /// A connection to a standby that is younger than this is kept though a write was refused there: whoever connects anew would

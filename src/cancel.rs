@@ -16,6 +16,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use crate::clock::Moment;
+use crate::pool::TimeLimits;
 use crate::stats::{PinReason, PoolName};
 
 /// The smallest made-up process id: above Linux' largest real one, so that it never names a backend.
@@ -62,7 +63,7 @@ pub enum Order {
     TransactionIdle,
     /// End: the transaction took too long.
     TransactionLong,
-    /// Cancel the query: it took too long.
+    /// End the query: it took too long.
     QueryLong,
 }
 
@@ -84,11 +85,13 @@ pub struct Entry {
     /// The process id its client was told.
     pub pid: u32,
     secret: Secret,
+    /// How long it may do one thing.
+    pub times: Rc<TimeLimits>,
     /// What it is doing.
     pub activity: Cell<Activity>,
     /// Since when.
     pub since: Cell<Instant>,
-    /// When its transaction, or its lease, began.
+    /// When its lease began.
     pub begun: Cell<Instant>,
     /// What it was told.
     pub order: Cell<Order>,
@@ -235,7 +238,7 @@ impl Registry {
     /// A new session, with a process id and a secret that no one can guess, a `long` one for a client that can take it.
     /// In session mode the process id is the server's `real` one, unless a session on another server has it.
     #[must_use]
-    pub fn enter(&self, real: Option<u32>, long: bool, now: Instant) -> Rc<Entry> {
+    pub fn enter(&self, real: Option<u32>, long: bool, times: Rc<TimeLimits>, now: Instant) -> Rc<Entry> {
         let mut entries = self.entries.borrow_mut();
         let mut rng = rand::rng();
         let free = |pid: &u32| !entries.contains_key(pid);
@@ -250,6 +253,7 @@ impl Registry {
         });
         let entry = Rc::new(Entry {
             pid,
+            times,
             secret: if long { Secret::Long(self.next_long()) } else { Secret::Short(rng.random()) },
             activity: Cell::new(Activity::Idle),
             since: Cell::new(now),
@@ -449,7 +453,7 @@ mod tests {
     #[test]
     fn who_does_not_read_looks_once_after_each_waking() {
         let registry = Registry::default();
-        let entry = registry.enter(None, false, Instant::now());
+        let entry = registry.enter(None, false, Rc::default(), Instant::now());
         assert!(!registry.is_to_look(&entry), "it has only just stopped reading");
         assert!(!registry.is_to_look(&entry));
         registry.wake_away();
@@ -463,7 +467,7 @@ mod tests {
     fn only_the_exact_key_cancels() {
         let registry = Registry::default();
         for (long, length) in [(false, SHORT_SECRET), (true, LONG_SECRET)] {
-            let [one, two] = [long, !long].map(|long| registry.enter(None, long, Instant::now()));
+            let [one, two] = [long, !long].map(|long| registry.enter(None, long, Rc::default(), Instant::now()));
             assert!(one.pid >= FIRST_PID && i32::try_from(one.pid).is_ok());
             let secret = registry.secret(&one);
             assert_eq!(secret.len(), length);
@@ -496,7 +500,7 @@ mod tests {
         let registry = Registry::default();
         let begun = Instant::now();
         let enter = |activity, keeps, age: u64| {
-            let entry = registry.enter(None, false, begun);
+            let entry = registry.enter(None, false, Rc::default(), begun);
             entry.activity.set(activity);
             entry.keeps.set(keeps);
             entry.begun.set(begun + Duration::from_secs(10 - age));
@@ -522,14 +526,15 @@ mod tests {
         for long in [false, true] {
             // In session mode it is the server's, whoever has the server connection.
             let [one, two] = [(); 2].map(|()| {
-                let entry = registry.enter(Some(4711), long, Instant::now());
+                let entry = registry.enter(Some(4711), long, Rc::default(), Instant::now());
                 assert_eq!(entry.pid, 4711);
                 registry.leave(&entry);
                 registry.secret(&entry)
             });
             assert_ne!(one, two);
             // Nor do two workers make the same.
-            assert_ne!(one, Registry::default().secret(&Registry::default().enter(Some(4711), long, Instant::now())));
+            let elsewhere = Registry::default().enter(Some(4711), long, Rc::default(), Instant::now());
+            assert_ne!(one, Registry::default().secret(&elsewhere));
         }
     }
 }

@@ -29,7 +29,7 @@ use dial::Backoff;
 use fleet::Fleet;
 pub use fleet::{FleetPolicy, fleet_name};
 pub use knowledge::{Definitions, Knowledge};
-pub use limits::{Limits, SharedLimit};
+pub use limits::{Limits, SharedLimit, TimeLimits};
 pub use listener::{Life, Listener};
 pub use sequences::{Sequences, Taken};
 use watch::Watch;

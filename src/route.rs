@@ -20,7 +20,7 @@ use crate::backend::{
 use crate::clock::Clock;
 use crate::net::tls::Gear;
 use crate::net::{Left, Sockets, TcpOptions};
-use crate::pool::{Census, FleetPolicy, Limits, Pool, SharedLimit};
+use crate::pool::{Census, FleetPolicy, Limits, Pool, SharedLimit, TimeLimits};
 use crate::prepared::Budget;
 use crate::stats::PoolName;
 
@@ -372,6 +372,7 @@ impl Router {
             server_login_retry: pool.server_login_retry,
             max_server_logins: pool.max_server_logins,
             cancel_wait_timeout: pool.cancel_wait_timeout,
+            times: Rc::new(self.times(own)),
             is_probed: self.config.databases.contains_key(name)
                 && database.followers_of.is_none()
                 && (own.is_some() || self.config.users.is_empty() && database.user.is_some()),
@@ -385,6 +386,18 @@ impl Router {
             catalog_check_interval: pool.catalog_check_interval,
             sequence_values: pool.sequence_values,
             max_pinned: if pool.max_pinned == 0 { pool_size } else { pool.max_pinned },
+        }
+    }
+
+    /// The limits of a user's clients in time. 0 is no limit of the user's own, as with `PgBouncer`.
+    fn times(&self, own: Option<&pgweir_config::User>) -> TimeLimits {
+        let client = &self.config.client;
+        let either = |own: Option<Duration>, global| own.filter(|limit| !limit.is_zero()).unwrap_or(global);
+        TimeLimits {
+            client_idle: client.client_idle_timeout,
+            idle_transaction: either(own.and_then(|u| u.idle_transaction_timeout), client.idle_transaction_timeout),
+            query: either(own.and_then(|u| u.query_timeout), client.query_timeout),
+            transaction: client.transaction_timeout,
         }
     }
 
@@ -483,7 +496,7 @@ pub fn is_verifier(password: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
-    use pgweir_config::{Database, FollowerList};
+    use pgweir_config::{Database, FollowerList, User};
 
     use super::*;
     use crate::clock::Pauses;
@@ -526,6 +539,35 @@ mod tests {
         crowd(&router);
         router.sweep();
         assert!(router.replicas.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_users_limits_in_time_stand_in_the_place_of_the_global_ones() {
+        let [none, own, global] = [0, 3, 5].map(Duration::from_secs);
+        #[rustfmt::skip]
+        let table: [(&str, Duration, Option<Duration>, Duration); 6] = [
+            ("neither",       none,   None,       none),
+            ("global",        global, None,       global),
+            ("own",           none,   Some(own),  own),
+            ("both",          global, Some(own),  own),
+            ("0 is no own",   global, Some(none), global),
+            ("0 and nothing", none,   Some(none), none),
+        ];
+        for (name, all, one, want) in table {
+            let mut config = Config::default();
+            config.client.client_idle_timeout = all;
+            (config.client.query_timeout, config.client.idle_transaction_timeout) = (all, all);
+            let user = User { query_timeout: one, idle_transaction_timeout: one, ..User::default() };
+            config.users.insert("user".to_owned(), user);
+            config.databases.insert(FALLBACK.into(), Database::default());
+            let router = router(config);
+            for (user, want) in [("user", want), ("another", all)] {
+                let times = router.pool("app", user).unwrap().limits.times.clone();
+                let want =
+                    TimeLimits { client_idle: all, idle_transaction: want, query: want, ..TimeLimits::default() };
+                assert_eq!((*times, times.is_none()), (want, want.query.is_zero() && all.is_zero()), "{name}, {user}");
+            }
+        }
     }
 
     #[test]

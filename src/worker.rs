@@ -275,21 +275,13 @@ impl Worker {
 
     /// Sessions that do one thing for too long.
     fn watch(&self) {
-        let config = &self.context.config;
-        let client = &config.client;
-        let limits = [
-            client.client_idle_timeout,
-            client.idle_transaction_timeout,
-            client.query_timeout,
-            client.transaction_timeout,
-        ];
-        let none = limits.iter().all(Duration::is_zero);
+        let none = self.context.router.pools().iter().all(|pool| pool.limits.times.is_none());
         if none || self.stage != Stage::Serving {
             return;
         }
         let now = self.context.clock.now();
         for session in self.context.registry.sessions() {
-            let order = overdue(&session, now, limits);
+            let order = overdue(&session, now);
             if order != Order::None && session.order.get() == Order::None {
                 session.tell(order);
             }
@@ -387,15 +379,16 @@ fn fail_if_told(ticks: u32) {
     }
 }
 
-fn overdue(session: &Entry, now: Instant, [idle, idle_in_transaction, query, transaction]: [Duration; 4]) -> Order {
+/// What the session does for too long, as far as can be seen from outside: of the queries in a pipeline, and of the
+/// transactions in a lease, it knows itself when each began.
+fn overdue(session: &Entry, now: Instant) -> Order {
     let past = |limit: Duration, since: Instant| !limit.is_zero() && now.saturating_duration_since(since) >= limit;
-    let since = session.since.get();
-    let begun = session.begun.get();
+    let (times, since, begun) = (&session.times, session.since.get(), session.begun.get());
     match session.activity.get() {
-        Activity::Idle if past(idle, since) => Order::ClientIdle,
-        Activity::InTransaction if past(idle_in_transaction, since) => Order::TransactionIdle,
-        Activity::Running if past(query, since) => Order::QueryLong,
-        Activity::InTransaction | Activity::Running if past(transaction, begun) => Order::TransactionLong,
+        Activity::Idle if past(times.client_idle, since) => Order::ClientIdle,
+        Activity::InTransaction if past(times.idle_transaction, since) => Order::TransactionIdle,
+        Activity::Running if past(times.query, since) => Order::QueryLong,
+        Activity::InTransaction | Activity::Running if past(times.transaction, begun) => Order::TransactionLong,
         _ => Order::None,
     }
 }

@@ -134,9 +134,10 @@ group! {
         pool_size: Option<u32> as 20, in 1..=10000 => live;
         /// Server connections of this user over all pools, at most; 0 sets no limit.
         max_user_connections: Option<u32> as 0, in 0..=100000 => live;
-        /// Longest time for one query of this user; 0 sets no limit.
+        /// Longest time for one query of this user; absent or 0: the global `query_timeout`.
         query_timeout: Option<Duration> as "0s", in 0..="365d" => live;
-        /// Idle time inside a transaction after which this user's client is disconnected; 0 sets no limit.
+        /// Idle time inside a transaction after which this user's client is disconnected; absent or 0: the global
+        /// `idle_transaction_timeout`.
         idle_transaction_timeout: Option<Duration> as "0s", in 0..="365d" => live;
         /// Longest wait of this user for a server connection; 0 waits forever.
         query_wait_timeout: Option<Duration> as "120s", in 0..="365d" => live;

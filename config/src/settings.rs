@@ -331,7 +331,8 @@ group! {
         client_idle_timeout: Duration = "0s", in 0..="365d" => live;
         /// Idle time inside a transaction after which a client is disconnected; 0 sets no limit.
         idle_transaction_timeout: Duration = "0s", in 0..="365d" => live;
-        /// Longest time for one query; 0 sets no limit.
+        /// Longest time for one query; then it is cancelled. A server that goes on with it is given up `cancel_wait_timeout`
+        /// and 5 s later, and its client told that it is lost. 0 sets no limit.
         query_timeout: Duration = "0s", in 0..="365d" => live;
         /// Longest time for one transaction; 0 sets no limit.
         transaction_timeout: Duration = "0s", in 0..="365d" => live;

@@ -14,6 +14,7 @@ mod holding;
 mod lease;
 mod listen;
 mod loss;
+mod overdue;
 mod rerun;
 mod routing;
 mod slow;
@@ -183,7 +184,7 @@ impl Relay {
         // again after it gave something or the other side made room for more.
         let (mut ask_server, mut ask_client) = (true, self.listens());
         for _ in 0..ROUNDS {
-            self.heed()?;
+            self.heed(cx)?;
             if ask_server {
                 ask_server = self.turn_server(cx, scratch)?;
                 ask_client |= ask_server && self.reopen_ear() || self.resumes();
@@ -198,7 +199,7 @@ impl Relay {
             if !(ask_server || ask_client) {
                 // What waited for the end of the transaction, or of a replay, may have its turn now.
                 let waits = self.resumes();
-                self.heed()?;
+                self.heed(cx)?;
                 ask_client = !waits && self.resumes();
                 if !ask_client {
                     return Ok(());
@@ -217,12 +218,12 @@ impl Relay {
 
     /// Orders and cancel requests from outside.
     #[inline]
-    fn heed(&mut self) -> Result<(), End> {
-        if self.entry.called.get() { self.heed_call() } else { Ok(()) }
+    fn heed(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        if self.entry.called.get() { self.heed_call(cx) } else { Ok(()) }
     }
 
     #[cold]
-    fn heed_call(&mut self) -> Result<(), End> {
+    fn heed_call(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         if self.context.registry.is_asked(&self.entry) {
             self.tell_holding();
         }
@@ -242,13 +243,12 @@ impl Relay {
         match self.entry.order.get() {
             Order::None => Ok(()),
             Order::Drain if !self.is_at_rest() => Ok(()),
-            // It would hit the replay of settings.
-            Order::QueryLong if replaying => Ok(()),
             Order::QueryLong => {
                 self.entry.order.set(Order::None);
-                // Counted anew, so that a server that takes its time is not told ten times a second.
-                self.entry.since.set(self.context.clock.now());
-                self.cancel_server(Vec::new());
+                self.end_query(cx)
+            }
+            Order::TransactionLong if !self.is_transaction_long() => {
+                self.entry.order.set(Order::None);
                 Ok(())
             }
             order => Err(End::Told(order)),
@@ -687,6 +687,9 @@ impl Relay {
         let noted = || self.entry.activity.get() == Activity::Running && self.entry.since.get() == context.clock.now();
         if was_settled && used > 0 && !noted() {
             self.note(Activity::Running);
+            if !in_transaction {
+                self.active().begun = self.context.clock.moment();
+            }
         }
         if let Err(error) = sent {
             self.lose(Lost::Io(error.kind()), cx)?;

@@ -38,6 +38,8 @@ pub struct Limits {
     pub max_server_logins: u32,
     /// The longest wait for a cancel request to arrive.
     pub cancel_wait_timeout: Duration,
+    /// How long its clients may do one thing.
+    pub times: Rc<TimeLimits>,
     /// How prepared statements are run.
     pub statements: StatementMode,
     /// What one server connection keeps of them.
@@ -56,6 +58,27 @@ pub struct Limits {
     pub is_probed: bool,
 }
 
+/// How long a client may do one thing; zero sets no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// Nothing, outside a transaction.
+    pub client_idle: Duration,
+    /// Nothing, inside one.
+    pub idle_transaction: Duration,
+    /// One query.
+    pub query: Duration,
+    /// One transaction.
+    pub transaction: Duration,
+}
+
+impl TimeLimits {
+    /// Whether no limit is set.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 #[cfg(test)]
 impl Limits {
     /// Those of a pool without a server.
@@ -72,6 +95,7 @@ impl Limits {
             server_login_retry: Duration::ZERO,
             max_server_logins: 0,
             cancel_wait_timeout: Duration::ZERO,
+            times: Rc::default(),
             statements: StatementMode::Session,
             budget: Budget { count: 0, bytes: 0 },
             max_pinned: 0,

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgweir_config::{entries, settings};
+
 /// `DESIGN.md` section 2, bottom floor first. A module uses only floors below its own.
 const FLOORS: [&[&str]; 10] = [
     &["stats", "clock", "sql", "mutant"],
@@ -88,6 +90,86 @@ fn the_program_may_use_the_whole_library() {
     let text = "fn main() { pgweir::worker::run(pgweir::clock::now()) } mod x { use crate::y; }".to_owned();
     let sources = BTreeMap::from([("main.rs".to_owned(), text)]);
     assert_eq!(faults(&sources), Vec::<String>::new());
+}
+
+/// The word in front of a setting where it is read, if it is not its table's name.
+const HOLDERS: [(&str, &[&str]); 4] = [
+    ("fleet", &["settings"]),
+    ("followers", &["settings"]),
+    ("databases", &["database", "entry"]),
+    ("users", &["user", "u"]),
+];
+
+/// Settings that the program has from functions of `config`, in these files.
+const READ_IN_CONFIG: [(&str, &str, &str); 9] = [
+    // The map, not the name of its file.
+    ("auth", "auth_ident_file", "config.rs"),
+    ("auth", "auth_ident_map", "config.rs"),
+    // What the settings of TLS mean together, those of a database and the global ones.
+    ("tls", "client_tls_protocols", "tls.rs"),
+    ("tls", "server_tls_sslmode", "tls.rs"),
+    ("tls", "server_tls_ca_file", "tls.rs"),
+    ("tls", "server_tls_cert_file", "tls.rs"),
+    ("tls", "server_tls_key_file", "tls.rs"),
+    ("tls", "server_tls_protocols", "tls.rs"),
+    ("databases", "sslnegotiation", "tls.rs"),
+];
+
+#[test]
+fn every_setting_is_read() {
+    let globals = settings::all().map(|setting| (setting.group, setting.name));
+    let databases = entries::database_keys().iter().map(|key| (key.group, key.name));
+    let users = entries::user_keys().iter().map(|key| (key.group, key.name));
+    let unread = unread(globals.chain(databases).chain(users), &read_sources(&root().join("src")));
+    let excused: BTreeSet<String> = READ_IN_CONFIG.iter().map(|(group, name, _)| format!("{group}.{name}")).collect();
+    assert_eq!(unread, excused, "on the left: what nothing in src reads");
+    for (_, name, file) in READ_IN_CONFIG {
+        let text = fs::read_to_string(root().join("config/src").join(file)).unwrap();
+        assert!(tokens(&text).contains(&name.to_owned()), "{name} in config/src/{file}");
+    }
+}
+
+#[test]
+fn a_setting_is_read_where_its_table_is_and_by_no_test() {
+    #[rustfmt::skip]
+    let table: [(&str, &str, &str, bool); 9] = [
+        ("by its table",         "a.rs",       "let x = config.client.query_timeout;",                          true),
+        ("the user's",           "a.rs",       "own.and_then(|u| u.query_timeout)",                             false),
+        ("another's field",      "a.rs",       "limits.query_timeout",                                          false),
+        ("longer",               "a.rs",       "client.query_timeout_ms",                                       false),
+        ("in a comment",         "a.rs",       "// client.query_timeout",                                       false),
+        ("in a string",          "a.rs",       "\"client.query_timeout\"",                                      false),
+        ("in a test behind it",  "a.rs",       "fn f() {}\n#[cfg(test)]\nmod tests { client.query_timeout }",   false),
+        ("in a file of tests",   "a/tests.rs", "client.query_timeout",                                          false),
+        ("over two lines",       "a.rs",       "client\n    .query_timeout",                                    true),
+    ];
+    for (name, file, text, want) in table {
+        let sources = BTreeMap::from([(file.to_owned(), text.to_owned())]);
+        assert_eq!(unread([("client", "query_timeout")], &sources).is_empty(), want, "{name}");
+    }
+    let sources = BTreeMap::from([("a.rs".to_owned(), "own.and_then(|u| u.query_timeout)".to_owned())]);
+    assert_eq!(unread([("users", "query_timeout")], &sources), BTreeSet::new());
+}
+
+/// The settings, each with its table, that no source reads.
+fn unread<'a>(
+    settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    sources: &BTreeMap<String, String>,
+) -> BTreeSet<String> {
+    let mut read: BTreeSet<(String, String)> = BTreeSet::new();
+    for (_, text) in sources.iter().filter(|(file, _)| !file.ends_with("tests.rs")) {
+        let tokens = tokens(text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default());
+        for three in tokens.windows(3).filter(|three| three[1] == ".") {
+            read.insert((three[0].clone(), three[2].clone()));
+        }
+    }
+    let is_read = |group: &str, name: &str| {
+        let others = HOLDERS.iter().find(|(table, _)| *table == group).map_or(&[][..], |(_, others)| others);
+        let mut holders = others.iter().copied().chain([group]);
+        holders.any(|holder| read.contains(&(holder.to_owned(), name.to_owned())))
+    };
+    let unread = settings.into_iter().filter(|(group, name)| !is_read(group, name));
+    unread.map(|(group, name)| format!("{group}.{name}")).collect()
 }
 
 /// What the fuzz engine is built of besides libFuzzer: our crates, by their folders.

@@ -50,6 +50,7 @@ mod stage;
 mod stop;
 mod storms;
 mod support;
+mod timeouts;
 mod tls;
 mod transcript;
 mod versions;

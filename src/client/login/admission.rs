@@ -128,7 +128,8 @@ impl Door {
             PoolMode::Transaction | PoolMode::Statement => None,
         };
         let real_pid = conn.as_ref().map(|conn| conn.pid);
-        let entry = self.context.registry.enter(real_pid, wish.long_key, self.context.clock.now());
+        let (times, now) = (pool.limits.times.clone(), self.context.clock.now());
+        let entry = self.context.registry.enter(real_pid, wish.long_key, times, now);
         encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
         if first {
             for notice in &learned.notices {

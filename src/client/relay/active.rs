@@ -4,6 +4,7 @@ use super::super::answer::Aside;
 use super::super::local::Local;
 use super::super::request::Marks;
 use super::super::slow::Watched;
+use super::overdue::Overdue;
 use super::rerun::Rerun;
 use crate::clock::Moment;
 use crate::stats::PinReason;
@@ -60,6 +61,10 @@ pub struct Active {
     pub(super) proof: Proof,
     /// When the lease began.
     pub(super) leased: Moment,
+    /// When the transaction began.
+    pub(super) begun: Moment,
+    /// What took too long.
+    pub(super) overdue: Option<Overdue>,
     /// What is under way, if slow statements are logged.
     pub(super) watched: Option<Box<Watched>>,
 }
@@ -81,6 +86,8 @@ impl Active {
             catalog: 0,
             proof: Proof::Open,
             leased: now,
+            begun: now,
+            overdue: None,
             watched: None,
         }
     }

@@ -203,7 +203,8 @@ impl Relay {
         let kept = active.rerun.is_routed() && !mid_message;
         // In the way of the replay is a query only where there is one: on a follower.
         let is_conflict = matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001");
-        let runs_again = active.rerun.is_harmless() || is_conflict;
+        let is_overdue = matches!(lost, Lost::Overdue);
+        let runs_again = (active.rerun.is_harmless() || is_conflict) && !is_overdue;
         let batch = active.rerun.take().filter(|_| kept);
         let is_doubtful = batch.is_some() && !runs_again;
         let pipeline = &mut conn.pipeline;
@@ -257,7 +258,7 @@ impl Relay {
         self.set_course(Course::Home, 0, RouteReason::Rerun);
         // Drivers know what to do with a serialization failure.
         let failure = if is_doubtful {
-            lost_failure(in_transaction)
+            lost_failure(in_transaction, is_overdue)
         } else {
             lost_on_follower(if is_conflict { "40001" } else { "08006" })
         };

@@ -40,13 +40,12 @@ impl Relay {
                 self.unpin();
                 self.lender.discard_lent(conn, DiscardReason::Protocol);
             } else {
-                let client = &self.context.config.client;
-                let at_once = match client.cancel_on_disconnect {
+                let at_once = match self.context.config.client.cancel_on_disconnect {
                     CancelOnDisconnect::Lost => end.is_loss(),
                     CancelOnDisconnect::Always => true,
                     CancelOnDisconnect::Never => false,
                 };
-                let cancel_after = match client.query_timeout {
+                let cancel_after = match self.pool.limits.times.query {
                     _ if commit => None,
                     _ if at_once => Some(Duration::ZERO),
                     // A client that is gone does not make its query's time any longer.

@@ -54,14 +54,14 @@ impl Relay {
         let is_home = Rc::ptr_eq(&self.pool, &self.lender);
         let forgets = !own && is_home && self.pool.catalog.sequences.are_asked_for() && !lacks(Guard::Sequences);
         let active = self.active();
-        active.leased = now;
+        (active.leased, active.begun) = (now, now);
         active.proof = Proof::Open;
         active.catalog = catalog;
         active.marks.begin_values(own || forgets);
         active.marks.placing.begin();
         active.proving = false;
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
-        active.cancels = 0;
+        (active.cancels, active.overdue) = (0, None);
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(forgets, cx)?;

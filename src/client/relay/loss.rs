@@ -106,6 +106,7 @@ impl Relay {
         }
         // What only it was to listen to is lost with it, and so is the session.
         self.subscriber.take_if(|subscriber| subscriber.is_idle());
+        let is_overdue = matches!(lost, Lost::Overdue);
         let batch = active.rerun.take_harmless().filter(|_| rerun::is_passing(&lost));
         self.statements.undo_all(&mut marks.changes);
         active.hold = false;
@@ -140,11 +141,11 @@ impl Relay {
         match lost {
             _ if mid_message => return Err(End::MidMessage),
             Lost::Fatal(body) if concerned || kept => return Err(End::Fatal(body)),
-            Lost::Io(_) | Lost::Protocol if kept => return Err(End::ServerLost),
+            Lost::Io(_) | Lost::Protocol | Lost::Overdue if kept => return Err(End::ServerLost),
             _ if !concerned => return Ok(()),
-            Lost::Fatal(_) | Lost::Io(_) | Lost::Protocol => {}
+            Lost::Fatal(_) | Lost::Io(_) | Lost::Protocol | Lost::Overdue => {}
         }
-        let failure = lost_failure(in_transaction);
+        let failure = lost_failure(in_transaction, is_overdue);
         self.pool.stats.borrow_mut().errors.add(Blame::Server, failure.code.as_bytes());
         let mut local = Local::new(failure, in_transaction);
         let mut out = Vec::new();
@@ -232,7 +233,7 @@ impl Relay {
 }
 
 /// What a client is told whose statement may have run, or not.
-pub(super) fn lost_failure(in_transaction: bool) -> Failure {
+pub(super) fn lost_failure(in_transaction: bool, is_overdue: bool) -> Failure {
     let (message, hint) = if in_transaction {
         (
             "the server connection was lost inside the transaction",
@@ -244,5 +245,6 @@ pub(super) fn lost_failure(in_transaction: bool) -> Failure {
             "Find out whether it took effect before it is sent again.",
         )
     };
-    Failure { code: "08006", message: message.to_owned(), detail: String::new(), hint: hint.to_owned() }
+    let detail = if is_overdue { "It took longer than query_timeout, and the server did not cancel it." } else { "" };
+    Failure { code: "08006", message: message.to_owned(), detail: detail.to_owned(), hint: hint.to_owned() }
 }

@@ -136,7 +136,7 @@ pub fn is_passing(lost: &Lost) -> bool {
     match lost {
         Lost::Io(_) => true,
         Lost::Fatal(body) => describe_error(body).0.starts_with("57P0"),
-        Lost::Protocol => false,
+        Lost::Protocol | Lost::Overdue => false,
     }
 }
 

@@ -161,6 +161,42 @@ fn a_follower_killed_at_any_phase_is_seen_by_nobody_who_has_no_word_of_it() {
 }
 
 #[test]
+fn a_read_that_a_follower_does_not_cancel_in_time_is_not_run_once_more_on_the_primary() {
+    let family = family();
+    let stage = family.stage(&[("query_timeout", "1s"), ("cancel_wait_timeout", "100ms")]);
+    stage.own_sql(
+        "CREATE FUNCTION deaf() RETURNS void LANGUAGE plpgsql AS $$BEGIN \
+         WHILE clock_timestamp() < now() + '9s' LOOP \
+         BEGIN PERFORM pg_sleep(2); EXCEPTION WHEN query_canceled THEN NULL; END; \
+         END LOOP; END$$",
+    );
+    for follower in &family.followers {
+        family.primary.await_replay(follower, SOON).unwrap();
+    }
+    run(Duration::from_mins(2), async {
+        let (mut lone, mut open) = (stage.client().await, stage.client().await);
+        let deaf = |tag: &str| build::query(&format!("/* pgweir.route=follower */ SELECT deaf(), '{tag}'"));
+        for client in [&mut lone, &mut open] {
+            client.set_patience(2 * SOON);
+            family.until_routed(client).await;
+        }
+        succeed(&mut open, "BEGIN READ ONLY").await;
+        assert_ne!(at(&mut open).await, "primary");
+        lone.send(&deaf("deaf alone")).await.unwrap();
+        open.send(&deaf("deaf within")).await.unwrap();
+        for (client, status) in [(&mut lone, b'I'), (&mut open, b'E')] {
+            let outcome = client.outcome().await.unwrap();
+            assert_eq!((outcome.sqlstate(), outcome.status), ("08006", status), "{outcome:?}");
+        }
+        succeed(&mut open, "ROLLBACK").await;
+        for (client, tag) in [(&mut lone, "deaf alone"), (&mut open, "deaf within")] {
+            assert_eq!(value(client, "SELECT 'on'").await, "on");
+            assert_eq!(family.ran(tag), (0, 1));
+        }
+    });
+}
+
+#[test]
 fn a_follower_that_is_promoted_takes_no_write_that_was_sent_to_a_follower() {
     let family = family();
     // Behind the first look none comes while this runs: what was a follower is taken for one.

@@ -1,0 +1,304 @@
+//! What a client may not do for too long: be idle, be idle in a transaction, run a query or a transaction; for all users
+//! and for one. Whoever keeps to it is left alone; a server that does not is given up.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use pgweir_harness::wire::{Wire, build};
+use pgweir_harness::{Direction, wait_until, wait_until_async};
+use tokio::time::sleep;
+
+use crate::stage::{SOON, Stage, fail, read_to_end, run, succeed, value};
+use crate::support::PASSWORD;
+
+/// Limits in time are exact to pgweir's tick.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The name of a stage's own user.
+const PLACE: &str = "";
+
+/// What a client does for too long.
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Idle,
+    IdleInTransaction,
+    Query,
+    Transaction,
+}
+
+impl Doing {
+    /// Does it until there is an error. Its SQLSTATE, and whether the client stays.
+    async fn until_told(self, client: &mut Wire) -> (String, bool) {
+        match self {
+            Self::Idle => {}
+            Self::IdleInTransaction => drop(succeed(client, "BEGIN; INSERT INTO mark VALUES (1)").await),
+            Self::Query => client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap(),
+            Self::Transaction => {
+                succeed(client, "BEGIN; INSERT INTO mark VALUES (1)").await;
+                client.send(&build::query("SELECT pg_sleep(0.1)")).await.unwrap();
+            }
+        }
+        loop {
+            let message = client.recv().await.unwrap();
+            if message.tag == b'E' {
+                let code = message.server_error().unwrap().sqlstate().to_owned();
+                return (code, matches!(client.recv().await, Ok(next) if next.tag == b'Z'));
+            }
+            if message.tag == b'Z' {
+                client.send(&build::query("SELECT pg_sleep(0.1)")).await.unwrap();
+            }
+        }
+    }
+}
+
+/// A client that has logged in as this user, whose server connections are the place's.
+async fn client_of(stage: &Stage<'_>, user: &str) -> Wire {
+    let user = if user == PLACE { stage.name() } else { user };
+    Wire::open(stage.addr(), user, stage.name(), PASSWORD).await.unwrap()
+}
+
+/// Each client does what it should not, all at once, and is told so, not before its time.
+async fn expect_told(stage: &Stage<'_>, table: &[(&str, Doing, &str, bool, Duration)]) {
+    let all = table.iter().map(async |(user, doing, code, stays, limit)| {
+        let mut client = client_of(stage, user).await;
+        let start = Instant::now();
+        let told = doing.until_told(&mut client).await;
+        let (took, how) = (start.elapsed(), format!("{user} {doing:?}"));
+        assert_eq!(told, ((*code).to_owned(), *stays), "{how}, after {took:?}");
+        assert!(took > *limit - TICK && took < SOON, "{how}: {took:?}");
+        if *stays {
+            assert_eq!(value(&mut client, "SELECT 'on'").await, "on", "{how}");
+        }
+    });
+    join_all(all).await;
+    let count = u32::try_from(table.len()).unwrap();
+    // What they did is undone, and the server connections are as good as before.
+    wait_until_async(SOON, async || stage.pids("state <> 'idle'").is_empty()).await;
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+    assert_eq!(value(&mut client_of(stage, PLACE).await, "SELECT 'next'").await, "next");
+    wait_until_async(SOON, async || stage.metric("pgweir_errors_total") > f64::from(count) - 0.5).await;
+    assert!(stage.metric("pgweir_server_discards_total") < 0.5);
+}
+
+#[test]
+fn each_limit_ends_what_takes_too_long_and_a_users_own_one_stands_in_its_place() {
+    let stage = Stage::new(&[
+        ("default_pool_size", "8"),
+        ("client_idle_timeout", "1500ms"),
+        ("idle_transaction_timeout", "1s"),
+        ("query_timeout", "1s"),
+        ("transaction_timeout", "4s"),
+        ("users.slow.password", PASSWORD),
+        ("users.slow.idle_transaction_timeout", "60s"),
+        ("users.slow.query_timeout", "60s"),
+        ("users.zero.password", PASSWORD),
+        ("users.zero.idle_transaction_timeout", "0"),
+        ("users.zero.query_timeout", "0"),
+    ]);
+    stage.own_sql("CREATE TABLE mark (n int)");
+    let second = Duration::from_secs(1);
+    #[rustfmt::skip]
+    let table = [
+        (PLACE,  Doing::Idle,              "57P05", false, second * 3 / 2),
+        (PLACE,  Doing::IdleInTransaction, "25P03", false, second),
+        (PLACE,  Doing::Query,             "57014", true,  second),
+        (PLACE,  Doing::Transaction,       "25P04", false, second * 4),
+        // As with PgBouncer, 0 is no limit of one's own.
+        ("zero", Doing::IdleInTransaction, "25P03", false, second),
+        ("zero", Doing::Query,             "57014", true,  second),
+        ("slow", Doing::IdleInTransaction, "25P04", false, second * 4),
+        ("slow", Doing::Query,             "25P04", false, second * 4),
+    ];
+    run(Duration::from_mins(1), expect_told(&stage, &table));
+}
+
+#[test]
+fn a_limit_of_one_user_is_nobody_elses() {
+    let stage = Stage::new(&[
+        ("default_pool_size", "4"),
+        ("users.quick.password", PASSWORD),
+        ("users.quick.idle_transaction_timeout", "1s"),
+        ("users.quick.query_timeout", "1s"),
+    ]);
+    stage.own_sql("CREATE TABLE mark (n int)");
+    run(Duration::from_mins(1), async {
+        let (mut idle, mut busy) = (stage.client().await, stage.client().await);
+        succeed(&mut idle, "BEGIN").await;
+        busy.send(&build::query("SELECT 'whole' FROM pg_sleep(3)")).await.unwrap();
+        let limit = Duration::from_secs(1);
+        let table =
+            [("quick", Doing::IdleInTransaction, "25P03", false, limit), ("quick", Doing::Query, "57014", true, limit)];
+        let others = async {
+            assert_eq!(busy.outcome().await.unwrap().value(), Some("whole"));
+            assert_eq!(succeed(&mut idle, "COMMIT").await.tags, ["COMMIT"]);
+        };
+        tokio::join!(expect_told(&stage, &table), others);
+    });
+}
+
+/// Everything that is limited, again and again, but none of it for long.
+async fn work(client: &mut Wire, until: Instant) {
+    let pause = Duration::from_millis(400);
+    while Instant::now() < until {
+        sleep(pause).await;
+        succeed(client, "SELECT pg_sleep(0.4)").await;
+        succeed(client, "BEGIN").await;
+        sleep(pause).await;
+        succeed(client, "SELECT pg_sleep(0.4)").await;
+        succeed(client, "COMMIT").await;
+    }
+}
+
+/// Is busy in a transaction until that has lasted for 3 s.
+async fn expect_transaction_limit(client: &mut Wire) {
+    let start = Instant::now();
+    let told = Doing::Transaction.until_told(client).await;
+    assert_eq!(told, ("25P04".to_owned(), false));
+    assert!(start.elapsed() > Duration::from_secs(3) - TICK, "{:?}", start.elapsed());
+}
+
+#[test]
+fn whoever_keeps_within_the_limits_is_left_alone_however_long_it_has_its_server_connection() {
+    let stage = Stage::new(&[
+        ("default_pool_size", "4"),
+        ("client_idle_timeout", "3s"),
+        ("idle_transaction_timeout", "3s"),
+        ("query_timeout", "3s"),
+        ("transaction_timeout", "3s"),
+        ("users.keeper.password", PASSWORD),
+        ("users.keeper.pool_mode", "session"),
+    ]);
+    stage.own_sql("CREATE TABLE mark (n int)");
+    run(Duration::from_mins(1), async {
+        let (mut client, mut pinned) = (stage.client().await, stage.client().await);
+        let mut keeper = client_of(&stage, "keeper").await;
+        succeed(&mut pinned, "SELECT pg_advisory_lock(1)").await;
+        let until = Instant::now() + Duration::from_secs(7);
+        tokio::join!(work(&mut client, until), work(&mut pinned, until), work(&mut keeper, until));
+        // For all that, each of their transactions has its limit.
+        tokio::join!(expect_transaction_limit(&mut pinned), expect_transaction_limit(&mut keeper));
+    });
+}
+
+#[test]
+fn of_a_pipeline_each_query_has_its_time() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "1500ms")]);
+    let nap = || build::query("SELECT 'slept' FROM pg_sleep(0.7)");
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        client.send(&nap().repeat(4)).await.unwrap();
+        for _ in 0..4 {
+            assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
+        }
+        client.send(&[nap(), build::query("SELECT pg_sleep(60)"), nap()].concat()).await.unwrap();
+        for code in ["", "57014", ""] {
+            assert_eq!(client.outcome().await.unwrap().sqlstate(), code);
+        }
+    });
+}
+
+#[test]
+fn neither_who_waits_nor_who_is_in_a_transaction_is_idle() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("client_idle_timeout", "1s"), ("query_timeout", "1s")]);
+    run(Duration::from_mins(1), async {
+        let (mut holder, mut waiter) = (stage.client().await, stage.client().await);
+        succeed(&mut holder, "BEGIN").await;
+        waiter.send(&build::query("SELECT 'served'")).await.unwrap();
+        assert!(holder.recv_within(Duration::from_millis(2500)).await.unwrap().is_none());
+        succeed(&mut holder, "COMMIT").await;
+        assert_eq!(waiter.outcome().await.unwrap().value(), Some("served"));
+        for mut client in [holder, waiter] {
+            assert_eq!(read_to_end(&mut client).await.sqlstate(), "57P05");
+        }
+    });
+}
+
+/// A query is cancelled after 1 s, and its server connection given up 5.1 s later.
+const SHORT: [(&str, &str); 2] = [("query_timeout", "1s"), ("cancel_wait_timeout", "100ms")];
+
+#[test]
+fn a_query_that_the_server_never_answers_ends_with_the_loss_of_its_server_connection() {
+    let own = [("default_pool_size", "3"), ("users.keeper.password", PASSWORD), ("users.keeper.pool_mode", "session")];
+    let (stage, proxy) = Stage::behind_proxy(&[&SHORT[..], &own].concat());
+    stage.own_sql("CREATE TABLE mark (n int)");
+    let watch = stage.place.cap_watch(4);
+    run(Duration::from_mins(2), async {
+        let (mut lone, mut constant) = (stage.client().await, stage.client().await);
+        let (mut open, mut keeper) = (stage.client().await, client_of(&stage, "keeper").await);
+        // All at once, so that there is a server connection for each.
+        let mut clients = [&mut lone, &mut constant, &mut open, &mut keeper];
+        for client in &mut clients {
+            client.set_patience(2 * SOON);
+            client.send(&build::query("BEGIN; INSERT INTO mark SELECT 1 FROM pg_sleep(0.1)")).await.unwrap();
+        }
+        for client in &mut clients {
+            assert_eq!(client.outcome().await.unwrap().error, None);
+        }
+        for client in [&mut lone, &mut constant] {
+            succeed(client, "ROLLBACK").await;
+        }
+        proxy.black_hole(Direction::ToServer);
+        proxy.black_hole(Direction::ToClient);
+        let start = Instant::now();
+        lone.send(&build::query("SELECT count(*) FROM mark")).await.unwrap();
+        // But for the limit, this would be sent once more.
+        constant.send(&build::query("SELECT 1")).await.unwrap();
+        open.send(&build::query("SELECT 2")).await.unwrap();
+        keeper.send(&build::query("SELECT 3")).await.unwrap();
+        for (client, status) in [(&mut lone, b'I'), (&mut constant, b'I'), (&mut open, b'E')] {
+            let outcome = client.outcome().await.unwrap();
+            assert_eq!((outcome.sqlstate(), outcome.status), ("08006", status), "{outcome:?}");
+            assert!(outcome.error.unwrap().field(b'D').unwrap().contains("query_timeout"));
+        }
+        // What it kept there is lost with it.
+        assert_eq!(read_to_end(&mut keeper).await.sqlstate(), "57P01");
+        assert!(start.elapsed() > Duration::from_secs(6), "{:?}", start.elapsed());
+        assert_eq!(succeed(&mut open, "ROLLBACK").await.tags, ["ROLLBACK"]);
+        proxy.heal();
+        for client in [&mut lone, &mut constant, &mut open] {
+            assert_eq!(value(client, "SELECT 'on'").await, "on");
+        }
+    });
+    wait_until(SOON, || stage.pids("state <> 'idle'").is_empty());
+    assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+    watch.finish();
+}
+
+#[test]
+fn a_query_that_waits_for_its_settings_on_a_server_that_never_answers_gets_another_server_connection() {
+    let (stage, proxy) = Stage::behind_proxy(&[&SHORT[..], &[("default_pool_size", "1")]].concat());
+    let watch = stage.place.cap_watch(1);
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client_with(&[("options", "-c statement_timeout=30s")]).await;
+        client.set_patience(2 * SOON);
+        succeed(&mut stage.client().await, "SELECT 1").await;
+        proxy.black_hole(Direction::ToServer);
+        client.send(&build::query("SHOW statement_timeout")).await.unwrap();
+        wait_until_async(SOON, async || stage.metric("pgweir_server_discards_total") > 0.5).await;
+        assert!(client.recv_within(TICK).await.unwrap().is_none(), "nothing of it was sent");
+        proxy.heal();
+        assert_eq!(client.outcome().await.unwrap().value(), Some("30s"));
+    });
+    watch.finish();
+}
+
+#[test]
+fn a_server_that_heeds_no_cancel_is_given_up_and_counts_until_it_has_ended() {
+    let stage = Stage::new(&[&SHORT[..], &[("default_pool_size", "1")]].concat());
+    stage.own_sql(
+        "CREATE FUNCTION deaf() RETURNS void LANGUAGE plpgsql AS $$BEGIN \
+         WHILE clock_timestamp() < now() + '9s' LOOP \
+         BEGIN PERFORM pg_sleep(2); EXCEPTION WHEN query_canceled THEN NULL; END; \
+         END LOOP; END$$",
+    );
+    let watch = stage.place.cap_watch(1);
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        client.set_patience(2 * SOON);
+        fail(&mut client, "SELECT deaf()", "08006", b'I').await;
+        assert!(stage.is_running("SELECT deaf"), "it was given up too late");
+        assert_eq!(value(&mut client, "SELECT 'on'").await, "on");
+        assert!(!stage.is_running("SELECT deaf"));
+    });
+    watch.finish();
+}
