@@ -22,7 +22,9 @@
 //!
 //! The *mark* is a notification of a channel that only pgweir knows. It stands in the server's one queue of notifications:
 //! the client has what comes before it from its own server connection, and what comes behind it from the hub. None is
-//! missed, none comes twice, none out of order.
+//! missed, none comes twice, none out of order. A mark that the hub does not hear would leave the client without its channels, and
+//! the order of the others unknown. So none is sent before the hub's connection listens to them: one that was a client's has that
+//! client's channels at once, and the channel of the marks some queries later.
 //!
 //! # What a listening client does afterwards
 //!
@@ -324,6 +326,7 @@ impl Hub {
             let mut conn = conn;
             let over = self.serve(&mut conn, failures > 0).await;
             self.link.set(Link::Wanted);
+            self.subscriptions.borrow_mut().hears_marks(false);
             self.pool.listens(None);
             failures = over.failures(failures, self.pool.clock().now().saturating_duration_since(begun));
             if failures > 0 {
@@ -413,6 +416,7 @@ impl Hub {
 
     async fn listen(&self, conn: &mut ServerConn, mut again: bool) -> Result<Infallible, Over> {
         self.prepare(conn).await?;
+        self.subscriptions.borrow_mut().hears_marks(true);
         let mut quiet = 0;
         loop {
             let work = self.subscriptions.borrow_mut().work();

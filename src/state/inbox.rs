@@ -195,7 +195,7 @@ impl Inbox {
         if inner.behind.take(body) {
             return false;
         }
-        // If the hub has not brought it, it has brought nothing that comes after it.
+        // If the hub has not brought it, it has brought nothing that comes after it: of these channels it brings all.
         let unfiled = |letter: &Letter| !letter.filed && notification(&letter.message) == Some(body);
         let same = inner.mail.iter().position(unfiled);
         let is_safe =

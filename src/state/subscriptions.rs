@@ -113,6 +113,8 @@ pub struct Subscriptions {
     restless: HashSet<Rc<[u8]>>,
     /// Who waits for a mark.
     marks: HashMap<u64, (Id, Vec<Rc<[u8]>>)>,
+    /// The hub's server connection listens to the marks.
+    hears_marks: bool,
     /// What the mail of all clients takes; bytes.
     total: Rc<Cell<usize>>,
 }
@@ -155,10 +157,19 @@ impl Subscriptions {
         }
     }
 
-    /// Whether the hub's server connection listens to all of these.
+    /// The hub's server connection listens to the marks from now on, or there is none that does. Who waited for it is woken.
+    pub fn hears_marks(&mut self, does: bool) {
+        self.hears_marks = does;
+        for inbox in self.clients.values().filter(|_| does) {
+            inbox.wake();
+        }
+    }
+
+    /// Whether the hub's server connection listens to all of these, and to the mark that is to come. One that was a client's has
+    /// its channels before it has that of the marks: a mark sent in between would be nobody's.
     #[must_use]
     pub fn hears<'a>(&self, mut names: impl Iterator<Item = &'a [u8]>) -> bool {
-        names.all(|name| self.channels.get(name).is_some_and(|channel| channel.heard == Heard::Yes))
+        self.hears_marks && names.all(|name| self.channels.get(name).is_some_and(|channel| channel.heard == Heard::Yes))
     }
 
     /// A client has its channels' notifications from the hub from the mark `number` on.
@@ -311,6 +322,10 @@ impl Subscriptions {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
     use super::*;
 
     fn names(of: &[&'static str]) -> impl Iterator<Item = &'static [u8]> {
@@ -343,6 +358,7 @@ mod tests {
     #[test]
     fn a_channel_is_listened_to_once_and_as_long_as_anybody_does() {
         let mut all = Subscriptions::default();
+        all.hears_marks(true);
         let (one, two) = (Rc::new(Inbox::default()), Rc::new(Inbox::default()));
         all.enter(1, one);
         all.enter(2, two);
@@ -359,6 +375,40 @@ mod tests {
         assert!(!all.hears(names(&["c"])) && all.channels.is_empty() && !all.is_empty());
         all.leave(1, names(&[]));
         assert!(all.is_empty());
+    }
+
+    #[test]
+    fn nobody_sends_a_mark_that_the_one_that_listens_does_not_hear_yet() {
+        let woken = Arc::new(Flag::default());
+        let mut all = Subscriptions::default();
+        // One client's server connection becomes the hub's, with the channel that another is about to hand over.
+        all.enter(1, Rc::default());
+        all.subscribe(1, b"c", true);
+        let inbox = Rc::new(Inbox::default());
+        inbox.set_waker(&woken.clone().into());
+        all.enter(2, inbox);
+        all.subscribe(2, b"c", false);
+        assert!(!all.hears(names(&["c"])) && !woken.is_set());
+        all.hears_marks(true);
+        assert!(all.hears(names(&["c"])) && woken.is_set());
+        all.hears_marks(false);
+        assert!(!all.hears(names(&["c"])));
+    }
+
+    /// Whether somebody was woken.
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Flag {
+        fn is_set(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 
     #[test]

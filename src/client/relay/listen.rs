@@ -144,7 +144,11 @@ impl Relay {
         };
         match life {
             Life::Newer => subscriber.hub_is_stale(),
-            Life::Same | Life::Older if fresh.is_empty() => return self.silence(cx).map(|()| true),
+            Life::Same | Life::Older if fresh.is_empty() => {
+                // The client may have left what was on its way.
+                subscriber.retract();
+                return self.silence(cx).map(|()| true);
+            }
             Life::Same => {}
             // Nobody else is led there any more.
             Life::Older => return Ok(false),
