@@ -83,6 +83,27 @@ fn a_follower_that_is_too_far_behind_serves_nothing_until_it_has_caught_up() {
 }
 
 #[test]
+fn followers_of_an_idle_primary_that_has_begun_another_file_are_not_behind_it() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "fleet")]);
+    run(Duration::from_mins(1), async {
+        let mut client = stage.client().await;
+        family.until_routed(&mut client).await;
+        wait_until_async(SOON, async || {
+            stage.sql("SELECT pg_switch_wal()");
+            for follower in &family.followers {
+                family.primary.await_replay(follower, SOON).unwrap();
+            }
+            let place = read(&mut client).await;
+            // The next record will be behind the header of the file's first page, and it has not been written meanwhile.
+            let is_idle = stage.sql("SELECT (pg_current_wal_insert_lsn() - '0/0') % 65536") == "40";
+            is_idle && place != "primary"
+        })
+        .await;
+    });
+}
+
+#[test]
 fn a_follower_of_three_times_the_weight_gets_three_times_as_much() {
     const READS: usize = 200;
     const CLIENTS: usize = 16;
