@@ -30,6 +30,13 @@ use watermark::Watermark;
 /// Microseconds.
 const SECOND: u64 = 1_000_000;
 
+/// Bytes of the largest pages of a write-ahead log (`wal_block_size`): where such a one begins, a smaller one does, too. Every
+/// file begins with one.
+const PAGE_MAX: u64 = 64 * 1024;
+
+/// Bytes of the longest header of a page, which is that of a file's first one.
+const HEADER_MAX: u64 = 40;
+
 /// One server's life: changes with every restart or change of address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Incarnation {
@@ -82,6 +89,17 @@ impl Position {
         let (high, low) = std::str::from_utf8(text).ok()?.split_once('/')?;
         let half = |digits: &str| u32::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'));
         Some(Self(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
+    }
+
+    /// As far as one has come who has replayed all up to here: where a page begins, up to the end of its header. That is where
+    /// a primary is that has just begun a file (`archive_timeout`), and behind it a follower would seem to be for as long as
+    /// nobody writes.
+    ///
+    /// Source: the Postgres sources, `GetXLogInsertRecPtr`. A record takes more than [`HEADER_MAX`] bytes with the header in
+    /// front of it, so that none ends in between.
+    const fn reach(self) -> Self {
+        let begins_page = self.0 > 0 && self.0.is_multiple_of(PAGE_MAX);
+        if begins_page { Self(self.0 + HEADER_MAX) } else { self }
     }
 
     /// Bytes from `earlier` to here; 0 if it is not earlier.

@@ -233,7 +233,8 @@ group! {
         cancel_wait_timeout: Duration = "10s", in "10ms"..="1h" => live;
         /// Query that cleans a server connection between sessions, in session mode; empty sends none.
         server_reset_query: String = "DISCARD ALL" => live;
-        /// Pinned server connections of one pool, at most; 0 allows the whole pool.
+        /// Pinned server connections of one pool, at most; 0 allows the whole pool. A client whose session state (a lock, a
+        /// temporary table, ...) would pin one more is ended: 53300. A prepared statement that would is refused.
         max_pinned: u32 = 0, in 0..=10000 => live;
         /// Whether one server connection of a pool listens for all its clients that `LISTEN`, so that these give theirs
         /// back. A pool that may have but one server connection has no such.

@@ -156,7 +156,7 @@ impl Follower {
         if sample.timeline != Some(timeline) {
             return Some(Standing::Unshown);
         }
-        let covered = history.covered_by(position);
+        let covered = history.covered_by(position.reach());
         Some(match self.standing {
             Standing::Proven(before) => Standing::Proven(covered.max(before)),
             _ => Standing::Proven(covered),
@@ -171,6 +171,7 @@ impl Follower {
     }
 
     fn note_lag(&mut self, history: &History, position: Position, policy: Policy) {
+        let position = position.reach();
         let (time, bytes) = (history.lag(position), history.latest().map_or(0, |(_, latest)| latest.since(position)));
         (self.lag_us, self.lag_bytes) = (Some(time), Some(bytes));
         // One that was too far behind has to be well within the limit again.

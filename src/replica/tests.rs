@@ -121,6 +121,33 @@ fn a_follower_covers_the_latest_moment_whose_position_it_has_replayed() {
 }
 
 #[test]
+fn the_header_of_a_page_lies_between_no_follower_and_its_primary() {
+    const FILE: u64 = 16 * 1024 * 1024;
+    #[rustfmt::skip]
+    let table: [(&str, u64, u64, bool); 8] = [
+        ("of a file",             FILE,          FILE + 40,          true),
+        ("of a page",             FILE + 65_536, FILE + 65_536 + 24, true),
+        ("that and a record",     FILE,          FILE + 40 + 24,     false),
+        ("a page's and a record", FILE + 65_536, FILE + 65_536 + 48, false),
+        ("a short record",        FILE - 8,      FILE + 40,          false),
+        ("in a page",             FILE + 8,      FILE + 40,          false),
+        ("perhaps in a page",     FILE + 8192,   FILE + 8192 + 24,   false),
+        ("nowhere",               0,             40,                 false),
+    ];
+    for (name, replayed, position, want) in table {
+        let mut group = Group::new(vec![1], Policy { max_lag_bytes: Some(1), max_lag_us: None });
+        group.primary(&primary(10, position));
+        assert_eq!(group.follower(0, &follower(20, replayed)), Next::Done, "{name}");
+        assert_eq!(chosen(&mut group, 30, Need::After(None)).is_ok(), want, "{name}");
+        assert_eq!(group.gauges(0, at(30)).lag_bytes == Some(0), want, "{name}");
+    }
+    // One that is past the primary comes from elsewhere all the same.
+    let mut group = group(1);
+    group.primary(&primary(10, FILE - 8));
+    assert_eq!(group.follower(0, &follower(20, FILE)), Next::AskPrimary);
+}
+
+#[test]
 fn what_was_told_is_not_relied_on_for_ever() {
     let mut group = group(1);
     assert_eq!(chosen(&mut group, 0, Need::Nothing), Err(Missing::Fresh));

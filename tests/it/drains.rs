@@ -199,12 +199,17 @@ fn counted(log: &str) -> u32 {
 
 #[tokio::test]
 async fn what_came_after_the_last_period_is_told_at_the_end() {
-    // Nothing but the end, and some periods before it.
-    for (period, lines) in [("1h", 1..=1), ("100ms", 2..=60)] {
+    // Nothing but the end, and a period before it.
+    for (period, rounds) in [("1h", 1), ("100ms", 2)] {
         let site = Site::start(&[("stats_period", period)]);
         let mut client = site.client().await;
-        for _ in 0..20 {
-            assert_value(&client.query("SELECT 1 FROM pg_sleep(0.01)").await.unwrap(), "1");
+        for round in 0..rounds {
+            if round > 0 {
+                site.pgweir.wait_log(" pgweir=stats ", SOON).unwrap();
+            }
+            for _ in 0..20 {
+                assert_value(&client.query("SELECT 1 FROM pg_sleep(0.01)").await.unwrap(), "1");
+            }
         }
         client.terminate().await.unwrap();
         site.pgweir.signal(libc::SIGTERM).unwrap();
@@ -212,8 +217,9 @@ async fn what_came_after_the_last_period_is_told_at_the_end() {
         // Behind all the others.
         site.pgweir.wait_log("message=stopped", SOON).unwrap();
         let log = site.pgweir.log();
-        assert_eq!(counted(&log), 20, "{period}: {log}");
-        assert!(lines.contains(&log.matches(" pgweir=stats ").count()), "{period}: {log}");
+        assert_eq!(counted(&log), 20 * rounds, "{period}: {log}");
+        let lines = log.matches(" pgweir=stats ").count();
+        assert_eq!(lines > 1, rounds > 1, "{period}: {log}");
     }
 }
 

@@ -451,6 +451,8 @@ async fn what_a_pgweir_that_leaves_does_not_need_it_closes_at_once_and_it_serves
     eventually(SOON, || has(1, 0)).await;
     for text in ["COMMIT", "RESET ALL; COMMIT", "SET application_name = 'mine'; COMMIT"] {
         assert_eq!(busy.query(text).await.unwrap().status, b'I', "{text}");
+        // It says so when it is looked over, or is closed by then.
+        eventually(SOON, || has(1, 1) || has(0, 0)).await;
         assert_eq!(busy.query("BEGIN").await.unwrap().status, b'T');
         assert!(has(1, 1), "{text}: {:?}", held(&cluster, &place.name));
     }
@@ -462,6 +464,7 @@ async fn what_a_pgweir_that_leaves_does_not_need_it_closes_at_once_and_it_serves
     let mut late = Wire::open(address, &place.name, &place.name, PASSWORD).await.unwrap();
     for text in ["SELECT 1", "DISCARD ALL"] {
         assert_eq!(late.query(text).await.unwrap().error, None, "{text}");
+        eventually(SOON, || has(1, 1) || has(0, 0)).await;
         assert_eq!(late.query("BEGIN").await.unwrap().status, b'T');
         assert!(has(1, 1), "{text}: {:?}", held(&cluster, &place.name));
         assert_eq!(late.query("COMMIT").await.unwrap().status, b'I');

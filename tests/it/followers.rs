@@ -69,8 +69,24 @@ impl<'a> Readers<'a> {
     }
 
     fn is(&self, cluster: &Cluster, state: &str) -> bool {
-        let labels = [format!("server=\"{}\"", cluster.addr()), format!("state=\"{state}\"")];
+        self.is_at(&cluster.addr().to_string(), state)
+    }
+
+    fn is_at(&self, address: &str, state: &str) -> bool {
+        let labels = [format!("server=\"{address}\""), format!("state=\"{state}\"")];
         self.metric("pgweir_follower_state", &[&labels[0], &labels[1]]) > 0.5
+    }
+
+    /// What `pgweir check` says of it, and what it finds fault with, which must be something.
+    fn check(&self) -> (String, String) {
+        let check = Command::new(env!("CARGO_BIN_EXE_pgweir"))
+            .args(["check", "--config"])
+            .arg(self.pgweir.config_path())
+            .output()
+            .unwrap();
+        let [said, faults] = [check.stdout, check.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(!check.status.success(), "{said}");
+        (said, faults)
     }
 }
 
@@ -89,28 +105,33 @@ async fn only_what_is_proven_to_follow_the_primary_serves() {
     // A follower is copied from what has ended its recovery with a checkpoint.
     fork.psql("postgres", "CHECKPOINT").unwrap();
     let of_fork = fork.follower(named("of fork")).unwrap();
-    let unrelated = Cluster::start(named("unrelated")).unwrap();
+    // All clusters of the harness are copies of one, and have one system identifier; but for this one.
+    let copy = Cluster::start(named("copy")).unwrap();
+    let unrelated = Cluster::start(named("unrelated").own_system()).unwrap();
+    let of_unrelated = unrelated.follower(named("of unrelated")).unwrap();
     let other_settings = primary.follower(named("other settings").set("timezone", "Asia/Tokyo")).unwrap();
-    let all = [&fork, &of_fork, &unrelated, &other_settings, &one];
+    let all = [&fork, &of_fork, &copy, &unrelated, &of_unrelated, &other_settings, &one];
     let readers = Readers::start(&primary, &all, &[]);
     for cluster in [&one, &other_settings] {
         primary.await_replay(cluster, SOON).unwrap();
     }
-    // The unrelated one would let the role in.
+    // The unrelated ones would let the role in.
     let role = format!("CREATE ROLE {0} LOGIN PASSWORD '{PASSWORD}'", readers.place.name);
     let database = format!("CREATE DATABASE {0} OWNER {0}", readers.place.name);
-    for cluster in [&fork, &unrelated] {
+    for cluster in [&fork, &copy, &unrelated] {
         cluster.psql("postgres", &role).unwrap();
         cluster.psql("postgres", &database).unwrap();
     }
     fork.await_replay(&of_fork, SOON).unwrap();
+    unrelated.await_replay(&of_unrelated, SOON).unwrap();
 
     let wanted = [
         (&one, "serving"),
         (&fork, "primary"),
         (&of_fork, "other_history"),
-        // All clusters of the harness are copies of one, and have one system identifier.
+        (&copy, "primary"),
         (&unrelated, "primary"),
+        (&of_unrelated, "other_system"),
         (&other_settings, "other_settings"),
     ];
     wait_until_async(SOON, async || {
@@ -124,18 +145,14 @@ async fn only_what_is_proven_to_follow_the_primary_serves() {
     }
 
     // The same is told without clients.
-    let check = Command::new(env!("CARGO_BIN_EXE_pgweir"))
-        .args(["check", "--config"])
-        .arg(readers.pgweir.config_path())
-        .output()
-        .unwrap();
-    let (said, faults) = (String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
-    assert!(!check.status.success());
+    let (said, faults) = readers.check();
     assert!(said.contains("follows the primary, "), "{said}");
     for (cluster, want) in [
         (&fork, "it follows nobody"),
         (&of_fork, "another history"),
+        (&copy, "it follows nobody"),
         (&unrelated, "it follows nobody"),
+        (&of_unrelated, "it is no copy of the primary"),
         (&other_settings, "TimeZone"),
     ] {
         let address = cluster.addr().to_string();
@@ -152,6 +169,38 @@ async fn only_what_is_proven_to_follow_the_primary_serves() {
     })
     .await;
     assert_eq!(readers.led_to().await, "primary");
+}
+
+#[tokio::test]
+async fn one_follower_under_two_names_is_one() {
+    let primary = Cluster::start(named("primary")).unwrap();
+    let one = primary.follower(named("one")).unwrap();
+    let (address, name) = (one.addr().to_string(), format!("localhost:{}", one.port()));
+    let list = format!("{address}, {name}");
+    let settings = [("databases.PLACE.followers", &*list), ("databases.PLACE_ro.pool_size", "2")];
+    let readers = Readers::start(&primary, &[], &settings);
+    primary.await_replay(&one, SOON).unwrap();
+    wait_until_async(SOON, async || {
+        readers.client().await;
+        readers.is_at(&address, "serving") && readers.is_at(&name, "twin")
+    })
+    .await;
+    // It has no more server connections than one may have, and one for questions under its other name.
+    let watch = one.watch_connections(&ConnectionFilter::user(readers.place.name.clone())).unwrap();
+    let clients = (0..8).map(async |_| {
+        let mut client = readers.client().await;
+        for _ in 0..10 {
+            assert_eq!(value(&mut client, "SELECT current_setting('cluster_name') FROM pg_sleep(0.002)").await, "one");
+        }
+    });
+    futures_util::future::join_all(clients).await;
+    assert!(watch.samples() > 0 && watch.most() <= 3, "{} server connections", watch.most());
+    assert!(readers.is_at(&name, "twin"));
+    let (said, faults) = readers.check();
+    assert_eq!(said.matches("follows the primary, ").count(), 1, "{said}");
+    let line = faults.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{faults}"));
+    assert!(line.contains("it is the same server as another one of the list"), "{line}");
+    assert!(!faults.contains(&address), "{faults}");
 }
 
 #[tokio::test]

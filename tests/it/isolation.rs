@@ -362,6 +362,7 @@ fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
             ..options
         };
         let (stage, databases) = several_pools(ORDINARY, options);
+        stage.pgweir.audits_may_find();
         let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts, 100_000) };
         let outcome = play.perform(&stage.place, seed);
         let violation = outcome.expect_err(&format!("the oracle sees nothing wrong with a build without {what}"));

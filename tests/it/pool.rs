@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{query, ssl_request, sync};
+use pgweir_harness::wire::{Message, Wire};
 use pgweir_harness::{Cluster, ClusterOptions, Direction, FaultProxy, wait_until, wait_until_async};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::stage::read_to_end;
 use crate::support::{CapWatch, PASSWORD, Place, SOON, Site, assert_value, primary, server_pid};
 use crate::transcript::{login_at, unnamed};
 
@@ -165,6 +166,62 @@ async fn a_lock_taken_several_times_keeps_its_server_connection_until_it_is_give
     assert!(waiter.recv_within(QUIET).await.unwrap().is_none(), "the locks are held");
     assert_eq!(owner.query("SELECT pg_advisory_unlock_all()").await.unwrap().error, None);
     assert_value(&waiter.outcome().await.unwrap(), "served");
+}
+
+#[tokio::test]
+async fn a_client_beyond_max_pinned_is_told_and_ended_and_leaves_nothing() {
+    /// The locks of this database, whoever has them.
+    const LOCKS: &str = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                         WHERE locktype = 'advisory' AND datname = current_database() AND objid";
+    let (of_first, of_second) = (format!("{LOCKS} = 1"), format!("{LOCKS} = 2"));
+    // What pins, and how much of it is found by another.
+    #[rustfmt::skip]
+    let table = [
+        ("a lock",      "SELECT pg_advisory_lock(2)",                 &*of_second),
+        ("a table",     "CREATE TEMPORARY TABLE mine (a int)",        "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
+        ("a cursor",    "DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "SELECT count(*) FROM pg_cursors WHERE name = 'mine'"),
+        ("a statement", "PREPARE mine AS SELECT 1",                   "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'"),
+    ];
+    let site = Site::start(&[("default_pool_size", "2"), ("max_pinned", "1")]);
+    let watch = site.place.cap_watch(2);
+    let (mut first, mut other) = (site.client().await, site.client().await);
+    assert_eq!(first.query("SELECT pg_advisory_lock(1)").await.unwrap().error, None);
+    let pid = server_pid(&mut first).await;
+    for (name, takes, finds) in table {
+        let mut second = site.client().await;
+        second.send(&query(takes)).await.unwrap();
+        let end = read_to_end(&mut second).await;
+        // The transaction was done, and is answered.
+        assert!(end.messages.iter().any(|message| message.tag == b'C'), "{name}: {end:?}");
+        let error = end.messages.last().and_then(Message::server_error);
+        let error = error.unwrap_or_else(|| panic!("{name}: {end:?}"));
+        let told = (error.severity(), error.sqlstate(), error.message(), error.field(b'H').unwrap_or_default());
+        let want = (
+            "FATAL",
+            "53300",
+            "1 server connections of this pool are pinned by their clients' session state",
+            "Raise max_pinned or the pool size, or avoid session state; the log names the reasons.",
+        );
+        assert_eq!(told, want, "{name}");
+        // There is but one server connection for all others: the one that the second client had.
+        assert_ne!(server_pid(&mut other).await, pid, "{name}");
+        assert_value(&other.query(finds).await.unwrap(), "0");
+        // And the first has its own, with its lock.
+        assert_eq!(server_pid(&mut first).await, pid, "{name}");
+        assert_value(&first.query(&format!("{of_first} AND pid = pg_backend_pid()")).await.unwrap(), "1");
+    }
+    let told = ["sqlstate=\"53300\"", "blame=\"pooler\""];
+    wait_until(SOON, || site.metric("pgweir_errors_total", &told) >= 4.0);
+    // Another may pin once the first has left and its server connection is wiped.
+    first.terminate().await.unwrap();
+    wait_until_async(SOON, async || {
+        let mut next = site.client().await;
+        let taken = next.query("SELECT pg_advisory_lock(1)").await;
+        let kept = next.query(&format!("{of_first} AND pid = pg_backend_pid()")).await;
+        taken.is_ok_and(|taken| taken.error.is_none()) && kept.is_ok_and(|kept| kept.value() == Some("1"))
+    })
+    .await;
+    watch.finish();
 }
 
 #[tokio::test]

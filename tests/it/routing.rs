@@ -12,6 +12,7 @@
 //! | `listeners` | clients that listen, and read on followers |
 //! | `promotions` | a follower takes the primary's place under load |
 //! | `registers` | histories of registers, checked against each level of freshness |
+//! | `shares` | followers that are too far behind, and weights |
 
 mod drivers;
 mod edges;
@@ -20,6 +21,7 @@ mod leaving;
 mod listeners;
 mod promotions;
 mod registers;
+mod shares;
 mod ways;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,7 +30,7 @@ use pgweir_harness::wire::Wire;
 use pgweir_harness::{Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until_async};
 
 use crate::stage::Stage;
-use crate::support::{Place, SOON, options};
+use crate::support::{Place, SOON, metric_in, options};
 
 /// A primary and two streaming followers of it.
 pub(crate) struct Family {
@@ -170,4 +172,11 @@ pub(crate) fn family() -> MutexGuard<'static, Family> {
 /// Where a transaction that only reads is, asked within.
 async fn at(client: &mut Wire) -> String {
     crate::stage::value(client, "SELECT current_setting('cluster_name')").await
+}
+
+/// Whether this is known of a follower, as last told.
+fn in_state(pgweir: &Pgweir, cluster: &Cluster, state: &str) -> bool {
+    let (_, body) = pgweir.http_get("/metrics").unwrap();
+    let labels = [format!("server=\"{}\"", cluster.addr()), format!("state=\"{state}\"")];
+    metric_in(&body, "pgweir_follower_state", &[&labels[0], &labels[1]]) > 0.5
 }

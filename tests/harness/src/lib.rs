@@ -10,6 +10,7 @@
 //! | [`fault_proxy`] | a TCP proxy with faults ([`FaultProxy`]) |
 //! | [`mock_server`] | a server that plays a script ([`MockServer`]) |
 //! | [`secrets`] | every secret that the tests use, and the search for them in what pgweir says |
+//! | [`audits`] | what pgweir's own audits found, which fails the test |
 //! | [`wait`] | polls a condition up to a deadline |
 //! | `cache` | where the drivers' Python and the data-directory templates are ([`drivers_python`]) |
 //! | [`error`] | what can go wrong ([`HarnessError`]) |
@@ -19,6 +20,7 @@
 //! (see `home`). `pgweir demo` uses [`programs`] and [`cluster`], so these return errors; what only
 //! tests use may panic.
 
+pub mod audits;
 mod cache;
 pub mod cluster;
 pub mod error;

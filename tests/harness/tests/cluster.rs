@@ -55,6 +55,18 @@ fn a_second_cluster_starts_fast() {
 }
 
 #[test]
+fn a_cluster_is_a_copy_of_all_others_unless_it_is_to_have_its_own_system() {
+    let options = ClusterOptions::default;
+    let [one, other, own] =
+        [options(), options(), options().own_system()].map(|options| Cluster::start(options).unwrap());
+    let system =
+        |cluster: &Cluster| cluster.psql("postgres", "SELECT system_identifier FROM pg_control_system()").unwrap();
+    assert_eq!(system(&one), system(&other));
+    assert_ne!(system(&one), system(&own));
+    assert_eq!(own.psql("app", "SELECT 1").unwrap(), "1");
+}
+
+#[test]
 fn settings_roles_and_databases_are_as_asked() {
     let cluster = Cluster::start(
         ClusterOptions::default()

@@ -159,12 +159,11 @@ fn end_of(pgweir: Pgweir) -> Option<String> {
     end.err().map(|panic| panic.downcast_ref::<String>().unwrap().clone())
 }
 
-#[test]
-fn a_secret_in_the_log_or_the_metrics_fails_the_test_when_pgweir_stops() {
-    const SERVE: &str = "\
+/// Tells `METRICS` of itself, and logs `LOGGED`.
+const SERVE: &str = "\
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = b'pgweir_clients{user=\"PLANTED\"} 1\\n'
+        body = b'METRICS\\n'
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -176,6 +175,17 @@ log('msg=listening role=http addr=127.0.0.1:%d' % server.server_port)
 log('msg=ready')
 log('LOGGED')
 server.serve_forever()";
+
+/// One that serves these metrics, and has logged this line.
+fn serving(logged: &str, metrics: &str) -> (TempDir, Pgweir) {
+    let (directory, bin) = program(&SERVE.replace("LOGGED", logged).replace("METRICS", metrics));
+    let pgweir = start(bin).unwrap();
+    pgweir.wait_log(logged, SOON).unwrap();
+    (directory, pgweir)
+}
+
+#[test]
+fn a_secret_in_the_log_or_the_metrics_fails_the_test_when_pgweir_stops() {
     secrets::keep("planted-secret");
     #[rustfmt::skip]
     let table = [
@@ -184,11 +194,32 @@ server.serve_forever()";
         ("in the metrics", "a log line",              "planted-secret", Some("/metrics: pgweir_clients{user=\"planted-secret\"} 1")),
     ];
     for (name, logged, planted, want) in table {
-        let (_directory, bin) = program(&SERVE.replace("LOGGED", logged).replace("PLANTED", planted));
-        let pgweir = start(bin).unwrap();
-        pgweir.wait_log(logged, SOON).unwrap();
+        let (_directory, pgweir) = serving(logged, &format!("pgweir_clients{{user=\"{planted}\"}} 1"));
         let told = end_of(pgweir);
         assert_eq!(told.as_deref().map(|told| told.split_once(" is in ").unwrap().1), want, "{name}: {told:?}");
+    }
+}
+
+#[test]
+fn an_audit_that_found_something_fails_the_test_when_pgweir_stops() {
+    const NONE: &str = "pgweir_audit_failures_total{pool=\"app\"} 0";
+    const ONE: &str = "pgweir_audit_failures_total{pool=\"app\"} 1";
+    const LINE: &str = "level=error msg=\"an audit found what was not known\" client=7";
+    #[rustfmt::skip]
+    let table = [
+        ("nowhere",                false, "a log line", NONE, None),
+        ("in the log",             false, LINE,         NONE, Some(format!("pgweir's log: {LINE}"))),
+        ("in the metrics",         false, "a log line", ONE,  Some(format!("/metrics: {ONE}"))),
+        ("the test knows of it",   true,  LINE,         ONE,  None),
+    ];
+    for (name, may_find, logged, metrics, want) in table {
+        let (_directory, pgweir) = serving(logged, metrics);
+        if may_find {
+            pgweir.audits_may_find();
+        }
+        let told = end_of(pgweir);
+        let told = told.as_deref().map(|told| told.split_once(", says ").unwrap().1);
+        assert_eq!(told, want.as_deref(), "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 use super::lives::get;
 use super::wrapped::Wrapping;
 use super::{place, url};
+use crate::routing::family;
 use crate::support::{PASSWORD, Place, SOON, primary};
 use crate::tls::TlsPrimary;
 use crate::tls::pki::self_signed;
@@ -138,6 +139,36 @@ fn what_is_told_of_several_urls_is_told_of_all_under_their_names() {
     }
     wrapped.tell("go on");
     wrapped.finish().well();
+}
+
+#[test]
+fn the_url_of_the_followers_leads_to_one_of_them_and_to_the_primary_where_there_is_none() {
+    let family = family();
+    let place = family.place();
+    let psql = super::psql(&place);
+    let by_follower = psql.replace("DATABASE_URL", "DATABASE_FOLLOWER_URL");
+    let follower = format!("postgres://{0}:{PASSWORD}@{1}/{0}", place.name, family.list().split(", ").next().unwrap());
+    let in_recovery = "'SELECT pg_is_in_recovery()'";
+    // It is led to a follower as soon as one has proved to be one. What a follower is asked for, it refuses to write.
+    let script = format!(
+        "until [ \"$({by_follower} {in_recovery})\" = t ]; do :; done; {by_follower} 'SELECT current_database()'; \
+         {by_follower} 'CREATE TABLE t ()' 2>&1; {psql} {in_recovery}; echo \"$DATABASE_FOLLOWER_URL\""
+    );
+    let out = Wrapping::sh(&url(&place), &script)
+        .var("PGWEIR_READ_ROUTING", "auto")
+        .var("HEROKU_POSTGRESQL_PINK_URL", &follower)
+        .finish()
+        .well();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], place.name, "{out}");
+    assert!(lines[1].contains("read-only transaction"), "{out}");
+    assert_eq!(lines[2], "f", "{out}");
+    assert!(lines[3].contains(&format!("/{}_followers?", place.name)), "{out}");
+
+    // Where no other URL may be a follower's.
+    let script = format!("{by_follower} {in_recovery}");
+    let alone = Wrapping::sh(&url(&place), &script).var("PGWEIR_READ_ROUTING", "auto").finish().well();
+    assert_eq!(alone, "f\n");
 }
 
 #[test]

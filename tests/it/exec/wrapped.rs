@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pgweir_harness::{secrets, wait_until};
+use pgweir_harness::{audits, secrets, wait_until};
 
 use crate::support::SOON;
 
@@ -193,7 +193,7 @@ impl Wrapped {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end; what it logged holds no secret.
+    /// Waits for its end; what it logged holds no secret, and nothing that an audit found.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Ended {
         drop(self.stdin.take());
@@ -212,6 +212,7 @@ impl Wrapped {
         }
         let (out, err) = (self.said(), self.log());
         secrets::assert_none_in("what pgweir exec logs", &err);
+        audits::assert_none_in("what pgweir exec logs", &err);
         Ended { status: status.unwrap(), out, err }
     }
 }

@@ -18,6 +18,7 @@ use pgweir_harness::{
 };
 use tokio::time::sleep;
 
+use super::in_state;
 use crate::stage::{SOON, Stage, run, succeed, value};
 use crate::support::{Place, metric_in, options};
 
@@ -134,12 +135,6 @@ impl Player<'_> {
         }
         self.told
     }
-}
-
-fn in_state(pgweir: &Pgweir, cluster: &Cluster, state: &str) -> bool {
-    let (_, body) = pgweir.http_get("/metrics").unwrap();
-    let labels = [format!("server=\"{}\"", cluster.addr()), format!("state=\"{state}\"")];
-    metric_in(&body, "pgweir_follower_state", &[&labels[0], &labels[1]]) > 0.5
 }
 
 fn on_followers(pgweir: &Pgweir) -> f64 {

@@ -24,9 +24,31 @@ const STALENESS: Duration = Duration::from_millis(100);
 /// The levels that promise something.
 const LEVELS: [&str; 4] = ["session", "pool", "bounded", "fleet"];
 
+/// The levels whose promise hangs on where the primary was when a commit was acknowledged: an asynchronous one is in the
+/// write-ahead log by then, and not yet on the disk, nor on its way to anybody.
+const POSITIONED: [&str; 3] = ["session", "pool", "fleet"];
+
+/// How a history's commits are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Commits {
+    /// All as the server is set.
+    Plain,
+    /// Those of about half of the clients with `synchronous_commit = off`.
+    Mixed,
+}
+
+impl Commits {
+    /// What a client asks for when it logs in.
+    fn parameters(self, dice: &mut Dice) -> &'static [(&'static str, &'static str)] {
+        let is_asynchronous = self == Self::Mixed && dice.once_in(2);
+        if is_asynchronous { &[("options", "-c synchronous_commit=off")] } else { &[] }
+    }
+}
+
 /// What everybody knows of a history.
 struct History {
     level: &'static str,
+    commits: Commits,
     /// Of each register: what was acknowledged, and when.
     acknowledged: RefCell<Vec<Vec<(u64, Instant)>>>,
     reads_left: Cell<u64>,
@@ -55,7 +77,7 @@ impl History {
 
 async fn play_client(stage: &Stage<'_>, history: &History, number: usize, seed: u64) {
     let mut dice = Dice::new(seed.wrapping_add(number as u64));
-    let mut client = stage.client().await;
+    let mut client = stage.client_with(history.commits.parameters(&mut dice)).await;
     let mut written = 0;
     while history.reads_left.get() > 0 {
         if dice.once_in(5) {
@@ -95,7 +117,14 @@ struct Outcome {
 }
 
 /// Plays a history of so many reads at this level.
-fn play(family: &Family, level: &'static str, reads: u64, kills: bool, mutant: Option<&PathBuf>) -> Outcome {
+fn play(
+    family: &Family,
+    level: &'static str,
+    commits: Commits,
+    reads: u64,
+    kills: bool,
+    mutant: Option<&PathBuf>,
+) -> Outcome {
     let seed = Dice::seed(level);
     let staleness = format!("{}ms", STALENESS.as_millis());
     let settings = [("read_freshness", level), ("read_max_staleness", &staleness)];
@@ -117,6 +146,7 @@ fn play(family: &Family, level: &'static str, reads: u64, kills: bool, mutant: O
     }
     let history = History {
         level,
+        commits,
         acknowledged: RefCell::new(vec![Vec::new(); CLIENTS]),
         reads_left: Cell::new(reads),
         reads: Cell::new(0),
@@ -164,12 +194,12 @@ fn disturb(family: &Family, seed: u64, kills: bool, over: &AtomicBool) {
 }
 
 /// Each level holds what it promises; and reads do go to followers meanwhile.
-fn hold(name: &str, reads: u64, kills: bool) -> Vec<String> {
+fn hold(name: &str, levels: &[&'static str], commits: Commits, reads: u64, kills: bool) -> Vec<String> {
     let mut told = Vec::new();
-    for level in LEVELS {
+    for &level in levels {
         let mut family = family();
         family.mend();
-        let outcome = play(&family, level, reads, kills, None);
+        let outcome = play(&family, level, commits, reads, kills, None);
         println!("{name}: {level}: {outcome:?}");
         assert_eq!(outcome.stale, 0, "{level}: {}", outcome.example);
         assert!(outcome.reads >= reads && outcome.elsewhere > 0.0, "{level}: {outcome:?}");
@@ -180,14 +210,19 @@ fn hold(name: &str, reads: u64, kills: bool) -> Vec<String> {
 
 #[test]
 fn no_read_sees_less_than_its_level_of_freshness_promises() {
-    hold("ordinary", 10_000, true);
+    hold("ordinary", &LEVELS, Commits::Plain, 10_000, true);
+}
+
+#[test]
+fn no_read_misses_a_commit_that_was_acknowledged_before_it_was_on_the_disk() {
+    hold("asynchronous", &POSITIONED, Commits::Mixed, 10_000, true);
 }
 
 #[test]
 fn the_checker_finds_stale_reads_where_nothing_is_promised() {
     let mut family = family();
     family.mend();
-    let outcome = play(&family, "eventual", 4_000, false, None);
+    let outcome = play(&family, "eventual", Commits::Plain, 4_000, false, None);
     println!("{outcome:?}");
     assert!(outcome.stale > 0, "{outcome:?}");
 }
@@ -196,7 +231,7 @@ fn the_checker_finds_stale_reads_where_nothing_is_promised() {
 #[ignore = "long: 100 000 reads at each level"]
 fn no_read_of_a_long_history_sees_less_than_its_level_of_freshness_promises() {
     const NAME: &str = "no_read_of_a_long_history_sees_less_than_its_level_of_freshness_promises";
-    figures::record("routing", NAME, &hold(NAME, 100_000, true).join("; "));
+    figures::record("routing", NAME, &hold(NAME, &LEVELS, Commits::Mixed, 100_000, true).join("; "));
 }
 
 #[test]
@@ -205,7 +240,7 @@ fn the_checker_catches_a_pooler_without_the_check_of_positions() {
     const NAME: &str = "the_checker_catches_a_pooler_without_the_check_of_positions";
     let bin = crate::isolation::mutant();
     let family = family();
-    let outcome = play(&family, "pool", 20_000, false, Some(&bin));
+    let outcome = play(&family, "pool", Commits::Plain, 20_000, false, Some(&bin));
     assert!(outcome.stale > 0, "{outcome:?}");
     figures::record(
         "routing",

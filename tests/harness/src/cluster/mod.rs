@@ -64,7 +64,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a primary, with the role [`APP_USER`] (not a superuser) and its database
     /// [`APP_DATABASE`]. Takes less than a second, but for the first one of a machine, which runs
-    /// `initdb`.
+    /// `initdb`, and for one that is to have a system identifier of its own.
     ///
     /// # Errors
     ///
@@ -82,7 +82,11 @@ impl Cluster {
     pub fn start_with(programs: &ServerPrograms, options: ClusterOptions) -> Result<Self, HarnessError> {
         let home = Home::create()?;
         let programs = &programs.reachable(&home.path().join("programs"))?;
-        template::place(programs, &home)?;
+        if options.own_system {
+            template::make(programs, &home, &home.path().join("data"))?;
+        } else {
+            template::place(programs, &home)?;
+        }
         let fixed = [(SUPERUSER, SUPERUSER_PASSWORD), (APP_USER, APP_PASSWORD)];
         let given = options.roles.iter().map(|role| (role.name.clone(), role.password.clone()));
         let passwords =

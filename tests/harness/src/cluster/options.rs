@@ -79,6 +79,9 @@ pub struct ClusterOptions {
     /// Only for a follower: streams from this address instead of the primary's, to put a
     /// [`FaultProxy`](crate::FaultProxy) in between.
     pub replicate_through: Option<SocketAddr>,
+    /// Only for a primary: it is made by an `initdb` of its own, which takes some seconds, and so has a system identifier of
+    /// its own. All others are copies of one.
+    pub own_system: bool,
 }
 
 impl ClusterOptions {
@@ -86,6 +89,13 @@ impl ClusterOptions {
     #[must_use]
     pub fn auth(auth: Auth) -> Self {
         Self { auth, ..Self::default() }
+    }
+
+    /// Made by an `initdb` of its own.
+    #[must_use]
+    pub fn own_system(mut self) -> Self {
+        self.own_system = true;
+        self
     }
 
     /// Adds a line of `postgresql.conf`.

@@ -62,7 +62,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), HarnessError> {
     os::run(command, Stdio::null()).map(drop)
 }
 
-fn make(programs: &ServerPrograms, home: &Home, data: &Path) -> Result<(), HarnessError> {
+/// The same by `initdb`: a system of its own.
+pub(super) fn make(programs: &ServerPrograms, home: &Home, data: &Path) -> Result<(), HarnessError> {
     let mut initdb = os::server_command(programs.program("initdb"), home.path());
     initdb.arg("-D").arg(data).args([
         "--username",

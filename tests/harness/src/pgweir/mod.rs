@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 
 pub use text::pgweir_toml;
 
+use crate::audits;
 use crate::cluster::{self, APP_PASSWORD, APP_USER};
 use crate::error::{Doing, HarnessError, tail};
 use crate::os;
@@ -47,7 +49,7 @@ pub struct PgweirOptions {
 }
 
 /// A running `pgweir serve`. Dropping kills it; so does the end of this process. What it said is then searched for the
-/// [`secrets`] of the tests: one that is there fails the test.
+/// [`secrets`] of the tests, and for what its [`audits`] found: either fails the test.
 #[derive(Debug)]
 pub struct Pgweir {
     pid: u32,
@@ -56,6 +58,8 @@ pub struct Pgweir {
     reader: Option<JoinHandle<()>>,
     postgres: Vec<SocketAddr>,
     http: Option<SocketAddr>,
+    /// The test knows why an audit may find something.
+    may_find: AtomicBool,
     /// Holds the configuration file.
     directory: TempDir,
 }
@@ -111,6 +115,7 @@ impl Pgweir {
             reader,
             postgres: Vec::new(),
             http: None,
+            may_find: AtomicBool::new(false),
             directory,
         };
         pgweir.await_ready()?;
@@ -151,6 +156,11 @@ impl Pgweir {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// This test knows why an audit may find what was not known: that does not fail it.
+    pub fn audits_may_find(&self) {
+        self.may_find.store(true, Ordering::Relaxed);
     }
 
     /// The configuration file, to rewrite before a reload.
@@ -312,6 +322,17 @@ impl Pgweir {
         }
     }
 
+    /// Searches all that it said for what its audits found.
+    fn search_for_findings(&self, last_answers: &[(&str, String)]) {
+        if self.may_find.load(Ordering::Relaxed) {
+            return;
+        }
+        audits::assert_none_in("pgweir's log", &self.log());
+        for (path, answer) in last_answers {
+            audits::assert_none_in(path, answer);
+        }
+    }
+
     /// What it tells over HTTP, if it still does.
     fn last_answers(&self) -> Vec<(&'static str, String)> {
         let Some(address) = self.http.filter(|_| self.is_running()) else { return Vec::new() };
@@ -345,6 +366,7 @@ impl Drop for Pgweir {
             eprintln!("--- pgweir's log ---\n{}", tail(&self.log(), 16_000));
         } else {
             self.search_for_secrets(&last_answers);
+            self.search_for_findings(&last_answers);
         }
     }
 }
