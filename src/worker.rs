@@ -194,9 +194,10 @@ impl Worker {
         self.context.doors.tick(self.context.clock.now());
         self.context.registry.tick();
         self.context.interner.tick();
-        self.watch();
+        let pools = self.context.router.pools();
+        self.watch(&pools);
         let limits_asked = self.shared.are_limits_asked(self.context.clock.now());
-        for pool in self.context.router.pools() {
+        for pool in pools {
             if limits_asked {
                 pool.ask_limits();
             }
@@ -274,8 +275,8 @@ impl Worker {
     }
 
     /// Sessions that do one thing for too long.
-    fn watch(&self) {
-        let none = self.context.router.pools().iter().all(|pool| pool.limits.times.is_none());
+    fn watch(&self, pools: &[Rc<Pool>]) {
+        let none = pools.iter().all(|pool| pool.limits.times.is_none());
         if none || self.stage != Stage::Serving {
             return;
         }
