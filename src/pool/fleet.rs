@@ -334,8 +334,8 @@ impl Pool {
             }
             drop(on);
             if outcome.is_ok() {
-                // What carried claims has the name again that it logged in with.
-                conn.untagged |= pool.course.get() != Course::Serves && matches!(errand, Errand::Grow(_));
+                // What carried claims has the name again that it logged in with, and a client may have reset its own to that.
+                conn.untagged |= pool.course.get() != Course::Serves;
                 pool.offer(conn);
             } else {
                 pool.note_silence();

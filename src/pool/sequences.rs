@@ -98,7 +98,6 @@ pub(super) fn is_held(conn: &ServerConn, now: Instant) -> bool {
 
 /// Which of the `idle` server connections, the most recently used last, others than the owners of the values on them are to get:
 /// one that is `preferred` before any other, one that nobody may come back for before those. None if all are held.
-#[expect(clippy::vec_box, reason = "lending moves a pointer")]
 pub(super) fn choose(idle: &[Box<ServerConn>], now: Instant, preferred: impl Fn(&ServerConn) -> bool) -> Option<usize> {
     let free = || idle.iter().rposition(|conn| !is_kept(conn, now));
     let best = idle.iter().rposition(|conn| !is_kept(conn, now) && preferred(conn));
@@ -107,7 +106,7 @@ pub(super) fn choose(idle: &[Box<ServerConn>], now: Instant, preferred: impl Fn(
 
 impl Pool {
     /// Lends the server connection that was released by a client's last lease, of this number, if nobody has had it since. The
-    /// client goes in front of those who wait: it may be one for whom it is held, and does so no longer than [`HOLD`].
+    /// client goes in front of those who wait: it may be one for whom it is held, and does so no longer than `HOLD`.
     #[cold]
     #[must_use]
     pub fn lend_again(&self, lease: u64, cx: &mut std::task::Context<'_>) -> Option<Box<ServerConn>> {

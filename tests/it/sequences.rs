@@ -151,6 +151,7 @@ async fn a_client_alone_is_told_its_values_as_the_setting_says() {
             assert_eq!(outcome.sqlstate() == "55000", !told, "{setting}, round {round}");
             // They are kept beside what takes none, and in a transaction everybody has them.
             succeed(&mut wire, "SELECT 1").await;
+            succeed(&mut wire, "SET work_mem = '5MB'").await;
             assert_eq!(wire.query("SELECT lastval()").await.unwrap().value(), want, "{setting}, round {round}");
             succeed(&mut wire, "BEGIN; INSERT INTO shared (who) VALUES (1)").await;
             let inside = value(&mut wire, "SELECT lastval()").await;

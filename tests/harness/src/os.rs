@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -153,6 +154,16 @@ pub(crate) fn signal(pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two integers and touches no memory. Callers pass the pid of a child that
     // they have not reaped yet (or a grandchild just read from /proc), so it names the right one.
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many bytes of what was written to a socket the other end has not acknowledged.
+///
+/// Source: tcp(7), `SIOCOUTQ`, which is `TIOCOUTQ`.
+pub(crate) fn unacknowledged(socket: &impl AsRawFd) -> u32 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is the caller's; this request writes one int to the address, which is that of a live local.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { u32::try_from(bytes).unwrap_or_default() } else { 0 }
 }
 
 /// Waits for a child's end; `None` when it still runs after `within`.

@@ -197,8 +197,8 @@ impl FaultProxy {
     }
 
     /// Loses every packet of the connections that there are from now on, in both directions, acknowledgements and ends of
-    /// streams among them: as if the other host were gone. (Of a black hole's bytes the first ones are acknowledged.) It lasts;
-    /// new connections are whole.
+    /// streams among them: as if the other host were gone. (Of a black hole's bytes the first ones are acknowledged.) Returns
+    /// when nothing is under way any more, for which whoever is connected has to read. It lasts; new connections are whole.
     pub fn vanish(&self) {
         self.order(Order::Vanish);
     }
@@ -338,7 +338,7 @@ impl Proxy {
             }
             Order::Vanish => {
                 for relay in self.relays.values() {
-                    relay.vanish();
+                    relay.vanish().await;
                 }
             }
             Order::CutAll => {

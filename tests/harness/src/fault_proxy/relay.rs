@@ -7,11 +7,14 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
+use std::time::Duration;
 
 use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::os;
 
 use super::{Counts, Direction, Faults};
 
@@ -90,11 +93,15 @@ impl Relay {
     }
 
     /// Has the kernel drop whatever comes in on either side, before it acknowledges it: so nothing leaves either.
-    pub(super) fn vanish(&self) {
+    pub(super) async fn vanish(&self) {
         for stream in [Some(&self.client), self.server.get()].into_iter().flatten() {
+            let socket = SockRef::from(stream);
             // BPF_RET | BPF_K: of a packet keep this many bytes. Any process may filter what is its own.
-            let nothing = SockFilter::new(0x06, 0, 0, 0);
-            let _ = SockRef::from(stream).attach_filter(&[nothing]);
+            while socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).is_ok() && os::unacknowledged(stream) > 0 {
+                // It would be repeated, and so the peer hears of us.
+                let _ = socket.detach_filter();
+                sleep(Duration::from_millis(1)).await;
+            }
         }
     }
 
