@@ -81,12 +81,7 @@ fn takes_values(effects: Effects, text: &[u8]) -> bool {
     let takes_none = match effects.first {
         Select | Values | Table => memchr::memchr(b'(', text).is_none(),
         Abort | Begin | Close | Commit | Deallocate | Discard | Empty | End | Listen | Lock | Notify | Release
-<<<<<<< ours
-        | Reset => true,
-        Rollback | Savepoint | Set | Show | Start | Unlisten => true,
-=======
         | Reset | Rollback | Savepoint | Set | Show | Start | Unlisten => true,
->>>>>>> theirs
         _ => false,
     };
     !takes_none || effects.has(EffectSet::MULTI)
