@@ -37,6 +37,9 @@ use watch::Watch;
 /// A pool that gives way to its fleet closes what is idle for so long: who asks again and again needs no login each time.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// A standby that refuses writes is left once in so long, if its address leads to it again.
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
+
 /// What the first server connection of a pool told, and every client is told.
 #[derive(Debug, Default)]
 pub struct Learned {
@@ -195,6 +198,8 @@ pub struct Pool {
     learned: RefCell<Option<Rc<Learned>>>,
     health: Cell<PoolHealth>,
     course: Cell<Course>,
+    /// The life of a standby that was left, because a write was refused there, and when.
+    given_up: RefCell<Option<(Rc<Incarnation>, Instant)>>,
 }
 
 impl Pool {
@@ -276,6 +281,7 @@ impl Pool {
             learned: RefCell::default(),
             health: Cell::default(),
             course: Cell::default(),
+            given_up: RefCell::default(),
         });
         for limit in &pool.shared {
             limit.enter(&pool);
@@ -412,7 +418,7 @@ impl Pool {
         } else if conn.gate.poisoned.get() || conn.mixed || conn.littered {
             self.discard(conn, DiscardReason::Dirty);
             self.dial_if_wanted();
-        } else if conn.standby == Standby::Refused {
+        } else if conn.standby == Standby::Refused && !self.is_given_up(&conn) {
             self.give_up_standby(conn);
         } else if conn.gate.in_flight.get() > 0 {
             let gate = conn.gate.clone();
@@ -431,9 +437,17 @@ impl Pool {
             "a write was refused: the server is a standby; its address is looked up anew"
         );
         let life = conn.incarnation.clone();
+        self.given_up.replace(Some((life.clone(), self.clock.now())));
         self.discard(conn, DiscardReason::Lost);
         self.evict(|other| *other == *life);
         self.dial_if_wanted();
+    }
+
+    /// Whether the name led to the same standby again when it was looked up anew, not long ago: it may be what it is to lead to.
+    #[cold]
+    fn is_given_up(&self, conn: &ServerConn) -> bool {
+        let is_soon = |at: Instant| self.clock.now().saturating_duration_since(at) < LOOK_AGAIN;
+        self.given_up.borrow().as_ref().is_some_and(|(life, at)| **life == *conn.incarnation && is_soon(*at))
     }
 
     /// Takes back a server connection whose cancel requests have all arrived.

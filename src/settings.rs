@@ -29,12 +29,14 @@ const FROZEN: [&str; 13] = [
     "xmloption",
 ];
 
-/// The names that a server may refuse though it took them before: they name an object; or that make it fail.
-const RISKY: [&str; 6] = [
+/// The names that a server may refuse though it took them before: they name an object, or a temporary table of another client's
+/// has been on the connection; or that make it fail.
+const RISKY: [&str; 7] = [
     "default_table_access_method",
     "default_tablespace",
     "default_text_search_config",
     "statement_timeout",
+    "temp_buffers",
     "temp_tablespaces",
     "transaction_timeout",
 ];
@@ -131,11 +133,6 @@ impl Profile {
             }
             self.proven.set(lives);
         }
-    }
-
-    /// The settings that are replayed one like the other, in the order of their names.
-    fn others(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|(name, _)| !is_role(name) && **name != *ENCODING)
     }
 
     /// The value of a setting (name in lower case), if it is in the profile.
@@ -262,44 +259,44 @@ pub fn tagged(name: &[u8], tag: &str) -> Vec<u8> {
 }
 
 /// Hands to `send` the texts of the simple queries that turn a connection with the settings `from` into one with the
-/// settings `to`: none if they agree; several if `client_encoding` changes, which is how the rest is read, or if `to` has
-/// custom settings. The `tag` of the connection stays in its name.
+/// settings `to`: none if they agree. The `tag` of the connection stays in its name.
 ///
-/// The order is: leave role and session authorization, settings as the login role, then session
-/// authorization, then role; a failure undoes all of a text, because one simple query is one transaction. Custom settings are
-/// refused on a connection that has loaded a library whose names they bear, and taken on another: what was `from` is taken
-/// back in a text of its own, which does not fail, so that nothing ever runs under that.
+/// Each text is one transaction: a failure undoes all of it, and nothing of the others. So what was `from` is taken back in one
+/// of its own, which does not fail: whatever is refused behind it, nothing ever runs under another client's settings. Then,
+/// as the login role, `client_encoding`, by which the rest is read; what is not refused but for good reasons; custom
+/// settings, which a connection refuses that has loaded a library whose names they bear; session authorization, and role.
 pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8])) {
     if std::ptr::eq(from, to) {
         return;
     }
     let mut out = Vec::new();
+    let mut send = |out: &mut Vec<u8>| {
+        if !out.is_empty() {
+            send(out);
+            out.clear();
+        }
+    };
     for (name, command) in [("role", "RESET ROLE;"), ("session_authorization", "RESET SESSION AUTHORIZATION;")] {
         if from.get(name).is_some() {
             out.extend_from_slice(command.as_bytes());
         }
     }
-    if from.get(ENCODING) != to.get(ENCODING) {
-        match to.get(ENCODING) {
-            Some(encoding) => set(&mut out, ENCODING, encoding),
-            None => reset(&mut out, ENCODING),
+    let is_kept = |name: &str| from.get(name) == to.get(name);
+    for (name, _) in from.entries.iter().filter(|(name, _)| !is_role(name) && !is_kept(name)) {
+        reset(&mut out, name);
+    }
+    send(&mut out);
+    let news = |name: &str| to.get(name).filter(|_| !is_kept(name));
+    if let Some(encoding) = news(ENCODING) {
+        set(&mut out, ENCODING, encoding);
+        send(&mut out);
+    }
+    for is_custom in [false, true] {
+        let names = to.names().filter(|name| name.contains('.') == is_custom && !is_role(name) && *name != ENCODING);
+        for (name, value) in names.filter_map(|name| news(name).map(|value| (name, value))) {
+            if name == APPLICATION_NAME { set(&mut out, name, &tagged(value, tag)) } else { set(&mut out, name, value) }
         }
-        send(&out);
-        out.clear();
-    }
-    let may_be_refused = to.names().any(|name| name.contains('.'));
-    for (name, old) in from.others() {
-        let new = to.get(name);
-        if new.is_none() || may_be_refused && new != Some(old) {
-            reset(&mut out, name);
-        }
-    }
-    if may_be_refused && !out.is_empty() {
-        send(&out);
-        out.clear();
-    }
-    for (name, new) in to.others().filter(|(name, new)| from.get(name) != Some(new)) {
-        if **name == *APPLICATION_NAME { set(&mut out, name, &tagged(new, tag)) } else { set(&mut out, name, new) }
+        send(&mut out);
     }
     for (name, command) in [("session_authorization", "SET SESSION AUTHORIZATION "), ("role", "SET ROLE ")] {
         if let Some(value) = to.get(name) {
@@ -308,9 +305,7 @@ pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8
             out.push(b';');
         }
     }
-    if !out.is_empty() {
-        send(&out);
-    }
+    send(&mut out);
 }
 
 /// Whether a text that may change settings may put some back to where they were at the start: only such a text has to be
@@ -505,16 +500,17 @@ mod tests {
             ("gone",     &[("a", "1")],    &[],           r#"RESET "a";"#),
             ("gone, custom", &[("a.b", "1")], &[],
                 "SELECT pg_catalog.set_config(E'a.b',NULL,false)WHERE pg_catalog.current_setting(E'a.b',true)IS NOT NULL;"),
-            ("may be refused", &[("a", "1"), ("b", "1"), ("c", "1")], &[("a", "2"), ("b", "1"), ("d.e", "1")],
-                r#"RESET "a";RESET "c"; | SELECT pg_catalog.set_config(E'a',E'2',false);SELECT pg_catalog.set_config(E'd.e',E'1',false);"#),
-            ("may be refused, and nothing before", &[], &[("d.e", "1")], "SELECT pg_catalog.set_config(E'd.e',E'1',false);"),
-            ("changed",  &[("a", "1")],    &[("a", "2")], "SELECT pg_catalog.set_config(E'a',E'2',false);"),
+            ("changed",  &[("a", "1")],    &[("a", "2")], r#"RESET "a"; | SELECT pg_catalog.set_config(E'a',E'2',false);"#),
+            ("custom ones last", &[("c", "1")], &[("a.b", "1"), ("d", "1")],
+                r#"RESET "c"; | SELECT pg_catalog.set_config(E'd',E'1',false); | SELECT pg_catalog.set_config(E'a.b',E'1',false);"#),
             ("quoting",  &[],              &[("search_path", r#""$user", o'c\d"#)],
                 r#"SELECT pg_catalog.set_config(E'search_path',E'"$user", o''c\\d',false);"#),
             ("encoding", &[("a", "1")],    &[("client_encoding", "LATIN1"), ("b", "1")],
-                r#"SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false); | RESET "a";SELECT pg_catalog.set_config(E'b',E'1',false);"#),
+                r#"RESET "a"; | SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false); | SELECT pg_catalog.set_config(E'b',E'1',false);"#),
+            ("encoding gone", &[("client_encoding", "LATIN1")], &[("b", "1")],
+                r#"RESET "client_encoding"; | SELECT pg_catalog.set_config(E'b',E'1',false);"#),
             ("role",     &[("role", "x")], &[("a", "1"), ("role", "y"), ("session_authorization", "z")],
-                "RESET ROLE;SELECT pg_catalog.set_config(E'a',E'1',false);SET SESSION AUTHORIZATION E'z';SET ROLE E'y';"),
+                "RESET ROLE; | SELECT pg_catalog.set_config(E'a',E'1',false); | SET SESSION AUTHORIZATION E'z';SET ROLE E'y';"),
         ];
         for (name, from, to, want) in table {
             assert_eq!(text(&profiles, from, to), want, "{name}");

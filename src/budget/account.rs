@@ -134,9 +134,10 @@ impl Account {
     /// The same of a member that is on its way out, if it is, whatever its connections say by now.
     pub(super) fn draining(mut self, is_draining: bool) -> Self {
         if is_draining {
-            match self.me.and_then(|n| self.holdings.get_mut(n as usize)) {
-                Some(own) => own.draining = true,
-                None => (self.is_coming, self.weight) = (false, 0),
+            if let Some(own) = self.me.and_then(|n| self.holdings.get_mut(n as usize)) {
+                own.draining = true;
+            } else {
+                (self.is_coming, self.weight) = (false, 0);
             }
             self.count_peers();
         }

@@ -40,6 +40,7 @@ const LEFT_OUT: Time = 12 * SECOND;
 
 /// What a run is like; drawn from its seed.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is drawn by itself")]
 struct Plan {
     /// Processes at the beginning, and after the fleet has grown.
     processes: [usize; 2],

@@ -329,9 +329,10 @@ impl Answer<'_> {
         match reply.done.map(|owed| owed.note) {
             // Without findings it was cancelled, and is to be done again.
             Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
-            // A change of client_encoding takes two queries.
-            Some(MARK) => self.aside.replaying = false,
-            Some(REPLAY) => self.aside.replaying = self.conn.pipeline.iter().any(|owed| owed.note == REPLAY),
+            // Settings take several queries, and more of ours may be behind them.
+            Some(MARK | REPLAY) => {
+                self.aside.replaying = self.conn.pipeline.iter().any(|owed| matches!(owed.note, MARK | REPLAY));
+            }
             _ => {}
         }
         Ok(Origin::Pooler)

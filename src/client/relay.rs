@@ -696,20 +696,24 @@ impl Relay {
             return Ok((used, true));
         }
         self.local_answers(made, cx)?;
-        match stop {
+        self.stopped(&stop, cx)?;
+        Ok((used, false))
+    }
+
+    /// All that can be passed on now was.
+    #[inline]
+    fn stopped(&mut self, stop: &Stop, cx: &mut Task<'_>) -> Result<(), End> {
+        match *stop {
             Stop::Short | Stop::Full | Stop::Unsettled => {
                 let short = matches!(stop, Stop::Short);
                 self.active().stalled = !short;
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
-                if !(short && self.is_owed_ready()) {
-                    self.rest(cx)?;
-                }
-                Ok((used, false))
+                if short && self.is_owed_ready() { Ok(()) } else { self.rest(cx) }
             }
             Stop::Quit if self.hears_out() => {
                 // Its goodbye stays where it is, and is read again when more has been answered.
                 self.active().stalled = true;
-                Ok((used, false))
+                Ok(())
             }
             Stop::Quit => Err(End::Quit),
             Stop::Malformed(malformed) => Err(End::Malformed(malformed)),

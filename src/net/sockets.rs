@@ -430,7 +430,7 @@ mod tests {
             own
         });
         // One has no room for more, and reads nothing; the other two are gone, and to one of these nothing is sent.
-        while busy.socket().write(&[0; 1 << 16]).is_ok() {}
+        while busy.socket().write(&vec![0; 1 << 16]).is_ok() {}
         vanish(&gone_peer);
         vanish(&idle_peer);
         gone.socket().write_all(b"x").unwrap();

@@ -621,6 +621,7 @@ fn a_custom_setting_that_is_gone_keeps_nobody_from_the_others_being_taken_back()
 
 #[test]
 fn a_setting_that_only_another_role_may_set_pins_and_goes_with_its_client() {
+    const SHOW: &str = "SHOW session_replication_role";
     let stage = Stage::new(&[("default_pool_size", "2")]);
     let admin = format!("{}_admin", stage.name());
     stage.sql(&format!("CREATE ROLE {admin} SUPERUSER; GRANT {admin} TO {}", stage.name()));
@@ -628,7 +629,6 @@ fn a_setting_that_only_another_role_may_set_pins_and_goes_with_its_client() {
         "CREATE FUNCTION definer() RETURNS text LANGUAGE sql SECURITY DEFINER AS \
          $$ SELECT set_config('session_replication_role', 'replica', false) $$",
     );
-    const SHOW: &str = "SHOW session_replication_role";
     run(Duration::from_mins(1), async {
         let mut other = stage.client().await;
         for sets in

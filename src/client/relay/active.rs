@@ -39,6 +39,7 @@ pub enum Proof {
 
 /// What only a session at work needs; an idle one has none of it.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that hold beside each other, and end one by one")]
 pub struct Active {
     pub(super) backlog: Backlog,
     pub(super) marks: Marks,

@@ -329,6 +329,7 @@ fn a_name_that_leads_elsewhere_after_a_promotion_is_looked_up_anew() {
 
 #[test]
 fn a_standby_where_the_primary_was_is_left_when_it_refuses_a_write() {
+    const WRITE: &str = "INSERT INTO registers VALUES (1)";
     let primary = Cluster::start(ClusterOptions::default()).unwrap();
     let standby = primary.follower(ClusterOptions::default()).unwrap();
     // A name that still leads to the server that was the primary, for whoever comes now.
@@ -340,7 +341,6 @@ fn a_standby_where_the_primary_was_is_left_when_it_refuses_a_write() {
     let stage = Stage::at(place, &[("databases.PLACE.port", &port), ("default_pool_size", "2")], &[]);
     run(Duration::from_mins(1), async {
         let (mut one, mut two) = (stage.client().await, stage.client().await);
-        const WRITE: &str = "INSERT INTO registers VALUES (1)";
         // Both server connections lead there.
         succeed(&mut one, "BEGIN").await;
         assert_eq!(two.query(WRITE).await.unwrap().sqlstate(), "25006");
