@@ -69,13 +69,13 @@ fn a_cancel_of_a_read_on_a_follower_reaches_only_that_one() {
         family.until_routed(client).await;
         succeed(client, "BEGIN READ ONLY").await;
         assert_ne!(at(client).await, "primary");
-        client.send(&build::query("SELECT 'within' FROM pg_sleep(60)")).await.unwrap();
-        wait_until_async(SOON, async || running(&family, &stage, "within") == 1).await;
+        client.send(&build::query("SELECT 'cut in a transaction' FROM pg_sleep(60)")).await.unwrap();
+        wait_until_async(SOON, async || running(&family, &stage, "cut in a transaction") == 1).await;
         cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
         assert_eq!(client.outcome().await.unwrap().sqlstate(), CANCELED);
         fail(client, "SELECT 1", "25P02", b'E').await;
         succeed(client, "ROLLBACK").await;
-        assert_eq!(family.ran("within"), (0, 1));
+        assert_eq!(family.ran("cut in a transaction"), (0, 1));
         for (before, after) in before.iter().zip(backends(&family, &stage)) {
             assert!(before.lines().all(|pid| after.lines().any(|other| other == pid)), "{before} then {after}");
         }
