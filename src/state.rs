@@ -15,7 +15,7 @@ use crate::sql::{EffectSet, Effects, FirstWord};
 use crate::stats::{PinReason, Reason as _};
 
 pub use hub::{Hub, Hubs};
-pub use inbox::{Inbox, Over, UNTAKEN_MAX};
+pub use inbox::{Inbox, Over, UNTAKEN_MAX, channel};
 pub use subscriber::{Step, Subscriber};
 pub use subscriptions::{TOTAL_MAX, listen_to};
 

@@ -23,7 +23,7 @@ use crate::prepared::{
     STRIPPED, UNNAMED, notes, statement_id,
 };
 use crate::settings;
-use crate::state::{Findings, Subscriber};
+use crate::state::{Findings, Subscriber, channel};
 use crate::stats::{Blame, PinReason, PoolStats};
 
 /// A row that tells a name is no longer than this; bytes.
@@ -89,6 +89,15 @@ pub struct Aside {
     pub described: Described,
     /// When the query that is answered next was sent.
     pub query_begun: Option<Moment>,
+}
+
+impl Aside {
+    /// Whether an audit that nobody has looked at yet found that the server connection does not listen to a channel. What it brings
+    /// of that is behind another LISTEN, of which the hub knows nothing.
+    fn finds_left(&self, channel: &[u8]) -> bool {
+        let found = self.audit.as_ref().filter(|_| self.audited);
+        found.is_some_and(|found| !found.channels.iter().any(|name| **name == *channel))
+    }
 }
 
 /// What the client was told, in one turn, besides what the server answers to its batch.
@@ -417,7 +426,8 @@ impl Answer<'_> {
             let mut earlier = Vec::new();
             // What the client did may end that it listens, or change its encoding.
             let unread = self.marks.tainted || self.aside.audit.is_some() && self.aside.audits_client;
-            let told = subscriber.comes(body, self.aside.marked, unread, &mut earlier);
+            let is_left = self.aside.finds_left(channel(body)) && !self.marks.pins.has(PinReason::Unknown);
+            let told = is_left || subscriber.comes(body, self.aside.marked, unread, &mut earlier);
             if !earlier.is_empty() {
                 plan.insert(|out| out.append(&mut earlier));
             }

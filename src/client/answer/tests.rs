@@ -248,6 +248,19 @@ fn our_own_conversation_is_not_the_clients() {
     assert!(desk.marks.tainted);
 }
 
+/// The client left a channel and listens to it again behind the audit, and all of that is read at once.
+#[test]
+fn an_audit_tells_what_was_left_before_anybody_looks_at_it() {
+    let mut desk = Desk::new();
+    desk.aside.audit = Some(Findings::default());
+    desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
+    let listens = message(b'D', b"\0\x03\0\0\0\x01n\0\0\0\x04kept\0\0\0\0");
+    desk.server(&[message(b'T', b"\0\0"), listens].concat());
+    assert!(!desk.aside.finds_left(b"left"), "there may be more");
+    desk.server(&[reply::done("SELECT 1"), reply::ready(b'I')].concat());
+    assert!(desk.aside.finds_left(b"left") && !desk.aside.finds_left(b"kept"));
+}
+
 #[test]
 fn a_failed_replay_is_told_from_the_clients_own_errors() {
     let mut desk = Desk::new();
