@@ -259,13 +259,15 @@ pub fn tagged(name: &[u8], tag: &str) -> Vec<u8> {
 }
 
 /// Hands to `send` the texts of the simple queries that turn a connection with the settings `from` into one with the
-/// settings `to`: none if they agree. The `tag` of the connection stays in its name.
+/// settings `to`: none if they agree. The `tag` of the connection stays in its name, and what `connect_query` set as it is.
 ///
 /// Each text is one transaction: a failure undoes all of it, and nothing of the others. So what was `from` is taken back in one
-/// of its own, which does not fail: whatever is refused behind it, nothing ever runs under another client's settings. Then,
-/// as the login role, `client_encoding`, by which the rest is read; what is not refused but for good reasons; custom
-/// settings, which a connection refuses that has loaded a library whose names they bear; session authorization, and role.
-pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8])) {
+/// of its own, which does not fail: whatever is refused behind it, nothing ever runs under another client's settings. Of a custom
+/// setting nobody knows whether it is still there, and whose it is: a library that was loaded meanwhile may have taken it away, or
+/// allow only superusers to reset it; nor what a setting was that `connect_query` may have set. RESET ALL asks nobody. Then, as the login role, `client_encoding`, by which the rest is
+/// read; what is not refused but for good reasons; custom settings, which a connection refuses that has loaded a library
+/// whose names they bear; session authorization, and role.
+pub fn replay(from: &Profile, to: &Profile, tag: &str, connect_query: &str, mut send: impl FnMut(&[u8])) {
     if std::ptr::eq(from, to) {
         return;
     }
@@ -276,17 +278,30 @@ pub fn replay(from: &Profile, to: &Profile, tag: &str, mut send: impl FnMut(&[u8
             out.clear();
         }
     };
+    let is_same = |name: &str| from.get(name) == to.get(name);
+    let is_unknown = |name: &str| name.contains('.') || !connect_query.is_empty();
+    let resets_all = from.names().any(|name| is_unknown(name) && !is_same(name));
     for (name, command) in [("role", "RESET ROLE;"), ("session_authorization", "RESET SESSION AUTHORIZATION;")] {
         if from.get(name).is_some() {
             out.extend_from_slice(command.as_bytes());
         }
     }
-    let is_kept = |name: &str| from.get(name) == to.get(name);
-    for (name, _) in from.entries.iter().filter(|(name, _)| !is_role(name) && !is_kept(name)) {
-        reset(&mut out, name);
+    if resets_all {
+        out.extend_from_slice(b"RESET ALL;");
+    } else {
+        for name in from.names().filter(|name| !is_role(name) && !is_same(name)) {
+            reset(&mut out, name);
+        }
     }
     send(&mut out);
-    let news = |name: &str| to.get(name).filter(|_| !is_kept(name));
+    let news = |name: &str| to.get(name).filter(|_| resets_all || !is_same(name));
+    if resets_all {
+        out.extend_from_slice(connect_query.as_bytes());
+        send(&mut out);
+        if to.get(APPLICATION_NAME).is_none() && !tag.is_empty() {
+            set(&mut out, APPLICATION_NAME, &tagged(b"", tag));
+        }
+    }
     if let Some(encoding) = news(ENCODING) {
         set(&mut out, ENCODING, encoding);
         send(&mut out);
@@ -369,20 +384,16 @@ pub fn name(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A custom setting goes when a library is loaded that has those names to itself: then there is nothing to reset, and to try
-/// would fail.
+/// Of one that the server knows.
 fn reset(out: &mut Vec<u8>, name: &str) {
-    if name.contains('.') {
-        out.extend_from_slice(b"SELECT pg_catalog.set_config(");
-        literal(out, name.as_bytes());
-        out.extend_from_slice(b",NULL,false)WHERE pg_catalog.current_setting(");
-        literal(out, name.as_bytes());
-        out.extend_from_slice(b",true)IS NOT NULL;");
-    } else {
-        out.extend_from_slice(b"RESET ");
-        identifier(out, name);
-        out.push(b';');
+    out.extend_from_slice(b"RESET \"");
+    for byte in name.bytes() {
+        if byte == b'"' {
+            out.push(b'"');
+        }
+        out.push(byte);
     }
+    out.extend_from_slice(b"\";");
 }
 
 fn set(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -410,22 +421,6 @@ fn literal(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// Appends a possibly dotted setting's name, each part quoted.
-fn identifier(out: &mut Vec<u8>, name: &str) {
-    for (n, part) in name.split('.').enumerate() {
-        if n > 0 {
-            out.push(b'.');
-        }
-        out.push(b'"');
-        for byte in part.bytes() {
-            if byte == b'"' {
-                out.push(b'"');
-            }
-            out.push(byte);
-        }
-        out.push(b'"');
-    }
-}
-
 /// Reads the startup parameter `options`: `-c name=value`, `-cname=value` and `--name=value`, a backslash
 /// keeping the next character.
 ///
@@ -483,10 +478,10 @@ mod tests {
         all.iter().map(|(n, v)| ((*n).into(), v.as_bytes().into())).collect()
     }
 
-    fn text(profiles: &Profiles, from: &[(&str, &str)], to: &[(&str, &str)]) -> String {
+    fn text(profiles: &Profiles, from: &[(&str, &str)], to: &[(&str, &str)], connect_query: &str) -> String {
         let mut texts = Vec::new();
         let send = |text: &[u8]| texts.push(String::from_utf8(text.to_vec()).unwrap());
-        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), "", send);
+        replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), "[tag]", connect_query, send);
         texts.join(" | ")
     }
 
@@ -494,12 +489,16 @@ mod tests {
     fn only_the_difference_is_replayed_and_roles_come_last() {
         let profiles = Profiles::default();
         #[rustfmt::skip]
-        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 10] = [
+        let table: [(&str, &[(&str, &str)], &[(&str, &str)], &str); 12] = [
             ("same",     &[("a", "1")],    &[("a", "1")], ""),
             ("new",      &[],              &[("a", "1")], "SELECT pg_catalog.set_config(E'a',E'1',false);"),
             ("gone",     &[("a", "1")],    &[],           r#"RESET "a";"#),
             ("gone, custom", &[("a.b", "1")], &[],
-                "SELECT pg_catalog.set_config(E'a.b',NULL,false)WHERE pg_catalog.current_setting(E'a.b',true)IS NOT NULL;"),
+                "RESET ALL; | SELECT pg_catalog.set_config(E'application_name',E'[tag]',false);"),
+            ("changed, custom", &[("a.b", "1"), ("c", "1")], &[("a.b", "2"), ("application_name", "me"), ("c", "1")],
+                "RESET ALL; | SELECT pg_catalog.set_config(E'application_name',E'me [tag]',false);\
+                SELECT pg_catalog.set_config(E'c',E'1',false); | SELECT pg_catalog.set_config(E'a.b',E'2',false);"),
+            ("kept, custom", &[("a.b", "1"), ("c", "1")], &[("a.b", "1")], r#"RESET "c";"#),
             ("changed",  &[("a", "1")],    &[("a", "2")], r#"RESET "a"; | SELECT pg_catalog.set_config(E'a',E'2',false);"#),
             ("custom ones last", &[("c", "1")], &[("a.b", "1"), ("d", "1")],
                 r#"RESET "c"; | SELECT pg_catalog.set_config(E'd',E'1',false); | SELECT pg_catalog.set_config(E'a.b',E'1',false);"#),
@@ -513,8 +512,15 @@ mod tests {
                 "RESET ROLE; | SELECT pg_catalog.set_config(E'a',E'1',false); | SET SESSION AUTHORIZATION E'z';SET ROLE E'y';"),
         ];
         for (name, from, to, want) in table {
-            assert_eq!(text(&profiles, from, to), want, "{name}");
+            assert_eq!(text(&profiles, from, to, ""), want, "{name}");
         }
+        let connects = text(&profiles, &[("a", "1"), ("b", "1")], &[("b", "1")], "CONNECT");
+        assert_eq!(
+            connects,
+            "RESET ALL; | CONNECT | SELECT pg_catalog.set_config(E'application_name',E'[tag]',false);\
+             SELECT pg_catalog.set_config(E'b',E'1',false);"
+        );
+        assert_eq!(text(&profiles, &[], &[("b", "1")], "CONNECT"), "SELECT pg_catalog.set_config(E'b',E'1',false);");
     }
 
     #[test]

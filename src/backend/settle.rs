@@ -102,7 +102,7 @@ impl ServerConn {
     /// [`SettleError`].
     pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
         let mut queries = Vec::new();
-        settings::replay(&self.profile, to, &self.tag, |text| {
+        self.replay(to, |text| {
             let mut query = Vec::new();
             encode::query(&mut query, text);
             queries.push(query);
@@ -123,6 +123,30 @@ impl ServerConn {
             *value = self.shown(value, to.get(name)).into();
         }
         Ok(Ok(heard.parameters))
+    }
+
+    /// Hands to `send` the texts of the simple queries that make its settings those of `to`; see [`settings::replay`].
+    pub fn replay(&self, to: &Profile, send: impl FnMut(&[u8])) {
+        settings::replay(&self.profile, to, &self.tag, &self.target.connect_query, send);
+    }
+
+    /// Whether something was run on it at its beginning.
+    #[must_use]
+    pub fn has_connect_query(&self) -> bool {
+        !self.target.connect_query.is_empty()
+    }
+
+    /// Hands to `send` the texts of the simple queries that take back all settings, whatever they are, and seed `random()` anew.
+    /// What a client may have set of the name goes with them: it is to be tagged again. None if the system gives no random bytes.
+    #[must_use]
+    pub fn scrub(&mut self, mut send: impl FnMut(&[u8])) -> Option<()> {
+        let resets = [b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;", &settings::reseed()?[..]].concat();
+        send(&resets);
+        if self.has_connect_query() {
+            send(self.target.connect_query.as_bytes());
+        }
+        self.untagged = !self.tag.is_empty();
+        Some(())
     }
 
     /// An `application_name` that the server told, without the tag: `own`, if it is what was made of that.

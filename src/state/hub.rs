@@ -73,7 +73,6 @@ use super::inbox::{Inbox, channel, payload};
 use super::subscriptions::{Id, Subscriptions, quote};
 use crate::backend::{ServerConn, SettleError};
 use crate::pool::{Listener, Pool};
-use crate::settings;
 use crate::stats::DiscardReason;
 
 /// The longest wait for the end of a query.
@@ -458,7 +457,7 @@ impl Hub {
     async fn prepare(&self, conn: &mut ServerConn) -> Result<(), Over> {
         let plain = self.pool.profiles.plain();
         let mut texts = Vec::new();
-        settings::replay(&conn.profile, &plain, &conn.tag, |text| texts.push(text.to_vec()));
+        conn.replay(&plain, |text| texts.push(text.to_vec()));
         conn.profile = plain;
         // It is idle for as long as nobody notifies. Older servers have no such setting.
         texts.push(

@@ -604,18 +604,47 @@ fn a_setting_that_one_server_connection_takes_and_another_refuses_uncovers_nobod
 }
 
 #[test]
-fn a_custom_setting_that_is_gone_keeps_nobody_from_the_others_being_taken_back() {
-    let stage = Stage::new(&[("default_pool_size", "1")]);
-    stage.own_sql("CREATE FUNCTION harmless() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$");
+fn a_custom_setting_that_is_gone_or_may_not_be_reset_keeps_nobody_from_the_others_being_taken_back() {
+    // The library that has these names to itself takes the first away, and lets superusers alone set the second.
+    for custom in ["plpgsql.mine", "plpgsql.variable_conflict"] {
+        let settings = [("default_pool_size", "1"), ("databases.PLACE.connect_query", "SET work_mem = '5555kB'")];
+        let stage = Stage::new(&settings);
+        stage.own_sql("CREATE FUNCTION harmless() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$");
+        run(Duration::from_mins(1), async {
+            let (mut client, mut other) = (stage.client().await, stage.client().await);
+            let before = value(&mut other, "SHOW search_path").await;
+            let sets =
+                format!("SET search_path = 'elsewhere', 'public'; SET {custom} = 'use_column'; SET app.mine = '1'");
+            succeed(&mut client, &sets).await;
+            assert_eq!(value(&mut client, "SELECT harmless()").await, "1");
+            assert_eq!(value(&mut other, "SHOW search_path").await, before, "{custom}");
+            assert_eq!(value(&mut other, "SELECT current_setting('app.mine', true)").await, "", "{custom}");
+            assert_eq!(value(&mut other, "SHOW work_mem").await, "5555kB", "{custom}: what connect_query set");
+        });
+    }
+}
+
+#[test]
+fn what_connect_query_has_set_is_there_whatever_clients_set_and_reset() {
+    let settings = [("default_pool_size", "1"), ("databases.PLACE.connect_query", "SET work_mem = '5555kB'")];
+    let stage = Stage::new(&settings);
     run(Duration::from_mins(1), async {
         let (mut client, mut other) = (stage.client().await, stage.client().await);
-        let before = value(&mut other, "SHOW search_path").await;
-        succeed(&mut client, "SET search_path = 'elsewhere', 'public'; SET plpgsql.mine = '1'; SET app.mine = '1'")
-            .await;
-        // The library that has these names to itself takes the setting away.
-        assert_eq!(value(&mut client, "SELECT harmless()").await, "1");
-        assert_eq!(value(&mut other, "SHOW search_path").await, before);
-        assert_eq!(value(&mut other, "SELECT current_setting('app.mine', true)").await, "");
+        #[rustfmt::skip]
+        let table = [
+            ("SET timezone = 'Etc/GMT-3'", "5555kB"),
+            ("SET work_mem = '6666kB'",    "6666kB"),
+            ("SET app.mine = '1'",         "6666kB"),
+            ("RESET timezone",             "6666kB"),
+            ("RESET ALL",                  "5555kB"),
+            ("SET app.mine = '1'",         "5555kB"),
+            ("DISCARD ALL",                "5555kB"),
+        ];
+        for (sets, own) in table {
+            succeed(&mut client, sets).await;
+            assert_eq!(value(&mut other, "SHOW work_mem").await, "5555kB", "{sets}");
+            assert_eq!(value(&mut client, "SHOW work_mem").await, own, "{sets}");
+        }
     });
 }
 

@@ -85,10 +85,14 @@ impl Relay {
             encode::query(&mut message, FORGET);
             conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
         }
-        settings::replay(&conn.profile, &self.profile, &conn.tag, |text| {
+        let mut texts = 0;
+        conn.replay(&self.profile, |text| {
             encode::query(&mut message, text);
-            conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+            texts += 1;
         });
+        for _ in 0..texts {
+            conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        }
         conn.profile = self.profile.clone();
         if message.is_empty() {
             return Ok(());
@@ -347,11 +351,17 @@ impl Relay {
         // What the client sends meanwhile waits, and gets its settings first.
         active.aside.replaying = true;
         active.hold = true;
-        let Some(reseed) = settings::reseed() else { return self.replay_failed(b"", cx) };
-        let mut message = Vec::new();
-        let resets = [b"RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;", &reseed[..]].concat();
-        encode::query(&mut message, &resets);
-        conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        let (mut message, mut texts) = (Vec::new(), 0);
+        let scrubs = conn.scrub(|text| {
+            encode::query(&mut message, text);
+            texts += 1;
+        });
+        if scrubs.is_none() {
+            return self.replay_failed(b"", cx);
+        }
+        for _ in 0..texts {
+            conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
+        }
         conn.unnamed = Unnamed::Empty;
         conn.profile = self.pool.profiles.plain();
         match conn.write(cx, &message, &[]) {
@@ -381,6 +391,8 @@ impl Relay {
         if !failed {
             listen::found(&mut self.subscriber, marks, &mut findings);
         }
+        // Who resets everything resets what the operator wanted for everybody.
+        marks.scrub |= active.aside.audits_client && conn.has_connect_query();
         if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
             // Nothing suggested that this server connection was not clean: a defect of ours.
             self.lender.stats.borrow_mut().audit_failures += 1;
