@@ -149,7 +149,7 @@ impl Pool {
     /// Gives those who wait what is held no longer.
     fn serve_waiters(self: &Rc<Self>) {
         loop {
-            let conn = {
+            let mut conn = {
                 let mut inner = self.inner.borrow_mut();
                 if inner.queue.is_empty() {
                     return;
@@ -157,6 +157,10 @@ impl Pool {
                 let Some(at) = choose(&inner.idle, self.clock.now(), |_| true) else { return };
                 inner.idle.remove(at)
             };
+            // It was held once: not again if who gets it is gone before it begins.
+            if let Values::Own { asks, .. } = &mut conn.values {
+                *asks = false;
+            }
             self.unpark(conn);
         }
     }
