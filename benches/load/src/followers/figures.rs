@@ -269,7 +269,7 @@ impl Side {
 }
 
 fn per_transaction(ns: u64, window: &Window) -> Option<f64> {
-    (window.transactions > 0 && ns > 0).then(|| float(ns) / 1e3 / float(window.transactions))
+    (window.transactions > 0).then(|| float(ns) / 1e3 / float(window.transactions))
 }
 
 fn primary_us(window: &Window) -> Option<f64> {
@@ -430,6 +430,7 @@ mod tests {
             figures.add(Contender::Off, window(10, pooler, 5000));
             figures.add(Contender::Stays, window(10, pooler * factor, 5000));
             figures.add(Contender::Eventual, window(10, pooler, 1000));
+            figures.add(Contender::Pool, window(10, pooler, 0));
         }
         figures.conclude();
         let of = |contender: Contender| {
@@ -439,6 +440,7 @@ mod tests {
         assert_eq!(of(Contender::Off), [None, None]);
         assert_eq!(of(Contender::Stays), [Some(1.0), Some(1.5)]);
         assert_eq!(of(Contender::Eventual), [Some(0.2), Some(1.0)]);
+        assert_eq!(of(Contender::Pool), [Some(0.0), Some(1.0)], "a primary that did nothing");
     }
 
     #[test]
