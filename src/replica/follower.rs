@@ -133,7 +133,8 @@ impl Follower {
         }
         self.standing = judged;
         if matches!(judged, Standing::Proven(_)) {
-            self.position = self.position.max(sample.position);
+            // What a page's header has follows no record: an idle primary that begins a page writes nothing that is missing here.
+            self.position = self.position.max(sample.position.map(Position::reach));
         }
         if let (Some((_, _, history)), Some(position)) = (primary, sample.position) {
             self.note_lag(history, position, policy);
