@@ -81,7 +81,7 @@ impl End {
             Self::PinLimit { limit } => (
                 "53300",
                 format!("{limit} server connections of this pool are pinned by their clients' session state"),
-                "Raise max_pinned or the pool size, or avoid session state; the log names the reasons.".to_owned(),
+                "Raise max_pinned or the pool size, or avoid session state; /blame of the HTTP listener names the reasons.".to_owned(),
             ),
             Self::Deaf(Over::Untaken) => (
                 "53400",

@@ -233,7 +233,7 @@ impl Relay {
         let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
         if !replaying
             && let Some(begun) = self.entry.again.take()
-            && self.active.as_ref().is_some_and(|active| active.aside.query_begun == Some(begun))
+            && self.is_alone_at_work(begun)
         {
             self.cancel_server(Vec::new());
         }

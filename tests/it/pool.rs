@@ -200,7 +200,7 @@ async fn a_client_beyond_max_pinned_is_told_and_ended_and_leaves_nothing() {
             "FATAL",
             "53300",
             "1 server connections of this pool are pinned by their clients' session state",
-            "Raise max_pinned or the pool size, or avoid session state; the log names the reasons.",
+            "Raise max_pinned or the pool size, or avoid session state; /blame of the HTTP listener names the reasons.",
         );
         assert_eq!(told, want, "{name}");
         // There is but one server connection for all others: the one that the second client had.

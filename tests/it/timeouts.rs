@@ -190,10 +190,16 @@ fn of_a_pipeline_each_query_has_its_time() {
         for _ in 0..4 {
             assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
         }
-        client.send(&[nap(), build::query("SELECT pg_sleep(60)"), nap()].concat()).await.unwrap();
-        for code in ["", "57014", ""] {
-            assert_eq!(client.outcome().await.unwrap().sqlstate(), code);
+        // Of one request a server up to 17 makes two signals: now and then the second one hits the query behind.
+        // Source: signal_child in postmaster.c.
+        let mut ends = Vec::new();
+        while ends.len() < 5 && ends.last().is_none_or(|end| *end == "57014") {
+            client.send(&[nap(), build::query("SELECT pg_sleep(60)"), nap()].concat()).await.unwrap();
+            assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
+            assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014");
+            ends.push(client.outcome().await.unwrap().sqlstate().to_owned());
         }
+        assert_eq!(ends.last().map(String::as_str), Some(""), "{ends:?}");
     });
 }
 

@@ -15,6 +15,7 @@ use super::super::local::{Failure, Local};
 use super::{Lease, Relay, rerun};
 use crate::backend::{Lost, last_words};
 use crate::cancel::Activity;
+use crate::clock::Moment;
 use crate::pool::Refusal;
 use crate::stats::{Blame, CancelOutcome, DiscardReason};
 
@@ -201,6 +202,13 @@ impl Relay {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the query that began at `begun` still runs, and none is behind it: a request that comes late would hit that one.
+    pub(super) fn is_alone_at_work(&self, begun: Moment) -> bool {
+        let (Lease::Held(conn), Some(active)) = (&self.lease, &self.active) else { return false };
+        let batches = conn.pipeline.ready_owed() + u32::from(conn.pipeline.is_batch_open());
+        batches <= 1 && active.aside.query_begun == Some(begun)
     }
 
     /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
