@@ -11,6 +11,7 @@ mod values;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use pgweir_config::{BindingPolicy, RequireAuth};
 use pgweir_proto::backend::Tag;
 use pgweir_proto::error::Fields;
-use pgweir_proto::pipeline::Pipeline;
+use pgweir_proto::pipeline::{Expect, Owed, Pipeline};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
 use crate::clock::Clock;
@@ -94,11 +95,11 @@ impl Target {
         connector.map_or(&[Try::Plain], |connector| connector.tries(&self.host))
     }
 
-    /// Connects in one way.
-    async fn connect(&self, way: Try) -> Result<Stream, ConnectError> {
+    /// Connects in one way, to an address if it has to be that one.
+    async fn connect(&self, way: Try, at: Option<SocketAddr>) -> Result<Stream, ConnectError> {
         // An entry that is gone takes its connector with it.
         let connector = self.tls.keys().connector(&self.entry).ok_or(ConnectError::NotOffered)?;
-        connector.connect(way, &self.host, self.port, &self.tcp, &self.tls).await
+        connector.connect(way, (&self.host, self.port, at), &self.tcp, &self.tls).await
     }
 }
 
@@ -400,6 +401,18 @@ impl ServerConn {
         Ok(())
     }
 
+    /// Whether the server can do nothing before it has more of what was begun. `is_inside`: what was sent last is not whole.
+    pub fn waits_for_more(&self, is_inside: bool) -> bool {
+        let pipeline = &self.pipeline;
+        let takes_time =
+            |owed: Owed| !matches!(owed.expect, Expect::Parse | Expect::Bind | Expect::Describe | Expect::Close);
+        let is_prepared = || pipeline.is_batch_open() || pipeline.is_skipping();
+        self.unsent.is_empty()
+            && (pipeline.is_copy_in()
+                || is_inside && pipeline.depth() <= 1
+                || is_prepared() && !pipeline.iter().any(takes_time))
+    }
+
     /// Whether nothing is known against lending an idle connection. Costs no system call, unless the
     /// server has sent something: then it is read, and only notices are fine. Whoever asks is woken when it sends more.
     pub fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
@@ -461,9 +474,7 @@ impl ServerConn {
             target: self.target.clone(),
             clock: self.clock.clone(),
             gate: self.gate.clone(),
-            encrypted: self.stream.tls().is_some(),
-            pid: self.pid,
-            secret: self.secret.clone(),
+            key: CancelKey::new(&self.stream, self.pid, self.secret.clone()),
         }
     }
 }
@@ -605,10 +616,24 @@ pub struct CancelOrder {
     target: Rc<Target>,
     clock: Rc<Clock>,
     gate: Rc<CancelGate>,
+    key: CancelKey,
+}
+
+/// What cancels a session's query, and where.
+#[derive(Debug)]
+struct CancelKey {
+    /// The session's own: its name may lead to another server, or have led to several all along.
+    address: Option<SocketAddr>,
     /// The connection has TLS, and so has the request.
     encrypted: bool,
     pid: u32,
     secret: Box<[u8]>,
+}
+
+impl CancelKey {
+    fn new(stream: &Stream, pid: u32, secret: Box<[u8]>) -> Self {
+        Self { address: stream.peer_address(), encrypted: stream.tls().is_some(), pid, secret }
+    }
 }
 
 impl CancelOrder {
@@ -617,7 +642,7 @@ impl CancelOrder {
     ///
     /// Source: `PostgreSQL` 17 docs, §54.2.8 "Canceling Requests in Progress".
     pub async fn send(self, limit: Duration) -> Option<Box<ServerConn>> {
-        let outcome = self.clock.limit(limit, cancel(&self.target, self.encrypted, self.pid, &self.secret)).await;
+        let outcome = self.clock.limit(limit, cancel(&self.target, &self.key)).await;
         let gate = self.gate.clone();
         if !matches!(outcome, Ok(Ok(()) | Err(Unsent::NotConnected(_)))) {
             gate.poisoned.set(true);
@@ -644,18 +669,18 @@ enum Unsent {
     Unknown(#[from] io::Error),
 }
 
-async fn cancel(target: &Target, encrypted: bool, pid: u32, secret: &[u8]) -> Result<(), Unsent> {
-    if secret.is_empty() {
+async fn cancel(target: &Target, key: &CancelKey) -> Result<(), Unsent> {
+    if key.secret.is_empty() {
         // A server that gave no key takes no such requests.
         return Err(Unsent::NotConnected(io::ErrorKind::Unsupported.into()));
     }
-    let way = if encrypted { Try::Tls } else { Try::Plain };
-    let mut stream = target.connect(way).await.map_err(|error| match error {
+    let way = if key.encrypted { Try::Tls } else { Try::Plain };
+    let mut stream = target.connect(way, key.address).await.map_err(|error| match error {
         ConnectError::Io(error) => Unsent::NotConnected(error),
         error => Unsent::NotConnected(io::Error::other(error)),
     })?;
     let mut request = Vec::new();
-    pgweir_proto::encode::cancel_request(&mut request, pid, secret);
+    pgweir_proto::encode::cancel_request(&mut request, key.pid, &key.secret);
     let mut rest = &request[..];
     while !rest.is_empty() {
         let sent = std::future::poll_fn(|cx| stream.poll_write(cx, rest, &[])).await?;

@@ -61,6 +61,8 @@ pub enum Order {
     ClientIdle,
     /// End: the client was idle in a transaction too long.
     TransactionIdle,
+    /// End, if the client has stopped in the middle of what it sends: a server at work takes no time of the client's.
+    Stopped,
     /// End: the transaction took too long.
     TransactionLong,
     /// End the query: it took too long.

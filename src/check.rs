@@ -354,7 +354,7 @@ async fn connect(
     let connector = connector.ok_or(Failure { what: "no such entry".to_owned(), remedy: SEE_LOG })?;
     let mut last = None;
     for way in connector.tries(&login.host) {
-        let connected = timeout(step, connector.connect(*way, &login.host, login.port, tcp, gear)).await;
+        let connected = timeout(step, connector.connect(*way, (&login.host, login.port, None), tcp, gear)).await;
         let stream = match connected.map_err(|_| late("no connection", step))? {
             Ok(stream) => stream,
             Err(error) if error.is_of_tls() => {

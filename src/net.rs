@@ -231,12 +231,12 @@ impl TcpOptions {
 }
 
 /// Connects to a server: to the socket in a directory if `host` begins with a slash, to an abstract one if it begins
-/// with `@`, else by TCP to the first of the host's addresses that answers.
+/// with `@`, else by TCP `at` an address that is known, or to the first of the host's addresses that answers.
 ///
 /// # Errors
 ///
 /// The last address' error.
-pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<Stream> {
+pub async fn connect(host: &str, port: u16, at: Option<SocketAddr>, options: &TcpOptions) -> io::Result<Stream> {
     if is_socket_dir(host) {
         let mut path = socket_path(host, port);
         if let Some(name) = path.strip_prefix('@') {
@@ -246,7 +246,11 @@ pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<
         return Ok(Stream::Unix(options.sockets.enter(UnixStream::connect(path).await?)?));
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-    for address in tokio::net::lookup_host((host, port)).await? {
+    let addresses = match at {
+        Some(address) => vec![address],
+        None => tokio::net::lookup_host((host, port)).await?.collect(),
+    };
+    for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 options.apply(&stream);
@@ -256,4 +260,24 @@ pub async fn connect(host: &str, port: u16, options: &TcpOptions) -> io::Result<
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_knows_an_address_is_led_there_and_nowhere_else_by_the_name() {
+        let (own, other) =
+            (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let (own, other) = (own.local_addr().unwrap(), other.local_addr().unwrap());
+        let options = TcpOptions::new(&Listen::default(), Sockets::default());
+        for (name, port) in [("127.0.0.1", other.port()), ("nowhere.invalid", 1)] {
+            let stream = connect(name, port, Some(own), &options).await.unwrap();
+            assert_eq!(stream.peer_address(), Some(own), "{name}");
+        }
+        let stream = connect("127.0.0.1", other.port(), None, &options).await.unwrap();
+        assert_eq!(stream.peer_address(), Some(other));
+    }
 }

@@ -390,6 +390,7 @@ fn overdue(session: &Entry, now: Instant) -> Order {
         Activity::InTransaction if past(times.idle_transaction, since) => Order::TransactionIdle,
         Activity::Running if past(times.query, since) => Order::QueryLong,
         Activity::InTransaction | Activity::Running if past(times.transaction, begun) => Order::TransactionLong,
+        Activity::Running if past(times.idle_transaction, since) => Order::Stopped,
         _ => Order::None,
     }
 }

@@ -330,7 +330,8 @@ group! {
         client_login_timeout: Duration = "60s", in "10ms"..="1h" => live;
         /// Idle time outside a transaction after which a client is disconnected; 0 sets no limit.
         client_idle_timeout: Duration = "0s", in 0..="365d" => live;
-        /// Idle time inside a transaction after which a client is disconnected; 0 sets no limit.
+        /// Idle time inside a transaction, or in the middle of a message, a COPY or a batch, after which a client is disconnected; 0
+        /// sets no limit.
         idle_transaction_timeout: Duration = "0s", in 0..="365d" => live;
         /// Longest time for one query; then it is cancelled. A server that goes on with it is given up `cancel_wait_timeout`
         /// and 5 s later, and its client told that it is lost. 0 sets no limit.

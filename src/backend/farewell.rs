@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgweir_proto::encode;
 
-use super::{Permit, Roster, ServerConn, Target, cancel};
+use super::{CancelKey, Permit, Roster, ServerConn, Target, cancel};
 use crate::clock::Clock;
 use crate::net::{Left, Stream};
 
@@ -27,14 +27,12 @@ impl Drop for ServerConn {
             return;
         }
         let farewell = Farewell {
-            encrypted: stream.tls().is_some(),
+            key: CancelKey::new(&stream, self.pid, std::mem::take(&mut self.secret)),
             stream,
             permit,
             // A message cut in the middle would make the Terminate part of its body.
             terminate: self.unsent.is_empty() && !self.cut,
             busy: !self.pipeline.is_settled(),
-            pid: self.pid,
-            secret: std::mem::take(&mut self.secret),
             target: self.target.clone(),
             clock: self.clock.clone(),
         };
@@ -50,18 +48,17 @@ pub fn bury(left: Left, target: Rc<Target>, clock: Rc<Clock>, mut permit: Permit
     // Without it, the socket is closed: that is all that can be done.
     let Ok(stream) = left.into_stream(target.tcp.sockets()) else { return };
     // Nobody knows where its worker was in a message.
-    let farewell = Farewell { stream, encrypted, permit, terminate: false, busy: false, pid, secret, target, clock };
+    let key = CancelKey { address: stream.peer_address(), encrypted, pid, secret };
+    let farewell = Farewell { stream, permit, terminate: false, busy: false, key, target, clock };
     tokio::task::spawn_local(farewell.run());
 }
 
 struct Farewell {
     stream: Stream,
-    encrypted: bool,
     permit: Permit,
     terminate: bool,
     busy: bool,
-    pid: u32,
-    secret: Box<[u8]>,
+    key: CancelKey,
     target: Rc<Target>,
     clock: Rc<Clock>,
 }
@@ -71,7 +68,7 @@ impl Farewell {
         let clock = self.clock.clone();
         if clock.limit(LIMIT, self.say()).await.is_err() {
             tracing::error!(
-                server_pid = self.pid,
+                server_pid = self.key.pid,
                 limit_s = LIMIT.as_secs(),
                 "a server connection would not end; from here on it does not count, and the server may have one too many"
             );
@@ -86,8 +83,8 @@ impl Farewell {
         }
         let clock = self.clock.clone();
         loop {
-            if self.busy && self.pid != 0 {
-                let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, self.encrypted, self.pid, &self.secret)).await;
+            if self.busy && self.key.pid != 0 {
+                let _ = clock.limit(CANCEL_EVERY, cancel(&self.target, &self.key)).await;
             }
             // Without a Terminate the server notices only the end of the stream.
             if !self.terminate {

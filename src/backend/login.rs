@@ -390,7 +390,7 @@ async fn introduce(
     tag: &str,
     slot: &mut Option<Login>,
 ) -> Result<(), DialError> {
-    let stream = target.connect(way).await?;
+    let stream = target.connect(way, None).await?;
     let login = slot.insert(Login {
         stream,
         scanner: Scanner::new(LOGIN_MESSAGE_LIMIT),

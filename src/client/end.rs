@@ -144,7 +144,7 @@ fn told(order: Order) -> Option<(&'static str, String, String)> {
         Order::None | Order::QueryLong => return None,
         Order::Drain | Order::Stop => ("57P01", "terminating connection: the pooler is shutting down"),
         Order::ClientIdle => ("57P05", "terminating connection due to client_idle_timeout"),
-        Order::TransactionIdle => ("25P03", "terminating connection due to idle_transaction_timeout"),
+        Order::TransactionIdle | Order::Stopped => ("25P03", "terminating connection due to idle_transaction_timeout"),
         Order::TransactionLong => ("25P04", "terminating connection due to transaction_timeout"),
     };
     Some((code, message.to_owned(), String::new()))

@@ -247,6 +247,10 @@ impl Relay {
                 self.entry.order.set(Order::None);
                 self.end_query(cx)
             }
+            Order::Stopped if !self.has_stopped() => {
+                self.entry.order.set(Order::None);
+                Ok(())
+            }
             Order::TransactionLong if !self.is_transaction_long() => {
                 self.entry.order.set(Order::None);
                 Ok(())

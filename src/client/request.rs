@@ -373,7 +373,7 @@ impl Request<'_> {
             Tag::Close => self.close(body, plan)?,
             tag => {
                 if !body.is_empty() && matches!(tag, Tag::Sync | Tag::Flush | Tag::CopyDone) {
-                    return Err(too_long(tag, body.len()));
+                    return Err(too_long(tag, body.len(), NAME_MAX));
                 }
                 self.note_plain(tag, body)?;
                 plan.forward(len);
@@ -460,14 +460,18 @@ impl Request<'_> {
             Tag::Query | Tag::Parse => return Ok(false),
             Tag::Bind => {
                 let Ok(bind) = Bind::parse(seen) else {
-                    return if seen.len() > 2 * NAME_MAX { Err(too_long(tag, body_len as usize)) } else { Ok(false) };
+                    return if seen.len() > 2 * NAME_MAX {
+                        Err(too_long(tag, body_len as usize, NAME_MAX))
+                    } else {
+                        Ok(false)
+                    };
                 };
                 let seen = seen.len();
                 self.bind(bind, body_len as usize, plan)?;
                 self.scanner.stream(body_len, seen);
                 return Ok(true);
             }
-            tag if body_len as usize > NAME_MAX => return Err(too_long(tag, body_len as usize)),
+            tag if body_len as usize > NAME_MAX => return Err(too_long(tag, body_len as usize, NAME_MAX)),
             _ => return Ok(false),
         }
         self.scanner.stream(body_len, seen.len());
@@ -636,7 +640,9 @@ impl Request<'_> {
                 self.refuse(REFUSED, plan);
                 plan.skip(len);
             }
-            Look::Unknown if parse.statement.len() > NAME_MAX => return Err(too_long(Tag::Parse, body.len())),
+            Look::Unknown if parse.statement.len() > NAME_MAX => {
+                return Err(too_long(Tag::Parse, body.len(), NAME_MAX));
+            }
             Look::Unknown if self.mode != StatementMode::Session && self.interner.has_room() => {
                 let (mut statement, _) = self.intern(key, &parse);
                 if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
@@ -998,7 +1004,11 @@ impl Request<'_> {
     /// A `Parse` too long to be kept. It passes under the client's name, and the client keeps the connection.
     fn long_parse(&mut self, body_len: u32, seen: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
         let Some(end) = memchr::memchr(0, seen) else {
-            return if seen.len() > NAME_MAX { Err(too_long(Tag::Parse, body_len as usize)) } else { Ok(false) };
+            return if seen.len() > NAME_MAX {
+                Err(too_long(Tag::Parse, body_len as usize, NAME_MAX))
+            } else {
+                Ok(false)
+            };
         };
         let name = seen.get(..end).unwrap_or_default();
         if !self.conn.pipeline.is_skipping() {
@@ -1012,7 +1022,11 @@ impl Request<'_> {
             } else {
                 match self.statements.look(name, &self.marks.changes) {
                     Look::Unsettled => return Err(Stop::Unsettled),
-                    Look::Named(Named::Shared(..)) => return Err(too_long(Tag::Parse, body_len as usize)),
+                    Look::Named(Named::Shared(..)) => return Err(too_long(Tag::Parse, body_len as usize, NAME_MAX)),
+                    // One that is refused would have to be kept as it is.
+                    Look::Unknown if self.statements.is_full(self.statements_max) => {
+                        return Err(too_long(Tag::Parse, body_len as usize, self.inspect_max));
+                    }
                     Look::Named(Named::Raw) => {
                         self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
                     }
@@ -1106,8 +1120,8 @@ impl Renamed {
     }
 }
 
-fn too_long(tag: Tag, body_len: usize) -> Stop {
-    let limit = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
+fn too_long(tag: Tag, body_len: usize, limit: usize) -> Stop {
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     let length = u32::try_from(body_len + 4).unwrap_or(u32::MAX);
     Stop::Malformed(Malformed::Length { tag: tag as u8, length, limit })
 }

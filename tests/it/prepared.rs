@@ -9,6 +9,7 @@ use pgweir_harness::wire::build::{
 };
 use pgweir_harness::wire::{Message, Outcome, Wire};
 
+use crate::stage::read_to_end;
 use crate::support::{Site, assert_value, server_pid};
 use crate::transcript::{Comparison, Script, named, unnamed};
 
@@ -595,6 +596,10 @@ async fn a_client_may_hold_no_more_statements_than_the_limit() {
     // One closed makes room for another.
     assert_eq!(run(&mut client, &[close_statement("s0"), parse("s5", "SELECT 5", &[]), sync()]).await.error, None);
     assert_value(&run(&mut client, &[named("s5", &[]), sync()]).await, "5");
+    // One too long to be kept would have to be passed on: its client is ended.
+    let long = format!("SELECT length('{}')", "x".repeat(300_000));
+    client.send(&[parse("s6", &long, &[]), sync()].concat()).await.unwrap();
+    assert_eq!(read_to_end(&mut client).await.sqlstate(), "08P01");
 }
 
 #[tokio::test]

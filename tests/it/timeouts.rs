@@ -136,6 +136,95 @@ fn a_limit_of_one_user_is_nobody_elses() {
     });
 }
 
+/// What stops in the middle: what was sent before and its last answer, and the bytes of which no more follow.
+fn stops() -> Vec<(&'static str, Vec<u8>, u8, Vec<u8>)> {
+    let cut = |bytes: Vec<u8>, at: usize| bytes[..at].to_vec();
+    let mut big = build::query(&format!("INSERT INTO mark VALUES (length('{}'))", "x".repeat(1 << 20)));
+    big.truncate(700_000);
+    let copy = || build::query("COPY mark FROM STDIN");
+    let parse = || build::parse("half", "INSERT INTO mark VALUES (2)", &[]);
+    let bind = || build::bind("", "half", &[]);
+    let whole = [parse(), bind(), build::execute("", 0), build::flush()].concat();
+    let big_row = [&b"1".repeat(1 << 20)[..], b"\n"].concat();
+    #[rustfmt::skip]
+    let table = vec![
+        ("large Query, half",         vec![],                                  0,    big),
+        ("Bind, half",                vec![],                                  0,    [parse(), cut(bind(), 7)].concat()),
+        ("Parse without Sync",        vec![],                                  0,    [parse(), bind()].concat()),
+        ("Execute without Sync",      whole,                                   b'C', vec![]),
+        ("an error without Sync",     [build::parse("", "no", &[]), build::flush()].concat(), b'E', vec![]),
+        ("COPY without data",         copy(),                                  b'G', vec![]),
+        ("CopyData, half",            copy(),                                  b'G', cut(build::copy_data(b"1\n"), 6)),
+        ("large CopyData, half",      copy(),                                  b'G', cut(build::copy_data(&big_row), 700_000)),
+        ("CopyData whole",            copy(),                                  b'G', build::copy_data(b"1\n")),
+    ];
+    table
+}
+
+#[test]
+fn who_stops_in_the_middle_of_what_it_sends_is_idle_in_a_transaction() {
+    let stage = Stage::new(&[("default_pool_size", "9"), ("idle_transaction_timeout", "1500ms")]);
+    stage.own_sql("CREATE TABLE mark (n int)");
+    run(Duration::from_mins(1), async {
+        let all = stops().into_iter().map(async |(name, before, answer, bytes)| {
+            let mut client = stage.client().await;
+            let start = Instant::now();
+            if !before.is_empty() {
+                client.send(&before).await.unwrap();
+                client.recv_until(answer).await.unwrap();
+            }
+            client.send(&bytes).await.unwrap();
+            assert_eq!(read_to_end(&mut client).await.sqlstate(), "25P03", "{name}");
+            let took = start.elapsed();
+            assert!(took + TICK > Duration::from_millis(1500) && took < SOON, "{name}: {took:?}");
+        });
+        join_all(all).await;
+        wait_until_async(SOON, async || stage.pids("state <> 'idle'").is_empty()).await;
+        assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
+        assert_eq!(value(&mut stage.client().await, "SELECT 'next'").await, "next");
+    });
+}
+
+#[test]
+fn who_sends_little_by_little_or_waits_for_the_server_has_not_stopped() {
+    let stage = Stage::new(&[("default_pool_size", "3"), ("idle_transaction_timeout", "1s")]);
+    stage.own_sql("CREATE TABLE mark (n int)");
+    run(Duration::from_mins(1), async {
+        let (mut writer, mut waiter, mut stepper) = (stage.client().await, stage.client().await, stage.client().await);
+        let copies = async {
+            writer.send(&build::query("COPY mark FROM STDIN")).await.unwrap();
+            writer.recv_until(b'G').await.unwrap();
+            for _ in 0..10 {
+                writer.send(&build::copy_data(b"1\n")).await.unwrap();
+                sleep(Duration::from_millis(400)).await;
+            }
+            writer.send(&build::copy_done()).await.unwrap();
+            assert_eq!(writer.outcome().await.unwrap().tags, ["COPY 10"]);
+        };
+        let waits = async {
+            let parse = build::parse("", "SELECT 'slept' FROM pg_sleep(4)", &[]);
+            let all = [parse, build::bind("", "", &[]), build::execute("", 0), build::flush()].concat();
+            waiter.send(&all).await.unwrap();
+            waiter.recv_until(b'C').await.unwrap();
+            waiter.send(&build::sync()).await.unwrap();
+            waiter.recv_until(b'Z').await.unwrap();
+        };
+        let steps = async {
+            stepper.send(&[build::parse("s", "SELECT 1", &[]), build::flush()].concat()).await.unwrap();
+            stepper.recv_until(b'1').await.unwrap();
+            for _ in 0..10 {
+                sleep(Duration::from_millis(400)).await;
+                let step = [build::bind("", "s", &[]), build::execute("", 0), build::flush()].concat();
+                stepper.send(&step).await.unwrap();
+                stepper.recv_until(b'C').await.unwrap();
+            }
+            stepper.send(&build::sync()).await.unwrap();
+            stepper.recv_until(b'Z').await.unwrap();
+        };
+        tokio::join!(copies, waits, steps);
+    });
+}
+
 /// Everything that is limited, again and again, but none of it for long.
 async fn work(client: &mut Wire, until: Instant) {
     let pause = Duration::from_millis(400);

@@ -66,6 +66,8 @@ pub struct Active {
     pub(super) begun: Moment,
     /// What took too long.
     pub(super) overdue: Option<Overdue>,
+    /// Since when the client has been found to have stopped in the middle of what it sends.
+    pub(super) stopped: Option<Moment>,
     /// What is under way, if slow statements are logged.
     pub(super) watched: Option<Box<Watched>>,
 }
@@ -89,6 +91,7 @@ impl Active {
             leased: now,
             begun: now,
             overdue: None,
+            stopped: None,
             watched: None,
         }
     }
@@ -103,6 +106,7 @@ impl Active {
             self.marks.runs_unjudged();
         }
         self.proof = Proof::Open;
+        self.stopped = None;
     }
 
     /// Whether all that the client sent was passed on, and is not held up.

@@ -69,6 +69,21 @@ impl Relay {
         self.lose(Lost::Overdue, cx)
     }
 
+    /// Whether the client has stopped in the middle of what it sends, and for too long: the server waits for it, in a transaction
+    /// of its own at least.
+    #[cold]
+    pub(super) fn has_stopped(&mut self) -> bool {
+        let is_inside = self.scanner.is_inside();
+        let now = self.context.clock.moment();
+        let limit = micros(self.pool.limits.times.idle_transaction);
+        let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return false };
+        if active.stalled || active.hold || active.resume || !conn.waits_for_more(is_inside) {
+            active.stopped = None;
+            return false;
+        }
+        now.since(*active.stopped.get_or_insert(now)) >= limit
+    }
+
     /// Whether one transaction takes longer than `transaction_timeout`. Who keeps its server connection has many of them in
     /// one lease.
     #[cold]

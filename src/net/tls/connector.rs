@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -131,7 +132,7 @@ impl Connector {
         }
     }
 
-    /// Connects in one way.
+    /// Connects in one way, as [`net::connect`] finds the server.
     ///
     /// # Errors
     ///
@@ -139,12 +140,11 @@ impl Connector {
     pub async fn connect(
         &self,
         way: Try,
-        host: &str,
-        port: u16,
+        (host, port, at): (&str, u16, Option<SocketAddr>),
         options: &TcpOptions,
         gear: &Gear,
     ) -> Result<Stream, ConnectError> {
-        let mut stream = net::connect(host, port, options).await?;
+        let mut stream = net::connect(host, port, at, options).await?;
         if way == Try::Plain {
             return Ok(stream);
         }
