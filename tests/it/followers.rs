@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use pgweir_harness::wire::Wire;
-use pgweir_harness::{Cluster, ClusterOptions, ConnectionFilter, Pgweir, wait_until_async};
+use pgweir_harness::{Cluster, ClusterOptions, ConnectionFilter, FaultProxy, Pgweir, wait_until_async};
 
 use crate::support::{PASSWORD, Place, SOON, metric_in, start_pgweir};
 
@@ -201,6 +201,63 @@ async fn one_follower_under_two_names_is_one() {
     let line = faults.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{faults}"));
     assert!(line.contains("it is the same server as another one of the list"), "{line}");
     assert!(!faults.contains(&address), "{faults}");
+}
+
+#[tokio::test]
+async fn two_followers_behind_one_name_lend_each_other_no_position() {
+    const CLIENTS: usize = 24;
+    let primary = Cluster::start(named("primary")).unwrap();
+    let followers = [primary.follower(named("one")).unwrap(), primary.follower(named("two")).unwrap()];
+    let proxy = FaultProxy::start(followers[0].addr()).unwrap();
+    let address = proxy.addr().to_string();
+    let settings = [
+        ("databases.PLACE.followers", &*address),
+        ("read_routing", "auto"),
+        ("read_freshness", "session"),
+        ("default_pool_size", "24"),
+    ];
+    let readers = Readers::start(&primary, &[], &settings);
+    let name = readers.place.name.clone();
+    readers
+        .place
+        .psql(&format!("SET ROLE {name}; CREATE TABLE t AS SELECT id, 0 AS n FROM generate_series(1, {CLIENTS}) id"));
+    for follower in &followers {
+        primary.await_replay(follower, SOON).unwrap();
+    }
+    // One of them has nothing of what is written from now on.
+    followers[1].psql("postgres", "SELECT pg_wal_replay_pause()").unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Wire::connect(readers.pgweir.addr()).await.unwrap();
+        client.login_with(&[("user", &*name), ("database", &*name)], PASSWORD).await.unwrap();
+        clients.push(client);
+    }
+    let on_followers = || readers.metric("pgweir_routes_total", &["reason=\"read\""]);
+    wait_until_async(SOON, async || {
+        value(&mut clients[0], "SELECT n FROM t WHERE id = 1").await;
+        on_followers() > 0.0
+    })
+    .await;
+    // What is asked for its position is the one, and its name leads to the other: more clients at once want more connections.
+    proxy.lead_to(followers[1].addr());
+    let before = on_followers();
+    for round in 1..=CLIENTS {
+        let turns = clients.iter_mut().take(round).enumerate().map(async |(at, client)| {
+            let id = at + 1;
+            let written = client.query(&format!("UPDATE t SET n = {round} WHERE id = {id}")).await.unwrap();
+            assert!(written.error.is_none(), "{written:?}");
+            // By the second one, the one follower has it.
+            for pause in ["0", "0.05", "0.05"] {
+                let seen = value(client, &format!("SELECT n FROM t, pg_sleep({pause}) WHERE id = {id}")).await;
+                assert_eq!(seen, round.to_string(), "client {id}");
+            }
+        });
+        futures_util::future::join_all(turns).await;
+    }
+    wait_until_async(SOON, async || on_followers() > before + 10.0).await;
+    // Connections did lead to the one that lags.
+    let sessions = format!("SELECT sessions FROM pg_stat_database WHERE datname = '{name}'");
+    wait_until_async(SOON, async || followers[1].psql("postgres", &sessions).unwrap() != "0").await;
 }
 
 #[tokio::test]

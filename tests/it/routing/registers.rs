@@ -58,6 +58,12 @@ struct History {
 }
 
 impl History {
+    /// One of how many turns of a client begins with a write. Where a read has to see what all have written, few would ever find
+    /// it on a follower if somebody wrote all the time.
+    fn turns_per_write(&self) -> u64 {
+        if self.level == "pool" { 100 } else { 5 }
+    }
+
     /// What a read of `register` by `reader` that begins now has to see at least.
     fn floor(&self, register: usize, reader: usize) -> u64 {
         let all = self.acknowledged.borrow();
@@ -80,7 +86,7 @@ async fn play_client(stage: &Stage<'_>, history: &History, number: usize, seed: 
     let mut client = stage.client_with(history.commits.parameters(&mut dice)).await;
     let mut written = 0;
     while history.reads_left.get() > 0 {
-        if dice.once_in(5) {
+        if dice.once_in(history.turns_per_write()) {
             written += 1;
             succeed(&mut client, &format!("UPDATE registers SET value = {written} WHERE id = {number}")).await;
             let mut all = history.acknowledged.borrow_mut();
@@ -202,7 +208,9 @@ fn hold(name: &str, levels: &[&'static str], commits: Commits, reads: u64, kills
         let outcome = play(&family, level, commits, reads, kills, None);
         println!("{name}: {level}: {outcome:?}");
         assert_eq!(outcome.stale, 0, "{level}: {}", outcome.example);
-        assert!(outcome.reads >= reads && outcome.elsewhere > 0.0, "{level}: {outcome:?}");
+        // What stays on the primary shows nothing: a twentieth of them at least does not.
+        let least = f64::from(u32::try_from(reads / 20).unwrap());
+        assert!(outcome.reads >= reads && outcome.elsewhere > least, "{level}: {outcome:?}");
         told.push(format!("{level} {} reads, about {} on followers, 0 stale", outcome.reads, outcome.elsewhere));
     }
     told
