@@ -183,7 +183,7 @@ mod tests {
             ("select 'a'\n 'b'",                             "select?string"),
             ("select -1",                                    "select-?int4"),
             ("select a.b.c",                                 "select a.b.c"),
-            ("select 1..2",                                  "select?int4.?numeric"),
+            ("select 1..2",                                  "select?int4.?int4"),
             ("",                                             ""),
             ("-- nothing",                                   ""),
             ("select N'x'",                                  "select n?string"),

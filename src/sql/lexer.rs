@@ -91,6 +91,11 @@ impl<'a> Lexer<'a> {
             b'$' => self.dollar(tail),
             b'0'..=b'9' => self.number(),
             b'.' if tail.first().is_some_and(u8::is_ascii_digit) => self.number(),
+            // One token to PL/pgSQL: the number behind it has no dot of its own.
+            b'.' if tail.first() == Some(&b'.') => {
+                self.rest = after(tail, 1);
+                Token::Mark(byte)
+            }
             _ => {
                 self.rest = tail;
                 Token::Mark(byte)
