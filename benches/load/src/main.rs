@@ -182,7 +182,7 @@ fn run_rows(plan: &Plan, rows: &[Row], report: &mut Report) -> Result<(), Fault>
     eprintln!("{} rows, {windows} windows, at least {} min", rows.len(), estimate.as_secs().div_ceil(60));
     for row in rows {
         let trial = plan.run(row, &mut |progress| eprintln!("{}: {progress}", row.name))?;
-        let row_report = RowReport::new(row, trial);
+        let row_report = RowReport::new(row, trial, plan.others_at_most);
         eprintln!("{}: {}", row.name, Report::line(&row_report, row.measure));
         report.rows.push(row_report);
     }

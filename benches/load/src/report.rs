@@ -7,9 +7,15 @@ use serde::Serialize;
 
 use crate::generate::Window;
 use crate::machine::Context;
-use crate::rows::{Measure, Row};
+use crate::rows::{Measure, Percentile, Row};
 use crate::statistics::{Estimate, RESAMPLES, median};
 use crate::trial::{Side, Trial};
+
+/// Pairs of quiet windows that a verdict wants.
+const PAIRS_AT_LEAST: usize = 12;
+
+/// The ratio of the times that may not be above the baseline's.
+const LATENCY_BAR: f64 = 1.0;
 
 /// Seed of the bootstrap, so that the same windows always give the same intervals.
 const BOOTSTRAP_SEED: u64 = 0x7067_7765_6972;
@@ -59,6 +65,11 @@ pub struct RowReport {
     pub pool_size: u32,
     /// The bar: of the CPU ratio, or of KiB per client.
     pub bar: Option<f64>,
+    /// Pairs of windows in which others were quiet: only they count.
+    pub pairs: usize,
+    /// Which time of a transaction may not be above the baseline's.
+    #[serde(skip)]
+    pub latency: Option<Percentile>,
     /// CPU time per transaction, subject to baseline.
     pub cpu_ratio: Option<Estimate>,
     /// Transactions per second, subject to baseline.
@@ -97,13 +108,16 @@ pub struct SideReport {
 }
 
 impl RowReport {
-    /// Condenses a row's windows.
+    /// Condenses a row's windows: those in which others used no more than so many cores.
     #[must_use]
-    pub fn new(row: &Row, trial: Trial) -> Self {
+    pub fn new(row: &Row, trial: Trial, others_at_most: f64) -> Self {
+        let is_quiet = |(baseline, subject): &(&Window, &Window)| {
+            baseline.others <= others_at_most && subject.others <= others_at_most
+        };
+        let pairs: Vec<_> = trial.baseline.windows.iter().zip(&trial.subject.windows).filter(is_quiet).collect();
         let compare = |figure: fn(&Window) -> Option<f64>| {
-            let pairs = trial.baseline.windows.iter().zip(&trial.subject.windows);
             let ratios: Option<Vec<f64>> =
-                pairs.map(|(baseline, subject)| Some(figure(subject)? / figure(baseline)?)).collect();
+                pairs.iter().map(|(baseline, subject)| Some(figure(subject)? / figure(baseline)?)).collect();
             Estimate::of(&ratios?, RESAMPLES, BOOTSTRAP_SEED)
         };
         Self {
@@ -111,35 +125,61 @@ impl RowReport {
             clients: row.clients,
             pool_size: row.pool_size,
             bar: row.bar,
+            pairs: pairs.len(),
+            latency: row.latency,
             cpu_ratio: compare(cpu_us),
             tps_ratio: compare(tps),
             p50_ratio: compare(p50_us),
             p99_ratio: compare(p99_us),
-            baseline: SideReport::new(&trial.baseline),
-            subject: SideReport::new(&trial.subject),
-            direct: SideReport::new(&trial.direct),
+            baseline: SideReport::new(&trial.baseline, others_at_most),
+            subject: SideReport::new(&trial.subject, others_at_most),
+            direct: SideReport::new(&trial.direct, others_at_most),
             trial,
         }
     }
 
-    /// Whether the bar is met; `None` without a bar or a figure.
-    #[must_use]
-    pub fn meets_bar(&self) -> Option<bool> {
-        let figure = self.cpu_ratio.map(|ratio| ratio.median).or(self.subject.kib_per_client);
-        Some(figure? <= self.bar?)
+    /// What the bar of the CPU ratio, or of the memory, comes to.
+    fn verdict(&self) -> String {
+        match (self.bar, self.cpu_ratio, self.subject.kib_per_client) {
+            (Some(bar), Some(ratio), _) => self.verdict_of(ratio, bar),
+            (Some(bar), None, Some(kib)) => format!("{bar:.2} {}", met(kib <= bar)),
+            (Some(bar), None, None) => format!("{bar:.2}"),
+            (None, ..) => "-".to_owned(),
+        }
+    }
+
+    /// Whether a ratio meets its bar; `~` if the interval does not tell.
+    fn verdict_of(&self, ratio: Estimate, bar: f64) -> String {
+        if self.pairs < PAIRS_AT_LEAST {
+            return format!("{bar:.2}, too few pairs");
+        }
+        let crosses = ratio.low <= bar && bar < ratio.high;
+        format!("{bar:.2} {}{}", met(ratio.median <= bar), if crosses { " ~" } else { "" })
+    }
+
+    /// A ratio of times, with its verdict where it has a bar.
+    fn latency(&self, percentile: Percentile, ratio: Option<Estimate>) -> String {
+        let told = number(ratio.map(|ratio| ratio.median), 2);
+        match ratio {
+            Some(ratio) if self.latency == Some(percentile) => {
+                format!("{told}, {}", self.verdict_of(ratio, LATENCY_BAR))
+            }
+            _ => told,
+        }
     }
 }
 
 impl SideReport {
-    fn new(side: &Side) -> Self {
+    fn new(side: &Side, others_at_most: f64) -> Self {
+        let windows: Vec<_> = side.windows.iter().filter(|window| window.others <= others_at_most).collect();
         let middle = |figure: fn(&Window) -> Option<f64>| {
-            let values: Option<Vec<f64>> = side.windows.iter().map(figure).collect();
+            let values: Option<Vec<f64>> = windows.iter().map(|window| figure(window)).collect();
             median(&values?)
         };
         let cpu_us = middle(cpu_us);
         Self {
             cpu_us,
-            user_us: cpu_us.zip(user_share(&side.windows)).map(|(all, share)| all * share),
+            user_us: cpu_us.zip(user_share(&windows)).map(|(all, share)| all * share),
             tps: middle(tps),
             p50_us: middle(p50_us),
             p99_us: middle(p99_us),
@@ -167,7 +207,7 @@ fn p99_us(window: &Window) -> Option<f64> {
 }
 
 /// The share of user mode in all CPU time, over all windows together: one window has too few ticks.
-fn user_share(windows: &[Window]) -> Option<f64> {
+fn user_share(windows: &[&Window]) -> Option<f64> {
     let cpu = || windows.iter().filter_map(|window| window.cpu);
     let user: u64 = cpu().map(|cpu| cpu.user_ticks).sum();
     let system: u64 = cpu().map(|cpu| cpu.system_ticks).sum();
@@ -196,7 +236,7 @@ impl Report {
         let (method, context) = (&self.method, &self.context);
         writeln!(
             out,
-            "{} against {}, {}; {} CPUs ({}), Linux {}; {}. Per row {} pairs of {} s windows in random order; windows in which other processes used more than {} cores are dropped and repeated.\n",
+            "{} against {}, {}; {} CPUs ({}), Linux {}; {}. Per row {} pairs of {} s windows in random order; windows in which other processes used more than {} cores are dropped and repeated. `~`: the interval crosses the bar.\n",
             method.subject,
             method.baseline,
             method.postgres,
@@ -232,21 +272,16 @@ impl Report {
             });
             writeln!(
                 out,
-                "| {} | {} | {} | {} | {ratio} | {} | {} | {} | {}{} | {} |",
+                "| {} | {} | {} | {} | {ratio} | {} | {} | {} | {} | {} |",
                 row.name,
                 row.pool_size,
                 split(row.baseline),
                 split(row.subject),
-                verdict(row),
+                row.verdict(),
                 number(row.baseline.syscalls, 2),
                 number(row.subject.syscalls, 2),
-                row.trial.subject.windows.len(),
-                if row.trial.disturbed > 0 {
-                    format!(", {} windows disturbed", row.trial.disturbed)
-                } else {
-                    String::new()
-                },
-                row.trial.dropped,
+                row.pairs,
+                row.trial.dropped + row.trial.disturbed,
             )?;
         }
         writeln!(out)
@@ -277,11 +312,11 @@ impl Report {
                 number(row.direct.p50_us, 0),
                 number(row.baseline.p50_us, 0),
                 number(row.subject.p50_us, 0),
-                middle(row.p50_ratio),
+                row.latency(Percentile::P50, row.p50_ratio),
                 number(row.direct.p99_us, 0),
                 number(row.baseline.p99_us, 0),
                 number(row.subject.p99_us, 0),
-                middle(row.p99_ratio),
+                row.latency(Percentile::P99, row.p99_ratio),
             ];
             writeln!(out, "| {} | {} |", row.name, cells.join(" | "))?;
         }
@@ -301,7 +336,7 @@ impl Report {
         writeln!(out, "| row | clients | {baseline} | {subject} | bar |\n|---|--:|--:|--:|--:|")?;
         for row in rows {
             let (left, right) = (number(row.baseline.kib_per_client, 2), number(row.subject.kib_per_client, 2));
-            writeln!(out, "| {} | {} | {left} | {right} | {} |", row.name, row.clients, verdict(row))?;
+            writeln!(out, "| {} | {} | {left} | {right} | {} |", row.name, row.clients, row.verdict())?;
         }
         writeln!(out)
     }
@@ -319,13 +354,13 @@ impl Report {
                 ratio.median,
                 ratio.low,
                 ratio.high,
-                verdict(row),
+                row.verdict(),
             ),
             _ => format!(
                 "{} against {} KiB per client, bar {}",
                 number(row.subject.kib_per_client, 2),
                 number(row.baseline.kib_per_client, 2),
-                verdict(row),
+                row.verdict(),
             ),
         }
     }
@@ -342,13 +377,8 @@ fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "n/a".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn verdict(row: &RowReport) -> String {
-    match (row.bar, row.meets_bar()) {
-        (Some(bar), Some(true)) => format!("{bar:.2} met"),
-        (Some(bar), Some(false)) => format!("{bar:.2} missed"),
-        (Some(bar), None) => format!("{bar:.2}"),
-        (None, _) => "-".to_owned(),
-    }
+const fn met(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "missed" }
 }
 
 #[cfg(test)]
@@ -365,7 +395,7 @@ mod tests {
 
     fn row() -> Row {
         let measure = Measure::Cpu(Workload::Simple);
-        Row { name: "r".to_owned(), measure, clients: 16, pool_size: 10, tls: false, bar: Some(0.9) }
+        Row { name: "r".to_owned(), measure, clients: 16, pool_size: 10, tls: false, bar: Some(0.9), latency: None }
     }
 
     /// Pairs of 0.5, 0.8 and 0.9: the median of ratios, not the ratio of medians, which would be 1.6/2.
@@ -374,14 +404,14 @@ mod tests {
         let mut trial = Trial::default();
         trial.baseline.windows = vec![window(1000, 2_000_000), window(1000, 4_000_000), window(1000, 1_000_000)];
         trial.subject.windows = vec![window(1000, 1_000_000), window(2000, 6_400_000), window(500, 450_000)];
-        let report = RowReport::new(&row(), trial);
+        let report = RowReport::new(&row(), trial, 0.5);
         let ratio = report.cpu_ratio.unwrap();
         assert!((ratio.median - 0.8).abs() < 1e-9, "{ratio:?}");
         assert!((ratio.low - 0.5).abs() < 1e-9 && (ratio.high - 0.9).abs() < 1e-9, "{ratio:?}");
         assert!((report.baseline.cpu_us.unwrap() - 2.0).abs() < 1e-9);
         assert!((report.baseline.user_us.unwrap() - 0.5).abs() < 1e-9);
         assert!((report.subject.tps.unwrap() - 500.0).abs() < 1e-9);
-        assert_eq!(report.meets_bar(), Some(true));
+        assert_eq!(report.verdict(), "0.90, too few pairs");
     }
 
     #[test]
@@ -389,16 +419,34 @@ mod tests {
         let mut trial = Trial::default();
         trial.baseline.windows = vec![window(0, 1_000_000)];
         trial.subject.windows = vec![window(10, 1_000_000)];
-        let report = RowReport::new(&row(), trial);
+        let report = RowReport::new(&row(), trial, 0.5);
         assert_eq!(report.cpu_ratio, None);
-        assert_eq!(report.meets_bar(), None);
+        assert_eq!(report.verdict(), "0.90");
+    }
+
+    #[test]
+    fn a_pair_with_a_disturbed_window_counts_for_nothing() {
+        let mut trial = Trial::default();
+        trial.baseline.windows = vec![window(1000, 2_000_000); PAIRS_AT_LEAST + 1];
+        trial.subject.windows = vec![window(1000, 1_600_000); PAIRS_AT_LEAST + 1];
+        trial.subject.windows[3] = Window { others: 0.6, ..window(1000, 9_000_000) };
+        let row = Row { latency: Some(Percentile::P99), ..row() };
+        let report = RowReport::new(&row, trial, 0.5);
+        assert_eq!(report.pairs, PAIRS_AT_LEAST);
+        let ratio = report.cpu_ratio.unwrap();
+        assert!((ratio.low - 0.8).abs() < 1e-9 && (ratio.high - 0.8).abs() < 1e-9, "{ratio:?}");
+        assert_eq!(report.verdict(), "0.90 met");
+        assert_eq!(report.verdict_of(Estimate { median: 0.89, low: 0.8, high: 0.92 }, 0.9), "0.90 met ~");
+        assert_eq!(report.verdict_of(Estimate { median: 0.91, low: 0.8, high: 0.92 }, 0.9), "0.90 missed ~");
+        assert_eq!(report.latency(Percentile::P99, report.p99_ratio), "1.00, 1.00 met");
+        assert_eq!(report.latency(Percentile::P50, report.p50_ratio), "1.00");
     }
 
     #[test]
     fn every_line_of_a_table_has_as_many_cells_as_its_head() {
         let mut trial = Trial::default();
-        trial.baseline.windows = vec![window(1000, 2_000_000)];
-        trial.subject.windows = vec![window(1000, 1_900_000)];
+        trial.baseline.windows = vec![window(1000, 2_000_000); PAIRS_AT_LEAST];
+        trial.subject.windows = vec![window(1000, 1_900_000); PAIRS_AT_LEAST];
         let mut memory = Trial::default();
         memory.baseline.kib_per_client = vec![1.0];
         memory.subject.kib_per_client = vec![1.2];
@@ -416,7 +464,7 @@ mod tests {
                 others_at_most: 0.5,
                 seed: 1,
             },
-            rows: vec![RowReport::new(&row(), trial), RowReport::new(&idle, memory)],
+            rows: vec![RowReport::new(&row(), trial, 0.5), RowReport::new(&idle, memory, 0.5)],
         };
         let text = report.markdown();
         for table in text.split("\n\n").filter(|part| part.starts_with('|')) {

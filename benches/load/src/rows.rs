@@ -38,6 +38,17 @@ pub struct Row {
     pub tls: bool,
     /// The highest ratio (CPU) or KiB per client (memory) that is good enough. `None`: only reported.
     pub bar: Option<f64>,
+    /// The time of a transaction that may not be above the baseline's.
+    pub latency: Option<Percentile>,
+}
+
+/// A percentile of the times of a window's transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Percentile {
+    /// The median.
+    P50,
+    /// The 99th.
+    P99,
 }
 
 impl Row {
@@ -65,6 +76,7 @@ pub fn all() -> Vec<Row> {
                 pool_size,
                 tls: false,
                 bar: select_bar(workload, clients),
+                latency: latency_bar(clients),
             });
         }
     }
@@ -82,6 +94,7 @@ pub fn all() -> Vec<Row> {
         pool_size: 10,
         tls: name.starts_with("tls-"),
         bar,
+        latency: None,
     }));
     let memory = [("idle", Queries::InTurn, Some(1.1)), ("burst", Queries::AtOnce, None)];
     rows.extend(memory.map(|(name, queries, bar)| Row {
@@ -91,6 +104,7 @@ pub fn all() -> Vec<Row> {
         pool_size: 20,
         tls: false,
         bar,
+        latency: None,
     }));
     rows
 }
@@ -101,6 +115,15 @@ fn select_bar(workload: Workload, clients: usize) -> Option<f64> {
         (Workload::Prepared, 16 | 64) => Some(0.85),
         (_, 16) => Some(1.0),
         (_, 64 | 1000) => Some(0.88),
+        _ => None,
+    }
+}
+
+/// What a lone client waits for, and what the slowest of many do.
+const fn latency_bar(clients: usize) -> Option<Percentile> {
+    match clients {
+        1 => Some(Percentile::P50),
+        64 => Some(Percentile::P99),
         _ => None,
     }
 }

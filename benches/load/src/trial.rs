@@ -41,7 +41,7 @@ pub struct Plan {
     pub order: Order,
     /// Pairs of windows per row.
     pub pairs: usize,
-    /// Per row, how long windows that were disturbed may be repeated; after that they count, and are counted.
+    /// Per row, how long windows that were disturbed may be repeated; after that they are kept, and count for nothing.
     pub patience: Duration,
     /// Cores other processes may use on average in a window that counts.
     pub others_at_most: f64,
