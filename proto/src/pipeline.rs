@@ -366,6 +366,13 @@ impl Pipeline {
         }
     }
 
+    /// Whether any answer is the pooler's to give.
+    #[must_use]
+    #[inline]
+    pub const fn has_locals(&self) -> bool {
+        self.locals > 0
+    }
+
     /// The entry whose answer is on its way.
     #[must_use]
     pub fn front(&self) -> Option<Owed> {

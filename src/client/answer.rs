@@ -125,7 +125,7 @@ pub struct Answer<'a> {
     /// The client, if it listens by the hub.
     pub subscriber: Option<&'a Subscriber>,
     /// What holds for every message of this turn.
-    pub rules: Rules,
+    pub rules: &'a Rules,
     /// Nothing yet.
     pub told: Told,
 }
@@ -160,8 +160,7 @@ impl Answer<'_> {
     /// Goes through the input and plans what the client gets.
     pub fn inspect(&mut self, plan: &mut Plan<'_>) -> Heard {
         if self.rules.elsewhere {
-            // What was not told at once.
-            self.answer_locally(plan);
+            self.answer_late(plan);
         }
         loop {
             match self.conn.scanner.next(plan.rest()) {
@@ -234,11 +233,11 @@ impl Answer<'_> {
                 if tag == Tag::ParameterDescription {
                     self.aside.described = Described::parameters(body);
                 }
-                if tag == Tag::DataRow && reply.origin == Origin::Pooler {
-                    self.own_row(body);
+                if tag == Tag::DataRow && (reply.origin == Origin::Pooler || self.marks.placing.tells) {
+                    self.read_row(reply.origin, body, plan)
+                } else {
+                    reply.origin
                 }
-                let is_told = tag == Tag::DataRow && self.marks.placing.tells && self.named_row(body, plan);
-                if is_told { Origin::Pooler } else { reply.origin }
             }
         };
         if origin == Origin::Client {
@@ -251,6 +250,7 @@ impl Answer<'_> {
 
     /// What a server may say at any time. A notice in front of the answer may be a part of it; what comes behind an error that
     /// nobody is told is not.
+    #[cold]
     fn unasked(&mut self, tag: Tag, body: &[u8], len: usize, plan: &mut Plan<'_>) -> Result<(), Heard> {
         let before = plan.planned();
         let origin = match tag {
@@ -311,6 +311,12 @@ impl Answer<'_> {
             self.told.bytes += message.len();
             self.done(owed);
         }
+    }
+
+    /// What was not told at once.
+    #[cold]
+    fn answer_late(&mut self, plan: &mut Plan<'_>) {
+        self.answer_locally(plan);
     }
 
     fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
@@ -389,6 +395,16 @@ impl Answer<'_> {
                 self.marks.changes.end_named();
             }
         }
+    }
+
+    /// A row that is not merely passed on: the answer to a question of ours, or one that may tell a name. Whose it is.
+    #[cold]
+    fn read_row(&mut self, origin: Origin, body: &[u8], plan: &mut Plan<'_>) -> Origin {
+        if origin == Origin::Pooler {
+            self.own_row(body);
+        }
+        let is_told = self.marks.placing.tells && self.named_row(body, plan);
+        if is_told { Origin::Pooler } else { origin }
     }
 
     fn own_row(&mut self, body: &[u8]) {

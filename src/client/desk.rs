@@ -175,7 +175,7 @@ impl Desk {
             aside: &mut self.aside,
             stats: &mut self.stats,
             subscriber: None,
-            rules: Rules {
+            rules: &Rules {
                 now: Moment::default(),
                 prefix: self.interner.prefix,
                 statement_mode: false,

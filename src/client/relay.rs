@@ -47,7 +47,7 @@ use crate::state::Subscriber;
 pub use active::Active;
 use active::Proof;
 use ear::Ear;
-use routing::{Ends, Routing};
+use routing::{Ends, Routing, Way};
 
 /// Rounds of reading in one poll before other sessions get a turn.
 const ROUNDS: u32 = 16;
@@ -271,9 +271,10 @@ impl Relay {
             && !self.awaits_lease()
     }
 
+    #[inline]
     fn active(&mut self) -> &mut Active {
-        let now = self.context.clock.moment();
-        self.active.get_or_insert_with(|| self.context.actives.lend(now))
+        let context = &self.context;
+        self.active.get_or_insert_with(|| context.actives.lend(context.clock.moment()))
     }
 
     // ---- server to client ----
@@ -335,15 +336,17 @@ impl Relay {
         Ok(true)
     }
 
+    #[inline]
     fn rules(&self) -> Rules {
+        let rerun = self.active.as_ref().map(|active| &active.rerun);
         Rules {
             now: self.context.clock.moment(),
             prefix: self.context.interner.prefix,
             statement_mode: self.pool.limits.mode == PoolMode::Statement,
             statements_max: self.context.config.client.max_client_statements as usize,
-            heals: self.active.as_ref().is_some_and(|active| active.rerun.is_kept()),
-            elsewhere: self.active.as_ref().is_some_and(|active| active.rerun.is_routed()),
-            harmless: self.active.as_ref().is_some_and(|active| active.rerun.is_harmless()),
+            heals: rerun.is_some_and(rerun::Rerun::is_kept),
+            elsewhere: rerun.is_some_and(rerun::Rerun::is_routed),
+            harmless: rerun.is_some_and(rerun::Rerun::is_harmless),
             follower: self.is_on_follower(),
             owes_begin: self.owes_begin(),
             pid: self.entry.pid,
@@ -375,7 +378,7 @@ impl Relay {
             aside: &mut active.aside,
             stats: &mut stats,
             subscriber: self.subscriber.as_deref(),
-            rules,
+            rules: &rules,
             told: Told::default(),
         };
         let heard = answer.inspect(&mut plan);
@@ -567,11 +570,12 @@ impl Relay {
                 },
                 Lease::Waiting(_) => return Ok(at),
                 Lease::Held(_) => {
-                    let (used, more) = if self.routing.is_some() {
-                        self.pass_routed(rest, made, cx)?
-                    } else {
-                        self.pass(rest, made, cx)?
-                    };
+                    let way = if self.routing.is_some() { self.weigh(rest, cx)? } else { Way::STRAIGHT };
+                    let Some(batch) = way.batch(rest) else { return Ok(at) };
+                    let (mut used, mut more) = self.pass(batch, made, cx)?;
+                    if self.routing.is_some() {
+                        (used, more) = self.weighed(way, rest, (used, more));
+                    }
                     at += used;
                     if !more || self.runs_again() {
                         return Ok(at);
@@ -609,6 +613,8 @@ impl Relay {
     }
 
     /// Passes messages to the server. Returns the bytes dealt with, and whether to go on.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "called in one place, in every transaction")]
     fn pass(&mut self, input: &[u8], made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(usize, bool), End> {
         let context = &*self.context;
         // On a follower nothing listens, or notifies.
@@ -710,7 +716,9 @@ impl Relay {
         match *stop {
             Stop::Short | Stop::Full | Stop::Unsettled => {
                 let short = matches!(stop, Stop::Short);
-                self.active().stalled = !short;
+                if let Some(active) = &mut self.active {
+                    active.stalled = !short;
+                }
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
                 if short && self.is_owed_ready() { Ok(()) } else { self.rest(cx) }
             }
@@ -738,8 +746,11 @@ impl Relay {
     }
 
     /// Answers of ours that wait for nothing; and a lease that was of no use (a lone Flush) may end.
+    #[inline]
     fn local_answers(&mut self, made: &mut Vec<u8>, cx: &mut Task<'_>) -> Result<(), End> {
-        let waits = |conn: &ServerConn| conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local);
+        let waits = |conn: &ServerConn| {
+            !conn.pipeline.has_locals() || conn.pipeline.front().is_some_and(|owed| owed.origin != Origin::Local)
+        };
         // Nothing is told while the batch may have to run elsewhere: a name that is parsed twice is refused.
         let is_routed = || self.active.as_ref().is_some_and(|active| active.rerun.is_routed());
         if matches!(&self.lease, Lease::Held(conn) if waits(conn)) || is_routed() {
@@ -758,7 +769,7 @@ impl Relay {
             aside: &mut active.aside,
             stats: &mut stats,
             subscriber: None,
-            rules,
+            rules: &rules,
             told: Told::default(),
         };
         answer.answer_locally(&mut plan);

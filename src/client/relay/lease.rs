@@ -290,7 +290,8 @@ impl Relay {
     }
 
     /// The lease ends. Whoever gets the server connection is to have it from here.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "called in two places, by one of them in every transaction")]
     pub(super) fn let_go(&mut self) -> Option<Box<ServerConn>> {
         let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else {
             return None;

@@ -83,6 +83,24 @@ pub(super) enum Course {
     },
 }
 
+/// How much of the input is passed on at once, and on which course.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    course: Course,
+    /// Bytes at most; none may be.
+    len: Option<usize>,
+}
+
+impl Way {
+    /// All of it, to the primary.
+    pub(super) const STRAIGHT: Self = Self { course: Course::Home, len: Some(usize::MAX) };
+
+    #[inline]
+    pub(super) fn batch(self, input: &[u8]) -> Option<&[u8]> {
+        self.len.map(|len| input.get(..len).unwrap_or(input))
+    }
+}
+
 /// What of a session has to do with followers.
 #[derive(Debug)]
 pub struct Routing {
@@ -562,37 +580,28 @@ impl Relay {
 
     // ---- passing on ----
 
-    /// Passes messages to the server, as many as the course allows. Returns the bytes dealt with, and whether to go on.
+    /// How much of the input may be passed on now, and on which course.
     #[cold]
-    pub(super) fn pass_routed(
-        &mut self,
-        input: &[u8],
-        made: &mut Vec<u8>,
-        cx: &mut Task<'_>,
-    ) -> Result<(usize, bool), End> {
+    pub(super) fn weigh(&mut self, input: &[u8], cx: &mut Task<'_>) -> Result<Way, End> {
         let (course, left) = self.routing.as_ref().map_or((Course::Home, 0), |routing| (routing.course, routing.left));
         match course {
-            Course::Home => return self.pass(input, made, cx),
+            Course::Home => return Ok(Way::STRAIGHT),
             // It ends before anything is passed on.
-            Course::Forced { .. } => return Ok((0, false)),
+            Course::Forced { .. } => return Ok(Way { course, len: None }),
             Course::HomeReads => {
                 self.prove_reads(input, left);
-                let (used, more) = self.pass(input, made, cx)?;
-                self.passed(used);
-                return Ok((used, more));
+                return Ok(Way { course, ..Way::STRAIGHT });
             }
             Course::HomeReadOnly => {
                 self.prove_read_only(input, left);
-                let (used, more) = self.pass(input, made, cx)?;
-                self.passed(used);
-                return Ok((used, more));
+                return Ok(Way { course, ..Way::STRAIGHT });
             }
             Course::Lone | Course::Opening | Course::Begun | Course::First | Course::Within => {}
         }
         if left == 0 && !self.admit(input, cx)? {
-            return Ok((0, false));
+            return Ok(Way { course, len: None });
         }
-        let Some(routing) = &mut self.routing else { return Ok((0, false)) };
+        let Some(routing) = &mut self.routing else { return Ok(Way::STRAIGHT) };
         let (course, left, proven) = (routing.course, routing.left, routing.proven);
         let batch = input.get(..left).unwrap_or(input);
         let is_whole = std::mem::take(&mut routing.untouched) && batch.len() == left;
@@ -600,21 +609,35 @@ impl Relay {
         if let Some(active) = self.active.as_mut().filter(|_| keeps) {
             active.rerun.keep_routed(batch, proven);
         }
-        let (used, more) = self.pass(batch, made, cx)?;
+        Ok(Way { course, len: Some(batch.len()) })
+    }
+
+    /// Of what was on that way, so much was passed on, and there may be more to do: the same of the input.
+    #[cold]
+    pub(super) fn weighed(&mut self, way: Way, input: &[u8], (used, more): (usize, bool)) -> (usize, bool) {
+        match way.course {
+            Course::Home | Course::Forced { .. } => return (used, more),
+            Course::HomeReads | Course::HomeReadOnly => {
+                self.passed(used);
+                return (used, more);
+            }
+            Course::Lone | Course::Opening | Course::Begun | Course::First | Course::Within => {}
+        }
+        let batch = way.batch(input).map_or(0, <[u8]>::len);
         match self.routing.as_ref().map(|routing| routing.course) {
             // What is to run again is kept elsewhere, whole.
-            Some(Course::Forced { .. }) => return Ok((batch.len(), true)),
-            Some(Course::Home) | None => return Ok((used, more)),
+            Some(Course::Forced { .. }) => return (batch, true),
+            Some(Course::Home) | None => return (used, more),
             Some(_) => {}
         }
         self.passed(used);
         let stalled = self.active.as_ref().is_some_and(|active| active.stalled);
-        if used < batch.len() && !stalled && matches!(course, Course::Within) {
+        if used < batch && !stalled && matches!(way.course, Course::Within) {
             // It was the front of a message that has to be whole: looked at again when there is more.
             self.passed(usize::MAX);
         }
         // What is behind it is looked at by itself.
-        Ok((used, more || used == batch.len() && used < input.len()))
+        (used, more || used == batch && used < input.len())
     }
 
     /// Whether the client stands in the middle of a message of the server's.
