@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use pgweir_config::StatementMode;
 use pgweir_proto::backend::TxStatus;
-use pgweir_proto::frontend::{Bind, Parse, Tag, Target};
+use pgweir_proto::frontend::{Bind, Parse, Tag, Target, query_text};
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
@@ -345,9 +345,7 @@ impl Request<'_> {
         }
         match tag {
             Tag::Query => {
-                let (catalog, library) = (self.catalog, &mut *self.library);
-                let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
-                let (text, effects) = self.scans.judge(body, self.catalog_key, through).map_err(Stop::Malformed)?;
+                let (text, effects) = self.judge(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
                 if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
@@ -383,6 +381,17 @@ impl Request<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The text in the body of a `Query`, what it does to its session, and what it sets in motion there.
+    #[inline]
+    fn judge<'b>(&mut self, body: &'b [u8]) -> Result<(&'b [u8], Effects), Malformed> {
+        if lacks(Guard::Inspection) {
+            return query_text(body).map(|text| (text, Effects::default()));
+        }
+        let (catalog, library) = (self.catalog, &mut *self.library);
+        let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
+        self.scans.judge(body, self.catalog_key, through)
     }
 
     /// Behind a RESET: the client's start-up values, which the server does not know for such.

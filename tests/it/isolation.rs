@@ -23,18 +23,18 @@ mod model;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pgweir::mutant::Guard;
 use pgweir_harness::wire::{Wire, build};
 use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figures;
+use crate::guards::{self, mutant};
 use crate::stage::{Dice, SOON, Stage, read_to_end, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
@@ -350,18 +350,6 @@ fn the_oracle_agrees_with_postgres_itself() {
     }
 }
 
-/// Builds pgweir with the feature `mutant`: it leaves out what it is told to of what keeps clients apart.
-pub(crate) fn mutant() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // A directory of its own, so that this build takes no lock that our own cargo holds.
-    let target = root.join("target/mutant");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root).args(["build", "--locked", "--bin", "pgweir", "--features", "mutant", "--target-dir"]);
-    let status = cargo.arg(&target).status().unwrap();
-    assert!(status.success(), "{cargo:?}: {status}");
-    target.join("debug/pgweir")
-}
-
 #[test]
 #[ignore = "long: builds pgweir once more"]
 fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
@@ -369,20 +357,16 @@ fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
     let seed = Dice::seed(NAME);
     let bin = mutant();
     let table = [
-        ("Release", "the check at release", acts::TRANSACTIONS),
-        ("Journal", "the replay of settings", acts::TRANSACTIONS),
-        ("Taint", "audits", acts::TRANSACTIONS),
-        ("Pins", "pins", belongings::BELONGINGS),
-        ("Sequences", "forgetting what sequences gave", belongings::BELONGINGS),
+        (Guard::Release, "the check at release", acts::TRANSACTIONS),
+        (Guard::Journal, "the replay of settings", acts::TRANSACTIONS),
+        (Guard::Inspection, "a look at simple queries", acts::TRANSACTIONS),
+        (Guard::Taint, "audits", acts::TRANSACTIONS),
+        (Guard::Pins, "pins", belongings::BELONGINGS),
+        (Guard::Sequences, "forgetting what sequences gave", belongings::BELONGINGS),
     ];
     let mut caught = Vec::new();
     for (guard, what, acts) in table {
-        let options = |options| PgweirOptions {
-            bin: Some(bin.clone()),
-            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), guard.to_owned())],
-            ..options
-        };
-        let (stage, databases) = several_pools(false, options);
+        let (stage, databases) = several_pools(false, |options| guards::without(guard, &bin, options));
         stage.pgweir.audits_may_find();
         let play = Play::new(stage.addr(), &stage.place, acts, 100_000, Unit::Transactions);
         let play = Play { databases, ..play };

@@ -26,6 +26,7 @@ mod figures;
 mod fleet;
 mod floors;
 mod followers;
+mod guards;
 mod hidden;
 mod hostile_servers;
 mod isolation;
