@@ -260,8 +260,8 @@ fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
     }
     if arguments.inspection {
         let subject = Program::identify(&beside(arguments)?)?;
-        let mut baseline = subject.without("Inspection")?;
-        baseline.version = "pgweir without inspection".to_owned();
+        let baseline = subject.without("Inspection")?;
+        let baseline = Program { version: "pgweir without inspection".to_owned(), ..baseline };
         return Ok((baseline, subject));
     }
     Ok((pgbouncer(arguments.pgbouncer.as_deref())?, Program::identify(&beside(arguments)?)?))
