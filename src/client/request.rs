@@ -82,6 +82,8 @@ pub struct Marks {
     pub hidden: bool,
     /// The catalog may be another when the transaction is over.
     pub defines: bool,
+    /// What sessions begin with may be another when the transaction is over.
+    pub redefaults: bool,
     /// Start-up values may have been reset: the next end of a batch is to be followed by them.
     pub resets: bool,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
@@ -120,6 +122,7 @@ impl Marks {
             custom,
             hidden,
             defines,
+            redefaults,
             resets,
             // Of those that may have been reset.
             own: _,
@@ -128,7 +131,7 @@ impl Marks {
         } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
         let none = pins.is_empty() && channels.is_empty() && custom.is_empty() && changes.is_empty();
-        none && !any && !*hidden && !*defines
+        none && !any && !*hidden && !*defines && !*redefaults
     }
 
     /// The server connection listens to nothing that concerns the client.
@@ -168,6 +171,7 @@ impl Marks {
 
     #[cold]
     fn may_define(&mut self, effects: Effects, text: &[u8]) {
+        self.redefaults |= sql::changes_defaults(text);
         let multi = effects.set.intersects(EffectSet::MULTI);
         let spells = if multi { sql::mentions_definition } else { sql::defines };
         let defines =

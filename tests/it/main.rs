@@ -17,6 +17,7 @@ mod cancel;
 mod costs;
 mod crowd;
 mod dashboard;
+mod defaults;
 #[cfg(feature = "demo")]
 mod demo;
 mod drains;
