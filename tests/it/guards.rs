@@ -59,8 +59,8 @@ pub(crate) fn without(guard: Guard, mutant: &Path, options: PgweirOptions) -> Pg
 fn every_guard_has_a_test_that_plays_without_it() {
     for guard in Guard::ALL {
         let [file, test] = player(guard);
-        let text = fs::read_to_string(root().join("tests/it").join(file)).unwrap();
-        let (before, rest) = text.split_once(&format!("fn {test}() {{\n")).expect(test);
+        let source = fs::read_to_string(root().join("tests/it").join(file)).unwrap();
+        let (before, rest) = source.split_once(&format!("fn {test}() {{\n")).expect(test);
         let attributes: Vec<&str> = before.lines().rev().take_while(|line| line.starts_with("#[")).collect();
         assert!(attributes.contains(&"#[test]"), "{test}: {attributes:?}");
         let body = rest.split("\n}\n").next().unwrap();
