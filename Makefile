@@ -21,7 +21,7 @@ demo: ## See pgweir work on a private Postgres primary and follower (DEMO_SECOND
 test: deps ## Run every test
 	cargo test --workspace --locked --no-fail-fast
 
-test-long: deps ## Run every test, then the long ones: 10 million transactions of the oracle (under 90 minutes; tests/long.md)
+test-long: deps ## Run every test, then the long ones: 10 million transactions and 10 million operations of the oracle (under 110 minutes; tests/long.md)
 	@.ci/test-long
 
 fuzz: ## Fuzz every target for a while (FUZZ_SECONDS=20 each); a finding fails and says how to replay it

@@ -283,6 +283,8 @@ pub struct ServerConn {
     pub untagged: bool,
     /// Whether its server is one that is written to.
     pub standby: Standby,
+    /// Which defaults its session began with; see [`Knowledge::defaults`](crate::pool::Knowledge::defaults).
+    pub defaults: u64,
     /// It was lent before.
     pub used: bool,
     /// Its place among the pool's lent connections.
@@ -545,6 +547,7 @@ impl ServerConn {
             tag: Box::default(),
             untagged: false,
             standby: Standby::No,
+            defaults: 0,
             used: true,
             lent: 0,
             target: Rc::new(Target::nowhere()),

@@ -18,9 +18,13 @@ const USAGE: u8 = 2;
 const NOT_SETTINGS: [&str; 5] =
     ["PGWEIR_PG_BIN", "PGWEIR_BIN", "PGWEIR_CACHE", "PGWEIR_TEST_PANIC", "PGWEIR_TEST_MUTANT"];
 
+/// A build that can be told to leave something out says so.
+const VERSION: &str =
+    if cfg!(feature = "mutant") { concat!(env!("CARGO_PKG_VERSION"), " (mutant)") } else { env!("CARGO_PKG_VERSION") };
+
 /// A Postgres connection pooler that runs as a sidecar next to the application.
 #[derive(Parser)]
-#[command(name = "pgweir", version, about, disable_help_subcommand = true)]
+#[command(name = "pgweir", version = VERSION, about, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

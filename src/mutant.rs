@@ -1,5 +1,6 @@
-//! What a build for the own tests of the isolation oracle and of the fleet's simulation leaves out, so that they are seen to
-//! notice. Any other build leaves out nothing, and has nothing of this.
+//! What a build for the own tests of the isolation oracle and of the simulations leaves out, so that they are seen to
+//! notice (`tests/it/guards.rs` says which test plays which), and for the benchmark of what inspection costs. Any other build
+//! leaves out nothing, and has nothing of this.
 
 /// One of the things that keep clients apart, the fleet within its limits, or reads fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,22 @@ pub enum Guard {
     Claims,
     /// The check that a follower has replayed what a read must see.
     Freshness,
+    /// The look at what a simple query does to its session.
+    Inspection,
+}
+
+impl Guard {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Release,
+        Self::Journal,
+        Self::Pins,
+        Self::Taint,
+        Self::Sequences,
+        Self::Claims,
+        Self::Freshness,
+        Self::Inspection,
+    ];
 }
 
 /// Whether the guard is left out.
@@ -32,7 +49,12 @@ pub const fn lacks(_: Guard) -> bool {
 /// Whether the guard is left out: `PGWEIR_TEST_MUTANT` names it.
 #[cfg(feature = "mutant")]
 #[must_use]
+#[inline]
 pub fn lacks(guard: Guard) -> bool {
-    static LACKS: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    *LACKS.get_or_init(|| std::env::var("PGWEIR_TEST_MUTANT").unwrap_or_default()) == format!("{guard:?}")
+    static LACKS: std::sync::OnceLock<Option<Guard>> = std::sync::OnceLock::new();
+    let named = || {
+        let name = std::env::var("PGWEIR_TEST_MUTANT").unwrap_or_default();
+        Guard::ALL.into_iter().find(|guard| format!("{guard:?}") == name)
+    };
+    *LACKS.get_or_init(named) == Some(guard)
 }

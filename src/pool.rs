@@ -166,6 +166,8 @@ pub struct Pool {
     /// How its server's limits stand, for whoever asks.
     watch: Watch,
     check_ins: Cell<u32>,
+    /// Which defaults sessions began with when it was last looked; see [`Knowledge::defaults`].
+    defaults: Cell<u64>,
     target: Rc<Target>,
     clock: Rc<Clock>,
     counts: [Rc<Count>; 3],
@@ -250,6 +252,7 @@ impl Pool {
             fleet,
             watch,
             check_ins: Cell::new(0),
+            defaults: Cell::new(0),
             target: Rc::new(target),
             clock: kin.clock,
             counts: [own, database.count.clone(), user.count.clone()],
@@ -265,6 +268,7 @@ impl Pool {
         for limit in &pool.shared {
             limit.enter(&pool);
         }
+        pool.defaults.set(pool.catalog.defaults());
         pool
     }
 
@@ -430,6 +434,10 @@ impl Pool {
             self.discard(conn, DiscardReason::Lifetime);
             return self.dial_if_wanted();
         }
+        if conn.defaults != self.defaults.get() {
+            self.discard(conn, DiscardReason::Defaults);
+            return self.dial_if_wanted();
+        }
         if self.is_surveyor && self.catalog.is_due(self.clock.now()) {
             return self.look_into_catalog(conn);
         }
@@ -510,6 +518,7 @@ impl Pool {
     /// The pool's housekeeping, at every tick.
     pub fn tick(self: &Rc<Self>) {
         self.refuse_late();
+        self.replace_outdated();
         self.close_stale();
         self.keep_catalog_fresh();
         self.keep_fleet_informed();

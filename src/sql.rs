@@ -41,7 +41,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-pub use body::{Body, body, defines, hidden_names, mentions_definition, mentions_seed};
+pub use body::{Body, body, changes_defaults, defines, hidden_names, mentions_definition, mentions_seed};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]

@@ -646,6 +646,7 @@ impl Login {
             tag: Box::default(),
             untagged: false,
             standby: Standby::No,
+            defaults: 0,
             used: false,
             lent: 0,
             target,

@@ -4,7 +4,8 @@
 //! from 16384 on are those of what was created after `initdb`. The planner knows little of a catalog that has just grown,
 //! so it is told what to leave alone: a loop over everything for everything, and compiling what runs for milliseconds.
 
-/// What changes whenever an answer to [`SURVEY`] may: cheap, a scan of a few small tables.
+/// What changes whenever an answer to [`SURVEY`] may: cheap, a scan of a few small tables. And what changes with the settings
+/// that a session of this role in this database begins with.
 pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; \
     SET LOCAL jit TO off; SELECT concat_ws(':', \
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_proc WHERE oid >= 16384), \
@@ -21,7 +22,10 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_event_trigger), \
     (SELECT concat(count(*), '/', sum(oid::bigint), '/', sum(hashname(relname)), '/', \
      sum(oid::bigint) FILTER (WHERE relpersistence = 'u')) FROM pg_class \
-     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f')))";
+     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f'))), \
+    (SELECT concat(count(*), '/', sum(hashtext(concat(setdatabase, ' ', setrole, ' ', setconfig))::bigint)) FROM pg_db_role_setting \
+     WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
+     AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user)))";
 
 /// Functions, relations, and what leads from one to another, a row each: kind, and up to four columns. See [`Survey`].
 ///

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use pgweir_config::StatementMode;
 use pgweir_proto::backend::TxStatus;
-use pgweir_proto::frontend::{Bind, Parse, Tag, Target};
+use pgweir_proto::frontend::{Bind, Parse, Tag, Target, query_text};
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
@@ -82,6 +82,8 @@ pub struct Marks {
     pub hidden: bool,
     /// The catalog may be another when the transaction is over.
     pub defines: bool,
+    /// What sessions begin with may be another when the transaction is over.
+    pub redefaults: bool,
     /// Start-up values may have been reset: the next end of a batch is to be followed by them.
     pub resets: bool,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
@@ -120,6 +122,7 @@ impl Marks {
             custom,
             hidden,
             defines,
+            redefaults,
             resets,
             // Of those that may have been reset.
             own: _,
@@ -128,7 +131,7 @@ impl Marks {
         } = self;
         let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
         let none = pins.is_empty() && channels.is_empty() && custom.is_empty() && changes.is_empty();
-        none && !any && !*hidden && !*defines
+        none && !any && !*hidden && !*defines && !*redefaults
     }
 
     /// The server connection listens to nothing that concerns the client.
@@ -168,6 +171,7 @@ impl Marks {
 
     #[cold]
     fn may_define(&mut self, effects: Effects, text: &[u8]) {
+        self.redefaults |= sql::changes_defaults(text);
         let multi = effects.set.intersects(EffectSet::MULTI);
         let spells = if multi { sql::mentions_definition } else { sql::defines };
         let defines =
@@ -345,9 +349,7 @@ impl Request<'_> {
         }
         match tag {
             Tag::Query => {
-                let (catalog, library) = (self.catalog, &mut *self.library);
-                let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
-                let (text, effects) = self.scans.judge(body, self.catalog_key, through).map_err(Stop::Malformed)?;
+                let (text, effects) = self.judge(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
                 if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
@@ -383,6 +385,17 @@ impl Request<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The text in the body of a `Query`, what it does to its session, and what it sets in motion there.
+    #[inline]
+    fn judge<'b>(&mut self, body: &'b [u8]) -> Result<(&'b [u8], Effects), Malformed> {
+        if lacks(Guard::Inspection) {
+            return query_text(body).map(|text| (text, Effects::default()));
+        }
+        let (catalog, library) = (self.catalog, &mut *self.library);
+        let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
+        self.scans.judge(body, self.catalog_key, through)
     }
 
     /// Behind a RESET: the client's start-up values, which the server does not know for such.

@@ -96,10 +96,15 @@ impl Pool {
     /// One login, which is counted among `logging_in` until it is over, and what has to be noted of it.
     pub(super) async fn log_in(&self, permit: Permit, tag: Box<str>) -> Result<Box<ServerConn>, DialError> {
         let (plain, begun) = (self.profiles.plain(), self.clock.now());
+        // What is changed from here on may be missing in it.
+        let defaults = self.defaults.get();
         let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, tag).await;
         self.logging_in.set(self.logging_in.get().saturating_sub(1));
         match outcome {
-            Ok(logged_in) => Ok(self.welcome(logged_in)),
+            Ok(mut logged_in) => {
+                logged_in.conn.defaults = defaults;
+                Ok(self.welcome(logged_in))
+            }
             Err(error) => {
                 self.mourn(&error, begun);
                 Err(error)
@@ -112,7 +117,8 @@ impl Pool {
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
         conn.enroll(self.watch.roster());
-        if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
+        let is_told = conn.defaults == self.defaults.get();
+        if is_told && self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
             *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
         }
         // Up to a tenth sooner, so that connections made together do not end together.

@@ -46,6 +46,8 @@ pub struct Definitions {
     in_flight: Cell<u32>,
     /// Grows with either.
     turns: Cell<u64>,
+    /// Grows with everything that may have changed what sessions begin with.
+    defaults: Cell<u64>,
 }
 
 impl Definitions {
@@ -68,6 +70,9 @@ pub struct Knowledge {
     /// Of the database.
     shared: Rc<SharedLimit>,
     fingerprint: RefCell<Box<[u8]>>,
+    /// What sessions of the login role begin with, as the last look found it, and how often it was another than before.
+    settings: RefCell<Option<Box<[u8]>>>,
+    changes: Cell<u64>,
     /// When to look next; none if never.
     due: Cell<Option<Instant>>,
     /// That time has come.
@@ -92,6 +97,8 @@ impl Knowledge {
             known: Cell::new(NOTHING),
             shared,
             fingerprint: RefCell::default(),
+            settings: RefCell::default(),
+            changes: Cell::new(0),
             due: Cell::new(None),
             overdue: Cell::new(false),
             asking: Cell::new(false),
@@ -130,6 +137,26 @@ impl Knowledge {
     #[inline]
     pub fn key(&self) -> u64 {
         self.key.get().wrapping_add(self.shared.definitions.turns.get())
+    }
+
+    /// Which defaults a session begins with: changes when `ALTER ROLE .. SET` or `ALTER DATABASE .. SET` may have changed them.
+    #[must_use]
+    pub fn defaults(&self) -> u64 {
+        self.changes.get().wrapping_add(self.shared.definitions.defaults.get())
+    }
+
+    /// They are others than the last look found, as is known without another; that is to come soon, and is no news then.
+    pub(super) fn forget_settings(&self, now: Instant) {
+        self.settings.take();
+        self.due.set(self.due.get().map(|at| at.min(now)));
+    }
+
+    /// A look has found these. Whether others were found before.
+    fn note_settings(&self, found: &[u8]) -> bool {
+        let before = self.settings.replace(Some(found.into()));
+        let others = before.is_some_and(|before| *before != *found);
+        self.changes.set(self.changes.get() + u64::from(others));
+        others
     }
 
     /// Something is being defined on a server connection. It may be there for everybody long before the server's answer
@@ -220,6 +247,36 @@ impl Pool {
         });
     }
 
+    /// A client may have changed what sessions begin with: whoever comes next finds it so, in whichever pool of the database.
+    #[cold]
+    pub fn renew(&self) {
+        let defaults = &self.catalog.shared.definitions.defaults;
+        defaults.set(defaults.get() + 1);
+        self.catalog.shared.replace_outdated();
+    }
+
+    /// Closes idle server connections whose sessions began with other defaults than they would now. Those that are lent are closed
+    /// when they come back.
+    pub(super) fn replace_outdated(self: &Rc<Self>) {
+        let defaults = self.catalog.defaults();
+        if self.defaults.replace(defaults) == defaults {
+            return;
+        }
+        // Who logs in is told what the next one says.
+        self.learned.take();
+        let idle = std::mem::take(&mut self.inner.borrow_mut().idle);
+        let (outdated, rest): (Vec<_>, Vec<_>) = idle.into_iter().partition(|conn| conn.defaults != defaults);
+        self.inner.borrow_mut().idle = rest;
+        tracing::info!(
+            pool = %self.name.database, user = %self.name.user, closed = outdated.len(),
+            "the server's defaults have changed: server connections are replaced"
+        );
+        for conn in outdated {
+            self.discard(conn, DiscardReason::Defaults);
+        }
+        self.dial_if_wanted();
+    }
+
     /// A lease is over: what was defined in it, if anything, may be there for everybody.
     #[inline]
     pub(super) fn note_definitions(&self, conn: &mut ServerConn) {
@@ -244,17 +301,22 @@ impl Pool {
     }
 
     /// False if the server would not tell, or there is too much to tell.
-    async fn learn_catalog(&self, conn: &mut ServerConn) -> Result<bool, SettleError> {
+    async fn learn_catalog(self: &Rc<Self>, conn: &mut ServerConn) -> Result<bool, SettleError> {
         let catalog = &self.catalog;
         // What is defined meanwhile may be missing in the answers.
         let made = catalog.shared.definitions.made.get();
         conn.apply(&self.profiles.plain()).await?.map_err(|_| SettleError)?;
-        let mut fingerprint: Box<[u8]> = Box::default();
+        let (mut fingerprint, mut settings) = (Box::<[u8]>::default(), Box::<[u8]>::default());
         let told = conn.gather(FINGERPRINT, ANSWER_MAX, |row| {
-            fingerprint = row_columns(row).flatten().next().unwrap_or_default().into();
+            let mut columns = row_columns(row).map(|column| column.unwrap_or_default().into());
+            fingerprint = columns.next().unwrap_or_default();
+            settings = columns.next().unwrap_or_default();
         });
         if !told.await? || fingerprint.is_empty() {
             return Ok(false);
+        }
+        if catalog.note_settings(&settings) {
+            self.replace_outdated();
         }
         if fingerprint != *catalog.fingerprint.borrow() {
             let routes = catalog.routes.get();

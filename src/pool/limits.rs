@@ -132,6 +132,15 @@ impl SharedLimit {
         pools.push(Rc::downgrade(pool));
     }
 
+    /// What sessions begin with was changed: see [`Pool::renew`].
+    pub(super) fn replace_outdated(&self) {
+        let pools: Vec<_> = self.pools.borrow().iter().filter_map(Weak::upgrade).collect();
+        for pool in pools {
+            pool.catalog.forget_settings(pool.clock.now());
+            pool.replace_outdated();
+        }
+    }
+
     /// Closes the longest idle server connection of any pool, to make room for another pool's.
     pub(super) fn evict_idle(&self) -> bool {
         let pools: Vec<_> = self.pools.borrow().iter().filter_map(Weak::upgrade).collect();

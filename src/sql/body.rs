@@ -71,6 +71,29 @@ pub fn mentions_definition(text: &[u8]) -> bool {
     })
 }
 
+/// Whether `text`, wherever in it, may change what sessions begin with: by an `ALTER ROLE` (or `USER`, `DATABASE`) that sets or
+/// resets something.
+#[must_use]
+pub fn changes_defaults(text: &[u8]) -> bool {
+    const OF: [&[u8]; 3] = [b"role", b"user", b"database"];
+    let mut lexer = Lexer::new(text, Backslash::Plain);
+    let (mut begins, mut is_of) = (false, false);
+    while let Some(token) = lexer.token() {
+        let Token::Word(word) = token else {
+            // A name in quotes is somebody's, another mark ends the command.
+            is_of &= !matches!(token, Token::Mark(b';'));
+            begins = false;
+            continue;
+        };
+        if is_of && [&b"set"[..], b"reset"].iter().any(|wanted| word.eq_ignore_ascii_case(wanted)) {
+            return true;
+        }
+        is_of |= begins && OF.iter().any(|of| word.eq_ignore_ascii_case(of));
+        begins = word.eq_ignore_ascii_case(b"alter");
+    }
+    false
+}
+
 /// Whether `text`, wherever in it, names the function that seeds `random()`.
 #[must_use]
 pub fn mentions_seed(text: &[u8]) -> bool {
@@ -321,6 +344,27 @@ mod tests {
         ];
         for (text, want) in table {
             assert_eq!(defines(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_change_what_sessions_begin_with_is_told_by_the_words() {
+        #[rustfmt::skip]
+        let table = [
+            ("ALTER ROLE r SET work_mem = '1MB'",                    true),
+            ("alter user \"set\" in database d reset all",           true),
+            ("ALTER ROLE ALL RESET x",                               true),
+            ("SELECT 1; ALTER /* it */ DATABASE d SET x TO DEFAULT", true),
+            ("ALTER ROLE \"a;b\" SET x = 1",                         true),
+            ("ALTER ROLE r CONNECTION LIMIT 5",                      false),
+            ("ALTER ROLE \"set\" PASSWORD 'set'",                    false),
+            ("ALTER ROLE r LOGIN; SET x = 1",                        false),
+            ("ALTER TABLE role SET (fillfactor = 50)",               false),
+            ("ALTER SYSTEM SET x = 1",                               false),
+            ("CREATE ROLE r; RESET x",                               false),
+        ];
+        for (text, want) in table {
+            assert_eq!(changes_defaults(text.as_bytes()), want, "{text}");
         }
     }
 }

@@ -69,7 +69,7 @@ impl Library {
     }
 
     /// Bytes of all that is kept, about.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "grammar"))]
     pub(super) fn size(&self) -> usize {
         self.young.keys().chain(self.old.keys()).map(|tokens| tokens.len() + ENTRY).sum()
     }

@@ -105,6 +105,8 @@ reasons! {
         Protocol = "protocol",
         /// Its state was not known to be clean at the end of a lease.
         Dirty = "dirty",
+        /// What sessions of the pool begin with (`ALTER ROLE .. SET`, `ALTER DATABASE .. SET`) was changed after its own had begun.
+        Defaults = "defaults",
         /// The pool's limit went down.
         Shrink = "shrink",
         /// pgweir is stopping.
@@ -308,7 +310,7 @@ mod tests {
     fn every_reason_has_its_own_count_and_its_own_word() {
         check_reasons::<Blame, 3>();
         check_reasons::<PinReason, 10>();
-        check_reasons::<DiscardReason, 7>();
+        check_reasons::<DiscardReason, 8>();
         check_reasons::<CancelOutcome, 2>();
         check_reasons::<RefusalReason, 11>();
         check_reasons::<Role, 2>();

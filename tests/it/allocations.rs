@@ -18,9 +18,7 @@ use pgweir::observe::Shared;
 use pgweir::worker::{self, Command, WorkerHandle};
 use pgweir_config::{Config, Sources};
 
-use crate::crowd::{ACCOUNTS, Crowd, Script};
-use crate::routing::family;
-use crate::stage::run;
+use crate::crowd::{Crowd, Script};
 use crate::support::{Place, SOON, primary};
 
 /// Transactions before counting: buffers, queues and stacks grow to what the load needs.
@@ -310,6 +308,10 @@ async fn prepared_queries_that_wait_for_a_server_connection_allocate_nothing() {
 #[cfg(feature = "grammar")]
 #[test]
 fn reads_on_followers_allocate_nothing() {
+    use crate::crowd::ACCOUNTS;
+    use crate::routing::family;
+    use crate::stage::run;
+
     let family = family();
     let place = family.place();
     place.psql(&format!("ALTER ROLE {0} SET log_statement = 'none'; SET ROLE {0}; {ACCOUNTS}", place.name));

@@ -77,6 +77,7 @@ impl Script {
     }
 
     /// Reads alone.
+    #[cfg(feature = "grammar")]
     pub(crate) fn reads() -> Self {
         Self { turns: (1..=ROWS).map(read).collect(), ..Self::empty() }
     }

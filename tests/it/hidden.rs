@@ -427,13 +427,19 @@ async fn what_mentions_no_suspect_is_not_audited() {
     let stage = Stage::at(place, &settings, &[]);
     let mut one = stage.client().await;
     succeed(&mut one, "SELECT 1").await;
-    for text in [
-        "SELECT harmless('x')",
-        "SELECT * FROM audited",
-        "SELECT 'hide(1)', a AS hide FROM audited",
-        "INSERT INTO quiet VALUES ('audited')",
-        "DELETE FROM quiet USING audited",
+    // What a text has to be understood for, and not just read word by word.
+    let understood = cfg!(feature = "grammar");
+    for (text, by_its_words) in [
+        ("SELECT harmless('x')", true),
+        ("SELECT * FROM quiet", true),
+        ("SELECT * FROM audited", false),
+        ("SELECT 'hide(1)', a AS hide FROM audited", false),
+        ("INSERT INTO quiet VALUES ('audited')", false),
+        ("DELETE FROM quiet USING audited", false),
     ] {
+        if !(by_its_words || understood) {
+            continue;
+        }
         succeed(&mut one, text).await;
         let last = stage.place.cluster.psql(
             "postgres",

@@ -10,7 +10,7 @@
 //! | `belongings` | what a client does with state that stays in a server connection |
 //! | `model` | what a client's settings must be |
 //!
-//! `PGWEIR_ORACLE` sets the number of transactions of a play at its ordinary length, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
+//! `PGWEIR_ORACLE` sets the number of transactions (with belongings: of operations) of a play, `PGWEIR_SEED` repeats the choices of an earlier run (not its timing),
 //! `PGWEIR_ORACLE_WITHOUT=Set,Look` leaves acts or settings out to narrow a violation down.
 //! The oracle is itself tested: it must agree with Postgres without a pooler, and it must fail on builds of pgweir that
 //! lack one of the things that keep clients apart.
@@ -23,18 +23,18 @@ mod model;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pgweir::mutant::Guard;
 use pgweir_harness::wire::{Wire, build};
 use pgweir_harness::{Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, wait_until};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figures;
+use crate::guards::{self, mutant};
 use crate::stage::{Dice, SOON, Stage, read_to_end, run, succeed, value};
 use crate::support::{self, PASSWORD, Place, primary};
 use actor::{Account, Actor};
@@ -48,12 +48,22 @@ const THREADS: usize = 2;
 /// Sizes of the pools, over which the clients are spread.
 const POOLS: [u32; 4] = [1, 2, 4, 8];
 
+/// What the length of a play is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Transactions, also of several statements.
+    Transactions,
+    /// Statements whose answers were checked.
+    Operations,
+}
+
 /// How often a long play looks whether there are too many server connections: each look costs as much as a transaction.
 /// One of ordinary length looks ten times as often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// The longest play of ordinary length; transactions.
+/// The longest plays of ordinary length; transactions, and operations.
 const ORDINARY: u64 = 200_000;
+const ORDINARY_OPERATIONS: u64 = 500_000;
 
 /// Clean check-ins of which one is audited all the same, in a long play and in one of ordinary length: an audit costs as much
 /// as five transactions.
@@ -76,7 +86,9 @@ pub(crate) struct Play {
     defaults: BTreeMap<Setting, String>,
     /// Whether backends are killed meanwhile, so that clients may be told so.
     kills: bool,
-    /// Transactions still to be done.
+    /// What is counted.
+    unit: Unit,
+    /// How many of them are still to be done.
     left: AtomicU64,
     /// Set with the first violation: everybody stops.
     over: AtomicBool,
@@ -84,7 +96,7 @@ pub(crate) struct Play {
 }
 
 impl Play {
-    fn new(addr: SocketAddr, place: &Place<'_>, acts: &[(Act, usize)], transactions: u64) -> Self {
+    fn new(addr: SocketAddr, place: &Place<'_>, acts: &[(Act, usize)], length: u64, unit: Unit) -> Self {
         set_the_scene(place);
         let settings: Vec<Setting> = Setting::ALL.into_iter().filter(|setting| !is_left_out(setting)).collect();
         Self {
@@ -100,7 +112,8 @@ impl Play {
             defaults: settings.iter().map(|setting| (*setting, setting.default_at(place))).collect(),
             settings,
             kills: false,
-            left: AtomicU64::new(transactions),
+            unit,
+            left: AtomicU64::new(length),
             over: AtomicBool::new(false),
             violations: Mutex::new(Vec::new()),
         }
@@ -111,9 +124,13 @@ impl Play {
         self.left.load(Ordering::Relaxed) > 0 && !self.over.load(Ordering::Relaxed)
     }
 
-    /// Counts a finished transaction.
-    pub(crate) fn count(&self) {
-        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    /// Counts an answer: whether a transaction is over with it, and to how many statements it is.
+    pub(crate) fn count(&self, is_over: bool, statements: usize) {
+        let done = match self.unit {
+            Unit::Transactions => u64::from(is_over),
+            Unit::Operations => statements as u64,
+        };
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(done)));
     }
 
     /// Ends the play with what a client saw and must not have seen.
@@ -125,7 +142,7 @@ impl Play {
     /// Plays to the end. What was played, or the violation, if there was one.
     fn perform(self, place: &Place<'_>, seed: u64) -> Result<String, String> {
         let start = Instant::now();
-        let transactions = self.left.load(Ordering::Relaxed);
+        let length = self.left.load(Ordering::Relaxed);
         let play = Arc::new(self);
         let killer = play.kills.then(|| {
             let (play, role) = (Arc::clone(&play), place.name.clone());
@@ -169,9 +186,13 @@ impl Play {
             total.add(account);
         }
         let took = start.elapsed();
-        let rate = u128::from(transactions) * 1000 / took.as_millis().max(1);
+        let rate = u128::from(length) * 1000 / took.as_millis().max(1);
+        let unit = match play.unit {
+            Unit::Transactions => "transactions",
+            Unit::Operations => "operations",
+        };
         let played = format!(
-            "{transactions} transactions in {:.0} s ({rate} a second), {kills} backends killed, {total}; violations: 0",
+            "{length} {unit} in {:.0} s ({rate} a second), {kills} backends killed, {total}; violations: 0",
             took.as_secs_f64()
         );
         println!("{played}");
@@ -228,7 +249,7 @@ fn set_the_scene(place: &Place<'_>) {
     ));
 }
 
-fn transactions(default: u64) -> u64 {
+fn length(default: u64) -> u64 {
     std::env::var("PGWEIR_ORACLE").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
 }
 
@@ -239,14 +260,11 @@ fn is_left_out(what: &impl fmt::Debug) -> bool {
 }
 
 /// A stage whose clients choose between pools of [`POOLS`]' sizes.
-fn several_pools(
-    transactions: u64,
-    change: impl FnOnce(PgweirOptions) -> PgweirOptions,
-) -> (Stage<'static>, Vec<String>) {
+fn several_pools(is_long: bool, change: impl FnOnce(PgweirOptions) -> PgweirOptions) -> (Stage<'static>, Vec<String>) {
     let place = Place::on(primary());
     let port = place.cluster.port().to_string();
     let [long, ordinary] = AUDIT_EVERY;
-    let audit_every = if transactions > ORDINARY { long } else { ordinary };
+    let audit_every = if is_long { long } else { ordinary };
     let mut settings: Vec<(String, String)> =
         vec![("query_wait_timeout".into(), "20s".into()), ("audit_every".into(), audit_every.into())];
     let mut databases = Vec::new();
@@ -273,47 +291,49 @@ fn several_pools(
 /// Plays transaction mode with everything that may happen to it. What was played.
 fn play_transactions(test: &str, transactions: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(transactions, |options| options);
+    let is_long = transactions > ORDINARY;
+    let (stage, databases) = several_pools(is_long, |options| options);
     let cap = POOLS.iter().sum();
-    let every = if transactions > ORDINARY { LOOK_EVERY } else { LOOK_EVERY / 10 };
+    let every = if is_long { LOOK_EVERY } else { LOOK_EVERY / 10 };
     let watch = stage.place.cap_watch_every(cap, every);
-    let play =
-        Play { kills: true, databases, ..Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions) };
+    let play = Play::new(stage.addr(), &stage.place, acts::TRANSACTIONS, transactions, Unit::Transactions);
+    let play = Play { kills: true, databases, ..play };
     let played = play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"));
     let samples = watch.samples();
     format!("{played}; at most {} server connections in {samples} samples, cap {cap}", watch.finish())
 }
 
-/// Plays with state that stays in a server connection. What was played.
-fn play_belongings(test: &str, transactions: u64) -> String {
+/// Plays with state that stays in a server connection, and with everything that may happen to that. What was played.
+fn play_belongings(test: &str, operations: u64) -> String {
     let seed = Dice::seed(test);
-    let (stage, databases) = several_pools(transactions, |options| options);
-    let play = Play { databases, ..Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, transactions) };
+    let (stage, databases) = several_pools(operations > ORDINARY_OPERATIONS, |options| options);
+    let play = Play::new(stage.addr(), &stage.place, belongings::BELONGINGS, operations, Unit::Operations);
+    let play = Play { kills: true, databases, ..play };
     play.perform(&stage.place, seed).unwrap_or_else(|violation| panic!("{violation}"))
 }
 
 #[test]
 fn every_answer_is_ones_own() {
-    play_transactions("every_answer_is_ones_own", transactions(200_000));
+    play_transactions("every_answer_is_ones_own", length(ORDINARY));
 }
 
 #[test]
 #[ignore = "long: 10 million transactions"]
 fn every_answer_is_ones_own_ten_million_times() {
     const NAME: &str = "every_answer_is_ones_own_ten_million_times";
-    figures::record("isolation", NAME, &play_transactions(NAME, transactions(10_000_000)));
+    figures::record("isolation", NAME, &play_transactions(NAME, length(10_000_000)));
 }
 
 #[test]
 fn what_stays_in_a_server_connection_is_nobody_elses() {
-    play_belongings("what_stays_in_a_server_connection_is_nobody_elses", transactions(200_000) / 10);
+    play_belongings("what_stays_in_a_server_connection_is_nobody_elses", length(ORDINARY_OPERATIONS));
 }
 
 #[test]
-#[ignore = "long: 200 000 transactions"]
-fn what_stays_in_a_server_connection_is_nobody_elses_ever() {
-    const NAME: &str = "what_stays_in_a_server_connection_is_nobody_elses_ever";
-    figures::record("isolation", NAME, &play_belongings(NAME, transactions(200_000)));
+#[ignore = "long: 10 million operations"]
+fn what_stays_in_a_server_connection_is_nobody_elses_ten_million_times() {
+    const NAME: &str = "what_stays_in_a_server_connection_is_nobody_elses_ten_million_times";
+    figures::record("isolation", NAME, &play_belongings(NAME, length(10_000_000)));
 }
 
 #[test]
@@ -323,22 +343,11 @@ fn the_oracle_agrees_with_postgres_itself() {
     let cluster = Cluster::start(ClusterOptions::auth(Auth::Trust)).unwrap();
     let place = Place::on(&cluster);
     let all: Vec<(Act, usize)> = acts::TRANSACTIONS.iter().chain(belongings::BELONGINGS).copied().collect();
-    let play = Play { kills: true, ..Play::new(place.cluster.addr(), &place, &all, 20_000) };
+    let play = Play::new(place.cluster.addr(), &place, &all, 20_000, Unit::Transactions);
+    let play = Play { kills: true, ..play };
     if let Err(violation) = play.perform(&place, seed) {
         panic!("{violation}");
     }
-}
-
-/// Builds pgweir with the feature `mutant`: it leaves out what it is told to of what keeps clients apart.
-pub(crate) fn mutant() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // A directory of its own, so that this build takes no lock that our own cargo holds.
-    let target = root.join("target/mutant");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root).args(["build", "--locked", "--bin", "pgweir", "--features", "mutant", "--target-dir"]);
-    let status = cargo.arg(&target).status().unwrap();
-    assert!(status.success(), "{cargo:?}: {status}");
-    target.join("debug/pgweir")
 }
 
 #[test]
@@ -348,22 +357,19 @@ fn the_oracle_catches_a_pooler_that_lacks_any_of_its_guards() {
     let seed = Dice::seed(NAME);
     let bin = mutant();
     let table = [
-        ("Release", "the check at release", acts::TRANSACTIONS),
-        ("Journal", "the replay of settings", acts::TRANSACTIONS),
-        ("Taint", "audits", acts::TRANSACTIONS),
-        ("Pins", "pins", belongings::BELONGINGS),
-        ("Sequences", "forgetting what sequences gave", belongings::BELONGINGS),
+        (Guard::Release, "the check at release", acts::TRANSACTIONS),
+        (Guard::Journal, "the replay of settings", acts::TRANSACTIONS),
+        (Guard::Inspection, "a look at simple queries", acts::TRANSACTIONS),
+        (Guard::Taint, "audits", acts::TRANSACTIONS),
+        (Guard::Pins, "pins", belongings::BELONGINGS),
+        (Guard::Sequences, "forgetting what sequences gave", belongings::BELONGINGS),
     ];
     let mut caught = Vec::new();
     for (guard, what, acts) in table {
-        let options = |options| PgweirOptions {
-            bin: Some(bin.clone()),
-            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), guard.to_owned())],
-            ..options
-        };
-        let (stage, databases) = several_pools(ORDINARY, options);
+        let (stage, databases) = several_pools(false, |options| guards::without(guard, &bin, options));
         stage.pgweir.audits_may_find();
-        let play = Play { databases, ..Play::new(stage.addr(), &stage.place, acts, 100_000) };
+        let play = Play::new(stage.addr(), &stage.place, acts, 100_000, Unit::Transactions);
+        let play = Play { databases, ..play };
         let outcome = play.perform(&stage.place, seed);
         let violation = outcome.expect_err(&format!("the oracle sees nothing wrong with a build without {what}"));
         println!("without {what}: {violation}");

@@ -17,6 +17,7 @@ mod cancel;
 mod costs;
 mod crowd;
 mod dashboard;
+mod defaults;
 #[cfg(feature = "demo")]
 mod demo;
 mod drains;
@@ -26,6 +27,7 @@ mod figures;
 mod fleet;
 mod floors;
 mod followers;
+mod guards;
 mod hidden;
 mod hostile_servers;
 mod isolation;

@@ -125,6 +125,7 @@ impl Family {
     }
 
     /// Clients that followers have read rows of the table `accounts` for in this place, as far as they tell.
+    #[cfg(feature = "grammar")]
     pub(crate) fn serving(&self, place: &Place<'_>) -> usize {
         let asks = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND query LIKE '%FROM accounts%'",

@@ -14,6 +14,7 @@ use pgweir_load::followers;
 use pgweir_load::generate::{self, Order, Spec};
 use pgweir_load::login::Account;
 use pgweir_load::machine::Context;
+use pgweir_load::mix;
 use pgweir_load::pooler::Program;
 use pgweir_load::report::{Method, Report, RowReport};
 use pgweir_load::rows::{self, Measure, Row};
@@ -47,8 +48,12 @@ struct Arguments {
     /// Instead of the rows: what thousands of prepared statements leave in the memory of server and pooler
     #[arg(long, conflicts_with_all = ["row", "server", "compare"])]
     statements: bool,
-    /// Other rows, without PgBouncer: reads on two followers against all on the primary
+    /// Other rows, without PgBouncer: pgweir against itself without a look at simple queries. Wants a pgweir that was built with
+    /// --features mutant, which can leave that out
     #[arg(long, conflicts_with_all = ["server", "compare", "statements"])]
+    inspection: bool,
+    /// Other rows, without PgBouncer: reads on two followers against all on the primary
+    #[arg(long, conflicts_with_all = ["server", "compare", "statements", "inspection"])]
     followers: bool,
     /// Pairs of windows per row
     #[arg(long, default_value_t = 25)]
@@ -126,7 +131,8 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     if arguments.followers {
         return run_followers(arguments);
     }
-    let mut rows = rows::select(&arguments.row).map_err(|name| no_row(&name))?;
+    let all = if arguments.inspection { rows::inspection() } else { rows::all() };
+    let mut rows = rows::select(all, &arguments.row).map_err(|name| no_row(&name))?;
     if arguments.list {
         for row in &rows {
             println!("{}", row.name);
@@ -145,6 +151,11 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     let (server, cluster) = server(arguments)?;
     if let (true, Some(cluster)) = (arguments.statements, &cluster) {
         return run_statements(arguments, cluster, &server, [&baseline, &subject]);
+    }
+    if let (true, Some(cluster)) = (arguments.inspection, &cluster) {
+        for sql in [mix::table(APP_USER).as_str(), "VACUUM ANALYZE accounts"] {
+            cluster.psql(APP_DATABASE, sql).map_err(|error| Fault::Postgres(error.to_string()))?;
+        }
     }
     let postmaster = postmaster(&server)?;
     let plan = Plan {
@@ -246,6 +257,12 @@ fn programs(arguments: &Arguments) -> Result<(Program, Program), Fault> {
         a.version = format!("A: {}", a.version);
         b.version = format!("B: {}", b.version);
         return Ok((a, b));
+    }
+    if arguments.inspection {
+        let subject = Program::identify(&beside(arguments)?)?;
+        let baseline = subject.without("Inspection")?;
+        let baseline = Program { version: "pgweir without inspection".to_owned(), ..baseline };
+        return Ok((baseline, subject));
     }
     Ok((pgbouncer(arguments.pgbouncer.as_deref())?, Program::identify(&beside(arguments)?)?))
 }

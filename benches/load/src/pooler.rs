@@ -41,7 +41,13 @@ pub struct Program {
     pub kind: Kind,
     /// Name and version as it tells them.
     pub version: String,
+    /// What of pgweir it leaves out, as its feature `mutant` names it.
+    pub lacks: Option<&'static str>,
 }
+
+/// Where a pgweir that was built with the feature `mutant` is told what to leave out, and what it calls itself.
+const LACKS: &str = "PGWEIR_TEST_MUTANT";
+const MUTANT: &str = "(mutant)";
 
 impl Program {
     /// Asks the program what it is.
@@ -56,7 +62,20 @@ impl Program {
         let version = text.lines().next().unwrap_or_default().trim();
         let kind =
             kind(version).ok_or_else(|| fault(format!("tells the version {version:?}: no pooler known here")))?;
-        Ok(Self { path: path.to_owned(), kind, version: version.to_owned() })
+        Ok(Self { path: path.to_owned(), kind, version: version.to_owned(), lacks: None })
+    }
+
+    /// The same program, which leaves out what `guard` names.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Program`] if it would leave out nothing: it was built without the feature `mutant`.
+    pub fn without(&self, guard: &'static str) -> Result<Self, Fault> {
+        if self.kind != Kind::Pgweir || !self.version.contains(MUTANT) {
+            let reason = format!("{} leaves nothing out: build it with --features mutant", self.version);
+            return Err(Fault::Program { path: self.path.clone(), reason });
+        }
+        Ok(Self { lacks: Some(guard), ..self.clone() })
     }
 }
 
@@ -204,6 +223,7 @@ fn command(
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
         command.env_remove(name);
     }
+    command.envs(program.lacks.map(|guard| (LACKS, guard)));
     let identity = setup.tls.then(|| identity(folder)).transpose()?;
     match program.kind {
         Kind::PgBouncer => {
@@ -378,6 +398,18 @@ mod tests {
         ];
         for (version, want) in table {
             assert_eq!(kind(version), want, "{version}");
+        }
+    }
+
+    #[test]
+    fn only_a_program_that_can_leave_something_out_is_run_without_it() {
+        let program = |version: &str| {
+            let kind = kind(version).unwrap();
+            Program { path: PathBuf::from("program"), kind, version: version.to_owned(), lacks: None }
+        };
+        for (version, can) in [("pgweir 0.1.0 (mutant)", true), ("pgweir 0.1.0", false), ("PgBouncer 1.25.2", false)] {
+            let without = program(version).without("Inspection").ok();
+            assert_eq!(without.map(|one| one.lacks), can.then_some(Some("Inspection")), "{version}");
         }
     }
 

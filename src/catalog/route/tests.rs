@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::{Survey, builtin};
 use crate::sql::{Library, scan};
+#[cfg(feature = "grammar")]
 use crate::stats::Reason;
 
 /// What `tests/reads/setup.sql` makes, as a survey tells it. What is of the same name has the same number: its own name.
@@ -95,6 +96,7 @@ fn corpus() -> Vec<(String, String)> {
     lines.map(split).collect()
 }
 
+#[cfg(feature = "grammar")]
 fn word(route: Route) -> &'static str {
     match route {
         Route::Read => "read",

@@ -148,9 +148,14 @@ impl Door {
 
     /// The first login of a pool: what the server says of itself is learnt from a server connection.
     async fn learn(&self, pool: &Rc<Pool>) -> Result<Rc<Learned>, Refused> {
-        self.lease(pool).await?.release();
-        pool.learned()
-            .ok_or_else(|| Refused::new(RefusalReason::Protocol, "XX000", "the server told nothing of itself"))
+        // The first one may have begun with defaults that are others now.
+        for _ in 0..3 {
+            self.lease(pool).await?.release();
+            if let Some(learned) = pool.learned() {
+                return Ok(learned);
+            }
+        }
+        Err(Refused::new(RefusalReason::Protocol, "XX000", "the server told nothing of itself"))
     }
 
     async fn lease(&self, pool: &Rc<Pool>) -> Result<Loan, Refused> {

@@ -190,6 +190,9 @@ impl Relay {
         if std::mem::take(&mut active.marks.defines) {
             self.pool.catalog.ends(&mut conn.defines);
         }
+        if std::mem::take(&mut active.marks.redefaults) {
+            self.pool.renew();
+        }
         if self.pool.limits.mode == PoolMode::Session {
             self.note(Activity::Idle);
             return Ok(());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pgweir_harness::wire::{Message, Outcome, Wire, WireError};
 
 use super::Play;
+use super::belongings::Owned;
 use super::model::{Model, Setting};
 use crate::stage::Dice;
 
@@ -94,6 +95,10 @@ pub(crate) struct Actor {
     pub(crate) statements: BTreeMap<&'static str, u64>,
     /// The last value that it took from its sequence on this connection.
     pub(crate) last_value: Option<i64>,
+    /// What of its own is in its server connection.
+    pub(crate) owned: Owned,
+    /// It was told of something by a notice since it began to listen.
+    pub(crate) warned: bool,
     wire: Option<Wire>,
     /// How many tags it has given out.
     counter: u64,
@@ -113,6 +118,8 @@ impl Actor {
             model: Model::default(),
             statements: BTreeMap::new(),
             last_value: None,
+            owned: Owned::Nothing,
+            warned: false,
             wire: None,
             counter: 0,
             trace: VecDeque::new(),
@@ -172,6 +179,7 @@ impl Actor {
         self.model = Model::at_login(values);
         self.statements.clear();
         self.last_value = None;
+        self.owned = Owned::Nothing;
         Ok(())
     }
 
@@ -235,10 +243,19 @@ impl Actor {
 
     /// Takes an answer up to `ReadyForQuery`.
     pub(crate) async fn outcome(&mut self) -> Done<Outcome> {
-        let outcome = Outcome::of(&self.receive_until(b'Z').await?);
-        if outcome.status == b'I' {
-            self.play.count();
-        }
+        self.outcome_of(1).await
+    }
+
+    /// The same, to so many statements.
+    pub(crate) async fn outcome_of(&mut self, statements: usize) -> Done<Outcome> {
+        let messages = self.receive_until(b'Z').await?;
+        self.outcome_in(&messages, statements)
+    }
+
+    /// What these messages come to, the last of which is `ReadyForQuery`.
+    pub(crate) fn outcome_in(&mut self, messages: &[Message], statements: usize) -> Done<Outcome> {
+        let outcome = Outcome::of(messages);
+        self.play.count(outcome.status == b'I', statements);
         if outcome.sqlstate() == "08006" && self.play.kills {
             return Err(Trouble::Lost);
         }
@@ -294,7 +311,8 @@ impl Actor {
     }
 
     /// Messages that nobody asked for: notifications must be ours.
-    fn check_unasked(&self, messages: &[Message]) -> Done {
+    fn check_unasked(&mut self, messages: &[Message]) -> Done {
+        self.warned |= messages.iter().any(|message| message.tag == b'N');
         for (_, channel, payload) in messages.iter().filter_map(Message::notification) {
             if channel != format!("channel{}", self.number) {
                 return wrong(format!("a notification of {channel}: {payload}"));

@@ -56,6 +56,12 @@ pub(crate) enum Act {
     Sequence,
     /// See `belongings`.
     DiscardAll,
+    /// See `belongings`.
+    LookAround,
+    /// See `belongings`.
+    Interrupted,
+    /// See `belongings`.
+    Vanish,
 }
 
 /// What clients do in transaction mode, and how often.
@@ -230,8 +236,8 @@ impl Actor {
         }
         self.send("its Sync", &build::sync()).await?;
         messages.extend(self.receive_until(b'Z').await?);
-        self.play.count();
-        expect_rows(&sql, &Outcome::of(&messages), &[&format!("{constant} {parameter}")])
+        let outcome = self.outcome_in(&messages, 1)?;
+        expect_rows(&sql, &outcome, &[&format!("{constant} {parameter}")])
     }
 
     async fn slowly(&mut self) -> Done {
@@ -379,10 +385,7 @@ impl Actor {
         let sql = format!("COPY (SELECT '{tag}' FROM generate_series(1, 3)) TO STDOUT");
         self.send(&sql, &build::query(&sql)).await?;
         let messages = self.receive_until(b'Z').await?;
-        self.play.count();
-        if Outcome::of(&messages).sqlstate() == "08006" && self.play.kills {
-            return Err(Trouble::Lost);
-        }
+        self.outcome_in(&messages, 1)?;
         let data: Vec<u8> =
             messages.iter().filter(|message| message.tag == b'd').flat_map(|m| m.body.clone()).collect();
         if data != format!("{tag}\n").repeat(3).as_bytes() {
@@ -501,10 +504,16 @@ impl Actor {
     async fn cancel(&mut self) -> Done {
         let tag = self.tag();
         let sql = format!("SELECT '{tag}' FROM pg_sleep(0.04)");
-        self.send(&sql, &build::query(&sql)).await?;
+        let outcome = self.interrupt(&sql, Duration::from_millis(50)).await?;
+        if outcome.sqlstate() == "57014" { Ok(()) } else { expect_rows(&sql, &outcome, &[&tag]) }
+    }
+
+    /// A query, and a cancel of it within so much time.
+    pub(crate) async fn interrupt(&mut self, sql: &str, within: Duration) -> Done<Outcome> {
+        self.send(sql, &build::query(sql)).await?;
         let wire = self.wire()?;
         let (pid, secret) = (wire.pid, wire.secret.clone());
-        let (addr, pause) = (self.play.addr, self.dice.time_below(Duration::from_millis(50)));
+        let (addr, pause) = (self.play.addr, self.dice.time_below(within));
         self.account.cancels += 1;
         let cancelling = spawn_local(async move {
             sleep(pause).await;
@@ -517,11 +526,8 @@ impl Actor {
         if let Err(error) = cancelled {
             return wrong(format!("a cancel: {error}"));
         }
-        if outcome.sqlstate() == "57014" {
-            self.account.cancelled += 1;
-            return Ok(());
-        }
-        expect_rows(&sql, &outcome, &[&tag])
+        self.account.cancelled += u64::from(outcome.sqlstate() == "57014");
+        Ok(outcome)
     }
 
     /// Leaves in some way; whatever was open must be undone.

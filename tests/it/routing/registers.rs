@@ -2,16 +2,18 @@
 //! level of freshness promises. And the checker is seen to find what it looks for.
 
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use pgweir_harness::{PgweirOptions, wait_until};
+use pgweir::mutant::Guard;
+use pgweir_harness::wait_until;
 
 use super::{Family, family};
 use crate::figures;
+use crate::guards;
 use crate::stage::{Dice, SOON, Stage, run, succeed, value};
 use crate::support::metric_in;
 
@@ -129,18 +131,14 @@ fn play(
     commits: Commits,
     reads: u64,
     kills: bool,
-    mutant: Option<&PathBuf>,
+    mutant: Option<(Guard, &Path)>,
 ) -> Outcome {
     let seed = Dice::seed(level);
     let staleness = format!("{}ms", STALENESS.as_millis());
     let settings = [("read_freshness", level), ("read_max_staleness", &staleness)];
     let stage = family.stage_with(&settings, |options| match mutant {
         None => options,
-        Some(bin) => PgweirOptions {
-            bin: Some(bin.clone()),
-            env: vec![("PGWEIR_TEST_MUTANT".to_owned(), "Freshness".to_owned())],
-            ..options
-        },
+        Some((guard, bin)) => guards::without(guard, bin, options),
     });
     stage.own_sql(&format!(
         "CREATE TABLE registers (id int PRIMARY KEY, value bigint); \
@@ -246,9 +244,9 @@ fn no_read_of_a_long_history_sees_less_than_its_level_of_freshness_promises() {
 #[ignore = "long: builds pgweir once more"]
 fn the_checker_catches_a_pooler_without_the_check_of_positions() {
     const NAME: &str = "the_checker_catches_a_pooler_without_the_check_of_positions";
-    let bin = crate::isolation::mutant();
+    let bin = guards::mutant();
     let family = family();
-    let outcome = play(&family, "pool", Commits::Plain, 20_000, false, Some(&bin));
+    let outcome = play(&family, "pool", Commits::Plain, 20_000, false, Some((Guard::Freshness, &bin)));
     assert!(outcome.stale > 0, "{outcome:?}");
     figures::record(
         "routing",
