@@ -4,7 +4,9 @@
 //! |---|---|
 //! | this one | shares, those that leave, tags; a limit that only the fleet knows |
 //! | `sidecars` | a pgweir with its hungry clients: `pgweir exec` beside a command, or one that serves by a file |
+//! | `cost` | what the budget costs a fleet that is at rest |
 
+mod cost;
 mod sidecars;
 
 use std::collections::BTreeMap;
