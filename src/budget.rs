@@ -70,24 +70,32 @@
 //!   until then there is one too many, and never more for longer than two looks: who would be one more comes back half a
 //!   period later;
 //! - what becomes free goes to those that wait before those that come, unless these have been without for longer;
-//! - who keeps its place keeps it for four periods at most, and comes back.
+//! - who keeps its place keeps it for one period, and leaves it to others: for a sixteenth of a period to an eighth, if none of
+//!   those that are there has been without for longer.
 //!
 //! Beyond what members may have, all others are there for one login and one look, at moments that are drawn: a quarter of a
 //! period to two after the last attempt. How many are there at one moment has no bound but their number; how many last has one.
 //! The first attempt of a pool never waits: it does not know the server's clock before it has looked.
 //!
+//! Who has no room for more looks again within a period (others take a quarter more), and so sees everybody who waits for one.
+//!
 //! So nobody waits for ever. Take the member that has been without for longest. At most two periods after its last attempt it
 //! comes again, and has a place at once, or half a period later, if there was one too many at that very moment. Within two more
-//! the slice of some holder is over (or one with more than its share is there, who need not wait for that), within another its
-//! holder looks, and gives the connection back when its client is done with it; an eighth of a period later it is taken, and by nobody else. That makes 5⅝ periods, some logins and the rest of
-//! a transaction: 5¾, say. Members before which `n` others have been without for longer wait `n + 1` times as long at most. When
-//! all connections are taken by one member each, `n` is less than the members without one. It is far less in most cases,
+//! the slice of some holder is over (or one with more than its share is there, who need not wait for that). Within another its
+//! holder looks. It may do so in the eighth of a period for which the member is away, that is 2¼ periods after the member had its
+//! place for the first time at the latest, and then finds it at its next look, within another one. It gives the connection back when
+//! its client is done with it; an eighth of a period later it is taken, and by nobody else. That makes 5⅞ periods, some logins and
+//! the rest of a transaction: 6, say. Members before which `n` others have been without for longer wait `n + 1` times as long at
+//! most. When all connections are taken by one member each, `n` is less than the members without one. It is far less in most cases,
 //! since more than one connection is given back for who has waited for more than a period.
+//!
+//! There is one exception: what is given back while that member is away, for who waits in its place, is theirs. It takes a holder that
+//! looks in just that eighth, and somebody who came in it as well. Then `n` is one more.
 //!
 //! This takes for granted that nothing goes wrong meanwhile, that the lock is had within two seconds of trying (nobody has it for
 //! longer than a look takes), that there is not one too many at the second attempt as well (another of half a period follows), and
-//! that the server does not say 53300: after that there is a pause. The simulation asserts the bound, with five periods at the
-//! beginning for what had gone wrong before.
+//! that the server does not say 53300: after that there is a pause. The simulation asserts a bound of 5¾ periods for each member
+//! without a connection, with five periods at the beginning for what had gone wrong before.
 
 mod account;
 mod census;

@@ -283,7 +283,8 @@ group! {
         /// Weight of this process: of what is left when every pool has one connection, a pool of weight 3 may have three times
         /// as much as one of weight 1. Give a busy kind of process more than the others.
         fleet_weight: u32 = 1, in 1..=100 => restart;
-        /// How often each pool looks who has connections, at most, unless it opens some.
+        /// How often each pool looks who has connections, at most, unless it opens some or there is no room for more (then up to
+        /// a third more often).
         fleet_census_period: Duration = "5s", in "500ms"..="1min" => restart;
     }
 }

@@ -31,17 +31,14 @@ const LOOKS_PER_WAIT: u32 = 8;
 /// The pause of a probe that found no room begins with half a period, and doubles so many times.
 const PAUSES_MAX: u32 = 2;
 
-/// A probe keeps its place for so long, at most, if nobody has been without a connection for longer; periods. Somebody's
-/// slice is over within two, and within a third its holder looks: the fourth is to spare.
-const WAIT_MAX: u32 = 4;
-
 /// A slice of time, where members take turns; periods.
 const SLICE: u32 = 2;
 
 /// What the fleet has agreed on.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Time between two looks at the census, at most.
+    /// Time between two looks at the census: at least while there is room, and at most where there is none, since a probe waits no
+    /// longer than this to be seen.
     pub period: Duration,
     /// The arithmetic is not done, as in a build that forgot to: for the test that proves that this would be noticed.
     pub is_broken: bool,
@@ -89,9 +86,10 @@ pub enum Errand {
 ///                  │ ├───no turn──▶ (tries again, PROOF_LIMIT)
 ///                  │ └───no turn, and more are there than fit, others for longer──▶ (leaves)
 ///                  ├──no room, and a place to wait──▶ Waiting ──room──▶ (stays)
-///                  └──no room────▶ (leaves) ◀──others have waited for longer; WAIT_MAX──┘
+///                  └──no room────▶ (leaves) ◀──others have waited for longer; a period──┘
 ///
-/// Who leaves because too many are there, and has been without a connection for longer than they, comes back sooner.
+/// Who leaves because too many are there, and has been without a connection for longer than they, comes back sooner, and who
+/// leaves because its period is over does so at once.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
@@ -392,22 +390,25 @@ impl Member {
         let accounts = census.accounts(&self.name, self.policy.stale());
         let accounts: Vec<Account> = accounts.map(|account| account.draining(self.is_draining)).collect();
         let all = |is: &dyn Fn(&Account) -> bool| accounts.iter().all(is);
+        // Who is next comes back soon.
+        let is_next = since != NEVER && all(&|account| account.keeps_place(since));
+        let backoff = self.backoff(is_next);
         // Where not all fit that are there, one login and one look is all that a probe may take: if it is not the next to wait.
-        let (mark, may_go_on) = match probe.stage {
+        let (mark, may_go_on, backoff) = match probe.stage {
             Stage::Proving { since: begun } => {
                 let fits = all(&|account| account.holds_all() || account.leads(since));
-                (Mark::Proving(since, self.seen(now, since)), fits && now < begun + PROOF_LIMIT)
+                (Mark::Proving(since, self.seen(now, since)), fits && now < begun + PROOF_LIMIT, backoff)
             }
             Stage::Waiting { since: begun } => {
                 let keeps = all(&|account| account.keeps_place(since));
-                (self.wait(now, since), keeps && now < begun + self.policy.period * WAIT_MAX)
+                let is_over = now >= begun + self.policy.period;
+                let backoff = if keeps { self.policy.period / LOOKS_PER_WAIT } else { backoff };
+                (self.wait(now, since), keeps && !is_over, backoff)
             }
         };
-        // Who is next comes back soon.
-        let is_next = since != NEVER && all(&|account| account.keeps_place(since));
         if !locked {
             if !may_go_on {
-                return self.leave(now, entropy, is_next);
+                return self.leave(now, entropy, backoff);
             }
             probe.missed += 1;
             return Verdict::Again(mark, turn_pause(probe.missed, entropy));
@@ -431,7 +432,7 @@ impl Member {
                 probe.stage = Stage::Waiting { since: now };
                 Verdict::Again(self.wait(now, since), pause)
             }
-            _ => self.leave(now, entropy, is_next),
+            _ => self.leave(now, entropy, backoff),
         }
     }
 
@@ -457,16 +458,22 @@ impl Member {
             self.owed = self.owed.max(account.owed(slice, now.saturating_sub(self.first_at)));
         }
         self.look = Some(look);
-        self.look_at = now + part(self.policy.period, entropy);
+        // Who waits for a period is to be seen, also by who has looked just before; nobody waits while there is room.
+        let pause = part(self.policy.period, entropy);
+        self.look_at = now + if look.room == 0 { pause } else { pause + self.policy.period / 4 };
         look
     }
 
     // ---- after a failure ----
 
-    /// A probe leaves: for a moment, if its member `is_next`, and who is in its way will have gone.
-    fn leave(&mut self, now: Duration, entropy: u64, is_next: bool) -> Verdict {
+    /// For how long a probe leaves, at most: for a moment, if its member `is_next`, and who is in its way will have gone.
+    fn backoff(&self, is_next: bool) -> Duration {
         let doublings = if is_next { 0 } else { self.tries.min(PAUSES_MAX) };
-        let pause = self.policy.period / 2 * (1 << doublings);
+        self.policy.period / 2 * (1 << doublings)
+    }
+
+    /// A probe leaves, for half of this pause or more.
+    fn leave(&mut self, now: Duration, entropy: u64, pause: Duration) -> Verdict {
         self.tries += 1;
         self.left_at = now;
         self.probe_at = self.probe_at.max(now + half(pause, entropy));

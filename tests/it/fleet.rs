@@ -1,4 +1,13 @@
 //! The fleet's budget: several pgweirs under one limit of one server, with nothing between them but the server.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | shares, those that leave, tags; a limit that only the fleet knows |
+//! | `sidecars` | a pgweir with its hungry clients: `pgweir exec` beside a command, or one that serves by a file |
+//! | `cost` | what the budget costs a fleet that is at rest |
+
+mod cost;
+mod sidecars;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,17 +16,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::Wire;
-use pgweir_harness::{Cluster, ClusterOptions, Pgweir, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
+use pgweir_harness::{Cluster, ClusterOptions, SUPERUSER, SUPERUSER_PASSWORD, wait_until};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 
+use self::sidecars::{Ended, Served, Sidecar, hungry};
 use crate::exec::wrapped::{Wrapped, Wrapping};
 use crate::figures;
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, start_pgweir};
 
 /// How long a fleet is kept busy.
-const BUSY: Duration = Duration::from_secs(20);
+const BUSY: Duration = Duration::from_secs(15);
 
 /// The same in the long tier.
 const BUSY_LONG: Duration = Duration::from_mins(3);
@@ -25,8 +35,14 @@ const BUSY_LONG: Duration = Duration::from_mins(3);
 /// The census of the fleets here: their slice is twice as long.
 const PERIOD: &str = "1s";
 
-/// No client of a fleet waits longer, however busy this machine is.
+/// No client of a fleet waits longer, however busy this machine is, and whatever was stopped or refused.
 const LONGEST_WAIT: Duration = Duration::from_secs(40);
+
+/// No client of so many pools for so many connections waits longer, where nobody is stopped or refused, with `PERIOD`: what README
+/// says, and what this machine and a transaction may take.
+fn stated_wait(pools: usize, connections: usize) -> Duration {
+    Duration::from_secs(6) * u32::try_from(pools.saturating_sub(connections)).unwrap() + Duration::from_secs(5)
+}
 
 fn cluster() -> Cluster {
     Cluster::start(ClusterOptions::default().set("max_connections", "100").set("log_connections", "on")).unwrap()
@@ -44,74 +60,6 @@ async fn eventually(within: Duration, condition: impl Fn() -> bool) {
     while !condition() {
         assert!(begun.elapsed() < within, "the condition did not come true within {within:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// What a client saw.
-#[derive(Debug, Default)]
-struct Served {
-    queries: u32,
-    longest: Duration,
-    refused: Vec<String>,
-}
-
-/// A client that always has a query, until it is told to stop or its pgweir ends.
-async fn hungry(address: SocketAddr, name: String, database: String, stop: Arc<AtomicBool>) -> Served {
-    let mut served = Served::default();
-    let begun = Instant::now();
-    let Ok(mut client) = Wire::connect(address).await else { return served };
-    let parameters = [("user", &*name), ("database", &*database), ("application_name", "hungry")];
-    if let Err(error) = client.login_with(&parameters, PASSWORD).await {
-        let text = error.to_string();
-        if text.contains("53300") || text.contains("query_wait_timeout") {
-            served.refused.push(text);
-        }
-        return served;
-    }
-    served.longest = begun.elapsed();
-    while !stop.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        match client.query("SELECT pg_sleep(0.05)").await {
-            Ok(outcome) if outcome.sqlstate().is_empty() => served.queries += 1,
-            // Its pgweir ends.
-            Ok(outcome) if outcome.sqlstate().starts_with("57") || outcome.sqlstate().starts_with("08") => break,
-            Ok(outcome) => served.refused.push(format!("{outcome:?}")),
-            Err(_) => break,
-        }
-        served.longest = served.longest.max(begun.elapsed());
-    }
-    served
-}
-
-/// A pgweir and its clients.
-struct Sidecar {
-    pgweir: Pgweir,
-    clients: Vec<JoinHandle<Served>>,
-    since: Instant,
-}
-
-impl Sidecar {
-    /// With so many clients of each of these databases.
-    async fn start(toml: String, name: &str, databases: &[&str], clients: u32, stop: &Arc<AtomicBool>) -> Self {
-        let pgweir = tokio::task::spawn_blocking(|| start_pgweir(toml)).await.unwrap();
-        let of = |database: &&str| {
-            let (name, database, address, stop) =
-                (name.to_owned(), (*database).to_owned(), pgweir.addr(), stop.clone());
-            tokio::spawn(hungry(address, name, database, stop))
-        };
-        let all = databases.iter().flat_map(|database| (0..clients).map(move |_| database)).map(of).collect();
-        Self { pgweir, clients: all, since: Instant::now() }
-    }
-
-    /// Its end, and what its clients saw.
-    async fn end(self) -> Vec<Served> {
-        let Self { pgweir, clients, .. } = self;
-        tokio::task::spawn_blocking(move || drop(pgweir)).await.unwrap();
-        let mut all = Vec::new();
-        for client in clients {
-            all.push(client.await.unwrap());
-        }
-        all
     }
 }
 
@@ -201,51 +149,74 @@ fn assert_served(all: &[Served]) -> (u32, Duration) {
     (all.iter().map(|served| served.queries).sum(), longest)
 }
 
-/// A role's limit of 20, and 20 pgweirs that are killed and replaced at random. What there is to tell.
+/// A role's limit of 20, and 20 `pgweir exec` that are killed, or asked to end, and replaced at random. What there is to tell.
 async fn share_a_role_limit(busy: Duration) -> String {
     const SIDECARS: usize = 20;
     let cluster = cluster();
     let place = Place::on(&cluster);
     place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 20", place.name));
-    let toml = place.toml(&settings(&[("fleet_budget", "true"), ("default_pool_size", "5")]));
+    let databases = [&*place.name];
     let stop = Arc::new(AtomicBool::new(false));
+    let start = async || Sidecar::wrap(&place, &databases, &[], 2, &stop).await;
     let watch = Watch::start(&cluster, &place.name).await;
-    let mut sidecars = Vec::new();
+    let (mut sidecars, mut rng) = (Vec::new(), SmallRng::seed_from_u64(4));
     for _ in 0..SIDECARS {
-        sidecars.push(Sidecar::start(toml.clone(), &place.name, &[&place.name], 2, &stop).await);
+        sidecars.push(start().await);
     }
-    let (mut rng, mut all, mut started) = (SmallRng::seed_from_u64(4), Vec::new(), SIDECARS);
+    let (mut leaving, mut most_leaving, mut killed) = (Vec::new(), 0, 0);
     let begun = Instant::now();
     while begun.elapsed() < busy {
         tokio::time::sleep(Duration::from_millis(rng.random_range(500..2000))).await;
         let one = sidecars.swap_remove(rng.random_range(0..sidecars.len()));
-        if rng.random() {
-            one.pgweir.signal(libc::SIGTERM).unwrap();
-        }
-        all.extend(one.end().await);
-        sidecars.push(Sidecar::start(toml.clone(), &place.name, &[&place.name], 2, &stop).await);
-        started += 1;
+        let is_killed = leaving.len() % 2 == 0;
+        one.signal(if is_killed { libc::SIGKILL } else { libc::SIGTERM });
+        killed += usize::from(is_killed);
+        // Another takes its place, while it may have clients yet.
+        leaving.push(tokio::spawn(one.end()));
+        most_leaving = most_leaving.max(leaving.iter().filter(|one| !one.is_finished()).count());
+        sidecars.push(start().await);
     }
     // Whoever came last is served, too.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    eventually(LONGEST_WAIT, || sidecars.iter().all(Sidecar::has_served_everybody)).await;
     stop.store(true, Ordering::Relaxed);
-    for sidecar in &mut sidecars {
-        for client in std::mem::take(&mut sidecar.clients) {
-            let served = client.await.unwrap();
-            assert!(served.queries > 0 || sidecar.since.elapsed() < LONGEST_WAIT, "{served:?}");
-            all.push(served);
-        }
+    let (started, mut ended) = (leaving.len() + sidecars.len(), all_ended(leaving).await);
+    for sidecar in sidecars {
+        ended.push(sidecar.end_quietly().await);
     }
     let seen = watch.finish().await;
     let (authorized, refusals) = logins(&cluster, &place.name);
+    // One per sidecar and minute, at most: of those that are there at once, however many come one after the other.
+    let minutes = |time: Duration| usize::try_from(time.as_secs().div_ceil(60)).unwrap();
+    let most = SIDECARS * minutes(begun.elapsed());
+    assert!(refusals <= most, "{refusals} refusals of {SIDECARS} in {:?}", begun.elapsed());
+    // One that was killed may not have said so any more.
+    let told_of: usize = ended.iter().map(|one| one.refusals).sum();
+    assert!(told_of <= refusals && refusals <= told_of + killed, "{told_of} of {refusals} refusals");
+    // Who was refused once may have bad luck when it comes again, and is away for longer then.
+    for one in &ended {
+        assert!(one.refusals <= minutes(one.lived) + 1, "{} refusals of one pgweir in {:?}", one.refusals, one.lived);
+    }
+    let worst = ended.iter().map(|one| one.refusals).max().unwrap();
+    let all: Vec<Served> = ended.into_iter().flat_map(|one| one.served).collect();
     let (queries, longest) = assert_served(&all);
+    assert!(killed >= 2 && started - SIDECARS >= 2 * killed - 1, "{killed} killed, {started} started");
+    // Who leaves may have clients as long as it is there.
+    let bound = stated_wait(SIDECARS + most_leaving, CAP.try_into().unwrap());
+    assert!(refusals > 0 || longest < bound, "a client waited {longest:?}, {bound:?} at most");
     assert!(seen.staying <= 20 && seen.all <= 20 && seen.staying >= 15, "{seen:?}");
     assert!(seen.lasting <= PLACES + 1, "{seen:?}");
     assert!(seen.samples > 100, "{seen:?}");
-    // One per sidecar and minute, at most: of those that are there at once, however many come one after the other.
-    let minutes = begun.elapsed().as_secs().div_ceil(60);
-    assert!(refusals as u64 <= SIDECARS as u64 * minutes, "{refusals} refusals of {SIDECARS} in {minutes} minutes");
-    format!("{started} pgweirs, {}", told(queries, longest, authorized, refusals, &seen))
+    let figures = told(queries, longest, authorized, refusals, &seen);
+    format!("{started} pgweirs, {killed} of them killed; {figures}; at most {worst} refusals of one pgweir")
+}
+
+/// Those whose ends were waited for beside other things.
+async fn all_ended(leaving: Vec<JoinHandle<Ended>>) -> Vec<Ended> {
+    let mut ended = Vec::new();
+    for one in leaving {
+        ended.push(one.await.unwrap());
+    }
+    ended
 }
 
 /// A fleet's figures.
@@ -287,27 +258,29 @@ fn with_another(cluster: &Cluster, place: &Place<'_>, own: &[(&str, &str)]) -> (
 async fn share_what_only_the_fleet_knows(count: usize, busy: Duration) -> String {
     let cluster = cluster();
     let place = Place::on(&cluster);
-    let (other, toml) = with_another(&cluster, &place, &[("db_connections", "20"), ("default_pool_size", "5")]);
+    let (other, _) = with_another(&cluster, &place, &[]);
     let stop = Arc::new(AtomicBool::new(false));
     let databases = [&*place.name, &*other];
+    let start = async || Sidecar::wrap(&place, &databases, &[("PGWEIR_DB_CONNECTIONS", "20")], 2, &stop).await;
     let watch = Watch::start(&cluster, &place.name).await;
-    let mut sidecars = Vec::new();
+    let (mut sidecars, mut rng) = (Vec::new(), SmallRng::seed_from_u64(5));
     for _ in 0..count {
-        sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
+        sidecars.push(start().await);
     }
-    let (mut rng, mut all, mut started) = (SmallRng::seed_from_u64(5), Vec::new(), count);
+    let mut leaving = Vec::new();
     let begun = Instant::now();
     let (mut foreigners, mut has_deployed) = (Vec::new(), false);
     while begun.elapsed() < busy {
         // Some of them have the lock, or claims.
         let one = rng.random_range(0..sidecars.len());
-        sidecars[one].pgweir.signal(libc::SIGSTOP).unwrap();
+        sidecars[one].signal(libc::SIGSTOP);
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..2500))).await;
-        sidecars[one].pgweir.signal(libc::SIGCONT).unwrap();
+        sidecars[one].signal(libc::SIGCONT);
         if rng.random() {
-            all.extend(sidecars.swap_remove(one).end().await);
-            sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
-            started += 1;
+            let one = sidecars.swap_remove(one);
+            one.signal(libc::SIGKILL);
+            leaving.push(tokio::spawn(one.end()));
+            sidecars.push(start().await);
         }
         if begun.elapsed() > busy / 3 && foreigners.is_empty() {
             for _ in 0..5 {
@@ -322,25 +295,25 @@ async fn share_what_only_the_fleet_knows(count: usize, busy: Duration) -> String
             has_deployed = true;
             let old: Vec<Sidecar> = std::mem::take(&mut sidecars);
             for _ in 0..old.len() {
-                sidecars.push(Sidecar::start(toml.clone(), &place.name, &databases, 2, &stop).await);
-                started += 1;
+                sidecars.push(start().await);
             }
             for one in old {
-                one.pgweir.signal(libc::SIGTERM).unwrap();
-                all.extend(one.end().await);
+                one.signal(libc::SIGTERM);
+                leaving.push(tokio::spawn(one.end()));
             }
         }
     }
     // What foreigners took is missing to the fleet.
     let count = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'", place.name);
     eventually(SOON, || cluster.psql("postgres", &count).unwrap().trim().parse::<u32>().unwrap() <= 20).await;
+    eventually(LONGEST_WAIT, || sidecars.iter().all(Sidecar::has_served_everybody)).await;
     stop.store(true, Ordering::Relaxed);
+    let (started, mut ended) = (leaving.len() + sidecars.len(), all_ended(leaving).await);
     for sidecar in sidecars {
-        for client in sidecar.clients {
-            all.push(client.await.unwrap());
-        }
+        ended.push(sidecar.end_quietly().await);
     }
     let seen = watch.finish().await;
+    let all: Vec<Served> = ended.into_iter().flat_map(|one| one.served).collect();
     let (queries, longest) = assert_served(&all);
     let (authorized, refusals) = logins(&cluster, &place.name);
     assert!(seen.staying <= 20 && seen.staying >= 12, "{seen:?}");
@@ -388,12 +361,10 @@ async fn a_pool_takes_what_is_there_and_gives_back_what_is_beyond_its_share() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(logins(&cluster, &place.name).0, before);
     // What one leaves the other may have.
-    let mut all = second.end().await;
+    let mut all = second.end().await.served;
     eventually(SOON, || held().get("first") == Some(&10)).await;
     stop.store(true, Ordering::Relaxed);
-    for client in first.clients {
-        all.push(client.await.unwrap());
-    }
+    all.extend(first.end_quietly().await.served);
     assert_served(&all);
     assert_eq!(logins(&cluster, &place.name).1, 0);
 }
@@ -433,7 +404,8 @@ async fn what_a_pgweir_that_leaves_does_not_need_it_closes_at_once_and_it_serves
     place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 20", place.name));
     let (mut wrapped, address) = leaver(&place);
     let stop = Arc::new(AtomicBool::new(false));
-    let client = |_| tokio::spawn(hungry(address, place.name.clone(), place.name.clone(), stop.clone()));
+    let client =
+        |_| tokio::spawn(hungry(address, place.name.clone(), place.name.clone(), stop.clone(), Arc::default()));
     let clients: Vec<_> = (0..8).map(client).collect();
     let has = |wanted: u32, leaving: u32| {
         held(&cluster, &place.name).get("leaver").copied().unwrap_or_default() == (wanted, leaving)
@@ -480,7 +452,8 @@ async fn a_pgweir_that_leaves_yields_to_the_others_and_serves_on_as_far_as_they_
     place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 12", place.name));
     let (mut wrapped, address) = leaver(&place);
     let stop = Arc::new(AtomicBool::new(false));
-    let client = |_| tokio::spawn(hungry(address, place.name.clone(), place.name.clone(), stop.clone()));
+    let client =
+        |_| tokio::spawn(hungry(address, place.name.clone(), place.name.clone(), stop.clone(), Arc::default()));
     let clients: Vec<_> = (0..12).map(client).collect();
     let has = |who: &str, wanted: u32| {
         held(&cluster, &place.name)
@@ -500,10 +473,12 @@ async fn a_pgweir_that_leaves_yields_to_the_others_and_serves_on_as_far_as_they_
     assert_value(&late.query("SELECT 1").await.unwrap(), "1");
     stop.store(true, Ordering::Relaxed);
     let mut all = Vec::new();
-    for client in clients.into_iter().chain(other.clients) {
-        let served = client.await.unwrap();
+    for client in clients {
+        all.push(client.await.unwrap());
+    }
+    all.extend(other.end_quietly().await.served);
+    for served in &all {
         assert!(served.queries > 0, "{served:?}");
-        all.push(served);
     }
     assert_served(&all);
     drop(late);

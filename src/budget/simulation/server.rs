@@ -28,6 +28,8 @@ pub(super) struct Session {
     pub(super) claims: u32,
     pub(super) claims_until: u64,
     pub(super) waits: bool,
+    /// When it was first known to.
+    pub(super) waits_since: Option<Time>,
     /// It is a probe that neither stays nor goes after so many looks.
     pub(super) looks: u32,
 }
@@ -46,6 +48,7 @@ impl Session {
             claims: 0,
             claims_until: 0,
             waits: false,
+            waits_since: None,
             looks: 0,
         }
     }
@@ -233,6 +236,7 @@ impl World {
             self.check_cap(of, &transaction.foreign);
         }
         if matches!(answer, Answer::Mark(Mark::Waiting(_))) {
+            self.check_wait(session);
             self.check_places(of);
         }
         if matches!(answer, Answer::Mark(_)) {
@@ -256,6 +260,16 @@ impl World {
                     "{taken} connections and claims and {foreign} of foreigners, {cap} are for them: {scope:?}"
                 ));
             }
+        }
+    }
+
+    /// A probe waits for a period at most, if nothing goes wrong.
+    fn check_wait(&mut self, session: usize) {
+        let (now, period) = (self.now, self.plan.period);
+        let since = *self.sessions[session].waits_since.get_or_insert(now);
+        // Its last look was on its way to the server, and back.
+        if since > self.calm_since && self.is_calm && now > since + period + 10 * MS {
+            self.fault = Some(format!("session {session} waits for longer than a period, since {since}"));
         }
     }
 
