@@ -128,6 +128,7 @@ pub fn inspection() -> Vec<Row> {
         pool_size: 10,
         tls: false,
         bar: Some(1.05),
+        latency: None,
     };
     rows.map(row).to_vec()
 }
