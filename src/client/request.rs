@@ -490,14 +490,18 @@ impl Request<'_> {
         if asks && !std::mem::replace(&mut self.marks.asks_values, true) {
             self.catalog.sequences.ask();
         }
-        // What this lease itself may have taken must not be forgotten: this is all that a stranger's value may hide behind.
-        if self.marks.own_values || self.marks.takes_values || lacks(Guard::Sequences) {
+        let pipeline = &self.conn.pipeline;
+        let may_be_told = !self.marks.own_values && (asks || may_ask(effects));
+        if !may_be_told || pipeline.is_skipping() || pipeline.is_copy_in() || lacks(Guard::Sequences) {
             return;
         }
-        let pipeline = &self.conn.pipeline;
-        // What may ask unseen is not worth a look into the middle of a transaction.
-        let unseen = || may_ask(effects) && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open();
-        if pipeline.is_skipping() || pipeline.is_copy_in() || !(asks || unseen()) {
+        // What this lease itself may have taken must not be forgotten; and in a batch, what commits would be refused behind ours.
+        // This is all that a stranger's value may hide behind, and the last time that it does.
+        let commits = matches!(effects.first, FirstWord::Call | FirstWord::Do)
+            && pipeline.is_batch_open()
+            && pipeline.status() == TxStatus::Idle;
+        if self.marks.takes_values || commits {
+            self.catalog.sequences.may_ask();
             return;
         }
         (self.marks.own_values, self.marks.forgets_values) = (true, true);

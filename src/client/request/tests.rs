@@ -114,6 +114,12 @@ fn what_strangers_took_from_sequences_is_forgotten_in_front_of_the_question_wher
     let mut desk = Desk::new();
     let insert = query("INSERT INTO t DEFAULT VALUES");
     assert_eq!(desk.client(&[&*insert, &ask].concat()).0, [&*insert, &ask].concat());
+    // What may ask unseen is taken for a question.
+    let mut desk = Desk::new();
+    let unseen = query("DO 'BEGIN PERFORM lastval(); END'");
+    desk.client(&query("BEGIN"));
+    desk.server(&done("BEGIN", b'T'));
+    assert_eq!(desk.client(&unseen).0, [&*forget, &unseen].concat());
     // Inside of a batch, without its end, and beside the client's portal.
     let mut desk = Desk::new();
     let (begin, batch) = (
