@@ -24,7 +24,7 @@ use crate::backend::{ServerConn, Unnamed as Held};
 use crate::mutant::{Guard, lacks};
 use crate::pool::Knowledge;
 use crate::prepared::{
-    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE,
+    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Parsed, Prefix, REFUSED, RESTORE,
 };
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
@@ -707,7 +707,9 @@ impl Request<'_> {
     /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
     fn parse_shared(&mut self, statement: &Rc<Statement>, is_described: bool, plan: &mut Plan<'_>) {
         let place = self.conn.shelf.get(statement.id);
-        let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch());
+        // What was parsed with the types that another client was told is not what this one would get.
+        let is_own = |parsed: &Parsed| is_described || !parsed.spelled;
+        let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch() && is_own(&place.parsed));
         let status = self.conn.pipeline.certain_status();
         let is_sound = status.is_some_and(|status| status != TxStatus::Failed);
         if present && is_sound && !is_described {
@@ -719,9 +721,9 @@ impl Request<'_> {
             && self.goes_by_name(statement, false)
             && self.make_room(statement, self.cold(), plan)
         {
-            self.send_parse(statement, Origin::Client, CHANGES, plan);
+            self.send_parse(statement, Origin::Client, CHANGES, false, plan);
         } else {
-            self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, plan);
+            self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, false, plan);
         }
     }
 
@@ -748,9 +750,13 @@ impl Request<'_> {
         plan.skip(len);
     }
 
-    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u64, plan: &mut Plan<'_>) {
+    /// A `Parse` of the statement under our name; `spelled` with the types that a client was told.
+    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u64, spelled: bool, plan: &mut Plan<'_>) {
         if self.conn.pipeline.sent(Expect::Parse, origin, note | statement.id) {
             self.conn.shelf.put(statement.id, statement.text.len() + statement.types.len(), statement.epoch());
+            if let Some(place) = self.conn.shelf.get(statement.id) {
+                (place.parsed.described, place.parsed.spelled) = statement.resolved.certain(spelled);
+            }
             self.stats.server_parses += 1;
             if origin == Origin::Pooler {
                 self.marks.changes.begin_named();
@@ -758,13 +764,15 @@ impl Request<'_> {
         }
         let prefix = self.interner.prefix;
         plan.insert(|out| {
-            let name_len = prefix.name_len(statement.id);
-            encode::header(out, b'P', name_len + 1 + statement.text.len() + 1 + statement.types.len());
-            prefix.write_name(statement.id, out);
-            out.push(0);
-            out.extend_from_slice(&statement.text);
-            out.push(0);
-            out.extend_from_slice(&statement.types);
+            statement.with_types(spelled, |types| {
+                let name_len = prefix.name_len(statement.id);
+                encode::header(out, b'P', name_len + 1 + statement.text.len() + 1 + types.len());
+                prefix.write_name(statement.id, out);
+                out.push(0);
+                out.extend_from_slice(&statement.text);
+                out.push(0);
+                out.extend_from_slice(types);
+            });
         });
     }
 
@@ -781,7 +789,7 @@ impl Request<'_> {
             if self.conn.shelf.may_have(statement.id) {
                 self.send_close(statement.id, plan);
             }
-            self.send_parse(statement, Origin::Pooler, 0, plan);
+            self.send_parse(statement, Origin::Pooler, 0, false, plan);
         }
     }
 
@@ -795,7 +803,9 @@ impl Request<'_> {
         let key = self.present_key();
         let shared = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
         let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
-        if other { self.interner.twin(&shared) } else { shared }
+        let shared = if other { self.interner.twin(&shared) } else { shared };
+        shared.resolved.learn_from(&statement.resolved);
+        shared
     }
 
     /// Makes the server's unnamed statement the client's.
@@ -809,7 +819,8 @@ impl Request<'_> {
                 let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
                 if !held && (statement.parse_key != self.parse_key || self.marks.unsettled) {
                     let key = self.present_key();
-                    statement = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
+                    statement = self.interner.intern(self.pool, key, &mine.text, &mine.types, sql::scan);
+                    statement.resolved.learn_from(&mine.resolved);
                     self.statements.unnamed = Unnamed::Holds(statement.clone(), told);
                 }
                 return self.strip(&statement, told, purpose, plan).map(|()| Renamed::Same);

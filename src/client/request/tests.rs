@@ -285,6 +285,39 @@ fn the_answer_to_one_question_is_not_taken_for_that_to_the_next() {
 }
 
 #[test]
+fn who_is_told_of_the_rows_again_waits_for_nothing_and_its_parameters_are_as_it_was_told() {
+    for mode in [StatementMode::Rewrite, StatementMode::Strip] {
+        let mut desk = Desk::new();
+        desk.mode = mode;
+        let our = if mode == StatementMode::Strip { String::new() } else { desk.name(1) };
+        desk.client(&[parse("s", ONE, &[]), describe_statement("s"), sync()].concat());
+        desk.server(&[reply::bare(b'1'), described(20), reply::ready(b'I')].concat());
+        let run = |name: &str| [bind("", name, &[Some(b"1")]), describe_portal(""), execute("", 0), sync()].concat();
+        let rows = described(20)[11..].to_vec();
+        let answer = |parsed: bool| {
+            let parsed = if parsed { reply::bare(b'1') } else { vec![] };
+            [parsed, reply::bare(b'2'), rows.clone(), reply::done("SELECT 0"), reply::ready(b'I')].concat()
+        };
+        // On another server connection; and on this one, where it is as it was told by then.
+        desk.conn.shelf.clear();
+        desk.conn.unnamed = Held::Unknown;
+        for want in [[parse(&our, ONE, &[20]), run(&our)].concat(), run(&our)] {
+            let (sent, stop) = desk.client(&run("s"));
+            assert_eq!(
+                (sent.escape_ascii().to_string(), stop),
+                (want.escape_ascii().to_string(), Stop::Short),
+                "{mode:?}"
+            );
+            desk.server(&answer(want.starts_with(b"P")));
+        }
+        // Another client's own Parse is its own.
+        desk.next_client();
+        let (sent, _) = desk.client(&parse("mine", ONE, &[]));
+        assert!(sent.ends_with(&parse(&our, ONE, &[])), "{mode:?}: {}", sent.escape_ascii());
+    }
+}
+
+#[test]
 fn what_no_client_may_send_stops_it() {
     #[rustfmt::skip]
     let table: [(&str, Vec<u8>, &str); 9] = [
