@@ -48,7 +48,7 @@ const NAME_MAX: usize = 16 * 1024;
 pub struct Marks {
     /// The lease has to be audited before it is released.
     pub tainted: bool,
-    /// Settings may differ from the profile: texts parsed now are private.
+    /// Settings may differ from the profile, or temporary objects be in front of others: texts parsed now are private.
     pub unsettled: bool,
     /// Settings that no one can list may have been set: all are to be reset before another client comes.
     pub scrub: bool,
@@ -138,6 +138,13 @@ impl Marks {
         self.channels.clear();
     }
 
+    /// A transaction is over, and what it left is known: texts mean what they mean to others, unless the client has temporary
+    /// objects, which come before those that others see.
+    #[inline]
+    pub fn settle(&mut self) {
+        self.unsettled = self.pins.has(PinReason::Temp);
+    }
+
     /// A lease begins. What sequences gave on its server connection is the client's `own`.
     #[inline]
     pub fn begin_values(&mut self, own: bool) {
@@ -187,7 +194,7 @@ impl Marks {
     fn taints(&mut self, effects: Effects, text: &[u8]) {
         const HIDES: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
         self.tainted = true;
-        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(HIDES));
+        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::TEMP).union(HIDES));
         self.listening |= effects.set.intersects(EffectSet::LISTEN.union(HIDES));
         self.hidden |= effects.set.intersects(HIDES);
         if effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {

@@ -14,6 +14,7 @@ use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
 use crate::prepared::AUDIT;
 use crate::settings::{self, Profiles};
+use crate::stats::PinReason;
 
 const ONE: &str = "SELECT $1::int";
 
@@ -315,6 +316,25 @@ fn who_is_told_of_the_rows_again_waits_for_nothing_and_its_parameters_are_as_it_
         let (sent, _) = desk.client(&parse("mine", ONE, &[]));
         assert!(sent.ends_with(&parse(&our, ONE, &[])), "{mode:?}: {}", sent.escape_ascii());
     }
+}
+
+#[test]
+fn beside_temporary_objects_a_text_is_the_clients_own() {
+    // Behind what makes one, in its batch or before it; and whenever the client has one.
+    let make = "CREATE TEMP TABLE t (a int)";
+    let batch = [parse("", make, &[]), bind("", "", &[]), execute("", 0)].concat();
+    for (before, number) in [(query(make), 2), (batch, 3), (vec![], 2)] {
+        let mut desk = after_another();
+        if before.is_empty() {
+            desk.marks.pins.add(PinReason::Temp);
+            desk.marks.settle();
+        }
+        let (sent, _) = desk.client(&[before.clone(), parse("mine", ONE, &[])].concat());
+        let want = [before, parse(&desk.name(number), ONE, &[])].concat();
+        assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+    }
+    let mut desk = after_another();
+    assert_eq!(desk.client(&parse("mine", ONE, &[])).0, b"");
 }
 
 #[test]
