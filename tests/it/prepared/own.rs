@@ -1,5 +1,5 @@
-//! Texts that mean something to one client alone, for as long as it has temporary tables: they are not run as what another client
-//! has prepared, nor are another client's as what it has.
+//! Texts that mean something to one client alone, for as long as it has temporary tables, or settings that nobody sees: they are
+//! not run as what another client has prepared, nor are another client's as what it has.
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{bind, close_statement, describe_portal, execute, parse, query, sync};
@@ -8,7 +8,10 @@ use super::{prepare, run};
 use crate::stage::succeed;
 use crate::support::{Site, assert_value};
 
-const TABLES: &str = "CREATE TABLE t AS SELECT 7 AS a; CREATE TABLE tt AS SELECT 'permanent'::text AS b";
+const TABLES: &str = "CREATE TABLE t AS SELECT 7 AS a; CREATE TABLE tt AS SELECT 'permanent'::text AS b; \
+    CREATE FUNCTION zone() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set_config('TimeZone', 'Asia/Tokyo', true); END $$; \
+    CREATE FUNCTION nulls() RETURNS text LANGUAGE plpgsql AS $$ BEGIN SET LOCAL transform_null_equals = on; RETURN 'on'; END $$; \
+    CREATE FUNCTION calls_nulls() RETURNS text LANGUAGE sql AS 'SELECT nulls()'";
 
 /// A pool of one server connection, which has made temporary tables before: what the server has prepared there is not parsed
 /// anew when the next is made.
@@ -96,6 +99,50 @@ async fn a_text_parsed_behind_a_temporary_table_of_its_transaction_or_batch_mean
             succeed(&mut client, "ROLLBACK").await;
             run(&mut client, &[close_statement("q"), sync()]).await;
             assert_value(&run(&mut other, &execution("s")).await, "permanent");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_text_parsed_behind_what_a_function_sets_for_its_transaction_is_nobody_elses() {
+    let instant = "SELECT extract(epoch FROM timestamptz '2024-01-01 00:00')::int8";
+    let nulls = "SELECT count(*) FROM (VALUES (NULL::int)) v(a) WHERE a = NULL";
+    let cases = [
+        ("SELECT zone()", instant, "1704034800", "1704067200"),
+        ("SELECT nulls()", nulls, "1", "0"),
+        ("SELECT calls_nulls()", nulls, "1", "0"),
+    ];
+    for mode in ["rewrite", "adaptive"] {
+        for (call, text, own, others) in cases {
+            for pipelined in [true, false] {
+                let site = site(mode).await;
+                let (mut client, mut other) = (site.client().await, site.client().await);
+                for one in [&mut client, &mut other] {
+                    succeed(one, "SET TimeZone = 'UTC'").await;
+                }
+                let what = format!("{mode}, {call}, pipelined: {pipelined}");
+                for _ in 0..4 {
+                    let batches = [query("BEGIN"), query(call), [parse("s", text, &[]), sync()].concat()];
+                    if pipelined {
+                        client.send(&batches.concat()).await.unwrap();
+                    }
+                    for batch in batches {
+                        if !pipelined {
+                            client.send(&batch).await.unwrap();
+                        }
+                        assert_eq!(client.outcome().await.unwrap().error, None, "{what}");
+                    }
+                    let told = run(&mut client, &execution("s")).await;
+                    assert_eq!(told.value(), Some(own), "{what}: {told:?}");
+                    succeed(&mut client, "COMMIT").await;
+                    prepare(&mut other, "s", text).await;
+                    let told = run(&mut other, &execution("s")).await;
+                    assert_eq!(told.value(), Some(others), "{what}: {told:?}");
+                    for one in [&mut client, &mut other] {
+                        run(one, &[close_statement("s"), sync()]).await;
+                    }
+                }
+            }
         }
     }
 }
