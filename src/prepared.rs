@@ -26,10 +26,12 @@ use hashbrown::HashTable;
 use rand::RngExt;
 
 mod described;
+mod resolved;
 mod shelf;
 mod sketch;
 
 pub use described::{Described, Fit, Parsed};
+pub use resolved::Resolved;
 pub use shelf::{Budget, Place, Room, Shelf};
 pub use sketch::Sketch;
 
@@ -41,7 +43,7 @@ const PREFIX_LEN: usize = 14;
 /// The note, in a pipeline, of a `Parse` or `Close` of the client's that changes what a name stands for. A
 /// statement's number may stand beside it, and beside all others up to [`DESCRIBES`].
 pub const CHANGES: u64 = 1 << 63;
-/// The note of what replaces the server's unnamed statement.
+/// The note of what replaces the server's unnamed statement. If a number stands beside it, that is the number of what replaces it.
 pub const UNNAMED: u64 = 1 << 62;
 /// The note of what the client does to a statement by its name, and the server knows as the unnamed one.
 pub const STRIPPED: u64 = 1 << 61;
@@ -88,6 +90,13 @@ pub const fn statement_id(note: u64) -> Option<u64> {
     }
 }
 
+/// The same, unless the note is of the server's unnamed statement.
+#[must_use]
+#[inline]
+pub const fn named_id(note: u64) -> Option<u64> {
+    if notes(note, UNNAMED) { None } else { statement_id(note) }
+}
+
 /// Executions lately after which an adaptive statement is run by name.
 pub const PROMOTE_AT: u8 = 3;
 
@@ -120,6 +129,8 @@ pub struct Statement {
     used: Cell<bool>,
     /// How often what servers had parsed of it turned out to be of no more use.
     epoch: Cell<u32>,
+    /// What servers make of its parameters.
+    pub resolved: Resolved,
 }
 
 impl Statement {
@@ -132,6 +143,19 @@ impl Statement {
     /// What servers have parsed of it is of no more use: it is to be parsed anew.
     pub fn outdate(&self) {
         self.epoch.set(self.epoch.get().wrapping_add(1));
+        // One of the types may be gone.
+        self.resolved.forget();
+    }
+
+    /// A server has told the types of its parameters: the body of a `ParameterDescription`, and what that is as a description.
+    pub fn resolve(&self, described: Described, body: &[u8]) {
+        self.resolved.learn(described, body, &self.types, self.text.len());
+    }
+
+    /// Calls `with` with the types to parse it with: those that a client was `told`, if it has to be parsed with them, else those
+    /// that clients give.
+    pub fn with_types<T>(&self, spelled: bool, with: impl FnOnce(&[u8]) -> T) -> T {
+        if spelled { self.resolved.with_types(&self.types, with) } else { with(&self.types) }
     }
 
     /// How often it was [outdated](Self::outdate).
@@ -341,6 +365,7 @@ impl Interner {
             through: Cell::new((0, EffectSet::NONE)),
             used: Cell::new(false),
             epoch: Cell::new(0),
+            resolved: Resolved::default(),
         });
         self.bytes.set(self.bytes.get() + statement.size());
         self.table.borrow_mut().insert_unique(hash, (hash, statement.clone()), |(hash, _)| *hash);

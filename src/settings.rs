@@ -29,6 +29,12 @@ const FROZEN: [&str; 13] = [
     "xmloption",
 ];
 
+/// Whether the parser freezes the setting `name`, in any case, into a prepared statement.
+#[must_use]
+pub fn is_frozen(name: &[u8]) -> bool {
+    FROZEN.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
 /// The names that a server may refuse though it took them before: they name an object, or a temporary table of another client's
 /// has been on the connection; or that make it fail.
 const RISKY: [&str; 7] = [

@@ -13,7 +13,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::{ServerConn, Unnamed, Values, longest};
 use crate::budget::tag;
-use crate::prepared::statement_id;
+use crate::prepared::named_id;
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
 
 /// What settling a connection had to do.
@@ -274,7 +274,7 @@ impl ServerConn {
                 // Whether a statement that was to be parsed is there is of no interest to anyone now.
                 let undone = |owed: Owed| {
                     let changes = matches!(owed.expect, Expect::Parse | Expect::Close) && owed.origin != Origin::Local;
-                    if let Some(id) = statement_id(owed.note).filter(|_| changes) {
+                    if let Some(id) = named_id(owed.note).filter(|_| changes) {
                         kept.doubt(id);
                     }
                 };

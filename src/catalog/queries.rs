@@ -35,7 +35,7 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
 /// [`Survey`]: super::Survey
 pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO 2000; \
     SET LOCAL jit TO off; SET LOCAL enable_nestloop TO off; \
-    WITH known AS MATERIALIZED (SELECT oid FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', 'setseed', \
+    WITH known AS MATERIALIZED (SELECT oid, CASE WHEN proname IN ('currval', 'lastval') THEN 's0' ELSE 'f0' END AS node FROM pg_proc WHERE oid < 16384 AND proname IN ('set_config', 'setseed', \
     'pg_advisory_lock', 'pg_advisory_lock_shared', 'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', \
     'query_to_xml', 'query_to_xml_and_xmlschema', 'query_to_xmlschema', 'cursor_to_xml', 'cursor_to_xmlschema', \
     'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
@@ -66,9 +66,9 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     UNION ALL SELECT 'i', inhparent::text, inhrelid::text, '', '' FROM pg_inherits \
     UNION ALL SELECT CASE ev_type WHEN '1' THEN 'v' ELSE 'd' END, ev_class::text, concat('f', func), '', '' \
     FROM pg_rewrite r JOIN called c ON c.classid = 'pg_rewrite'::regclass AND c.objid = r.oid \
-    UNION ALL (SELECT DISTINCT CASE ev_type WHEN '1' THEN 'v' ELSE 'd' END, ev_class::text, 'f0', '', '' \
-    FROM pg_rewrite r, unnest(string_to_array(ev_action::text, 'funcid ')) AS piece \
-    WHERE r.oid >= 16384 AND split_part(piece, ' ', 1) IN (SELECT oid::text FROM known)) \
+    UNION ALL (SELECT DISTINCT CASE ev_type WHEN '1' THEN 'v' ELSE 'd' END, ev_class::text, k.node, '', '' \
+    FROM pg_rewrite r CROSS JOIN LATERAL unnest(string_to_array(ev_action::text, 'funcid ')) AS piece \
+    JOIN known k ON k.oid::text = split_part(piece, ' ', 1) WHERE r.oid >= 16384) \
     UNION ALL SELECT 'd', ev_class::text, 'f0', '', '' FROM pg_rewrite \
     WHERE oid >= 16384 AND ev_qual::text <> '<>' AND ev_qual::text ~ (SELECT wanted FROM builtin) \
     UNION ALL (SELECT DISTINCT CASE r.ev_type WHEN '1' THEN 'v' ELSE 'd' END, r.ev_class::text, concat('v', d.refobjid), '', '' \

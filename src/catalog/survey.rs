@@ -124,7 +124,8 @@ impl Survey {
     ///
     /// A node is `f` and a function's id; `r` or `w` and the id of a relation that is read or written; `o` and an
     /// operator; `t` and a type; `ddl`; or `all`, which every statement may lead to. `f0` stands for built-in functions that
-    /// leave something behind in a session, `b0` for what is built in and not for a follower, `b1` for advisory locks among that.
+    /// leave something behind in a session, `s0` for `currval` and `lastval` in a view, `b0` for what is built in and not for a
+    /// follower, `b1` for advisory locks among that.
     pub fn row<'a>(&mut self, columns: impl Iterator<Item = Option<&'a [u8]>>) {
         let mut columns = columns.map(Option::unwrap_or_default);
         let mut bytes = || columns.next().unwrap_or_default();
@@ -166,6 +167,7 @@ impl Survey {
         }
         let mut graph = Graph::default();
         graph.mark("f0", EffectSet::SUSPECT | EffectSet::OPAQUE);
+        graph.mark("s0", EffectSet::SEQUENCE | EffectSet::CURRVAL);
         for (from, to, way) in &self.edges {
             graph.edge(from, to, *way);
         }
@@ -207,6 +209,7 @@ impl Survey {
     /// What a follower may be asked for. Bars the nodes that it must not be.
     fn routes(&self, graph: &mut Graph) -> Routes {
         graph.bar("f0", RouteReason::Session);
+        graph.bar("s0", RouteReason::Session);
         graph.bar("b0", RouteReason::Server);
         graph.bar("b1", RouteReason::Lock);
         let names: HashSet<&str> = self.functions.iter().map(|function| &*function.name).collect();
@@ -490,10 +493,12 @@ mod tests {
             &["v", "11", "f1", "", ""],
             &["r", "12", "over", "", ""],
             &["v", "12", "v11", "", ""],
+            &["r", "13", "asking", "", ""],
+            &["v", "13", "s0", "", ""],
         ]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&[u8], EffectSet); 8] = [
+        let table: [(&[u8], EffectSet); 9] = [
             (b"SELECT \"a\"\"b\"()",      SUSPECT),
             (b"SELECT calls()",           SUSPECT),
             (b"SELECT 'gr\xf6\xdfe'",     SUSPECT),
@@ -502,6 +507,7 @@ mod tests {
             (b"SELECT total(1)",          NONE),
             (b"SELECT * FROM seen",       SUSPECT),
             (b"UPDATE \"over\" SET a = 1", SUSPECT),
+            (b"SELECT * FROM asking",     EffectSet::SEQUENCE.union(EffectSet::CURRVAL)),
         ];
         for (text, want) in table {
             assert_eq!(suspects.judge(text, NONE, &mut library), want, "{}", String::from_utf8_lossy(text));

@@ -20,7 +20,7 @@ use crate::backend::{Lost, ServerConn, Unnamed as Held, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
     AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN,
-    STRIPPED, UNNAMED, notes, statement_id,
+    STRIPPED, UNNAMED, named_id, notes, statement_id,
 };
 use crate::settings;
 use crate::state::{Findings, Subscriber, channel};
@@ -231,7 +231,7 @@ impl Answer<'_> {
                     return Ok(());
                 }
                 if tag == Tag::ParameterDescription {
-                    self.aside.described = Described::parameters(body);
+                    self.parameters(body);
                 }
                 if tag == Tag::DataRow && (reply.origin == Origin::Pooler || self.marks.placing.tells) {
                     self.read_row(reply.origin, body, plan)
@@ -353,6 +353,18 @@ impl Answer<'_> {
         Ok(Origin::Pooler)
     }
 
+    /// The first part of a description.
+    fn parameters(&mut self, body: &[u8]) {
+        let described = Described::parameters(body);
+        self.aside.described = described;
+        let note = self.conn.pipeline.front().map_or(0, |owed| owed.note);
+        if notes(note, DESCRIBES)
+            && let Some(id) = statement_id(note)
+        {
+            self.statements.resolve(id, described, body);
+        }
+    }
+
     /// A statement of the client's was described: to it, or to us for its sake.
     fn described(&mut self, done: Owed, tag: Tag, body: &[u8]) {
         let parameters = std::mem::take(&mut self.aside.described);
@@ -386,7 +398,7 @@ impl Answer<'_> {
         if is_unnamed(owed) {
             self.marks.changes.end_unnamed();
         }
-        if let (Some(id), false) = (statement_id(owed.note), owed.origin == Origin::Local) {
+        if let (Some(id), false) = (named_id(owed.note), owed.origin == Origin::Local) {
             if owed.expect == Expect::Parse {
                 // An error of an earlier batch may have struck it off meanwhile.
                 self.conn.shelf.confirm(id);
@@ -669,14 +681,14 @@ impl Answer<'_> {
         let undo = |owed: Owed| {
             undone += usize::from(changes(owed));
             let ours = owed.origin == Origin::Pooler;
-            if ours && owed.expect != Expect::Describe && statement_id(owed.note).is_some() {
+            if ours && owed.expect != Expect::Describe && named_id(owed.note).is_some() {
                 pending.end_named();
             }
             if is_unnamed(owed) {
                 pending.end_unnamed();
                 unnamed_replays |= ours || notes(owed.note, STRIPPED);
             }
-            match (owed.expect, statement_id(owed.note)) {
+            match (owed.expect, named_id(owed.note)) {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local && is_gone => kept.remove(id),
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local => kept.doubt(id),
                 (Expect::Close, Some(id)) if ours => kept.doubt(id),

@@ -24,7 +24,7 @@ use crate::backend::{ServerConn, Unnamed as Held};
 use crate::mutant::{Guard, lacks};
 use crate::pool::Knowledge;
 use crate::prepared::{
-    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, RESTORE,
+    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Parsed, Prefix, REFUSED, RESTORE,
 };
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
@@ -48,7 +48,7 @@ const NAME_MAX: usize = 16 * 1024;
 pub struct Marks {
     /// The lease has to be audited before it is released.
     pub tainted: bool,
-    /// Settings may differ from the profile: texts parsed now are private.
+    /// Settings may differ from the profile, or temporary objects be in front of others: texts parsed now are private.
     pub unsettled: bool,
     /// Settings that no one can list may have been set: all are to be reset before another client comes.
     pub scrub: bool,
@@ -141,6 +141,13 @@ impl Marks {
         self.channels.clear();
     }
 
+    /// A transaction is over, and what it left is known: texts mean what they mean to others, unless the client has temporary
+    /// objects, which come before those that others see.
+    #[inline]
+    pub fn settle(&mut self) {
+        self.unsettled = self.pins.has(PinReason::Temp);
+    }
+
     /// A lease begins. What sequences gave on its server connection is the client's `own`.
     #[inline]
     pub fn begin_values(&mut self, own: bool) {
@@ -191,7 +198,7 @@ impl Marks {
     fn taints(&mut self, effects: Effects, text: &[u8]) {
         const HIDES: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
         self.tainted = true;
-        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(HIDES));
+        self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::TEMP).union(HIDES));
         self.listening |= effects.set.intersects(EffectSet::LISTEN.union(HIDES));
         self.hidden |= effects.set.intersects(HIDES);
         if effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
@@ -507,14 +514,18 @@ impl Request<'_> {
         if asks && !std::mem::replace(&mut self.marks.asks_values, true) {
             self.catalog.sequences.ask();
         }
-        // What this lease itself may have taken must not be forgotten: this is all that a stranger's value may hide behind.
-        if self.marks.own_values || self.marks.takes_values || lacks(Guard::Sequences) {
+        let pipeline = &self.conn.pipeline;
+        let may_be_told = !self.marks.own_values && (asks || may_ask(effects));
+        if !may_be_told || pipeline.is_skipping() || pipeline.is_copy_in() || lacks(Guard::Sequences) {
             return;
         }
-        let pipeline = &self.conn.pipeline;
-        // What may ask unseen is not worth a look into the middle of a transaction.
-        let unseen = || may_ask(effects) && pipeline.status() == TxStatus::Idle && !pipeline.is_batch_open();
-        if pipeline.is_skipping() || pipeline.is_copy_in() || !(asks || unseen()) {
+        // What this lease itself may have taken must not be forgotten; and in a batch, what commits would be refused behind ours.
+        // This is all that a stranger's value may hide behind, and the last time that it does.
+        let commits = matches!(effects.first, FirstWord::Call | FirstWord::Do)
+            && pipeline.is_batch_open()
+            && pipeline.status() == TxStatus::Idle;
+        if self.marks.takes_values || commits {
+            self.catalog.sequences.may_ask();
             return;
         }
         (self.marks.own_values, self.marks.forgets_values) = (true, true);
@@ -722,7 +733,9 @@ impl Request<'_> {
     /// A new name for a statement: answered here if the server has it and no error can come of it, else sent.
     fn parse_shared(&mut self, statement: &Rc<Statement>, is_described: bool, plan: &mut Plan<'_>) {
         let place = self.conn.shelf.get(statement.id);
-        let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch());
+        // What was parsed with the types that another client was told is not what this one would get.
+        let is_own = |parsed: &Parsed| is_described || !parsed.spelled;
+        let present = place.is_some_and(|place| place.parsed.epoch == statement.epoch() && is_own(&place.parsed));
         let status = self.conn.pipeline.certain_status();
         let is_sound = status.is_some_and(|status| status != TxStatus::Failed);
         if present && is_sound && !is_described {
@@ -734,9 +747,9 @@ impl Request<'_> {
             && self.goes_by_name(statement, false)
             && self.make_room(statement, self.cold(), plan)
         {
-            self.send_parse(statement, Origin::Client, CHANGES, plan);
+            self.send_parse(statement, Origin::Client, CHANGES, false, plan);
         } else {
-            self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, plan);
+            self.parse_stripped(statement, Origin::Client, CHANGES | STRIPPED, false, plan);
         }
     }
 
@@ -763,9 +776,13 @@ impl Request<'_> {
         plan.skip(len);
     }
 
-    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u64, plan: &mut Plan<'_>) {
+    /// A `Parse` of the statement under our name; `spelled` with the types that a client was told.
+    fn send_parse(&mut self, statement: &Statement, origin: Origin, note: u64, spelled: bool, plan: &mut Plan<'_>) {
         if self.conn.pipeline.sent(Expect::Parse, origin, note | statement.id) {
             self.conn.shelf.put(statement.id, statement.text.len() + statement.types.len(), statement.epoch());
+            if let Some(place) = self.conn.shelf.get(statement.id) {
+                (place.parsed.described, place.parsed.spelled) = statement.resolved.certain(spelled);
+            }
             self.stats.server_parses += 1;
             if origin == Origin::Pooler {
                 self.marks.changes.begin_named();
@@ -773,13 +790,15 @@ impl Request<'_> {
         }
         let prefix = self.interner.prefix;
         plan.insert(|out| {
-            let name_len = prefix.name_len(statement.id);
-            encode::header(out, b'P', name_len + 1 + statement.text.len() + 1 + statement.types.len());
-            prefix.write_name(statement.id, out);
-            out.push(0);
-            out.extend_from_slice(&statement.text);
-            out.push(0);
-            out.extend_from_slice(&statement.types);
+            statement.with_types(spelled, |types| {
+                let name_len = prefix.name_len(statement.id);
+                encode::header(out, b'P', name_len + 1 + statement.text.len() + 1 + types.len());
+                prefix.write_name(statement.id, out);
+                out.push(0);
+                out.extend_from_slice(&statement.text);
+                out.push(0);
+                out.extend_from_slice(types);
+            });
         });
     }
 
@@ -796,7 +815,7 @@ impl Request<'_> {
             if self.conn.shelf.may_have(statement.id) {
                 self.send_close(statement.id, plan);
             }
-            self.send_parse(statement, Origin::Pooler, 0, plan);
+            self.send_parse(statement, Origin::Pooler, 0, false, plan);
         }
     }
 
@@ -810,7 +829,9 @@ impl Request<'_> {
         let key = self.present_key();
         let shared = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
         let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
-        if other { self.interner.twin(&shared) } else { shared }
+        let shared = if other { self.interner.twin(&shared) } else { shared };
+        shared.resolved.learn_from(&statement.resolved);
+        shared
     }
 
     /// Makes the server's unnamed statement the client's.
@@ -824,7 +845,8 @@ impl Request<'_> {
                 let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
                 if !held && (statement.parse_key != self.parse_key || self.marks.unsettled) {
                     let key = self.present_key();
-                    statement = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
+                    statement = self.interner.intern(self.pool, key, &mine.text, &mine.types, sql::scan);
+                    statement.resolved.learn_from(&mine.resolved);
                     self.statements.unnamed = Unnamed::Holds(statement.clone(), told);
                 }
                 return self.strip(&statement, told, purpose, plan).map(|()| Renamed::Same);

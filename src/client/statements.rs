@@ -205,6 +205,10 @@ impl Names {
         self.by_name.get_mut(name)?.named.as_mut()
     }
 
+    fn get(&self, id: u64) -> Option<&Named> {
+        self.by_name.get(self.by_id.get(&id)?)?.named.as_ref()
+    }
+
     /// What a known name stands for from now on. Returns what it stood for.
     fn set(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
         let (name, known) = self.by_name.get_key_value_mut(name)?;
@@ -409,6 +413,17 @@ impl Statements {
             && statement.id == id
         {
             *told = told.with(described);
+        }
+    }
+
+    /// A server has told the types of the parameters of the statement `id` of the client's; see [`Statement::resolve`].
+    pub fn resolve(&self, id: u64, described: Described, body: &[u8]) {
+        if let Some(Named::Shared(statement, _)) = self.named.as_ref().and_then(|names| names.get(id)) {
+            statement.resolve(described, body);
+        } else if let Unnamed::Holds(statement, _) = &self.unnamed
+            && statement.id == id
+        {
+            statement.resolve(described, body);
         }
     }
 

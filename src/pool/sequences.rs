@@ -1,7 +1,7 @@
 //! What sequences gave: `currval` and `lastval` tell it to the session that called `nextval`, which is a server connection.
 //!
 //! ```text
-//! Unasked ──a client asks, or `sequence_values = always`──▶ Asked
+//! Unasked ──a client asks, or may where it would be told a stranger's, or `sequence_values = always`──▶ Asked
 //! ```
 //!
 //! Before, nothing is done but for the one that asks. Behind it each lease of another client's server connection begins with a
@@ -63,6 +63,13 @@ impl Sequences {
     pub fn ask(&self) {
         self.asked.set(true);
         self.questions.set(QUESTIONS_MAX.min(self.questions.get() + 1));
+    }
+
+    /// A client may ask, by what nobody sees, and what strangers' `nextval` gave may be on its server connection. That is once
+    /// enough; whether it will come back for its own is not known.
+    #[cold]
+    pub fn may_ask(&self) {
+        self.asked.set(true);
     }
 
     /// Whether a client of which nothing is known is likely to ask: as many as have asked lately.

@@ -19,6 +19,8 @@ pub struct Parsed {
     pub described: Described,
     /// It was parsed to be compared with what a client was told.
     pub renewed: bool,
+    /// It was parsed with the parameters' types that a client was told, where clients leave them to the server.
+    pub spelled: bool,
 }
 
 /// How a description fits what a client was told.
@@ -61,6 +63,19 @@ impl Described {
     #[inline]
     pub const fn is_known(self) -> bool {
         self.parameters | self.rows != 0
+    }
+
+    /// Without the rows': whoever is told of them at once reads them right.
+    #[must_use]
+    #[inline]
+    pub const fn without_rows(self) -> Self {
+        Self { parameters: self.parameters, rows: 0 }
+    }
+
+    /// Whether the parameters' types are known, and nothing else is.
+    #[must_use]
+    pub const fn is_of_parameters(self) -> bool {
+        self.parameters != 0 && self.rows == 0
     }
 
     /// What is known now, of each part the later.

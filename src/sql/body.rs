@@ -3,6 +3,7 @@
 use super::effects::EffectSet;
 use super::lexer::{Backslash, Doubt, Lexer, Token};
 use super::{custom_names, statement};
+use crate::settings;
 
 /// Whether `text`, one command that begins with `CREATE`, `ALTER` or the like, may change what a name leads to. An index
 /// does by an expression or a condition, and nobody else sees what is temporary.
@@ -106,7 +107,8 @@ pub fn mentions_seed(text: &[u8]) -> bool {
 pub struct Body {
     /// Effects that outlive the call: [`EffectSet::SUSPECT`], with [`EffectSet::OPAQUE`] if it runs SQL that it makes, and
     /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes, with [`EffectSet::DDL`] if it [`defines`]
-    /// something; [`EffectSet::LOAD`]; sequence functions that it calls.
+    /// something; [`EffectSet::LOAD`]; sequence functions that it calls; [`EffectSet::LOCAL`] if texts may mean something else
+    /// for the rest of its caller's transaction.
     pub set: EffectSet,
     /// The custom settings that it sets, as far as it spells them out.
     pub names: Vec<Box<str>>,
@@ -144,6 +146,9 @@ pub fn body(text: &[u8]) -> Body {
         if reading.set.contains(one) {
             body.set |= one;
         }
+    }
+    if reading.means_else {
+        body.set |= EffectSet::LOCAL;
     }
     if reading.doubt != Doubt::None || memchr::memchr(b'\\', text).is_some() {
         // Its quotes may be others than they seem.
@@ -187,7 +192,11 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                 } else if began && any(COMMANDS) {
                     let command = statement::read(here.rest(), backslash, None).set;
                     let local = is(b"set") && !command.intersects(LEAVES);
-                    if !local {
+                    if local {
+                        if command.intersects(EffectSet::LOCAL) && means_else(here) {
+                            set |= EffectSet::LOCAL;
+                        }
+                    } else {
                         set |= EffectSet::SUSPECT;
                         if command.intersects(EffectSet::LOAD) {
                             set |= EffectSet::LOAD;
@@ -210,6 +219,21 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
             _ => {}
         }
     }
+}
+
+/// Whether the `SET LOCAL` at `lexer` makes a text mean something else, by any of the names that such a setting has there.
+fn means_else(mut lexer: Lexer<'_>) -> bool {
+    const NAMES: [&[u8]; 5] = [b"names", b"schema", b"session", b"time", b"xml"];
+    lexer.token();
+    lexer.take_word(b"local");
+    let named = match lexer.token() {
+        Some(Token::Word(name)) => {
+            settings::is_frozen(name) || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+        }
+        Some(Token::Quoted(name)) => settings::is_frozen(name),
+        _ => true,
+    };
+    named && !lexer.take_mark(b'.')
 }
 
 /// The custom setting of the command that `rest` begins with.
@@ -257,19 +281,30 @@ mod tests {
     fn bodies_are_told_by_what_they_leave_behind() {
         const NONE: EffectSet = EffectSet::NONE;
         const SUSPECT: EffectSet = EffectSet::SUSPECT;
+        const LOCAL: EffectSet = EffectSet::LOCAL;
         const RUNS: EffectSet = SUSPECT.union(EffectSet::OPAQUE);
         const NAMES: EffectSet = RUNS.union(EffectSet::CUSTOM);
         const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
         const SEEDS: EffectSet = SUSPECT.union(EffectSet::LOAD);
         const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 36] = [
+        let table: [(&str, EffectSet, &str); 46] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
             ("BEGIN NEW.changed := now(); RETURN NEW; END",                             NONE,     ""),
             ("BEGIN SET LOCAL app.x = 'a'; SET CONSTRAINTS ALL DEFERRED; END",          NONE,     ""),
             ("BEGIN PERFORM set_config('app.x', 'a', true); END",                       NONE,     ""),
+            ("BEGIN SET LOCAL work_mem = '1MB'; SET LOCAL time.zone = 'x'; END",        NONE,     ""),
+            ("BEGIN PERFORM set_config('work_mem', v, true); END",                      NONE,     ""),
+            ("BEGIN PERFORM set_config('TimeZone', 'Asia/Tokyo', true); END",           LOCAL,    ""),
+            ("BEGIN PERFORM set_config(n, v, true); END",                               LOCAL,    ""),
+            ("BEGIN IF a THEN SET LOCAL search_path = x; END IF; END",                  LOCAL,    ""),
+            ("SET LOCAL TIME ZONE 'Asia/Tokyo'; SELECT 1",                              LOCAL,    ""),
+            ("BEGIN SET LOCAL ROLE x; END",                                             LOCAL,    ""),
+            ("BEGIN SET LOCAL \"role\" = x; END",                                       LOCAL,    ""),
+            ("BEGIN SET LOCAL XML OPTION DOCUMENT; END",                                LOCAL,    ""),
+            ("BEGIN PERFORM set_config('TimeZone', v, false); END",                     SUSPECT,  ""),
             ("BEGIN PERFORM set_config('app.x', $1, false); END",                       SUSPECT,  "app.x"),
             ("BEGIN PERFORM set_config('work_mem', '4MB', false); END",                 SUSPECT,  ""),
             ("BEGIN PERFORM set_config(name, v, false); END",                           NAMES,    ""),

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::effects::EffectSet;
 use super::head::{FirstWord, Head, is_role, is_seed};
 use super::lexer::{Backslash, Doubt, Lexer, Token};
+use crate::settings;
 
 /// What one way of reading a text has found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,6 +16,8 @@ pub(super) struct Reading {
     pub(super) first: FirstWord,
     /// Whether there is more to fear than `set` tells.
     pub(super) doubt: Doubt,
+    /// Whether a call of `set_config` makes a text mean something else until the end of the transaction, or may.
+    pub(super) means_else: bool,
 }
 
 /// Reads `text`; adds to `names` each custom setting it sets for the session, if asked to.
@@ -182,6 +185,8 @@ impl<'a> Reader<'a, '_> {
 
     /// A call of `set_config` has been read to its end.
     fn set_config(&mut self, call: SetConfig<'a>) {
+        self.reading.means_else |= matches!(call.local, Argument::Literal(()))
+            && !matches!(call.name, Argument::Literal(name) if !settings::is_frozen(name));
         let set = match (call.local, call.name) {
             // The seed stays, however local the setting is.
             (Argument::Literal(()), Argument::Literal(name)) if is_seed(name) => EffectSet::LOCAL | EffectSet::LOAD,

@@ -3,6 +3,7 @@
 mod changes;
 mod healing;
 mod modes;
+mod own;
 
 use pgweir_harness::wire::build::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, parse, query, sync,

@@ -120,6 +120,13 @@ async fn the_very_first_to_ask_is_told_no_strangers_value() {
         ("a view", ask_by("SELECT * FROM asking")),
         ("made at run time", ask_by("SELECT asks_by_text()")),
         ("DO", ask_by("DO $$ BEGIN PERFORM lastval(); END $$")),
+        ("a view, in a transaction", inside("SELECT * FROM asking")),
+        ("made at run time, in a transaction", inside("SELECT asks_by_text()")),
+        ("DO, in a transaction", inside("DO $$ BEGIN PERFORM lastval(); END $$")),
+        ("a view, by parameters", vec![batch(&["SELECT * FROM asking"])]),
+        ("a view, in a transaction, by parameters", vec![query("BEGIN"), batch(&["SELECT 1", "SELECT * FROM asking"])]),
+        ("made at run time, in a batch", vec![batch(&["SELECT 1", "SELECT asks_by_text()"])]),
+        ("a view, behind its BEGIN", vec![batch(&["BEGIN", "SELECT * FROM asking"])]),
     ];
     for (name, messages) in ways {
         let stage = stage("1", "learn");
@@ -135,6 +142,24 @@ async fn the_very_first_to_ask_is_told_no_strangers_value() {
         assert_eq!(outcome.sqlstate(), "55000", "{name}: {outcome:?}");
         two.query("ROLLBACK").await.unwrap();
         assert_eq!(value(&mut two, "SELECT 1").await, "1", "{name}");
+    }
+}
+
+/// Where nothing can be forgotten, because the transaction may have taken values of its own, it is learned that clients ask.
+#[tokio::test]
+async fn behind_a_write_no_question_is_answered_with_a_strangers_value_twice() {
+    let do_block = "DO $$ BEGIN PERFORM lastval(); END $$";
+    for text in ["SELECT lastval()", "SELECT asks()", "SELECT * FROM asking", "SELECT asks_by_text()", do_block] {
+        let stage = stage("1", "learn");
+        let (mut one, mut two) = (stage.client().await, stage.client().await);
+        for round in 0..3 {
+            succeed(&mut one, "SELECT nextval('q')").await;
+            succeed(&mut two, "BEGIN").await;
+            succeed(&mut two, "INSERT INTO silent VALUES (1)").await;
+            let outcome = two.query(text).await.unwrap();
+            assert!(round == 0 || outcome.sqlstate() == "55000", "{text}, round {round}: {outcome:?}");
+            assert_eq!(two.query("ROLLBACK").await.unwrap().status, b'I');
+        }
     }
 }
 

@@ -217,7 +217,7 @@ impl Relay {
             return self.audit(cx);
         }
         // SET LOCAL is over.
-        active.marks.unsettled = false;
+        active.marks.settle();
         if active.marks.listening && self.ends_listening(cx)? {
             return Ok(());
         }
@@ -434,8 +434,9 @@ impl Relay {
             marks.custom.clear();
             marks.hidden = false;
         }
+        marks.settle();
         // What the client sent meanwhile may have changed things again.
-        marks.unsettled = marks.tainted;
+        marks.unsettled |= marks.tainted;
         if !marks.tainted && !failed {
             marks.listening = pins.has(PinReason::Listen) || marks.listens_too;
         }

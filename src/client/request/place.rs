@@ -6,10 +6,12 @@
 //! has it, not known how, or otherwise than the client was told ──▶ parsed anew, asked ──▶ as told: passes; else 0A000
 //! has it not, the client was told nothing ──▶ parsed ──▶ passes
 //! has it not, the client was told ──▶ parsed, asked ──▶ as told: passes; else 0A000
+//! has it not, the client was told, and is of the rows anew ──▶ parsed with the parameters' types that it was told ──▶ passes
 //! ```
 //!
 //! While the server is asked, the message waits: what is told otherwise than the rows will be is never bound. A client that
-//! describes the portal next is told there, and nothing is asked for it.
+//! describes the portal next is told of the rows there, and nothing is asked for it; its parameters are in the message, as they
+//! were told: these types the server is given, where it would make out others by now, and casts.
 
 use std::rc::Rc;
 
@@ -122,8 +124,10 @@ impl Request<'_> {
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
-        let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
-        if wanted.is_known() && self.marks.placing.asked {
+        let wanted = wanted(told, purpose, plan);
+        let spelled = statement.resolved.makes(wanted);
+        let asks = wanted.is_known() && !spelled;
+        if asks && self.marks.placing.asked {
             // One question at a time, so that its answer is not taken for another's: a statement is refused for what it says.
             return Err(Stop::Unsettled);
         }
@@ -145,9 +149,9 @@ impl Request<'_> {
         // What waited for an answer is not run once more.
         let counts = purpose.runs && !renewed;
         if self.goes_by_name(statement, counts) && self.make_room(statement, self.cold(), plan) {
-            self.send_parse(statement, Origin::Pooler, 0, plan);
+            self.send_parse(statement, Origin::Pooler, 0, spelled, plan);
             let renamed = Renamed::To(statement.id);
-            if wanted.is_known() {
+            if asks {
                 if let Some(place) = self.conn.shelf.get(statement.id) {
                     place.parsed.renewed = true;
                 }
@@ -207,8 +211,10 @@ impl Request<'_> {
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
-        let wanted = if is_told_next(purpose, plan) { Described::default() } else { told };
-        if wanted.is_known() && self.marks.placing.asked {
+        let wanted = wanted(told, purpose, plan);
+        let spelled = statement.resolved.makes(wanted);
+        let asks = wanted.is_known() && !spelled;
+        if asks && self.marks.placing.asked {
             return Err(Stop::Unsettled);
         }
         let renewed = self.marks.placing.renewed == Some(statement.id);
@@ -224,8 +230,8 @@ impl Request<'_> {
                 Fit::Unknown | Fit::Other => {}
             }
         }
-        self.parse_stripped(statement, Origin::Pooler, 0, plan);
-        if wanted.is_known() {
+        self.parse_stripped(statement, Origin::Pooler, 0, spelled, plan);
+        if asks {
             if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
                 parsed.renewed = true;
             }
@@ -234,13 +240,23 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// An unnamed `Parse` of the statement.
-    pub(super) fn parse_stripped(&mut self, statement: &Rc<Statement>, origin: Origin, note: u64, plan: &mut Plan<'_>) {
-        self.conn.pipeline.sent(Expect::Parse, origin, note | UNNAMED);
+    /// An unnamed `Parse` of the statement; `spelled` with the types that a client was told.
+    pub(super) fn parse_stripped(
+        &mut self,
+        statement: &Rc<Statement>,
+        origin: Origin,
+        note: u64,
+        spelled: bool,
+        plan: &mut Plan<'_>,
+    ) {
+        self.conn.pipeline.sent(Expect::Parse, origin, note | UNNAMED | statement.id);
         self.marks.changes.begin_unnamed();
         self.conn.unnamed = Held::parsed(statement.clone());
+        if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
+            (parsed.described, parsed.spelled) = statement.resolved.certain(spelled);
+        }
         self.stats.server_parses += 1;
-        plan.insert(|out| encode::parse(out, b"", &statement.text, &statement.types));
+        plan.insert(|out| statement.with_types(spelled, |types| encode::parse(out, b"", &statement.text, types)));
     }
 
     /// The server is asked how it describes what it was just given. What waits for the answer stops here.
@@ -267,13 +283,14 @@ pub(super) fn is_described_next(name: &[u8], len: usize, plan: &Plan<'_>) -> boo
     describes_next(b'S', name, len, plan)
 }
 
-/// Whether the client describes the portal with its very next message.
-fn is_told_next(purpose: Use<'_>, plan: &Plan<'_>) -> bool {
+/// What of that which the client was `told` has to be so when it is bound. A client that describes the portal with its very next
+/// message is told there of the rows, and of nothing else.
+fn wanted(told: Described, purpose: Use<'_>, plan: &Plan<'_>) -> Described {
     if !purpose.runs {
         // What is described now is told now.
-        return true;
+        return Described::default();
     }
-    describes_next(b'P', purpose.portal, purpose.len, plan)
+    if describes_next(b'P', purpose.portal, purpose.len, plan) { told.without_rows() } else { told }
 }
 
 fn describes_next(kind: u8, name: &[u8], len: usize, plan: &Plan<'_>) -> bool {

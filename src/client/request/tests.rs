@@ -14,6 +14,7 @@ use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
 use crate::prepared::AUDIT;
 use crate::settings::{self, Profiles};
+use crate::stats::PinReason;
 
 const ONE: &str = "SELECT $1::int";
 
@@ -114,6 +115,12 @@ fn what_strangers_took_from_sequences_is_forgotten_in_front_of_the_question_wher
     let mut desk = Desk::new();
     let insert = query("INSERT INTO t DEFAULT VALUES");
     assert_eq!(desk.client(&[&*insert, &ask].concat()).0, [&*insert, &ask].concat());
+    // What may ask unseen is taken for a question.
+    let mut desk = Desk::new();
+    let unseen = query("DO 'BEGIN PERFORM lastval(); END'");
+    desk.client(&query("BEGIN"));
+    desk.server(&done("BEGIN", b'T'));
+    assert_eq!(desk.client(&unseen).0, [&*forget, &unseen].concat());
     // Inside of a batch, without its end, and beside the client's portal.
     let mut desk = Desk::new();
     let (begin, batch) = (
@@ -276,6 +283,58 @@ fn the_answer_to_one_question_is_not_taken_for_that_to_the_next() {
     let (sent, stop) = desk.client(b"");
     let rest = [run(&two), sync()].concat();
     assert_eq!((sent.escape_ascii().to_string(), stop), (rest.escape_ascii().to_string(), Stop::Short));
+}
+
+#[test]
+fn who_is_told_of_the_rows_again_waits_for_nothing_and_its_parameters_are_as_it_was_told() {
+    for mode in [StatementMode::Rewrite, StatementMode::Strip] {
+        let mut desk = Desk::new();
+        desk.mode = mode;
+        let our = if mode == StatementMode::Strip { String::new() } else { desk.name(1) };
+        desk.client(&[parse("s", ONE, &[]), describe_statement("s"), sync()].concat());
+        desk.server(&[reply::bare(b'1'), described(20), reply::ready(b'I')].concat());
+        let run = |name: &str| [bind("", name, &[Some(b"1")]), describe_portal(""), execute("", 0), sync()].concat();
+        let rows = described(20)[11..].to_vec();
+        let answer = |parsed: bool| {
+            let parsed = if parsed { reply::bare(b'1') } else { vec![] };
+            [parsed, reply::bare(b'2'), rows.clone(), reply::done("SELECT 0"), reply::ready(b'I')].concat()
+        };
+        // On another server connection; and on this one, where it is as it was told by then.
+        desk.conn.shelf.clear();
+        desk.conn.unnamed = Held::Unknown;
+        for want in [[parse(&our, ONE, &[20]), run(&our)].concat(), run(&our)] {
+            let (sent, stop) = desk.client(&run("s"));
+            assert_eq!(
+                (sent.escape_ascii().to_string(), stop),
+                (want.escape_ascii().to_string(), Stop::Short),
+                "{mode:?}"
+            );
+            desk.server(&answer(want.starts_with(b"P")));
+        }
+        // Another client's own Parse is its own.
+        desk.next_client();
+        let (sent, _) = desk.client(&parse("mine", ONE, &[]));
+        assert!(sent.ends_with(&parse(&our, ONE, &[])), "{mode:?}: {}", sent.escape_ascii());
+    }
+}
+
+#[test]
+fn beside_temporary_objects_a_text_is_the_clients_own() {
+    // Behind what makes one, in its batch or before it; and whenever the client has one.
+    let make = "CREATE TEMP TABLE t (a int)";
+    let batch = [parse("", make, &[]), bind("", "", &[]), execute("", 0)].concat();
+    for (before, number) in [(query(make), 2), (batch, 3), (vec![], 2)] {
+        let mut desk = after_another();
+        if before.is_empty() {
+            desk.marks.pins.add(PinReason::Temp);
+            desk.marks.settle();
+        }
+        let (sent, _) = desk.client(&[before.clone(), parse("mine", ONE, &[])].concat());
+        let want = [before, parse(&desk.name(number), ONE, &[])].concat();
+        assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+    }
+    let mut desk = after_another();
+    assert_eq!(desk.client(&parse("mine", ONE, &[])).0, b"");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Tables and types that somebody else alters between the preparation of a statement and its execution.
 
-use pgweir_harness::wire::build::{bind_formats, close_statement, describe_statement, execute, parse, sync};
+use pgweir_harness::wire::build::{
+    bind_formats, close_statement, describe_portal, describe_statement, execute, parse, sync,
+};
 use pgweir_harness::wire::{Message, Wire};
 
 use super::modes::MODES;
@@ -115,6 +117,64 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
         assert_eq!(first(&description, row, binary), 7, "{what}, prepared anew, round {round}");
     }
     for client in [client, second, third] {
+        client.terminate().await.unwrap();
+    }
+}
+
+/// Drivers encode parameters as they were told that these are, by the first description of the statement, and are told of the
+/// rows at each execution: pgx and libpq do.
+#[tokio::test]
+async fn parameters_are_never_read_as_other_than_the_client_was_told() {
+    for mode in MODES {
+        for pool in ["1", "3"] {
+            let site = Site::start(&[mode, &[("default_pool_size", pool)]].concat());
+            for (text, returns) in
+                [("INSERT INTO n (a) VALUES ($1)", false), ("INSERT INTO n (a) VALUES ($1) RETURNING 'x'::text", true)]
+            {
+                for (before, after) in [("bigint", "double precision"), ("int", "bigint"), ("bigint", "text")] {
+                    for executions in [0, 1, 4] {
+                        let name = site.name();
+                        let make = format!("SET ROLE {name}; DROP TABLE IF EXISTS n; CREATE TABLE n (a {before})");
+                        site.place.psql(&make);
+                        let what =
+                            format!("{mode:?}, pool of {pool}, {text}, {before} to {after}, {executions} before");
+                        insert(&site, (text, returns), (before, after), executions, &what).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn insert(site: &Site<'_>, (text, returns): (&str, bool), (old, new): (&str, &str), before: usize, what: &str) {
+    let (mut client, mut third) = (site.client().await, site.client().await);
+    let seven: &[u8] = if old == "int" { &[0, 0, 0, 7] } else { &[0, 0, 0, 0, 0, 0, 0, 7] };
+    let execution = || {
+        let bind = bind_formats("", "s1", &[1], &[Some(seven)], &[]);
+        [bind, describe_portal(""), execute("", 0), sync()]
+    };
+    let prepared = [parse("s1", text, &[]), describe_statement("s1"), sync()];
+    let told = exchange(&mut client, &prepared).await;
+    assert_eq!(body(&told, b'T').is_some(), returns, "{what}");
+    for _ in 0..before {
+        assert_eq!(code(&exchange(&mut client, &execution()).await), "", "{what}");
+    }
+    site.place.psql(&format!("SET ROLE {}; ALTER TABLE n ALTER a TYPE {new}", site.name()));
+    for round in 0..3 {
+        let is_holding = round == 1 && site.place.servers() > 1 && !what.contains("session");
+        if is_holding {
+            hold(&mut third).await;
+        }
+        // As on a session of Postgres, which keeps the types and casts.
+        let answer = exchange(&mut client, &execution()).await;
+        assert_eq!(code(&answer), "", "{what}, round {round}: {answer:?}");
+        if is_holding {
+            assert_eq!(third.query("ROLLBACK").await.unwrap().status, b'I');
+        }
+    }
+    let stored = site.place.psql("SELECT string_agg(DISTINCT a::text, ' '), count(*) FROM n");
+    assert_eq!(stored.trim(), format!("7|{}", before + 3), "{what}");
+    for client in [client, third] {
         client.terminate().await.unwrap();
     }
 }
