@@ -150,7 +150,12 @@ pub struct Profiles {
     known: RefCell<HashMap<Vec<Entry>, Weak<Profile>, foldhash::fast::RandomState>>,
     parse_keys: RefCell<HashMap<Vec<Entry>, u32, foldhash::fast::RandomState>>,
     next_key: Cell<u32>,
+    /// Custom settings that were in one.
+    custom: RefCell<Vec<Box<str>>>,
 }
+
+/// Names of custom settings that are remembered of a pool's clients, at most.
+const CUSTOM_MAX: usize = 100;
 
 /// Above this many remembered profiles those that no one uses are forgotten.
 const SWEEP_AT: usize = 1024;
@@ -164,6 +169,7 @@ impl Default for Profiles {
             known: RefCell::default(),
             parse_keys: RefCell::default(),
             next_key: Cell::new(1),
+            custom: RefCell::default(),
         }
     }
 }
@@ -194,6 +200,7 @@ impl Profiles {
         if let Some(known) = self.known.borrow().get(&sorted).and_then(Weak::upgrade) {
             return known;
         }
+        self.note_custom(&sorted);
         let parse_key = self.parse_key(&sorted);
         let (reported, proven) = (RefCell::default(), Cell::default());
         let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, proven });
@@ -203,6 +210,21 @@ impl Profiles {
         }
         known.insert(sorted, Rc::downgrade(&profile));
         profile
+    }
+
+    /// Custom settings that clients of the pool have or had, the first [`CUSTOM_MAX`] of them.
+    #[must_use]
+    pub fn custom(&self) -> Vec<Box<str>> {
+        self.custom.borrow().clone()
+    }
+
+    fn note_custom(&self, entries: &[Entry]) {
+        let mut custom = self.custom.borrow_mut();
+        for (name, _) in entries.iter().filter(|(name, _)| name.contains('.')) {
+            if custom.len() < CUSTOM_MAX && !custom.contains(name) {
+                custom.push(name.clone());
+            }
+        }
     }
 
     /// A parse key that no profile has: for statements parsed while a setting's value is not known.
@@ -409,7 +431,7 @@ fn is_role(name: &str) -> bool {
 }
 
 /// Appends a literal that reads the same whatever `standard_conforming_strings` says.
-fn literal(out: &mut Vec<u8>, value: &[u8]) {
+pub fn literal(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(b"E'");
     for byte in value {
         if matches!(byte, b'\'' | b'\\') {
@@ -625,6 +647,12 @@ mod tests {
         assert!(Rc::ptr_eq(&profiles.intern([]), &profiles.plain()));
         assert_eq!(one.parse_key(), 0);
         assert_ne!(profiles.intern(entries(&[("timezone", "UTC")])).parse_key(), 0);
+        for name in ["x.a", "x.b", "x.a"] {
+            profiles.intern(entries(&[(name, "1"), ("a", name)]));
+        }
+        assert_eq!(profiles.custom(), ["x.a".into(), "x.b".into()]);
+        (0..CUSTOM_MAX).for_each(|n| drop(profiles.intern(entries(&[(&format!("y.{n}"), "1")]))));
+        assert_eq!(profiles.custom().len(), CUSTOM_MAX);
     }
 
     #[test]
