@@ -166,8 +166,8 @@ const ROLE: &str = "pg_catalog.current_setting('role')";
 const AUTHORIZATION: &str = "session_user::pg_catalog.text";
 
 /// The settings. Where the texts differ the server is asked what it would make of the expected one, by setting it until the
-/// end of this query; where that takes more than everybody's rights, nothing is said. None of it is known to have been read
-/// by then: `now` is read as a whole first.
+/// end of this query (`now` is read as a whole before); where that takes more than everybody's rights, nothing is said. Nor is
+/// anything of a custom setting that is gone: a library that was loaded takes away what bears its name.
 const DIFFERENCES: &str = "now AS(SELECT pg_catalog.lower(name COLLATE pg_catalog.\"C\")COLLATE pg_catalog.\"default\" AS name,pg_catalog.left(setting,{cut})AS setting,context,source \
     FROM pg_catalog.pg_settings WHERE NOT name OPERATOR(pg_catalog.=)\
     ANY('{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]))\
@@ -178,13 +178,13 @@ const DIFFERENCES: &str = "now AS(SELECT pg_catalog.lower(name COLLATE pg_catalo
     WHEN context OPERATOR(pg_catalog.<>)'user' THEN false \
     ELSE pg_catalog.current_setting(now.name)OPERATOR(pg_catalog.<>)pg_catalog.set_config(now.name,want,true)END \
     UNION ALL SELECT 'd',now.name,''FROM now JOIN expected ON expected.name OPERATOR(pg_catalog.=)now.name \
-    WHERE is_set AND source OPERATOR(pg_catalog.<>)'session' \
+    WHERE is_set AND source OPERATOR(pg_catalog.<>)'session' AND pg_catalog.strpos(now.name,'.')OPERATOR(pg_catalog.=)0 \
     UNION ALL SELECT 'd',custom.name,''FROM(SELECT name,want,is_set,free,\
     coalesce(pg_catalog.left(pg_catalog.current_setting(name,true),{cut}),'')AS have FROM expected \
     WHERE pg_catalog.strpos(name,'.')OPERATOR(pg_catalog.>)0 OFFSET 0)AS custom \
     WHERE NOT EXISTS(SELECT FROM now WHERE now.name OPERATOR(pg_catalog.=)custom.name)AND CASE WHEN free THEN false \
     WHEN have OPERATOR(pg_catalog.=)coalesce(pg_catalog.left(want,{cut}),'')THEN false \
-    WHEN have OPERATOR(pg_catalog.=)''OR is_set THEN is_set \
+    WHEN have OPERATOR(pg_catalog.=)''THEN false WHEN is_set THEN true \
     ELSE have OPERATOR(pg_catalog.<>)pg_catalog.set_config(name,NULL,true)END";
 
 #[cfg(test)]
