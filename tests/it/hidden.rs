@@ -52,12 +52,8 @@ const WORK_MEM: &str = "SELECT current_setting('work_mem')";
 
 /// A stage where every check-in is audited.
 fn stage(pool_size: &str) -> Stage<'static> {
-    let settings = [
-        ("default_pool_size", pool_size),
-        ("audit_every", "1"),
-        ("catalog_check_interval", "1h"),
-        ("users.PLACE_other.password", "none"),
-    ];
+    let settings =
+        [("default_pool_size", pool_size), ("catalog_check_interval", "1h"), ("users.PLACE_other.password", "none")];
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
