@@ -28,6 +28,7 @@ use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
+use crate::state::Baseline;
 use crate::stats::{DiscardReason, PoolName};
 
 pub use ask::Answer;
@@ -281,6 +282,8 @@ pub struct ServerConn {
     pub tag: Box<str>,
     /// A client took the tag away: nobody sees whose connection it is.
     pub untagged: bool,
+    /// What the operator's queries have left on it, if somebody looked.
+    pub baseline: Option<Box<Baseline>>,
     /// Whether its server is one that is written to.
     pub standby: Standby,
     /// Which defaults its session began with; see [`Knowledge::defaults`](crate::pool::Knowledge::defaults).
@@ -546,6 +549,7 @@ impl ServerConn {
             values: Values::None,
             tag: Box::default(),
             untagged: false,
+            baseline: None,
             standby: Standby::No,
             defaults: 0,
             used: true,

@@ -8,32 +8,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use hashbrown::HashMap;
+
+use crate::sql;
+
 /// A setting's name (lower case) and value, as `set_config` takes them.
 pub type Entry = (Box<str>, Box<[u8]>);
-
-/// The names that the parser freezes into a prepared statement: a statement parsed under other values
-/// is another statement. Source: measured, and `PostgreSQL` 17 docs, PREPARE, "Notes".
-const FROZEN: [&str; 13] = [
-    "array_nulls",
-    "backslash_quote",
-    "client_encoding",
-    "datestyle",
-    "intervalstyle",
-    "lc_monetary",
-    "role",
-    "search_path",
-    "session_authorization",
-    "standard_conforming_strings",
-    "timezone",
-    "transform_null_equals",
-    "xmloption",
-];
-
-/// Whether the parser freezes the setting `name`, in any case, into a prepared statement.
-#[must_use]
-pub fn is_frozen(name: &[u8]) -> bool {
-    FROZEN.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-}
 
 /// The names that a server may refuse though it took them before: they name an object, or a temporary table of another client's
 /// has been on the connection; or that make it fail.
@@ -156,7 +135,12 @@ pub struct Profiles {
     known: RefCell<HashMap<Vec<Entry>, Weak<Profile>, foldhash::fast::RandomState>>,
     parse_keys: RefCell<HashMap<Vec<Entry>, u32, foldhash::fast::RandomState>>,
     next_key: Cell<u32>,
+    /// Custom settings that were in one.
+    custom: RefCell<Vec<Box<str>>>,
 }
+
+/// Names of custom settings that are remembered of a pool's clients, at most.
+const CUSTOM_MAX: usize = 100;
 
 /// Above this many remembered profiles those that no one uses are forgotten.
 const SWEEP_AT: usize = 1024;
@@ -170,6 +154,7 @@ impl Default for Profiles {
             known: RefCell::default(),
             parse_keys: RefCell::default(),
             next_key: Cell::new(1),
+            custom: RefCell::default(),
         }
     }
 }
@@ -200,6 +185,7 @@ impl Profiles {
         if let Some(known) = self.known.borrow().get(&sorted).and_then(Weak::upgrade) {
             return known;
         }
+        self.note_custom(&sorted);
         let parse_key = self.parse_key(&sorted);
         let (reported, proven) = (RefCell::default(), Cell::default());
         let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, proven });
@@ -211,6 +197,21 @@ impl Profiles {
         profile
     }
 
+    /// Custom settings that clients of the pool have or had, the first [`CUSTOM_MAX`] of them.
+    #[must_use]
+    pub fn custom(&self) -> Vec<Box<str>> {
+        self.custom.borrow().clone()
+    }
+
+    fn note_custom(&self, entries: &[Entry]) {
+        let mut custom = self.custom.borrow_mut();
+        for (name, _) in entries.iter().filter(|(name, _)| name.contains('.')) {
+            if custom.len() < CUSTOM_MAX && !custom.contains(name) {
+                custom.push(name.clone());
+            }
+        }
+    }
+
     /// A parse key that no profile has: for statements parsed while a setting's value is not known.
     pub fn private_key(&self) -> u32 {
         let key = self.next_key.get();
@@ -219,7 +220,7 @@ impl Profiles {
     }
 
     fn parse_key(&self, entries: &[Entry]) -> u32 {
-        let frozen: Vec<Entry> = entries.iter().filter(|(name, _)| FROZEN.contains(&&**name)).cloned().collect();
+        let frozen: Vec<Entry> = entries.iter().filter(|(name, _)| sql::is_frozen(name.as_bytes())).cloned().collect();
         if frozen.is_empty() {
             return 0;
         }
@@ -415,7 +416,7 @@ fn is_role(name: &str) -> bool {
 }
 
 /// Appends a literal that reads the same whatever `standard_conforming_strings` says.
-fn literal(out: &mut Vec<u8>, value: &[u8]) {
+pub fn literal(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(b"E'");
     for byte in value {
         if matches!(byte, b'\'' | b'\\') {
@@ -631,6 +632,12 @@ mod tests {
         assert!(Rc::ptr_eq(&profiles.intern([]), &profiles.plain()));
         assert_eq!(one.parse_key(), 0);
         assert_ne!(profiles.intern(entries(&[("timezone", "UTC")])).parse_key(), 0);
+        for name in ["x.a", "x.b", "x.a"] {
+            profiles.intern(entries(&[(name, "1"), ("a", name)]));
+        }
+        assert_eq!(profiles.custom(), ["x.a".into(), "x.b".into()]);
+        (0..CUSTOM_MAX).for_each(|n| drop(profiles.intern(entries(&[(&format!("y.{n}"), "1")]))));
+        assert_eq!(profiles.custom().len(), CUSTOM_MAX);
     }
 
     #[test]

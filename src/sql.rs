@@ -24,6 +24,7 @@ mod cache;
 mod effects;
 mod facts;
 mod fingerprint;
+mod frozen;
 #[cfg(feature = "grammar")]
 mod grammar;
 mod harmless;
@@ -48,6 +49,7 @@ pub use effects::{EffectSet, Effects};
 pub(crate) use facts::RUNNERS;
 pub use facts::{Aside, Call, Facts, Relation, Source, is_own_setting, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
+pub use frozen::is_frozen;
 pub use head::FirstWord;
 pub use library::{Library, Reading};
 pub use margins::margins;

@@ -6,16 +6,18 @@
 
 mod hub;
 mod inbox;
+mod proof;
 mod subscriber;
 mod subscriptions;
 
 use crate::backend::row_columns;
-use crate::settings::{Entry, Profile};
+use crate::settings::Entry;
 use crate::sql::{EffectSet, Effects, FirstWord};
 use crate::stats::{PinReason, Reason as _};
 
 pub use hub::{Hub, Hubs};
 pub use inbox::{Inbox, Over, UNTAKEN_MAX, channel};
+pub use proof::{Baseline, Known};
 pub use subscriber::{Step, Subscriber};
 pub use subscriptions::{TOTAL_MAX, listen_to};
 
@@ -180,6 +182,7 @@ pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
     );
     out.extend_from_slice(settings.as_bytes());
     out.extend_from_slice(AUDIT.as_bytes());
+    out.extend_from_slice(OBJECTS.as_bytes());
     out.extend_from_slice(session.as_bytes());
     for name in custom {
         let name = escape(name);
@@ -194,8 +197,10 @@ pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
 const AUDIT: &str = "WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) \
     ANY ('{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]) \
     UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role') \
-    WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
-    UNION ALL SELECT 'l', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
+    WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none'";
+
+/// What else stays with a session.
+const OBJECTS: &str = " UNION ALL SELECT 'l', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
     WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
     UNION ALL SELECT 't', '', '' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 AND EXISTS \
     (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
@@ -209,6 +214,8 @@ const AUDIT: &str = "WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name 
 pub struct Findings {
     /// Settings of the session.
     pub settings: Vec<Entry>,
+    /// Those that are not as they are known to be, if that was asked.
+    pub differing: Vec<Box<str>>,
     /// Why the connection must stay with its client.
     pub pins: Pins,
     /// The channels that it listens to, up to [`CHANNELS_MAX`].
@@ -233,6 +240,7 @@ impl Findings {
                 }
                 self.settings.push((crate::settings::setting_name(name).into(), value.into()));
             }
+            b"d" => self.differing.push(crate::settings::setting_name(name).into()),
             b"l" => self.pins.add(PinReason::AdvisoryLock),
             b"t" => self.pins.add(PinReason::Temp),
             b"n" => {
@@ -250,19 +258,17 @@ impl Findings {
 }
 
 impl Findings {
-    /// Whether they are what is known of a server connection: the names of its settings and what it is pinned by.
+    /// Whether nothing differs and nothing pins but what is known to.
     #[must_use]
-    pub fn agrees_with(&self, profile: &Profile, pins: Pins) -> bool {
-        let pinned = self.pins.iter().all(|reason| pins.has(reason));
-        // What `connect_query` set is in no profile.
-        pinned && self.settings.iter().all(|(name, _)| !name.contains('.') || profile.get(name).is_some())
+    pub fn agree_with(&self, pins: Pins) -> bool {
+        self.differing.is_empty() && self.pins.iter().all(|reason| pins.has(reason))
     }
 }
 
-/// The names of what was found; values may be secrets.
+/// The names of what was found and not known; values may be secrets.
 impl std::fmt::Display for Findings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (name, _) in &self.settings {
+        for name in &self.differing {
             write!(f, "{name} ")?;
         }
         for reason in self.pins.iter() {

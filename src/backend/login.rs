@@ -645,6 +645,7 @@ impl Login {
             values: super::Values::None,
             tag: Box::default(),
             untagged: false,
+            baseline: None,
             standby: Standby::No,
             defaults: 0,
             used: false,

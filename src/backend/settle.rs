@@ -15,6 +15,10 @@ use super::{ServerConn, Unnamed, Values, longest};
 use crate::budget::tag;
 use crate::prepared::named_id;
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
+use crate::state::{Baseline, Findings};
+
+/// The most that is heard of what the operator's queries have left; bytes.
+const BASELINE_MAX: usize = 1 << 20;
 
 /// What settling a connection had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,6 +138,28 @@ impl ServerConn {
     #[must_use]
     pub fn has_connect_query(&self) -> bool {
         !self.target.connect_query.is_empty()
+    }
+
+    /// Looks what the operator's queries, of which `reset_query` is one if it was run, have left: nothing else has run.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`].
+    pub async fn learn_baseline(&mut self, reset_query: &str) -> Result<(), SettleError> {
+        self.baseline = None;
+        let target = self.target.clone();
+        let leaves = |query: &&str| !query.is_empty() && *query != "DISCARD ALL";
+        let queries: Vec<&str> = [reset_query, &target.connect_query].into_iter().filter(leaves).collect();
+        if queries.is_empty() {
+            return Ok(());
+        }
+        let question = Baseline::question(&target.user, &queries);
+        let mut findings = Findings::default();
+        let text = String::from_utf8_lossy(&question);
+        if self.gather(&text, BASELINE_MAX, |row| findings.row(row)).await? {
+            self.baseline = Some(Box::new(Baseline::new(&queries, findings)));
+        }
+        Ok(())
     }
 
     /// Hands to `send` the texts of the simple queries that take back all settings, whatever they are, and seed `random()` anew.

@@ -103,7 +103,7 @@ impl Orphan {
         let clock = self.pool.clock().clone();
         clock.limit(SETTLE_LIMIT, self.conn.reset(&self.reset)).await.map_err(drop)?.map_err(drop)?;
         self.conn.profile = self.pool.profiles.plain();
-        Ok(())
+        self.pool.learn_baseline(&mut self.conn, &self.reset).await.map_err(drop)
     }
 }
 

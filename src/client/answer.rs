@@ -64,6 +64,8 @@ pub enum Unserved {
 pub struct Aside {
     /// An audit is on its way, and found this so far.
     pub audit: Option<Findings>,
+    /// It only asks whether the server connection is as it is known to be.
+    pub samples: bool,
     /// The audit is complete.
     pub audited: bool,
     /// It is because of what the client sent, not only because its server connection listens too.
@@ -661,7 +663,11 @@ impl Answer<'_> {
 
     /// What cannot be known must not be lent on.
     fn audit_failed(&mut self, code: &[u8]) {
-        if code == b"57014" && self.aside.cancelled < AUDIT_TRIES {
+        if self.aside.samples {
+            self.aside.audit = None;
+            // Cancelled, it has said nothing. That it fails of itself is nothing to be lent on, and nothing to keep it for.
+            self.conn.littered |= code != b"57014";
+        } else if code == b"57014" && self.aside.cancelled < AUDIT_TRIES {
             self.aside.cancelled += 1;
             self.aside.audit = None;
             self.marks.tainted = true;

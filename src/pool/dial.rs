@@ -7,12 +7,15 @@ use pgweir_proto::error::Fields;
 use rand::RngExt;
 
 use super::{Learned, Pool, Refusal, micros};
-use crate::backend::{self, DialError, LoggedIn, Permit, ServerConn};
+use crate::backend::{self, DialError, LoggedIn, Permit, ServerConn, SettleError};
 use crate::net::Left;
 use crate::stats::{PoolHealth, Sqlstate};
 
 /// The first pause after a failed login; each further failure doubles it, up to `server_login_retry`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest look at what the operator's queries have left.
+const BASELINE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The pauses between failed logins.
 #[derive(Debug, Default)]
@@ -99,6 +102,13 @@ impl Pool {
         // What is changed from here on may be missing in it.
         let defaults = self.defaults.get();
         let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, tag).await;
+        let outcome = match outcome {
+            Ok(mut logged_in) => {
+                let learned = self.learn_baseline(&mut logged_in.conn, "").await;
+                learned.map_or(Err(DialError::Timeout), |()| Ok(logged_in))
+            }
+            outcome => outcome,
+        };
         self.logging_in.set(self.logging_in.get().saturating_sub(1));
         match outcome {
             Ok(mut logged_in) => {
@@ -110,6 +120,19 @@ impl Pool {
                 Err(error)
             }
         }
+    }
+
+    /// What the operator's queries have left on a server connection, `reset_query` among them, is known from here on, if it
+    /// is ever to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`]: also if that takes too long.
+    pub async fn learn_baseline(&self, conn: &mut ServerConn, reset_query: &str) -> Result<(), SettleError> {
+        if self.limits.audit_every == 0 {
+            return Ok(());
+        }
+        self.clock.limit(BASELINE_LIMIT, conn.learn_baseline(reset_query)).await.map_err(|_| SettleError)?
     }
 
     fn welcome(&self, LoggedIn { mut conn, parameters, notices }: LoggedIn) -> Box<ServerConn> {

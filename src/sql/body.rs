@@ -1,9 +1,9 @@
 //! What the body of a function may do to the session of whoever calls it.
 
 use super::effects::EffectSet;
+use super::frozen::is_frozen;
 use super::lexer::{Backslash, Doubt, Lexer, Token};
 use super::{custom_names, statement};
-use crate::settings;
 
 /// Whether `text`, one command that begins with `CREATE`, `ALTER` or the like, may change what a name leads to. An index
 /// does by an expression or a condition, and nobody else sees what is temporary.
@@ -227,10 +227,8 @@ fn means_else(mut lexer: Lexer<'_>) -> bool {
     lexer.token();
     lexer.take_word(b"local");
     let named = match lexer.token() {
-        Some(Token::Word(name)) => {
-            settings::is_frozen(name) || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
-        }
-        Some(Token::Quoted(name)) => settings::is_frozen(name),
+        Some(Token::Word(name)) => is_frozen(name) || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)),
+        Some(Token::Quoted(name)) => is_frozen(name),
         _ => true,
     };
     named && !lexer.take_mark(b'.')

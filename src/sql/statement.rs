@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use super::effects::EffectSet;
+use super::frozen::is_frozen;
 use super::head::{FirstWord, Head, is_role, is_seed};
 use super::lexer::{Backslash, Doubt, Lexer, Token};
-use crate::settings;
 
 /// What one way of reading a text has found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -186,7 +186,7 @@ impl<'a> Reader<'a, '_> {
     /// A call of `set_config` has been read to its end.
     fn set_config(&mut self, call: SetConfig<'a>) {
         self.reading.means_else |= matches!(call.local, Argument::Literal(()))
-            && !matches!(call.name, Argument::Literal(name) if !settings::is_frozen(name));
+            && !matches!(call.name, Argument::Literal(name) if !is_frozen(name));
         let set = match (call.local, call.name) {
             // The seed stays, however local the setting is.
             (Argument::Literal(()), Argument::Literal(name)) if is_seed(name) => EffectSet::LOCAL | EffectSet::LOAD,

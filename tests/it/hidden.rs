@@ -52,12 +52,8 @@ const WORK_MEM: &str = "SELECT current_setting('work_mem')";
 
 /// A stage where every check-in is audited.
 fn stage(pool_size: &str) -> Stage<'static> {
-    let settings = [
-        ("default_pool_size", pool_size),
-        ("audit_every", "1"),
-        ("catalog_check_interval", "1h"),
-        ("users.PLACE_other.password", "none"),
-    ];
+    let settings =
+        [("default_pool_size", pool_size), ("catalog_check_interval", "1h"), ("users.PLACE_other.password", "none")];
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
@@ -378,7 +374,9 @@ async fn a_definition_of_one_pools_client_is_known_to_the_other_pools_of_its_dat
 
 #[tokio::test]
 async fn what_is_defined_elsewhere_is_noticed_in_time() {
-    let stage = Stage::new(&[("default_pool_size", "1"), ("catalog_check_interval", "200ms")]);
+    // Until then an audit would find it, rightly.
+    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "200ms"), ("audit_every", "0")];
+    let stage = Stage::new(&settings);
     let mut one = stage.client().await;
     succeed(&mut one, "SELECT 1").await;
     stage.sql(
@@ -417,9 +415,122 @@ async fn an_audit_finds_what_was_not_known() {
     assert_eq!(value(&mut one, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await, "1");
 }
 
+/// Past pgweir, which looks once an hour: it knows of none of these.
+const SNEAKS: &str = r"
+CREATE FUNCTION sneaks(n text, v text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config(n, v, false); END $$;
+";
+
+/// A setting, what it is made, and what it is where nobody sets it.
+#[rustfmt::skip]
+const SNEAKED: [(&str, &str, &str); 6] = [
+    ("search_path",           "pg_temp",      "\"$user\", public"),
+    ("role",                  "PLACE_other",  "none"),
+    ("statement_timeout",     "59s",          "0"),
+    ("work_mem",              "5555kB",       "4MB"),
+    ("app.hidden",            "sneaked",      ""),
+    ("pg_trgm.strict_word_similarity_threshold", "0.7", "0.5"),
+];
+
+#[tokio::test]
+async fn an_audit_finds_settings_that_were_not_known_and_takes_them_for_nobodys() {
+    // Of a client that has none itself, and of one that logged in with others.
+    let startup =
+        "-c work_mem=64MB -c statement_timeout=57000 -c DateStyle=german -c app.mine=x -c app.hidden=mine -c geqo=true";
+    for options in ["", startup] {
+        let stage = stage("1");
+        stage.pgweir.audits_may_find();
+        // Some client has it: the catalog does not list custom settings.
+        let (mut other, mut one) = (stage.client().await, stage.client_with(&[("options", options)]).await);
+        succeed(&mut other, "SET app.hidden = 'other'").await;
+        // A server connection knows the settings of a library that it has loaded.
+        let loads = "SELECT show_limit()";
+        succeed(&mut one, loads).await;
+        stage.sql(SNEAKS);
+        for (was, (name, sneaked, plain)) in (0..).zip(SNEAKED) {
+            let found = |count: u32| (stage.metric(audits::FAILURES) - f64::from(count)).abs() < 0.5;
+            let show = format!("SELECT coalesce(current_setting('{name}', true), '')");
+            let (before, pid) = (value(&mut one, &show).await, stage.backends());
+            assert!(found(was), "{name}, {options}: found too much");
+            succeed(&mut one, &format!("SELECT sneaks('{name}', '{}')", sneaked.replace("PLACE", stage.name()))).await;
+            wait_until(SOON, || found(was + 1));
+            let line = stage.pgweir.log().lines().rev().find(|line| line.contains(audits::FINDING)).unwrap().to_owned();
+            assert!(line.contains(name) && !line.contains(sneaked), "{name}, {options}: {line}");
+            // The server connection is gone, and what was on it is no client's.
+            succeed(&mut one, loads).await;
+            assert_eq!(value(&mut one, &show).await, before, "{name}, {options}");
+            assert_ne!(stage.backends(), pid, "{name}, {options}");
+            let theirs = if name == "app.hidden" { "other" } else { plain };
+            assert_eq!(value(&mut other, &show).await, theirs, "{name}, {options}: leaked");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_audit_finds_nothing_where_settings_are_only_spelled_otherwise() {
+    let long_name = "x".repeat(80);
+    let startup = [
+        (
+            "options",
+            "-c work_mem=64MB -c statement_timeout=57000 -c DateStyle=german -c app.Mine=x -c geqo=true -c seq_page_cost=1.50 \
+          -c search_path=\"$user\",pg_catalog -c default_text_search_config=simple -c role=PLACE_other -c jit=0 -c bytea_output=ESCAPE",
+        ),
+        ("client_encoding", "utf-8"),
+        ("TimeZone", "europe/berlin"),
+        ("application_name", &long_name),
+    ];
+    for connect_query in [
+        "",
+        "SET work_mem = '1MB'; SET app.connected = 'x'; SET search_path = pg_catalog, public",
+        "SELECT set_config('app.connected', clock_timestamp()::text, false), set_config('work_mem', '1MB', false)",
+    ] {
+        for tagged in ["false", "true"] {
+            let place = crate::support::Place::on(crate::support::primary());
+            let name = place.name.clone();
+            place.cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
+            // What nobody set is there, too.
+            let own = format!(
+                "ALTER ROLE {name} SET app.role = 'r'; ALTER DATABASE {name} SET app.connected = 'd'; \
+                 ALTER ROLE {name} SET role = '{name}_other'; GRANT {name}_other TO {name}"
+            );
+            place.psql(&own);
+            let settings = [
+                ("default_pool_size", "2"),
+                ("audit_every", "1"),
+                ("fleet_budget", tagged),
+                ("databases.PLACE.connect_query", connect_query),
+            ];
+            let stage = Stage::at(place, &settings, &[]);
+            let startup = startup.map(|(key, value)| (key, value.replace("PLACE", &name)));
+            let startup: Vec<(&str, &str)> = startup.iter().map(|(key, value)| (*key, &**value)).collect();
+            let (mut one, mut two) = (stage.client_with(&startup).await, stage.client().await);
+            let mut three = stage.client().await;
+            for round in 0..3 {
+                succeed(
+                    &mut three,
+                    "SET app.role = 'three'; SET app.connected = ''; SET TIME ZONE INTERVAL '+02:00' HOUR TO MINUTE",
+                )
+                .await;
+                for _ in 0..3 {
+                    for client in [&mut one, &mut two, &mut three] {
+                        succeed(client, "SELECT 1").await;
+                    }
+                }
+                succeed(&mut one, "RESET ALL").await;
+                succeed(&mut two, ["RESET ALL", "SET work_mem = '3MB'", "RESET ROLE"][round]).await;
+                succeed(&mut three, "DISCARD ALL").await;
+                for client in [&mut one, &mut two, &mut three] {
+                    succeed(client, "SELECT 1").await;
+                }
+            }
+            assert!(stage.metric("pgweir_servers_pinned") < 0.5, "{connect_query}");
+            settle(&stage);
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_mentions_no_suspect_is_not_audited() {
-    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "1h")];
+    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "1h"), ("audit_every", "0")];
     let place = crate::support::Place::on(crate::support::primary());
     let name = place.name.clone();
     place.cluster.psql("postgres", &format!("CREATE ROLE {name}_other")).unwrap();

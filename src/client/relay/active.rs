@@ -31,7 +31,7 @@ pub enum Proof {
     Open,
     /// It is being audited.
     Asked,
-    /// It is, although nothing suggests that it has to be.
+    /// It is asked whether it is as it is known to be, although nothing suggests that it is not.
     Sampled,
     /// It was.
     Given,

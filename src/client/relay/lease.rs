@@ -11,15 +11,15 @@ use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::end::End;
 use super::super::request::{FORGET, PIPELINE_MAX};
-use super::{Lease, Proof, Relay, listen};
+use super::{Active, Lease, Proof, Relay, listen};
 use crate::backend::{Lost, ServerConn, Unnamed, Values};
 use crate::budget::tag;
 use crate::cancel::Activity;
 use crate::mutant::{Guard, lacks};
-use crate::pool::Taken;
+use crate::pool::{Pool, Taken};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::settings;
-use crate::state::{self, Findings};
+use crate::state::{self, Findings, Known};
 use crate::stats::{PinReason, Reason as _};
 
 impl Relay {
@@ -206,11 +206,11 @@ impl Relay {
         if self.pool.limits.audit_every > 0
             && !active.marks.tainted
             && !active.marks.listens_too
+            && !active.marks.pins.has(PinReason::Unknown)
             && active.proof == Proof::Open
             && self.pool.is_sampled()
         {
-            active.proof = Proof::Sampled;
-            return self.audit(cx);
+            return self.sample(cx);
         }
         let unread = active.marks.tainted || active.marks.listens_too && active.proof == Proof::Open;
         if unread && !lacks(Guard::Taint) {
@@ -320,10 +320,7 @@ impl Relay {
             return Ok(());
         };
         active.aside.audits_client = std::mem::take(&mut active.marks.tainted);
-        if active.proof != Proof::Sampled {
-            active.proof = Proof::Asked;
-        }
-        active.aside.audit = Some(Findings::default());
+        active.proof = Proof::Asked;
         let suspects = self.pool.catalog.surveyed();
         let hidden = if active.marks.hidden { suspects.names() } else { &[] };
         let others = self.profile.names().chain(active.marks.custom.iter().chain(hidden).map(|name| &**name));
@@ -334,14 +331,34 @@ impl Relay {
             // The server connection knows them all.
             active.marks.pins.add(PinReason::Settings);
         }
+        active.aside.samples = false;
+        Self::ask(conn, active, &text, cx).or_else(|lost| self.lose(lost, cx))
+    }
+
+    /// Asks the server whether it has what is known to be there, and nothing else.
+    #[cold]
+    fn sample(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
+            return Ok(());
+        };
+        active.proof = Proof::Sampled;
+        // Of a client that has more than are carried not all are known.
+        let is_known = !active.marks.pins.has(PinReason::Settings);
+        let foreign = if is_known { self.pool.profiles.custom() } else { Vec::new() };
+        let mut text = Vec::new();
+        known(conn, &self.pool, &self.profile).prove(foreign.iter().map(|name| &**name), &mut text);
+        active.aside.audits_client = false;
+        active.aside.samples = true;
+        Self::ask(conn, active, &text, cx).or_else(|lost| self.lose(lost, cx))
+    }
+
+    fn ask(conn: &mut ServerConn, active: &mut Active, text: &[u8], cx: &mut Task<'_>) -> Result<(), Lost> {
+        active.aside.audit = Some(Findings::default());
         let mut message = Vec::new();
-        encode::query(&mut message, &text);
+        encode::query(&mut message, text);
         conn.pipeline.sent(Expect::Query, Origin::Pooler, AUDIT);
         conn.unnamed = Unnamed::Empty;
-        match conn.write(cx, &message, &[]) {
-            Ok(()) => Ok(()),
-            Err(error) => self.lose(Lost::Io(error.kind()), cx),
-        }
+        conn.write(cx, &message, &[]).map_err(|error| Lost::Io(error.kind()))
     }
 
     /// Resets what an audit cannot see. The client's profile, which is what an audit can, is replayed at its next lease.
@@ -380,14 +397,14 @@ impl Relay {
         };
         active.aside.audited = false;
         active.aside.cancelled = 0;
-        let sampled = active.proof == Proof::Sampled && !active.marks.tainted;
+        let samples = std::mem::take(&mut active.aside.samples);
         if active.proof != Proof::Open {
             active.proof = Proof::Given;
         }
         let Some(mut findings) = active.aside.audit.take() else {
             return Err(End::Broken("an audit nobody asked for"));
         };
-        if !conn.tag.is_empty() {
+        if !conn.tag.is_empty() && !samples {
             untag(conn, [&self.profile, &self.startup], &mut findings);
         }
         let marks = &mut active.marks;
@@ -397,13 +414,18 @@ impl Relay {
         }
         // Who resets everything resets what the operator wanted for everybody.
         marks.scrub |= active.aside.audits_client && conn.has_connect_query();
-        if sampled && !failed && !findings.agrees_with(&conn.profile, marks.pins) {
+        if samples {
+            known(conn, &self.pool, &self.profile).forgive(&mut findings);
+        }
+        if samples && !failed && !findings.agree_with(marks.pins) {
             // Nothing suggested that this server connection was not clean: a defect of ours.
             self.lender.stats.borrow_mut().audit_failures += 1;
             tracing::error!(client = self.entry.pid, server_pid = conn.pid, found = %findings, "an audit found what was not known");
+            // What pins may be this client's, which then keeps it. Of settings nobody knows whose they are.
+            conn.littered |= !findings.differing.is_empty();
         }
         let mut back_at_startup = Vec::new();
-        if !failed {
+        if !failed && !samples {
             conn.profile = self.pool.profiles.intern(findings.settings.iter().cloned());
             let mut settings = findings.settings;
             // What was set and is not any more was RESET, and so is as at the client's start-up; unless the client has
@@ -425,7 +447,9 @@ impl Relay {
         }
         // Whether who listens keeps its server connection is not known yet.
         let known = |reason: &PinReason| *reason != PinReason::Listen;
-        for reason in pins.iter().filter(known).filter(|reason| !marks.pins.has(*reason) || !self.pinned) {
+        // Nor are any counted again that nobody asked for.
+        let is_new = |reason: &PinReason| !marks.pins.has(*reason) || !samples && !self.pinned;
+        for reason in pins.iter().filter(known).filter(is_new) {
             self.lender.stats.borrow_mut().pins.add(reason);
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
@@ -480,6 +504,18 @@ impl Relay {
     pub(super) fn note(&self, activity: Activity) {
         self.entry.activity.set(activity);
         self.entry.since.set(self.context.clock.now());
+    }
+}
+
+/// What a server connection has, if all that we did to it was right. Its client's settings are these.
+fn known<'a>(conn: &'a ServerConn, pool: &'a Pool, own: &'a settings::Profile) -> Known<'a> {
+    Known {
+        login: pool.login_user(),
+        own,
+        sent: &conn.profile,
+        baseline: conn.baseline.as_deref(),
+        tag: &conn.tag,
+        is_untagged: conn.untagged,
     }
 }
 
