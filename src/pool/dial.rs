@@ -112,8 +112,9 @@ impl Pool {
         self.health.set(PoolHealth::Usable);
         self.stats.borrow_mut().server_logins += 1;
         conn.enroll(self.watch.roster());
-        if self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
-            *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
+        let learned = Learned { parameters, notices };
+        if self.learned.borrow().as_deref() != Some(&learned) {
+            *self.learned.borrow_mut() = Some(Rc::new(learned));
         }
         // Up to a tenth sooner, so that connections made together do not end together.
         let share = rand::rng().random_range(0.9..=1.0);
