@@ -14,6 +14,7 @@ mod applications;
 mod auth;
 mod binding;
 mod cancel;
+mod check;
 mod costs;
 mod crowd;
 mod dashboard;
