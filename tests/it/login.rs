@@ -104,6 +104,19 @@ async fn an_unknown_user_cannot_be_told_from_a_wrong_password() {
     assert_eq!(fields(&wrong, site.name()), fields(&nobody, "nobody-here"));
 }
 
+#[tokio::test]
+async fn a_verifier_that_is_made_here_takes_as_many_rounds_as_wanted_and_so_does_a_mock() {
+    for (settings, want) in [(&[SCRAM][..], "4096"), (&[SCRAM, ("scram_iterations", "10000")], "10000")] {
+        let site = Site::start(settings);
+        for user in [site.name(), "nobody-here"] {
+            assert_eq!(scram_challenge(&site, user).await.2, want, "{user}");
+        }
+        assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+        let names = [("user", site.name()), ("database", site.name())];
+        assert_eq!(refusal(site.pgweir.addr(), &names, "wrong").await.sqlstate(), "28P01");
+    }
+}
+
 /// What the refusal takes, in pairs one behind the other, so that a busy machine slows both down.
 #[tokio::test]
 async fn an_unknown_user_is_refused_in_the_time_that_a_wrong_password_takes() {

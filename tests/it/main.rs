@@ -51,6 +51,7 @@ mod stage;
 mod stop;
 mod storms;
 mod support;
+mod tcp;
 mod timeouts;
 mod tls;
 mod transcript;

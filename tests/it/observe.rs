@@ -396,6 +396,34 @@ async fn logins_and_disconnects_are_logged_as_far_as_wanted() {
 }
 
 #[tokio::test]
+async fn errors_that_clients_are_told_are_logged_as_far_as_wanted() {
+    for (wanted, lines) in [("true", 1), ("false", 0)] {
+        let site = Site::start(&[
+            ("auth_type", "scram-sha-256"),
+            ("log_pooler_errors", wanted),
+            ("default_pool_size", "1"),
+            ("query_wait_timeout", "300ms"),
+        ]);
+        // Somebody who is refused, one whose wait is in vain, and one who breaks the protocol.
+        assert!(Wire::open(site.pgweir.addr(), site.name(), site.name(), "wrong").await.is_err());
+        let (mut holder, mut waiter, mut broken) = (site.client().await, site.client().await, site.client().await);
+        assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
+        assert_eq!(waiter.query("SELECT 1").await.unwrap().sqlstate(), "53300");
+        broken.send(b"z\0\0\0\x04").await.unwrap();
+        assert_eq!(broken.recv().await.unwrap().server_error().unwrap().sqlstate(), "08P01");
+        assert!(broken.eof().await);
+        wait_count(&site, "pgweir_process_clients", &[], 2);
+        waiter.terminate().await.unwrap();
+        // What comes later in the log than all of these.
+        wait_until(SOON, || site.pgweir.log().contains("client disconnected"));
+        let log = site.pgweir.log();
+        for what in ["login refused", "code=53300", "code=08P01"] {
+            assert_eq!(log.matches(what).count(), lines, "{wanted}, {what}: {log}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_name_in_a_label_is_escaped() {
     let place = Place::on(primary());
     let args = vec!["--user".to_owned(), format!("odd\"\\name={PASSWORD}")];
