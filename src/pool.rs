@@ -36,12 +36,12 @@ pub use listener::{Life, Listener};
 pub use sequences::{Sequences, Taken};
 use watch::Watch;
 
-/// What the first server connection of a pool told, and every client is told.
-#[derive(Debug, Default)]
+/// What the newest server connection of a pool told at its login, and every client is told at its own.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Learned {
     /// `ParameterStatus`es.
     pub parameters: Parameters,
-    /// Notices of the login.
+    /// Bodies of its notices.
     pub notices: Vec<Box<[u8]>>,
 }
 

@@ -141,8 +141,9 @@ impl Pool {
         self.stats.borrow_mut().server_logins += 1;
         conn.enroll(self.watch.roster());
         let is_told = conn.defaults == self.defaults.get();
-        if is_told && self.learned.borrow().as_ref().is_none_or(|known| known.parameters != parameters) {
-            *self.learned.borrow_mut() = Some(Rc::new(Learned { parameters, notices }));
+        let learned = Learned { parameters, notices };
+        if is_told && self.learned.borrow().as_deref() != Some(&learned) {
+            *self.learned.borrow_mut() = Some(Rc::new(learned));
         }
         // Up to a tenth sooner, so that connections made together do not end together.
         let share = rand::rng().random_range(0.9..=1.0);

@@ -1,6 +1,7 @@
-"""psycopg 3 with its defaults, through a transaction pool: what works against Postgres works here.
+"""psycopg 3 with its defaults, through a pool: what works against Postgres works here.
 
-Usage: psycopg_defaults.py CONNINFO. Ends with 0 and the line "ok", or with a traceback.
+Usage: psycopg_defaults.py CONNINFO [POOL_MODE]. In statement mode it does what needs no transaction of several statements.
+Ends with 0 and the line "ok", or with a traceback.
 """
 
 import sys
@@ -9,6 +10,7 @@ import threading
 import psycopg
 
 CONNINFO = sys.argv[1]
+POOL_MODE = sys.argv[2] if len(sys.argv) > 2 else "transaction"
 CLIENTS = 6
 ROUNDS = 30
 
@@ -147,7 +149,7 @@ def main():
         except BaseException as error:  # a thread's failure is to fail the program
             failures.append((work.__name__, number, repr(error)))
 
-    for work in (
+    everything = [
         prepared_statements,
         transactions,
         pipelines,
@@ -155,7 +157,11 @@ def main():
         server_side_cursors,
         types_and_errors,
         cancels,
-    ):
+    ]
+    begins = {transactions, copies, server_side_cursors}
+    for work in everything:
+        if POOL_MODE == "statement" and work in begins:
+            continue
         threads = [threading.Thread(target=guarded, args=(work, number)) for number in range(CLIENTS)]
         for thread in threads:
             thread.start()

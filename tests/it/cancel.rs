@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::stage::{Dice, SOON, Stage, fail, read_to_end, run, succeed, value};
+use crate::support::metric_in;
 
 /// In which time pgweir cancels what a vanished client left behind.
 const PROMPT: Duration = Duration::from_secs(1);
@@ -225,6 +226,9 @@ fn a_queued_client_can_be_cancelled() {
             let took = start.elapsed();
             assert!(took < promptly(&stage), "{took:?}");
         }
+        wait_until_async(SOON, async || stage.metric("pgweir_cancels_total") > 1.5).await;
+        let (_, body) = stage.pgweir.http_get("/metrics").unwrap();
+        assert!((metric_in(&body, "pgweir_cancels_total", &["outcome=\"queued\""]) - 2.0).abs() < 0.5, "{body}");
         succeed(&mut holder, "COMMIT").await;
         assert_eq!(last.outcome().await.unwrap().value(), Some("last"), "those who left are not in its way");
         assert_eq!(value(&mut simple, "SELECT 'usable'").await, "usable");

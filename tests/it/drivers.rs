@@ -46,15 +46,6 @@ pub(crate) fn finish(mut command: Command) -> Output {
 
 #[test]
 fn pgbench_runs_in_every_mode_and_its_books_balance() {
-    const CLIENTS: usize = 8;
-    const TRANSACTIONS: usize = 150;
-    let stage = Stage::new(&[("default_pool_size", "3")]);
-    let watch = stage.place.cap_watch(CLIENTS.try_into().unwrap());
-    let mut init = program(&stage, "pgbench", stage.place.cluster.port());
-    init.args(["-i", "-q", "-s", "1"]);
-    finish(init);
-    drop(watch);
-    let watch = stage.place.cap_watch(3);
     let pipeline = scripts().join("pipeline.pgbench");
     let pipeline = pipeline.to_str().unwrap();
     #[rustfmt::skip]
@@ -68,25 +59,48 @@ fn pgbench_runs_in_every_mode_and_its_books_balance() {
         ("pipeline, prepared", &["-M", "prepared", "-f", pipeline]),
         ("select only",        &["-M", "prepared", "-S"]),
     ];
+    pgbench("transaction", 3, 150, &table);
+    // Each has a server connection for as long as it is there, and pgbench begins when all have one.
+    pgbench("session", 8, 50, &table);
+    // Without transactions of several statements.
+    let selects: [(&str, &[&str]); 4] = [
+        ("simple, select only", &["-M", "simple", "-S"]),
+        ("extended, select only", &["-M", "extended", "-S"]),
+        ("prepared, select only", &["-M", "prepared", "-S"]),
+        ("reconnects, select only", &["-M", "prepared", "-S", "-C"]),
+    ];
+    pgbench("statement", 3, 150, &selects);
+}
+
+/// Runs pgbench in each of these ways.
+fn pgbench(pool_mode: &str, size: u32, transactions: usize, table: &[(&str, &[&str])]) {
+    const CLIENTS: usize = 8;
+    let stage = Stage::new(&[("pool_mode", pool_mode), ("default_pool_size", &size.to_string())]);
+    let watch = stage.place.cap_watch(CLIENTS.try_into().unwrap());
+    let mut init = program(&stage, "pgbench", stage.place.cluster.port());
+    init.args(["-i", "-q", "-s", "1"]);
+    finish(init);
+    drop(watch);
+    let watch = stage.place.cap_watch(size);
     let mut rows = 0;
     for (name, arguments) in table {
         let mut bench = program(&stage, "pgbench", stage.pgweir.port());
         // A thread for each client: pgbench prepares synchronously, so a client of a shared thread could wait for a server
         // connection while it keeps another, which has one, from ending its transaction.
         let clients = CLIENTS.to_string();
-        bench.args(["-n", "-j", &clients, "-c", &clients, "-t", &TRANSACTIONS.to_string()]).args(arguments);
+        bench.args(["-n", "-j", &clients, "-c", &clients, "-t", &transactions.to_string()]).args(*arguments);
         let output = finish(bench);
         let out = String::from_utf8_lossy(&output.stdout);
-        let done = format!("transactions actually processed: {0}/{0}", CLIENTS * TRANSACTIONS);
-        assert!(out.contains(&done), "{name}: {out}");
-        if name != "select only" {
-            rows += CLIENTS * TRANSACTIONS;
+        let done = format!("transactions actually processed: {0}/{0}", CLIENTS * transactions);
+        assert!(out.contains(&done), "{pool_mode}, {name}: {out}");
+        if !name.contains("select only") {
+            rows += CLIENTS * transactions;
         }
         let books = "SELECT (SELECT count(*) FROM pgbench_history), \
-                     (SELECT sum(delta) FROM pgbench_history) = (SELECT sum(abalance) FROM pgbench_accounts), \
+                     (SELECT coalesce(sum(delta), 0) FROM pgbench_history) = (SELECT sum(abalance) FROM pgbench_accounts), \
                      (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches), \
                      (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)";
-        assert_eq!(stage.sql(books), format!("{rows}|t|t|t"), "{name}");
+        assert_eq!(stage.sql(books), format!("{rows}|t|t|t"), "{pool_mode}, {name}");
     }
     assert!(watch.finish() > 0);
 }
@@ -113,17 +127,17 @@ fn psql_session(stage: &Stage<'_>, port: u16) -> [String; 3] {
 
 #[test]
 fn psql_prints_the_same_through_pgweir_as_without() {
-    for size in ["1", "3"] {
-        let stage = Stage::new(&[("default_pool_size", size)]);
+    for (mode, size) in [("transaction", "1"), ("transaction", "3"), ("session", "1")] {
+        let stage = Stage::new(&[("pool_mode", mode), ("default_pool_size", size)]);
         let want = psql_session(&stage, stage.place.cluster.port());
         let got = psql_session(&stage, stage.pgweir.port());
         for (what, want, got) in
             [("prints", &want[0], &got[0]), ("complains", &want[1], &got[1]), ("copies", &want[2], &got[2])]
         {
             for (number, (want, got)) in want.lines().zip(got.lines()).enumerate() {
-                assert_eq!(got, want, "pool of {size}, line {number} of what psql {what}");
+                assert_eq!(got, want, "{mode} mode, pool of {size}, line {number} of what psql {what}");
             }
-            assert_eq!(got.lines().count(), want.lines().count(), "pool of {size}, what psql {what}");
+            assert_eq!(got.lines().count(), want.lines().count(), "{mode} mode, pool of {size}, what psql {what}");
         }
         let [printed, complained, copied] = want;
         assert!(printed.contains("zoo_pkey") && printed.contains("hello") && printed.contains("250"), "{printed}");
@@ -143,8 +157,10 @@ pub(crate) fn python() -> PathBuf {
 
 #[test]
 fn psycopg_works_with_its_defaults() {
-    for size in ["1", "3"] {
-        let stage = Stage::new(&[("default_pool_size", size)]);
+    for (mode, size) in
+        [("transaction", "1"), ("transaction", "3"), ("session", "6"), ("session", "3"), ("statement", "3")]
+    {
+        let stage = Stage::new(&[("pool_mode", mode), ("default_pool_size", size)]);
         stage.own_sql(
             "CREATE TABLE driver_rows (client int, n int); CREATE TABLE driver_copy (client int, n int, t text); \
              CREATE TABLE driver_unique (n int PRIMARY KEY); INSERT INTO driver_unique VALUES (1)",
@@ -153,9 +169,10 @@ fn psycopg_works_with_its_defaults() {
         let (port, name) = (stage.pgweir.port(), stage.name());
         script
             .arg(scripts().join("psycopg_defaults.py"))
-            .arg(format!("host=127.0.0.1 port={port} user={name} dbname={name}"));
+            .arg(format!("host=127.0.0.1 port={port} user={name} dbname={name}"))
+            .arg(mode);
         let output = finish(script);
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "pool of {size}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{mode} mode, pool of {size}");
     }
 }
 
@@ -170,8 +187,8 @@ async fn connect(stage: &Stage<'_>) -> Client {
 
 #[test]
 fn tokio_postgres_prepares_and_pipelines() {
-    for size in ["1", "3"] {
-        let stage = Stage::new(&[("default_pool_size", size)]);
+    for (mode, size) in [("transaction", "1"), ("transaction", "3"), ("session", "6"), ("statement", "3")] {
+        let stage = Stage::new(&[("pool_mode", mode), ("default_pool_size", size)]);
         run(Duration::from_mins(1), async {
             let clients = future::join_all((0..6).map(|_| connect(&stage))).await;
             // Its statements are named s0, s1, ... on every connection.
@@ -205,7 +222,13 @@ fn tokio_postgres_prepares_and_pipelines() {
 
 #[test]
 fn tokio_postgres_runs_transactions_and_copies() {
-    let stage = Stage::new(&[("default_pool_size", "2")]);
+    for mode in ["transaction", "session"] {
+        transactions_and_copies(mode);
+    }
+}
+
+fn transactions_and_copies(pool_mode: &str) {
+    let stage = Stage::new(&[("pool_mode", pool_mode), ("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
         let mut client = connect(&stage).await;
         let other = connect(&stage).await;
@@ -251,7 +274,13 @@ fn tokio_postgres_runs_transactions_and_copies() {
 
 #[test]
 fn tokio_postgres_cancels_and_sees_errors() {
-    let stage = Stage::new(&[("default_pool_size", "2")]);
+    for mode in ["transaction", "session", "statement"] {
+        cancels_and_errors(mode);
+    }
+}
+
+fn cancels_and_errors(pool_mode: &str) {
+    let stage = Stage::new(&[("pool_mode", pool_mode), ("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
         let client = connect(&stage).await;
         let other = connect(&stage).await;

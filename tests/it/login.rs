@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use pgweir_harness::mock_server::say;
 use pgweir_harness::wire::build::{message_lying, sasl_initial, ssl_request, startup};
-use pgweir_harness::wire::{ServerError, Wire, WireError};
-use pgweir_harness::{wait_until, wait_until_async};
+use pgweir_harness::wire::{Message, ServerError, Wire, WireError};
+use pgweir_harness::{MockServer, Step, wait_until, wait_until_async};
 
+use crate::server_auth::toml_before;
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, primary, start_pgweir};
 
 const SCRAM: (&str, &str) = ("auth_type", "scram-sha-256");
@@ -100,6 +102,19 @@ async fn an_unknown_user_cannot_be_told_from_a_wrong_password() {
         error.fields.iter().map(|(code, text)| (*code, text.replace(name, "NAME"))).collect()
     };
     assert_eq!(fields(&wrong, site.name()), fields(&nobody, "nobody-here"));
+}
+
+#[tokio::test]
+async fn a_verifier_that_is_made_here_takes_as_many_rounds_as_wanted_and_so_does_a_mock() {
+    for (settings, want) in [(&[SCRAM][..], "4096"), (&[SCRAM, ("scram_iterations", "10000")], "10000")] {
+        let site = Site::start(settings);
+        for user in [site.name(), "nobody-here"] {
+            assert_eq!(scram_challenge(&site, user).await.2, want, "{user}");
+        }
+        assert_value(&site.client().await.query("SELECT 1").await.unwrap(), "1");
+        let names = [("user", site.name()), ("database", site.name())];
+        assert_eq!(refusal(site.pgweir.addr(), &names, "wrong").await.sqlstate(), "28P01");
+    }
 }
 
 /// What the refusal takes, in pairs one behind the other, so that a busy machine slows both down.
@@ -317,13 +332,38 @@ async fn the_login_notice_reaches_every_client_once() {
     for _ in 0..3 {
         let mut wire = Wire::connect(site.pgweir.addr()).await.unwrap();
         let messages = wire.login(site.name(), site.name(), PASSWORD).await.unwrap();
-        let notices: Vec<String> = messages
-            .iter()
-            .filter(|message| message.tag == b'N')
-            .filter_map(|notice| notice.error_field(b'M'))
-            .collect();
-        assert_eq!(notices, ["maintenance at noon"]);
+        assert_eq!(notices(&messages), ["maintenance at noon"]);
         assert_eq!(wire.query("SELECT 1").await.unwrap().notices, []);
+    }
+}
+
+/// What a client was told by notices.
+fn notices(messages: &[Message]) -> Vec<String> {
+    messages.iter().filter(|message| message.tag == b'N').filter_map(|notice| notice.error_field(b'M')).collect()
+}
+
+#[tokio::test]
+async fn what_the_server_says_at_its_newest_login_every_client_is_told_once() {
+    let server = MockServer::start(|number| {
+        let words = if number == 0 { [say::notice("one"), say::notice("two")].concat() } else { say::notice("three") };
+        vec![Step::Startup, Step::Send([say::auth(0, b""), words, say::greeting()].concat()), Step::Serve]
+    });
+    let server = server.unwrap();
+    let settings =
+        [("default_pool_size", "1"), ("server_lifetime", "0s"), ("login_notify_message", "and the pooler's")];
+    let pgweir = start_pgweir(toml_before(server.addr(), &settings));
+    for (client, want) in [&["one", "two"][..], &["one", "two"], &["three"], &["three"]].into_iter().enumerate() {
+        if client == 2 {
+            // The first is too old by now: this is told by another.
+            let mut wire = Wire::open(pgweir.addr(), "db", "db", PASSWORD).await.unwrap();
+            let outcome = wire.query("SELECT 1").await.unwrap();
+            assert_value(&outcome, "mock");
+            assert_eq!(outcome.notices, [], "what is said at a login is no answer to a query");
+            assert!(server.logins() > 1);
+        }
+        let mut wire = Wire::connect(pgweir.addr()).await.unwrap();
+        let told = notices(&wire.login("db", "db", PASSWORD).await.unwrap());
+        assert_eq!(told, [want, &["and the pooler's"]].concat(), "client {client}");
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{copy_data, copy_done, parse, query, sync};
+use pgweir_harness::wire::{Wire, cancel};
 use pgweir_harness::{Cluster, ClusterOptions, HarnessError, Pgweir, PgweirOptions, wait_until, wait_until_async};
 use tokio::time::sleep;
 
@@ -68,25 +68,43 @@ async fn metrics_count_what_happened_exactly() {
         .unwrap();
     assert_eq!(client.outcome().await.unwrap().rows.len(), 2);
 
+    // A cancel that hits, one by a wrong secret, and one of a session that is not there.
+    client.send(&query("SELECT pg_sleep(60)")).await.unwrap();
+    let sleeping = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND usename = '{}' AND query LIKE '%pg_sleep%'",
+        site.name()
+    );
+    wait_until(SOON, || site.place.cluster.psql("postgres", &sleeping).unwrap() == "1");
+    let wrong: Vec<u8> = client.secret.iter().map(|byte| !byte).collect();
+    cancel(site.pgweir.addr(), client.pid, &wrong).await.unwrap();
+    cancel(site.pgweir.addr(), client.pid ^ 1, &client.secret).await.unwrap();
+    wait_count(&site, "pgweir_cancels_unknown_key_total", &[], 2);
+    assert_eq!(count(&site, "pgweir_cancels_total", &[]), 0);
+    cancel(site.pgweir.addr(), client.pid, &client.secret).await.unwrap();
+    assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014");
+
     let of_pool = |more: &'static str| -> Vec<String> {
         pool.iter().cloned().chain((!more.is_empty()).then(|| more.to_owned())).collect()
     };
     #[rustfmt::skip]
     let table = [
-        ("pgweir_queries_total",           "",                              7 + 4 + 3 + 1),
-        ("pgweir_transactions_total",      "",                              7 + 1 + 3 + 1),
+        ("pgweir_queries_total",           "",                              7 + 4 + 3 + 1 + 1),
+        ("pgweir_transactions_total",      "",                              7 + 1 + 3 + 1 + 1),
         ("pgweir_client_logins_total",     "",                              1),
         ("pgweir_server_logins_total",     "",                              1),
         ("pgweir_binds_total",             "",                              2),
         ("pgweir_errors_total",            "sqlstate=\"22012\"",            3),
-        ("pgweir_errors_total",            "",                              3),
-        ("pgweir_errors_total",            "blame=\"server\"",              3),
+        ("pgweir_errors_total",            "sqlstate=\"57014\"",            1),
+        ("pgweir_errors_total",            "",                              3 + 1),
+        ("pgweir_errors_total",            "blame=\"server\"",              3 + 1),
+        ("pgweir_cancels_total",           "outcome=\"forwarded\"",         1),
+        ("pgweir_cancels_total",           "",                              1),
         ("pgweir_clients",                 "state=\"idle\"",                1),
         ("pgweir_clients",                 "state=\"active\"",              0),
         ("pgweir_servers",                 "state=\"idle\"",                1),
         ("pgweir_servers_limit",           "",                              2),
-        ("pgweir_transaction_seconds_count", "",                            7 + 1 + 3 + 1),
-        ("pgweir_query_seconds_count",     "",                              7 + 4 + 3 + 1),
+        ("pgweir_transaction_seconds_count", "",                            7 + 1 + 3 + 1 + 1),
+        ("pgweir_query_seconds_count",     "",                              7 + 4 + 3 + 1 + 1),
         ("pgweir_pool_usable",             "",                              1),
     ];
     for (name, label, want) in table {
@@ -102,6 +120,7 @@ async fn metrics_count_what_happened_exactly() {
         }
         assert!(left > 0, "{name} {label}: {} instead of {want}", seen.get());
     }
+    assert_eq!(count(&site, "pgweir_cancels_unknown_key_total", &[]), 2);
     assert!(count(&site, "pgweir_from_clients_bytes_total", &[]) > 200);
     assert!(count(&site, "pgweir_to_clients_bytes_total", &[]) > 400);
 }
@@ -375,6 +394,34 @@ async fn logins_and_disconnects_are_logged_as_far_as_wanted() {
     wait_count(&quiet, "pgweir_client_logins_total", &[], 1);
     wait_count(&quiet, "pgweir_process_clients", &[], 0);
     assert_eq!(lines(&quiet, "client"), 0, "{}", quiet.pgweir.log());
+}
+
+#[tokio::test]
+async fn errors_that_clients_are_told_are_logged_as_far_as_wanted() {
+    for (wanted, lines) in [("true", 1), ("false", 0)] {
+        let site = Site::start(&[
+            ("auth_type", "scram-sha-256"),
+            ("log_pooler_errors", wanted),
+            ("default_pool_size", "1"),
+            ("query_wait_timeout", "300ms"),
+        ]);
+        // Somebody who is refused, one whose wait is in vain, and one who breaks the protocol.
+        assert!(Wire::open(site.pgweir.addr(), site.name(), site.name(), "wrong").await.is_err());
+        let (mut holder, mut waiter, mut broken) = (site.client().await, site.client().await, site.client().await);
+        assert_eq!(holder.query("BEGIN").await.unwrap().status, b'T');
+        assert_eq!(waiter.query("SELECT 1").await.unwrap().sqlstate(), "53300");
+        broken.send(b"z\0\0\0\x04").await.unwrap();
+        assert_eq!(broken.recv().await.unwrap().server_error().unwrap().sqlstate(), "08P01");
+        assert!(broken.eof().await);
+        wait_count(&site, "pgweir_process_clients", &[], 2);
+        waiter.terminate().await.unwrap();
+        // What comes later in the log than all of these.
+        wait_until(SOON, || site.pgweir.log().contains("client disconnected"));
+        let log = site.pgweir.log();
+        for what in ["login refused", "code=53300", "code=08P01"] {
+            assert_eq!(log.matches(what).count(), lines, "{wanted}, {what}: {log}");
+        }
+    }
 }
 
 #[tokio::test]

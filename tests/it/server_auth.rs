@@ -476,6 +476,60 @@ async fn keys_are_derived_once_and_a_changed_password_has_keys_of_its_own() {
     }
 }
 
+/// On the thread that serves clients, it would hold all of them up for as long as it takes.
+#[tokio::test]
+async fn nobody_is_held_up_while_keys_are_derived() {
+    const ITERATIONS: u32 = 1_000_000;
+    let (place, slow) = (Place::on(primary()), Place::on(primary()));
+    let salt = b"0123456789abcdef";
+    let begun = Instant::now();
+    let verifier = pgweir_proto::scram::Keys::derive(PASSWORD.as_bytes(), salt, ITERATIONS).verifier(salt, ITERATIONS);
+    let derivation = begun.elapsed();
+    slow.psql(&format!("ALTER ROLE {} PASSWORD '{}'", slow.name, verifier.encode()));
+    let port = slow.cluster.port().to_string();
+    let site = Site::before(
+        place,
+        &[
+            ("databases.slow.host", slow.cluster.host()),
+            ("databases.slow.port", &port),
+            ("databases.slow.dbname", &slow.name),
+            ("databases.slow.user", &slow.name),
+            ("databases.slow.password", PASSWORD),
+            ("server_connect_timeout", "5min"),
+            ("query_wait_timeout", "5min"),
+            ("client_login_timeout", "5min"),
+        ],
+    );
+    let mut served = site.client().await;
+    let mut late = Wire::connect(site.pgweir.addr()).await.unwrap();
+    late.set_patience(Duration::from_mins(5));
+    let begun = Instant::now();
+    let login = async {
+        late.login(site.name(), "slow", PASSWORD).await.unwrap();
+        begun.elapsed()
+    };
+    let mut login = std::pin::pin!(login);
+    let (mut times, mut took) = (Vec::new(), None);
+    while took.is_none() {
+        let one = Instant::now();
+        let asked = async { assert_value(&served.query("SELECT 1").await.unwrap(), "1") };
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            tokio::select! {
+                biased;
+                all = &mut login, if took.is_none() => took = Some(all),
+                () = &mut asked => break,
+            }
+        }
+        times.push(one.elapsed());
+    }
+    let (took, longest) = (took.unwrap(), times.iter().max().copied().unwrap());
+    let told =
+        format!("{} queries, the longest {longest:?}, in {took:?}; a derivation takes {derivation:?}", times.len());
+    assert!(took > derivation / 4, "no derivation: {told}");
+    assert!(longest < took / 4 && times.len() > 20, "{told}");
+}
+
 #[tokio::test]
 async fn a_server_chooses_no_more_iterations_than_it_may() {
     let place = Place::on(primary());

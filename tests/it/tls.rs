@@ -27,7 +27,9 @@ impl TlsPrimary {
     pub(crate) fn take() -> Self {
         static PRIMARY: OnceLock<Mutex<Cluster>> = OnceLock::new();
         let primary = PRIMARY.get_or_init(|| {
-            let options = ClusterOptions::auth(Auth::Trust).set("max_connections", "100");
+            let options = ClusterOptions::auth(Auth::Trust)
+                .set("max_connections", "100")
+                .set("listen_addresses", "127.0.0.1,::1");
             Mutex::new(Cluster::start(options).unwrap())
         });
         let primary = Self(primary.lock().unwrap_or_else(PoisonError::into_inner));
@@ -49,9 +51,10 @@ impl TlsPrimary {
         self.0.reload().unwrap();
     }
 
-    /// Who may log in by TCP from now on.
+    /// Who may log in by TCP from now on, by either address of this machine: `localhost` is one or both.
     pub(crate) fn hba(&self, lines: &str) {
-        self.0.place_file("pg_hba.conf", &format!("local all all trust\n{lines}\n")).unwrap();
+        let too = lines.replace("127.0.0.1/32", "::1/128");
+        self.0.place_file("pg_hba.conf", &format!("local all all trust\n{lines}\n{too}\n")).unwrap();
         self.0.reload().unwrap();
     }
 }

@@ -113,9 +113,9 @@ impl Door {
     ) -> Result<Admitted, Refused> {
         let entered = self.context.router.enter(&wish.database, &wish.user, credential).await;
         let pool = entered.map_err(|why| no_pool(why, &wish.database))?;
-        let (learned, first) = match pool.learned() {
-            Some(learned) => (learned, false),
-            None => (self.learn(&pool).await?, true),
+        let learned = match pool.learned() {
+            Some(learned) => learned,
+            None => self.learn(&pool).await?,
         };
         let wanted = wish.settings.into_iter().filter(|entry| !is_default(&learned, entry));
         let profile = pool.profiles.intern(wanted);
@@ -131,10 +131,9 @@ impl Door {
         let (times, now) = (pool.limits.times.clone(), self.context.clock.now());
         let entry = self.context.registry.enter(real_pid, wish.long_key, times, now);
         encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
-        if first {
-            for notice in &learned.notices {
-                encode::message(&mut out, b'N', |out| out.extend_from_slice(notice));
-            }
+        // Each client is told, as by a server of its own.
+        for notice in &learned.notices {
+            encode::message(&mut out, b'N', |out| out.extend_from_slice(notice));
         }
         let notify = &self.context.config.client.login_notify_message;
         if !notify.is_empty() {

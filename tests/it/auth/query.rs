@@ -281,6 +281,42 @@ async fn the_server_is_asked_once_for_all_that_ask_at_once_and_guessing_does_not
     assert!(asked() - before <= most, "{} in {:?}", asked() - before, start.elapsed());
 }
 
+/// The users are in one database, and nothing that tells of them in the others.
+#[tokio::test]
+async fn users_are_looked_up_where_auth_dbname_says() {
+    let (of_users, port) = (Place::on(primary()), primary().port().to_string());
+    of_users.psql(
+        "CREATE FUNCTION public.look(text) RETURNS TABLE (a text, b text) LANGUAGE sql SECURITY DEFINER AS \
+         'SELECT rolname::text, rolpassword FROM pg_authid WHERE rolname = $1'",
+    );
+    let with_users = [
+        ("auth_query", "SELECT * FROM public.look($1)"),
+        ("databases.of-users.host", "127.0.0.1"),
+        ("databases.of-users.port", port.as_str()),
+        ("databases.of-users.dbname", of_users.name.as_str()),
+    ];
+    #[rustfmt::skip]
+    let table: [(&str, &[(&str, &str)], bool); 4] = [
+        ("where the client wants to go", &[],                                                            false),
+        ("globally",                     &[("auth_dbname", "of-users")],                                 true),
+        ("by the database's own",        &[("databases.PLACE.auth_dbname", "of-users")],                 true),
+        ("the database's own wins",      &[("auth_dbname", "of-users"), ("databases.PLACE.auth_dbname", "app")], false),
+    ];
+    for (name, own, want) in table {
+        let (site, auth) = site(&[&with_users[..], own].concat());
+        let user = role(&site, "user", "");
+        let entered = enter(&site, &user, "first-secret").await;
+        assert_eq!(entered.is_ok(), want, "{name}");
+        if let Ok(mut wire) = entered {
+            assert_value(&wire.query("SELECT current_database()").await.unwrap(), site.name());
+            assert!(enter(&site, &user, "wrong").await.is_err(), "{name}");
+        }
+        let asked = format!("SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = '{auth}' AND datname = ");
+        let there = primary().psql("postgres", &format!("{asked}'{}'", of_users.name)).unwrap();
+        assert_eq!(there, if want { "t" } else { "f" }, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_meanwhile_costs_no_server_connection() {
     let (place, auth) = place();

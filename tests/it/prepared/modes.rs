@@ -294,3 +294,21 @@ async fn texts_beyond_what_the_process_may_hold_keep_their_clients_server_connec
     echo(&mut other, "his", "room").await;
     assert!((pins() - 1.0).abs() < 0.5, "{} pins", pins());
 }
+
+/// Of what is not inspected it is not known what it leaves behind: whoever prepares it keeps the server connection.
+#[tokio::test]
+async fn a_text_longer_than_inspect_max_is_not_shared_and_works_all_the_same() {
+    let text = format!("SELECT $1::text /* {} */", "x".repeat(200_000));
+    for (inspect_max, shared) in [("256KiB", true), ("64KiB", false)] {
+        let site =
+            Site::start(&[("default_pool_size", "1"), ("inspect_max", inspect_max), ("query_wait_timeout", "1s")]);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        prepare(&mut client, "long", &text).await;
+        echo(&mut client, "long", "first").await;
+        let outcome = other.query("SELECT 1").await.unwrap();
+        assert_eq!(outcome.sqlstate(), if shared { "" } else { "53300" }, "{inspect_max}: {outcome:?}");
+        echo(&mut client, "long", "second").await;
+        client.terminate().await.unwrap();
+        assert_value(&other.query("SELECT 1").await.unwrap(), "1");
+    }
+}

@@ -49,8 +49,14 @@ impl Authority {
 
     /// An authority below this one.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
+        self.intermediate_with(name, |_| {})
+    }
+
+    /// One that `change` makes another.
+    pub(crate) fn intermediate_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = ecdsa();
-        let params = authority_params(name);
+        let mut params = authority_params(name);
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Self { issuer: Issuer::new(params, key), pem: certificate.pem() }
     }

@@ -1,5 +1,7 @@
 //! Towards servers: what psql accepts of a Postgres, pgweir accepts, and nothing else.
 
+use std::net::{Ipv6Addr, TcpListener};
+
 use rcgen::{
     BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyUsagePurpose, NameConstraints,
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd,
@@ -7,7 +9,7 @@ use rcgen::{
 
 use super::pki::{Authority, Folder, Identity, address, dns, ecdsa, key_of, named, rsa, self_signed};
 use super::{TlsPrimary, psql, show};
-use crate::support::{Place, start_pgweir};
+use crate::support::{PASSWORD, Place, start_pgweir};
 
 /// A certificate and whom to trust.
 struct Shape {
@@ -81,7 +83,12 @@ fn certificates_of_every_shape_are_judged_as_psql_judges_them() {
     let root = Authority::root("the root");
     let other = Authority::root("another root");
     let middle = root.intermediate("the middle");
-    let chained = |leaf: Identity| Identity { certificate: format!("{}{}", leaf.certificate, middle.pem), ..leaf };
+    let behind = |leaf: Identity, middle: &Authority| {
+        let certificate = format!("{}{}", leaf.certificate, middle.pem);
+        Identity { certificate, ..leaf }
+    };
+    let chained = |leaf: Identity| behind(leaf, &middle);
+    let gone = root.intermediate_with("the middle, once", |params| params.not_after = date_time_ymd(2021, 1, 1));
     let itself = self_signed(|_| {});
     let authority_itself = self_signed(|params| {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -111,6 +118,7 @@ fn certificates_of_every_shape_are_judged_as_psql_judges_them() {
         shape("a leaf that says it is none", root.issue(|p| p.is_ca = IsCa::ExplicitNoCa), 6),
         shape("an intermediate, sent", chained(middle.issue(|_| {})), 6),
         shape("an intermediate, missing", middle.issue(|_| {}), 3),
+        shape("an intermediate, expired", behind(gone.issue(|_| {}), &gone), 3),
         Shape {
             authorities: format!("{}{}", root.pem, middle.pem),
             ..shape("an intermediate, trusted beside the root", middle.issue(|_| {}), 6)
@@ -137,26 +145,33 @@ fn what_a_server_can_and_demands_decides_as_for_psql() {
     let primary = TlsPrimary::take();
     let place = Place::on(&primary.0);
     let (name, port) = (&place.name, primary.0.port());
-    let modes = ["disable", "allow", "prefer", "require"];
+    let modes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
     let port_text = port.to_string();
+    let folder = Folder::new();
+    let root = Authority::root("the root");
+    let ca = folder.write("ca.pem", &root.pem);
+    let trusted = |mode: &str| if mode.starts_with("verify") { show(&ca) } else { "" };
     let mut settings = vec![("query_wait_timeout".to_owned(), "5s")];
     for mode in modes {
         for (key, value) in [("host", "127.0.0.1"), ("port", &port_text), ("dbname", name), ("sslmode", mode)] {
             settings.push((format!("databases.{mode}.{key}"), value));
         }
+        if !trusted(mode).is_empty() {
+            settings.push((format!("databases.{mode}.sslrootcert"), trusted(mode)));
+        }
     }
     let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), *value)).collect();
-    let root = Authority::root("the root");
+    let (yes, no) = (Some("t"), Some("f"));
     #[rustfmt::skip]
     let table = [
-        ("no TLS",           false, "host all all 127.0.0.1/32 trust",      [Some("f"), Some("f"), Some("f"), None]),
-        ("TLS",              true,  "host all all 127.0.0.1/32 trust",      [Some("f"), Some("f"), Some("t"), Some("t")]),
-        ("only with TLS",    true,  "hostssl all all 127.0.0.1/32 trust",   [None,      Some("t"), Some("t"), Some("t")]),
-        ("only without TLS", true,  "hostnossl all all 127.0.0.1/32 trust", [Some("f"), Some("f"), Some("f"), None]),
+        ("no TLS",           false, "host all all 127.0.0.1/32 trust",      [no,   no,  no,  None, None, None]),
+        ("TLS",              true,  "host all all 127.0.0.1/32 trust",      [no,   no,  yes, yes,  yes,  yes]),
+        ("only with TLS",    true,  "hostssl all all 127.0.0.1/32 trust",   [None, yes, yes, yes,  yes,  yes]),
+        ("only without TLS", true,  "hostnossl all all 127.0.0.1/32 trust", [no,   no,  no,  None, None, None]),
     ];
     for (what, tls, hba, wanted) in table {
         if tls {
-            primary.show(&root.issue(|_| {}));
+            primary.show(&root.issue(|params| params.subject_alt_names = vec![address("127.0.0.1")]));
         } else {
             primary.hide();
         }
@@ -164,19 +179,59 @@ fn what_a_server_can_and_demands_decides_as_for_psql() {
         let pgweir = start_pgweir(place.toml(&settings));
         for (mode, want) in modes.into_iter().zip(wanted) {
             let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-            let direct =
-                psql(&primary.0, &format!("host=127.0.0.1 port={port} user={name} dbname={name} sslmode={mode}"), sql);
+            let words = format!(
+                "host=127.0.0.1 port={port} user={name} dbname={name} sslmode={mode} sslrootcert='{}'",
+                trusted(mode)
+            );
+            let direct = psql(&primary.0, &words, sql);
             let words = format!("host=127.0.0.1 port={} user={name} dbname={mode}", pgweir.port());
             let through = psql(&primary.0, &words, sql);
             assert_eq!(direct.as_deref().ok(), want, "{what}, {mode}: psql {direct:?}");
             assert_eq!(through.as_deref().ok(), want, "{what}, {mode}: pgweir {through:?}");
-            if (what, mode) == ("no TLS", "require") {
+            if what == "no TLS" && want.is_none() {
                 let words = "server does not support SSL, but SSL was required";
                 assert!(direct.is_err_and(|error| error.contains(words)), "psql");
                 assert!(through.is_err_and(|error| error.contains(words)), "pgweir");
             }
         }
     }
+}
+
+/// What goes through TLS only the server reads, which needs no leave.
+#[test]
+fn a_server_that_asks_for_the_password_in_clear_gets_it_over_tls_alone() {
+    let primary = TlsPrimary::take();
+    let place = Place::on(&primary.0);
+    let (folder, root) = (Folder::new(), Authority::root("the root"));
+    let ca = folder.write("ca.pem", &root.pem);
+    primary.show(&root.issue(|_| {}));
+    primary.hba("host all all 127.0.0.1/32 password");
+    let ask = |mode: &str, password: &str| {
+        let pgweir = start_pgweir(place.toml(&[
+            ("databases.PLACE.host", "localhost"),
+            ("databases.PLACE.sslmode", mode),
+            ("databases.PLACE.sslrootcert", show(&ca)),
+            ("databases.PLACE.password", password),
+            ("databases.PLACE.require_auth", "password"),
+            ("query_wait_timeout", "5s"),
+        ]));
+        let words = format!("host=127.0.0.1 port={} user={name} dbname={name}", pgweir.port(), name = place.name);
+        psql(&primary.0, &words, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    };
+    let unheard = "asks for the password in clear on a connection without TLS";
+    for (mode, told) in [
+        // Refused with TLS, it tries without, as psql does: and keeps the password to itself there.
+        ("prefer", unheard),
+        ("require", "password authentication failed"),
+        ("verify-full", "password authentication failed"),
+    ] {
+        // That it was asked for, and checked, is seen by what is refused.
+        assert_eq!(ask(mode, PASSWORD), Ok("t".to_owned()), "{mode}");
+        let wrong = ask(mode, "wrong-secret");
+        assert!(wrong.as_ref().is_err_and(|words| words.contains(told)), "{mode}: {wrong:?}");
+    }
+    let refused = ask("disable", PASSWORD);
+    assert!(refused.as_ref().is_err_and(|words| words.contains(unheard)), "{refused:?}");
 }
 
 #[test]
@@ -190,7 +245,7 @@ fn names_are_judged_as_psql_judges_them() {
             params.subject_alt_names = names;
         })
     };
-    compare(vec![
+    let mut shapes = vec![
         shape("another name", "localhost", issue("x", vec![dns("elsewhere")]), 5),
         shape("only a common name", "localhost", issue("localhost", vec![]), 6),
         shape("a common name in another case", "localhost", issue("LocalHost", vec![]), 6),
@@ -206,7 +261,19 @@ fn names_are_judged_as_psql_judges_them() {
         shape("a wildcard for two labels", "127.0.0.1", issue("x", vec![dns("*.0.1")]), 5),
         shape("a wildcard for all", "localhost", issue("x", vec![dns("*")]), 5),
         shape("no name at all", "localhost", issue("", vec![]), 5),
-    ]);
+    ];
+    // There are machines without.
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        shapes.extend([
+            shape("an address of IPv6", "::1", issue("x", vec![address("::1")]), 6),
+            shape("the second address of IPv6", "::1", issue("x", vec![address("127.0.0.1"), address("::1")]), 6),
+            shape("another address of IPv6", "::1", issue("x", vec![address("::2")]), 5),
+            shape("an address of IPv4 for one of IPv6", "::1", issue("x", vec![address("127.0.0.1")]), 5),
+            shape("an address of IPv6 as the common name", "::1", issue("::1", vec![]), 6),
+            shape("a name for an address of IPv6", "::1", issue("localhost", vec![dns("localhost")]), 5),
+        ]);
+    }
+    compare(shapes);
 }
 
 #[test]
