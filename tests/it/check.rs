@@ -13,7 +13,7 @@ fn check(toml: &str) -> (bool, String, Vec<String>) {
     std::fs::write(&file, toml).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(["check", "--config"]).arg(&file).output().unwrap();
     let [report, faults] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    secrets::assert_none_in("pgweir check", &format!("{report}{faults}"));
+    secrets::assert_none_in("pgweir check", format!("{report}{faults}"));
     (output.status.success(), report, faults.lines().map(str::to_owned).collect())
 }
 
