@@ -22,13 +22,13 @@ use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::{Expect, Owed, Pipeline};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 
+use crate::audit::Baseline;
 use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::replica::Incarnation;
 use crate::settings::{Entry, Profile};
-use crate::state::Baseline;
 use crate::stats::{DiscardReason, PoolName};
 
 pub use ask::Answer;
@@ -36,7 +36,8 @@ pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
 pub use farewell::bury;
-pub use login::{DialError, LoggedIn, WHO_ARE_YOU, columns as row_columns, dial};
+pub use login::{DialError, LoggedIn, WHO_ARE_YOU, dial};
+pub use pgweir_proto::backend::row_columns;
 pub use roster::Roster;
 pub use settle::{SettleError, Settled};
 pub use values::Values;

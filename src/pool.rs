@@ -349,6 +349,12 @@ impl Pool {
         self.inner.borrow_mut().lent.try_remove(conn.lent);
     }
 
+    /// Whether somebody waits for a server connection.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        !self.inner.borrow().queue.is_empty()
+    }
+
     /// Queues up. The caller polls the ticket; dropping it leaves the queue.
     #[must_use]
     pub fn wait(self: &Rc<Self>, cx: &Context<'_>) -> Ticket {

@@ -225,6 +225,24 @@ pub fn negotiate_protocol_version(body: &[u8]) -> Result<(u32, u32), Malformed> 
     Ok((version, unknown))
 }
 
+/// The columns of a `DataRow`; `None` for NULL. Ends early if the row is malformed.
+///
+/// Source: `PostgreSQL` 17 docs, §54.7 "Message Formats".
+pub fn row_columns(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = body.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (word, tail) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*word);
+        if length == u32::MAX {
+            rest = tail;
+            return Some(None);
+        }
+        let value = tail.get(..length as usize)?;
+        rest = tail.get(length as usize..)?;
+        Some(Some(value))
+    })
+}
+
 /// The tag text of a `CommandComplete`.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pgweir_config::AuthMethod;
-use pgweir_proto::backend::{self, Tag, TxStatus};
+use pgweir_proto::backend::{self, Tag, TxStatus, row_columns};
 use pgweir_proto::error::Fields;
 use pgweir_proto::pipeline::Pipeline;
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
@@ -526,7 +526,7 @@ impl Login {
         loop {
             match self.recv_any().await? {
                 (Tag::DataRow, body) => {
-                    let mut columns = columns(&body);
+                    let mut columns = row_columns(&body);
                     let mut next = || columns.next().flatten().map_or("", |c| std::str::from_utf8(c).unwrap_or(""));
                     let (system_identifier, started) = (next().into(), next().into());
                     let address = format!("{}:{}", next(), next()).into();
@@ -682,20 +682,4 @@ fn belongs_to_an_answer(tag: Tag) -> bool {
 fn refused(body: &[u8]) -> DialError {
     let (code, message) = super::describe_error(body);
     DialError::Refused { code, message, body: body.into() }
-}
-
-/// The columns of a `DataRow`; `None` for NULL. Ends early if the row is malformed.
-pub fn columns(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
-    let mut rest = body.get(2..).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let (word, tail) = rest.split_first_chunk::<4>()?;
-        let length = u32::from_be_bytes(*word);
-        if length == u32::MAX {
-            rest = tail;
-            return Some(None);
-        }
-        let value = tail.get(..length as usize)?;
-        rest = tail.get(length as usize..)?;
-        Some(Some(value))
-    })
 }

@@ -12,10 +12,10 @@ use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::{ServerConn, Unnamed, Values, longest};
+use crate::audit::{Baseline, Findings};
 use crate::budget::tag;
 use crate::prepared::named_id;
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
-use crate::state::{Baseline, Findings};
 
 /// The most that is heard of what the operator's queries have left; bytes.
 const BASELINE_MAX: usize = 1 << 20;

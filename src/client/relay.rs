@@ -439,7 +439,7 @@ impl Relay {
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
-            if active.hold || active.aside.healing {
+            if active.hold || active.aside.healing || active.yields && had {
                 // What runs again comes before whatever follows it.
                 return self.look_after_client().map(|()| moved);
             }

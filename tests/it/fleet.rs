@@ -50,7 +50,13 @@ fn cluster() -> Cluster {
 
 /// The settings of all fleets, and further ones.
 fn settings<'a>(further: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    let all = [("fleet_census_period", PERIOD), ("query_wait_timeout", "60s"), ("catalog_check_interval", "1h")];
+    // Nothing but the clients' queries and the census is counted.
+    let all = [
+        ("fleet_census_period", PERIOD),
+        ("query_wait_timeout", "60s"),
+        ("catalog_check_interval", "1h"),
+        ("audit_every", "0"),
+    ];
     all.into_iter().chain(further.iter().copied()).collect()
 }
 

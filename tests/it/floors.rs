@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use pgweir_config::{entries, settings};
 
 /// `DESIGN.md` section 2, bottom floor first. A module uses only floors below its own.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["stats", "clock", "sql", "mutant"],
     &["net", "settings", "prepared", "catalog", "budget", "replica", "metrics"],
+    &["audit"],
     &["backend"],
     &["pool"],
     &["route", "cancel", "state"],

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -110,9 +112,15 @@ async fn the_cap_holds_while_server_connections_are_killed() {
 
 #[tokio::test]
 async fn waiters_are_served_first_come_first_served_and_nobody_barges_in() {
+    // Nor while the server connection is audited.
+    for audit_every in ["0", "1"] {
+        expect_turns(audit_every).await;
+    }
+}
+
+async fn expect_turns(audit_every: &str) {
     const WAITERS: usize = 30;
-    // Who sends more while its server connection is audited has it still.
-    let site = Site::start(&[("default_pool_size", "1"), ("audit_every", "0")]);
+    let site = Site::start(&[("default_pool_size", "1"), ("audit_every", audit_every)]);
     let mut first = site.client().await;
     assert_eq!(first.query("CREATE SEQUENCE q").await.unwrap().error, None);
     let mut clients = Vec::new();
@@ -134,6 +142,27 @@ async fn waiters_are_served_first_come_first_served_and_nobody_barges_in() {
         }
         assert_value(&first.outcome().await.unwrap(), &(WAITERS + 1).to_string());
     }
+}
+
+#[tokio::test]
+async fn who_never_rests_and_is_audited_every_time_does_not_keep_its_server_connection() {
+    let site = Site::start(&[("default_pool_size", "1")]);
+    let (mut busy, mut waiter) = (site.client().await, site.client().await);
+    let over = Arc::new(AtomicBool::new(false));
+    let task = tokio::spawn({
+        let over = over.clone();
+        async move {
+            // A DO block may do anything: what it has done is looked for each time.
+            while !over.load(Ordering::Relaxed) {
+                assert_eq!(busy.query("DO $$BEGIN PERFORM 1; END$$").await.unwrap().error, None);
+            }
+        }
+    });
+    for _ in 0..200 {
+        assert_value(&waiter.query("SELECT 'served'").await.unwrap(), "served");
+    }
+    over.store(true, Ordering::Relaxed);
+    task.await.unwrap();
 }
 
 #[tokio::test]

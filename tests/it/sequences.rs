@@ -20,7 +20,9 @@ fn stage(pool_size: &str, setting: &str) -> Stage<'static> {
     let place = crate::support::Place::on(crate::support::primary());
     let name = &place.name;
     place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
-    Stage::at(place, &[("default_pool_size", pool_size), ("sequence_values", setting)], &[])
+    // Who sends more while its server connection is audited has what it left there still.
+    let settings = [("default_pool_size", pool_size), ("sequence_values", setting), ("audit_every", "0")];
+    Stage::at(place, &settings, &[])
 }
 
 /// A batch of the extended protocol: each text parsed, bound and executed, and a Sync.

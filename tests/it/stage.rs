@@ -30,7 +30,8 @@ impl Stage<'static> {
         let place = Place::on(primary());
         let proxy = FaultProxy::start(place.cluster.addr()).unwrap();
         let port = proxy.port().to_string();
-        let mut all = vec![("databases.PLACE.port", port.as_str())];
+        // What a fault hits is to be the client's, and no query of ours.
+        let mut all = vec![("databases.PLACE.port", port.as_str()), ("audit_every", "0")];
         all.extend_from_slice(settings);
         (Self::at(place, &all, &[]), proxy)
     }

@@ -52,6 +52,8 @@ pub struct Active {
     pub(super) resume: bool,
     /// The input cannot be passed on before more answers have come: no more is read.
     pub(super) stalled: bool,
+    /// Whoever waits for the server connection comes first: what the client sends is left where it is until it is audited.
+    pub(super) yields: bool,
     /// What is answered without a server.
     pub(super) local: Option<Local>,
     pub(super) rerun: Rerun,
@@ -83,6 +85,7 @@ impl Active {
             proving: false,
             resume: false,
             stalled: false,
+            yields: false,
             local: None,
             rerun: Rerun::default(),
             cancels: 0,

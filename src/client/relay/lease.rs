@@ -61,7 +61,7 @@ impl Relay {
         active.marks.placing.begin();
         active.proving = false;
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
-        (active.cancels, active.overdue) = (0, None);
+        (active.cancels, active.overdue, active.yields) = (0, None, false);
         active.marks.tainted |= temporary;
         self.lease = Lease::Held(conn);
         self.replay(forgets, cx)?;
@@ -210,12 +210,15 @@ impl Relay {
             && active.proof == Proof::Open
             && self.pool.is_sampled()
         {
+            self.give_way();
             return self.sample(cx);
         }
         let unread = active.marks.tainted || active.marks.listens_too && active.proof == Proof::Open;
         if unread && !lacks(Guard::Taint) {
+            self.give_way();
             return self.audit(cx);
         }
+        active.yields = false;
         // SET LOCAL is over.
         active.marks.settle();
         if active.marks.listening && self.ends_listening(cx)? {
@@ -315,6 +318,14 @@ impl Relay {
     // ---- pins and audits ----
 
     /// Asks the server what the client left behind.
+    /// The client's transaction is over, and only what it left has to be seen: others that wait for the server connection have it
+    /// before what the client sends meanwhile.
+    #[cold]
+    fn give_way(&mut self) {
+        let waited_for = !self.pinned && self.lender.is_waited_for();
+        self.active().yields = waited_for;
+    }
+
     pub(super) fn audit(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());

@@ -238,8 +238,7 @@ fn a_follower_that_is_promoted_takes_no_write_that_was_sent_to_a_follower() {
 #[test]
 fn a_primary_with_a_long_queue_is_asked_all_the_same() {
     let family = family();
-    // Who sends more while its server connection is audited has it still, and nobody would queue.
-    let stage = family.stage(&[("read_freshness", "session"), ("default_pool_size", "1"), ("audit_every", "0")]);
+    let stage = family.stage(&[("read_freshness", "session"), ("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE kept (id int)");
     run(Duration::from_mins(1), async {
         let mut client = stage.client().await;
