@@ -100,7 +100,7 @@ impl Config {
         Self::load_draft(Draft::default(), args, env, |_, _| {})
     }
 
-    /// As [`Config::load`], with `base` in place of the defaults, and with the variables of [`crate::BUILDPACK`]: for
+    /// As [`Config::load`], with `base` in place of the defaults, and with the buildpack's variables of [`crate::ALIASES`]: for
     /// `pgweir exec`.
     ///
     /// # Errors

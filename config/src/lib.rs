@@ -59,7 +59,7 @@ pub use choices::{
 };
 pub use config::{Config, Described, Sources};
 pub use entries::{Database, User};
-pub use env::{BUILDPACK, environment};
+pub use env::{ALIASES, environment};
 pub use fault::{Fault, Faults, Problem};
 pub use follower::{FOLLOWERS_MAX, Follower, FollowerFault, FollowerList};
 pub use ident::IdentMap;
