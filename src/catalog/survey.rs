@@ -168,6 +168,7 @@ impl Survey {
         let mut graph = Graph::default();
         graph.mark("f0", EffectSet::SUSPECT | EffectSet::OPAQUE);
         graph.mark("s0", EffectSet::SEQUENCE | EffectSet::CURRVAL);
+        graph.mark("b1", EffectSet::XACT_LOCK);
         for (from, to, way) in &self.edges {
             graph.edge(from, to, *way);
         }
@@ -398,6 +399,7 @@ mod tests {
             &["f", "7", "native", "c v mine", "x"],
             &["f", "9", "set_limit", "c v pg_trgm", "x"],
             &["f", "8", "maker", "plpgsql v ", "BEGIN EXECUTE q; END"],
+            &["f", "24", "guards", "plpgsql v ", "BEGIN PERFORM pg_advisory_xact_lock(1); END"],
             &["r", "11", "audited", "", ""],
             &["r", "12", "quiet", "", ""],
             &["r", "13", "parent", "", ""],
@@ -410,7 +412,8 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 27] = [
+        let table: [(&str, EffectSet); 28] = [
+            ("SELECT guards()",                            EffectSet::XACT_LOCK),
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),
