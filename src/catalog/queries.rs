@@ -29,6 +29,8 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
 
 /// Functions, relations, and what leads from one to another, a row each: kind, and up to four columns. See [`Survey`].
 ///
+/// Of a body in a language that nobody reads here, `keeps` stands for one that mentions what its language keeps for a session.
+///
 /// A built-in function leaves no trace in `pg_depend`; in a stored expression it is found by its object id. A constant
 /// needs no such search. A rule's expressions are long: they are cut at the ids, which costs a third of a search by pattern.
 ///
@@ -48,7 +50,12 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     ON e.oid = d.refobjid WHERE d.refclassid = 'pg_extension'::regclass AND d.classid = 'pg_proc'::regclass \
     AND d.deptype = 'e' GROUP BY d.objid) \
     (SELECT 'f', p.oid::text, p.proname::text, concat(l.lanname, ' ', p.provolatile, ' ', x.name), \
-    CASE WHEN l.lanname NOT IN ('sql', 'plpgsql') THEN '' WHEN length(p.prosrc) > 65536 THEN 'EXECUTE' \
+    CASE WHEN CASE WHEN l.lanname LIKE 'plperl%' THEN p.prosrc ~ '_SHARED|(^|[^A-Za-z0-9_$@%])our *[($@%]|[$@%]([{]|main)?::' \
+    WHEN l.lanname LIKE 'plpython%' THEN p.prosrc ~ '(^|[^A-Za-z0-9_])([GS]D|globals?)([^A-Za-z0-9_]|$)' \
+    WHEN l.lanname LIKE 'pltcl%' THEN p.prosrc ~ '(^|[^A-Za-z0-9_])(GD|global|variable|#0)([^A-Za-z0-9_]|$)|::' \
+    WHEN l.lanname NOT IN ('sql', 'plpgsql', 'internal', 'c') \
+    THEN p.prosrc ~ '(^|[^A-Za-z0-9_])(this *[.[]|globalThis|plv8[.][A-Za-z0-9_$]+ *=[^=]|(set)?shared *[(.])|<<-' END THEN 'keeps' \
+    WHEN l.lanname NOT IN ('sql', 'plpgsql') THEN '' WHEN length(p.prosrc) > 65536 THEN 'EXECUTE' \
     WHEN p.prosrc = '' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END \
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang LEFT JOIN extension x ON x.objid = p.oid \
     WHERE p.oid >= 16384 LIMIT 10001) \

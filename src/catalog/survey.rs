@@ -169,6 +169,7 @@ impl Survey {
         graph.mark("f0", EffectSet::SUSPECT | EffectSet::OPAQUE);
         graph.mark("s0", EffectSet::SEQUENCE | EffectSet::CURRVAL);
         graph.mark("b1", EffectSet::XACT_LOCK);
+        graph.mark("b1", EffectSet::XACT_LOCK);
         for (from, to, way) in &self.edges {
             graph.edge(from, to, *way);
         }
@@ -331,6 +332,10 @@ impl Function {
             "internal" | "c" if CHANGERS.contains(&&*self.name) => {
                 sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
             }
+            // It shares variables with whoever is next, and no audit sees them.
+            _ if &*self.source == "keeps" => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE | EffectSet::LOAD, names: Vec::new() }
+            }
             "internal" | "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
             _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
         }
@@ -398,6 +403,9 @@ mod tests {
             &["f", "6", "similarity", "c i pg_trgm", "x"],
             &["f", "7", "native", "c v mine", "x"],
             &["f", "9", "set_limit", "c v pg_trgm", "x"],
+            &["f", "22", "shares", "plperl v ", "keeps"],
+            &["f", "23", "perl", "plperl v ", ""],
+            &["f", "24", "guards", "plpgsql v ", "BEGIN PERFORM pg_advisory_xact_lock(1); END"],
             &["f", "8", "maker", "plpgsql v ", "BEGIN EXECUTE q; END"],
             &["f", "24", "guards", "plpgsql v ", "BEGIN PERFORM pg_advisory_xact_lock(1); END"],
             &["r", "11", "audited", "", ""],
@@ -410,7 +418,11 @@ mod tests {
             &["e", "o===", "f2", "", ""],
         ]);
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
-        let mut library = Library::default();
+        let table: [(&str, EffectSet); 31] = [
+            ("SELECT shares()",                            SUSPECT.union(EffectSet::OPAQUE).union(EffectSet::LOAD)),
+            ("SELECT perl()",                              SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT guards()",                            EffectSet::XACT_LOCK),
+            ("SELECT pg_replication_origin_session_setup('x')", SUSPECT.union(EffectSet::LOAD)),
         #[rustfmt::skip]
         let table: [(&str, EffectSet); 28] = [
             ("SELECT guards()",                            EffectSet::XACT_LOCK),

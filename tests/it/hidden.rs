@@ -144,15 +144,24 @@ async fn a_prepared_statement_is_judged_like_its_text() {
 
 #[tokio::test]
 async fn what_cannot_be_carried_pins_and_is_found_by_nobody_else() {
+    const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE active_pid = pg_backend_pid()";
     #[rustfmt::skip]
-    let rows: [Row; 5] = [
+    let rows: [Row; 7] = [
         ("listen",  "SELECT listens()",             "SELECT count(*) FROM pg_listening_channels()",                "1"),
         ("temp",    "SELECT temps()",               "SELECT count(*) FROM pg_class WHERE relname = 'hidden' AND relnamespace = pg_my_temp_schema()", "1"),
         ("lock",    "SELECT locks()",               "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()", "1"),
         ("cursor",  "SELECT holds()",               "SELECT count(*) FROM pg_cursors WHERE name = 'hidden'",       "1"),
         ("a name",  "SELECT by_name('app.n', 'v')", "SELECT count(*) WHERE current_setting('app.n', true) = 'v'",  "1"),
+        ("slot",    "SELECT pg_create_physical_replication_slot(current_database()::name, false, true)", SLOTS,     "1"),
+        ("body",    "SELECT slots()",               SLOTS,                                                         "1"),
     ];
     let stage = stage("3");
+    let name = stage.name();
+    stage.place.cluster.psql("postgres", &format!("ALTER ROLE {name} REPLICATION")).unwrap();
+    stage.own_sql(
+        "CREATE FUNCTION slots() RETURNS text LANGUAGE sql AS \
+         $$ SELECT slot_name FROM pg_create_physical_replication_slot(current_database() || '_2', false, true) $$",
+    );
     for (name, text, read, want) in rows {
         let mut one = stage.client().await;
         succeed(&mut one, text).await;
