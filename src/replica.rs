@@ -309,7 +309,7 @@ impl Group {
         load: impl Fn(usize) -> u32,
     ) -> Result<(usize, Seat), Missing> {
         // Two servers are written to, or the one that was written to is gone; or the watermark is of another history.
-        let is_split = matches!(need, Need::After(Some(_))) && !self.is_written_primary()
+        let is_split = matches!(need, Need::After(Some(_)) | Need::Within(_)) && !self.is_written_primary()
             || watermark.is_some_and(|watermark| !self.is_of_primary(watermark));
         let least = watermark.map(|watermark| watermark.position);
         let mut missing = Missing::Usable;

@@ -42,7 +42,8 @@ mod tests;
 
 use std::borrow::Cow;
 
-pub use body::{Body, body, changes_defaults, defines, hidden_names, mentions_definition, mentions_seed};
+pub(crate) use body::LASTS;
+pub use body::{Body, body, changes_defaults, defines, hidden_names, lasts, mentions_definition, mentions_seed};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]

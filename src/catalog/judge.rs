@@ -6,7 +6,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use hashbrown::HashMap;
 
 use super::route::Routes;
-use crate::sql::{EffectSet, Facts, Library, runs_text};
+use crate::sql::{EffectSet, Facts, LASTS, Library, lasts, mentions_seed, runs_text};
 
 /// Custom settings that the functions of a database set by name, at most: these are asked for in an audit.
 const NAMES_MAX: usize = 64;
@@ -61,6 +61,9 @@ const ENDS: EffectSet = EffectSet::BEGIN
 /// What a function does that runs SQL as text, and what cannot be read.
 const RUNS: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
 
+/// What a function does whose traces only the end of the session wipes.
+const STAYS: EffectSet = EffectSet::SUSPECT.union(EffectSet::LOAD);
+
 /// Built-in functions, and those of well-known extensions, that run SQL as text have this in their names.
 const RUNNERS: [&str; 11] = [
     "connectby",
@@ -97,6 +100,7 @@ impl Suspects {
         }
         let fixed = RUNNERS.iter().chain([&ESCAPED]);
         let mut patterns: Vec<(Cow<'_, str>, EffectSet)> = fixed.map(|name| (Cow::Borrowed(*name), RUNS)).collect();
+        patterns.extend(LASTS.iter().map(|name| (Cow::Borrowed(*name), STAYS)));
         for kind in [&marks.functions, &marks.read, &marks.written, &marks.operators, &marks.types] {
             patterns.extend(kind.iter().map(|(name, set)| (as_quoted(name), *set)));
         }
@@ -134,7 +138,11 @@ impl Suspects {
     pub fn judge(&self, text: &[u8], own: EffectSet, library: &mut Library) -> EffectSet {
         let Some(finder) = &self.finder else {
             let only_ends = !own.is_empty() && ENDS.contains(own);
-            return if only_ends { EffectSet::NONE } else { EffectSet::UNJUDGED };
+            return match () {
+                () if only_ends => EffectSet::NONE,
+                () if mentions_seed(text) => EffectSet::UNJUDGED | STAYS,
+                () => EffectSet::UNJUDGED,
+            };
         };
         let mut set = self.marks.all;
         if own.intersects(EffectSet::DDL) {
@@ -181,6 +189,9 @@ impl Suspects {
         }
         if facts.calls.iter().any(|call| runs_text(&call.name)) {
             set |= RUNS;
+        }
+        if facts.calls.iter().any(|call| lasts(call.name.as_bytes())) {
+            set |= STAYS;
         }
         set
     }

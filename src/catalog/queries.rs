@@ -20,6 +20,12 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_operator WHERE oid >= 16384), \
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_cast WHERE oid >= 16384), \
     (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_event_trigger), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_type \
+    WHERE oid >= 16384 AND typtype IN ('d', 'r')), \
+    (SELECT concat(count(*), '/', sum((attrelid::bigint << 16) + attnum)) FROM pg_attribute \
+    WHERE NOT attisdropped AND atttypid IN (SELECT oid FROM pg_type WHERE oid >= 16384 AND typtype = 'd' AND typdefaultbin IS NOT NULL)), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_amproc WHERE oid >= 16384), \
+    (SELECT concat(count(*), '/', sum(((oid::bigint << 31) # xmin::text::bigint) % 999999937)) FROM pg_amop WHERE oid >= 16384), \
     (SELECT concat(count(*), '/', sum(oid::bigint), '/', sum(hashname(relname)), '/', \
      sum(oid::bigint) FILTER (WHERE relpersistence = 'u')) FROM pg_class \
      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f'))), \
@@ -28,6 +34,10 @@ pub const FINGERPRINT: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET
      AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user)))";
 
 /// Functions, relations, and what leads from one to another, a row each: kind, and up to four columns. See [`Survey`].
+///
+/// Of a body in a language that nobody reads here, `keeps` stands for one that mentions what its language keeps for a session. A
+/// type that the grammar knows by other names is not told by its name, nor is an array. A cast to a domain is one to its type.
+/// The functions of operator classes are called without being named; those in C are trusted.
 ///
 /// A built-in function leaves no trace in `pg_depend`; in a stored expression it is found by its object id. A constant
 /// needs no such search. A rule's expressions are long: they are cut at the ids, which costs a third of a search by pattern.
@@ -48,7 +58,12 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     ON e.oid = d.refobjid WHERE d.refclassid = 'pg_extension'::regclass AND d.classid = 'pg_proc'::regclass \
     AND d.deptype = 'e' GROUP BY d.objid) \
     (SELECT 'f', p.oid::text, p.proname::text, concat(l.lanname, ' ', p.provolatile, ' ', x.name), \
-    CASE WHEN l.lanname NOT IN ('sql', 'plpgsql') THEN '' WHEN length(p.prosrc) > 65536 THEN 'EXECUTE' \
+    CASE WHEN CASE WHEN l.lanname LIKE 'plperl%' THEN p.prosrc ~ '_SHARED|(^|[^A-Za-z0-9_$@%])our *[($@%]|[$@%]([{]|main)?::' \
+    WHEN l.lanname LIKE 'plpython%' THEN p.prosrc ~ '(^|[^A-Za-z0-9_])([GS]D|globals?)([^A-Za-z0-9_]|$)' \
+    WHEN l.lanname LIKE 'pltcl%' THEN p.prosrc ~ '(^|[^A-Za-z0-9_])(GD|global|variable|#0)([^A-Za-z0-9_]|$)|::' \
+    WHEN l.lanname NOT IN ('sql', 'plpgsql', 'internal', 'c') \
+    THEN p.prosrc ~ '(^|[^A-Za-z0-9_])(this *[.[]|globalThis|plv8[.][A-Za-z0-9_$]+ *=[^=]|(set)?shared *[(.])|<<-' END THEN 'keeps' \
+    WHEN l.lanname NOT IN ('sql', 'plpgsql') THEN '' WHEN length(p.prosrc) > 65536 THEN 'EXECUTE' \
     WHEN p.prosrc = '' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END \
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang LEFT JOIN extension x ON x.objid = p.oid \
     WHERE p.oid >= 16384 LIMIT 10001) \
@@ -56,6 +71,10 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     WHERE oid >= 16384 AND relpersistence <> 't' AND relkind IN ('r', 'p', 'v', 'm', 'f') LIMIT 20001) \
     UNION ALL SELECT 'e', concat('f', objid), concat('f', func), '', '' FROM called WHERE classid = 'pg_proc'::regclass \
     UNION ALL SELECT 'e', concat('f', oid), 'f0', '', '' FROM pg_proc WHERE oid >= 16384 AND proconfig::text LIKE '%seed=%' \
+    UNION ALL SELECT 'e', concat('f', oid), 'f0', '', '' FROM pg_proc \
+    WHERE oid >= 16384 AND pronargdefaults > 0 AND proargdefaults::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL SELECT 'e', concat('f', aggfnoid::oid), 'f0', '', '' FROM pg_aggregate WHERE aggfnoid::oid >= 16384 AND EXISTS \
+    (SELECT FROM known WHERE oid IN (aggtransfn::oid, aggfinalfn::oid, aggcombinefn::oid, aggmtransfn::oid, aggminvtransfn::oid, aggmfinalfn::oid)) \
     UNION ALL SELECT 'e', concat('w', tgrelid), concat('f', tgfoid), '', '' FROM pg_trigger WHERE NOT tgisinternal \
     UNION ALL SELECT 'e', concat('w', tgrelid), 'f0', '', '' FROM pg_trigger \
     WHERE tgqual::text ~ (SELECT wanted FROM builtin) \
@@ -94,14 +113,28 @@ pub const SURVEY: &str = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCA
     ON c.classid = 'pg_constraint'::regclass AND c.objid = k.oid WHERE contypid <> 0 \
     UNION ALL SELECT 'e', 'all', 'f0', '', '' FROM pg_constraint \
     WHERE contypid <> 0 AND oid >= 16384 AND conbin::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL SELECT 'd', attrelid::text, concat('f', func), '', '' FROM pg_attribute a JOIN called c \
+    ON c.classid = 'pg_type'::regclass AND c.objid = a.atttypid JOIN pg_type t ON t.oid = a.atttypid \
+    WHERE t.typtype = 'd' AND t.typdefaultbin IS NOT NULL AND NOT attisdropped \
+    UNION ALL SELECT 'e', concat('w', attrelid), 'f0', '', '' FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+    WHERE t.oid >= 16384 AND t.typtype = 'd' AND NOT attisdropped AND typdefaultbin::text ~ (SELECT wanted FROM builtin) \
+    UNION ALL SELECT 'e', 'all', concat('f', func), '', '' FROM called c JOIN pg_type t \
+    ON c.classid = 'pg_type'::regclass AND c.objid = t.oid WHERE t.typtype = 'r' \
+    UNION ALL (SELECT DISTINCT 'e', 'all', concat('f', p.oid), '', '' FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE p.oid >= 16384 AND l.lanname NOT IN ('internal', 'c') AND (p.oid IN (SELECT amproc::oid FROM pg_amproc) \
+    OR p.oid IN (SELECT oprcode::oid FROM pg_amop JOIN pg_operator o ON o.oid = amopopr))) \
     UNION ALL SELECT 'e', concat('w', objid), concat('f', func), '', '' FROM called WHERE classid = 'pg_class'::regclass \
     UNION ALL SELECT 'e', concat('w', indrelid), concat('f', func), '', '' FROM pg_index i JOIN called c \
     ON c.classid = 'pg_class'::regclass AND c.objid = i.indexrelid \
     UNION ALL SELECT 'e', concat('o', oprname), concat('f', oprcode::oid), '', '' FROM pg_operator WHERE oprcode::oid >= 16384 \
     UNION ALL SELECT 'e', concat('o', oprname), 'f0', '', '' FROM pg_operator \
     WHERE oid >= 16384 AND oprcode::oid IN (SELECT oid FROM known) \
-    UNION ALL SELECT 'e', CASE castcontext WHEN 'e' THEN concat('t', typname) ELSE 'all' END, concat('f', castfunc), '', '' \
+    UNION ALL SELECT 'e', CASE WHEN castcontext = 'e' AND typcategory <> 'A' AND typname NOT IN ('bool', 'bpchar', 'float4', 'float8', 'int2', \
+    'int4', 'int8', 'json', 'jsonb', 'numeric', 'timestamptz', 'timetz', 'varbit', 'varchar') \
+    THEN concat('t', typname) ELSE 'all' END, concat('f', castfunc), '', '' \
     FROM pg_cast JOIN pg_type t ON t.oid = casttarget WHERE castfunc >= 16384 \
+    UNION ALL SELECT 'e', concat('t', d.typname), concat('t', b.typname), '', '' \
+    FROM pg_type d JOIN pg_type b ON b.oid = d.typbasetype WHERE d.typtype = 'd' AND d.oid >= 16384 \
     UNION ALL SELECT 'e', 'ddl', concat('f', evtfoid), '', '' FROM pg_event_trigger";
 
 /// What leads to something that is built in and not for a follower, as further rows of a [`Survey`] with routes.

@@ -168,6 +168,7 @@ impl Survey {
         let mut graph = Graph::default();
         graph.mark("f0", EffectSet::SUSPECT | EffectSet::OPAQUE);
         graph.mark("s0", EffectSet::SEQUENCE | EffectSet::CURRVAL);
+        graph.mark("b1", EffectSet::XACT_LOCK);
         for (from, to, way) in &self.edges {
             graph.edge(from, to, *way);
         }
@@ -255,7 +256,7 @@ impl Survey {
         routes
     }
 
-    /// A body leads to every function and relation that it mentions.
+    /// A body leads to every function and relation that it mentions, every operator, and every type that it may cast to.
     fn mentions(&self, graph: &mut Graph) -> Option<()> {
         let mut names: HashMap<&str, Vec<Rc<str>>> = HashMap::default();
         for Function { node, name, .. } in &self.functions {
@@ -266,6 +267,12 @@ impl Survey {
             nodes.push(format!("r{id}").into());
             nodes.push(format!("w{id}").into());
         }
+        let others: HashSet<&str> =
+            self.edges.iter().map(|(from, ..)| &**from).filter(|from| from.starts_with(['o', 't'])).collect();
+        for node in others {
+            names.entry(node.get(1..).unwrap_or_default()).or_default().push(node.into());
+        }
+        names.remove("");
         let (names, nodes): (Vec<&str>, Vec<Vec<Rc<str>>>) = names.into_iter().unzip();
         let patterns: Vec<_> = names.into_iter().map(as_quoted).collect();
         let finder = AhoCorasick::builder()
@@ -278,8 +285,13 @@ impl Survey {
             for found in finder.find_overlapping_iter(source) {
                 let at = found.pattern().as_usize();
                 let joins = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-                let whole = !joins(found.start().checked_sub(1).and_then(|before| source.get(before)))
-                    && !joins(source.get(found.end()));
+                let is_operator = source
+                    .get(found.start())
+                    .is_some_and(|byte| byte.is_ascii_punctuation() && !matches!(byte, b'_' | b'"'));
+                // An operator may stand next to anything, and a longer one has another name: that errs on the right side.
+                let whole = is_operator
+                    || !joins(found.start().checked_sub(1).and_then(|before| source.get(before)))
+                        && !joins(source.get(found.end()));
                 if whole && !seen.contains(&at) {
                     seen.push(at);
                     for to in nodes.get(at).into_iter().flatten() {
@@ -331,6 +343,10 @@ impl Function {
                 sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() }
             }
             "internal" | "c" if volatility != "v" || TRUSTED.contains(&extension) => sql::Body::default(),
+            // It shares variables with whoever is next, and no audit sees them.
+            _ if &*self.source == "keeps" => {
+                sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE | EffectSet::LOAD, names: Vec::new() }
+            }
             _ => sql::Body { set: EffectSet::SUSPECT | EffectSet::OPAQUE, names: Vec::new() },
         }
     }
@@ -398,6 +414,12 @@ mod tests {
             &["f", "7", "native", "c v mine", "x"],
             &["f", "9", "set_limit", "c v pg_trgm", "x"],
             &["f", "8", "maker", "plpgsql v ", "BEGIN EXECUTE q; END"],
+            &["f", "20", "by_sign", "plpgsql v ", "BEGIN RETURN 1===2; END"],
+            &["f", "21", "by_cast", "plpgsql v ", "BEGIN RETURN 'x'::mood; END"],
+            &["f", "22", "shares", "plperl v ", "keeps"],
+            &["f", "23", "perl", "plperl v ", ""],
+            &["f", "24", "guards", "plpgsql v ", "BEGIN PERFORM pg_advisory_xact_lock(1); END"],
+            &["e", "tmood", "f1", "", ""],
             &["r", "11", "audited", "", ""],
             &["r", "12", "quiet", "", ""],
             &["r", "13", "parent", "", ""],
@@ -410,7 +432,14 @@ mod tests {
         assert_eq!(suspects.names(), [Box::<str>::from("app.x")]);
         let mut library = Library::default();
         #[rustfmt::skip]
-        let table: [(&str, EffectSet); 27] = [
+        let table: [(&str, EffectSet); 34] = [
+            ("SELECT by_sign()",                           SUSPECT),
+            ("SELECT by_cast()",                           SUSPECT),
+            ("SELECT CAST('x' AS mood)",                   SUSPECT),
+            ("SELECT shares()",                            SUSPECT.union(EffectSet::OPAQUE).union(EffectSet::LOAD)),
+            ("SELECT perl()",                              SUSPECT.union(EffectSet::OPAQUE)),
+            ("SELECT guards()",                            EffectSet::XACT_LOCK),
+            ("SELECT pg_replication_origin_session_setup('x')", SUSPECT.union(EffectSet::LOAD)),
             ("SELECT hide()",                              SUSPECT),
             ("SELECT app.caller(1)",                       SUSPECT),
             ("SELECT plain()",                             NONE),

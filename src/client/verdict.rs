@@ -235,6 +235,7 @@ pub fn route(
 /// What a follower accepts and must not: it would lock nothing, or leave something on a server connection that its client
 /// does not keep; and what it accepts only to fail with all that follows.
 const UNFIT: EffectSet = EffectSet::ADVISORY_LOCK
+    .union(EffectSet::XACT_LOCK)
     .union(EffectSet::HOLD_CURSOR)
     .union(EffectSet::LISTEN)
     .union(EffectSet::PREPARE)

@@ -17,6 +17,20 @@ const RUNS: u64 = 3000;
 /// Steps of one run.
 const STEPS: usize = 120;
 
+/// How old what a bounded read sees may be; microseconds.
+const BOUND: u64 = 200;
+
+/// What the reads of a run have to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    /// What was acknowledged before some moment.
+    After,
+    /// What was acknowledged longer ago than [`BOUND`].
+    Bounded,
+    /// Nothing.
+    Eventual,
+}
+
 /// A server: what it has, byte by byte, so that histories are compared and not positions.
 #[derive(Clone, Debug)]
 struct Server {
@@ -37,6 +51,8 @@ struct World {
     servers: Vec<Server>,
     /// The one that clients write to.
     primary: usize,
+    /// The one that they wrote to before: a connection to it may be left, and nobody has told it.
+    old: usize,
     /// What was acknowledged to clients, the last first; and when.
     acknowledged: Vec<(Moment, u32)>,
     group: Group,
@@ -54,6 +70,7 @@ impl World {
             made: 0,
             servers: Vec::new(),
             primary: 0,
+            old: 0,
             acknowledged: Vec::new(),
             group: Group::new(vec![1; count - 1], Policy::default()),
             members: (1..count).collect(),
@@ -127,7 +144,7 @@ impl World {
         server.log.push(record);
         if self.rng.random_ratio(1, 2) {
             // What only the old one had is lost, and nobody can promise it.
-            self.primary = at;
+            self.old = std::mem::replace(&mut self.primary, at);
             let log = self.servers[at].log.clone();
             self.acknowledged.retain(|(_, record)| log.contains(record));
         }
@@ -156,12 +173,14 @@ impl World {
         if self.rng.random_ratio(1, 3) {
             self.commit();
         }
-        let server = &self.servers[self.primary];
+        let is_old = self.servers[self.old].follows.is_none() && self.rng.random_ratio(1, 3);
+        let asked = if is_old { self.old } else { self.primary };
+        let server = &self.servers[asked];
         let sample = PrimarySample {
             sent,
             life: server.life.clone(),
             timeline: server.timeline,
-            position: self.position(self.primary),
+            position: self.position(asked),
         };
         self.pass(20);
         self.group.primary(&sample);
@@ -214,14 +233,22 @@ impl World {
 
     /// A read that has to see what was acknowledged before a moment, some time after it was decided: whether it was led to a
     /// follower, and whether that one lacks any of it.
-    fn read(&mut self, is_eventual: bool) -> (bool, bool) {
+    fn read(&mut self, level: Level) -> (bool, bool) {
         let stamp = self.acknowledged.len().checked_sub(1).map(|last| self.rng.random_range(0..=last));
-        let (moment, seen) = match stamp {
+        let (moment, mut seen) = match stamp {
             Some(at) => (Some(self.acknowledged[at].0), at + 1),
             None => (None, 0),
         };
-        let need = if is_eventual { Need::Nothing } else { Need::After(moment) };
         let now = self.pass(20);
+        let need = match level {
+            Level::After => Need::After(moment),
+            Level::Bounded => Need::Within(BOUND),
+            Level::Eventual => Need::Nothing,
+        };
+        if level == Level::Bounded {
+            let is_old = |(at, _): &&(Moment, u32)| now.since(*at) > BOUND;
+            seen = self.acknowledged.iter().take_while(is_old).count();
+        }
         let Ok((at, seat)) = self.group.choose(now, need, None, |_| 0) else { return (false, false) };
         for _ in 0..self.rng.random_range(0..3) {
             match self.rng.random_range(0..4) {
@@ -240,17 +267,17 @@ impl World {
 }
 
 /// Reads that were led to followers, and those of them that were stale.
-fn play(is_eventual: bool) -> (u32, u32) {
+fn play(level: Level) -> (u32, u32) {
     let (mut served, mut stale) = (0, 0);
     for seed in 0..RUNS {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
             world.step();
             if world.rng.random_ratio(1, 3) {
-                let (is_served, is_stale) = world.read(is_eventual);
+                let (is_served, is_stale) = world.read(level);
                 served += u32::from(is_served);
                 stale += u32::from(is_stale);
-                assert!(is_eventual || lacks(Guard::Freshness) || !is_stale, "seed {seed}");
+                assert!(level == Level::Eventual || lacks(Guard::Freshness) || !is_stale, "seed {seed}");
             }
         }
     }
@@ -259,7 +286,7 @@ fn play(is_eventual: bool) -> (u32, u32) {
 
 #[test]
 fn no_choice_leads_to_a_follower_that_lacks_what_was_acknowledged() {
-    let (served, stale) = play(false);
+    let (served, stale) = play(Level::After);
     assert!(served > 5_000, "{served} reads were served by followers");
     if lacks(Guard::Freshness) {
         assert!(stale > 0, "nobody noticed that the check is missing");
@@ -269,7 +296,13 @@ fn no_choice_leads_to_a_follower_that_lacks_what_was_acknowledged() {
 }
 
 #[test]
+fn no_bounded_read_lacks_what_was_acknowledged_longer_ago_whichever_of_two_primaries_is_asked() {
+    let (served, _) = play(Level::Bounded);
+    assert!(served > 5_000, "{served} reads were served by followers");
+}
+
+#[test]
 fn the_same_reads_are_stale_where_any_state_of_the_past_will_do() {
-    let (served, stale) = play(true);
+    let (served, stale) = play(Level::Eventual);
     assert!(served > 5_000 && stale > 100, "{stale} of {served}");
 }

@@ -95,11 +95,40 @@ pub fn changes_defaults(text: &[u8]) -> bool {
     false
 }
 
-/// Whether `text`, wherever in it, names the function that seeds `random()`.
+/// Languages whose functions share variables for as long as a session lasts.
+const LANGUAGES: [&[u8]; 4] = [b"plperl", b"plpython", b"pltcl", b"plv8"];
+
+/// Whether `text`, wherever in it, names a function that does what only the end of the session undoes ([`lasts`]): it seeds
+/// `random()`, above all. Or it names a language in which a `DO` may do it.
 #[must_use]
 pub fn mentions_seed(text: &[u8]) -> bool {
-    const NAME: &[u8] = b"setseed";
-    text.windows(NAME.len()).any(|name| name.eq_ignore_ascii_case(NAME))
+    let mentions = |name: &[u8]| text.windows(name.len()).any(|here| here.eq_ignore_ascii_case(name));
+    mentions(b"setseed")
+        || LASTS.iter().any(|name| mentions(name.as_bytes()))
+        || LANGUAGES.iter().any(|name| mentions(name))
+}
+
+/// Built-in functions that leave behind what only the end of the session undoes, and no audit sees: an origin of replication,
+/// temporary replication slots, a backup that was begun.
+pub(crate) const LASTS: [&str; 7] = [
+    "pg_backup_start",
+    "pg_copy_logical_replication_slot",
+    "pg_copy_physical_replication_slot",
+    "pg_create_logical_replication_slot",
+    "pg_create_physical_replication_slot",
+    "pg_replication_origin_session_setup",
+    "pg_start_backup",
+];
+
+/// Whether a function of this name is one of these.
+#[must_use]
+pub fn lasts(name: &[u8]) -> bool {
+    LASTS.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// Whether a function of this name takes or gives back advisory locks.
+fn is_advisory(name: &[u8]) -> bool {
+    name.windows(8).any(|part| part.eq_ignore_ascii_case(b"advisory"))
 }
 
 /// What a body does.
@@ -107,8 +136,8 @@ pub fn mentions_seed(text: &[u8]) -> bool {
 pub struct Body {
     /// Effects that outlive the call: [`EffectSet::SUSPECT`], with [`EffectSet::OPAQUE`] if it runs SQL that it makes, and
     /// [`EffectSet::CUSTOM`] too if it sets a setting whose name it makes, with [`EffectSet::DDL`] if it [`defines`]
-    /// something; [`EffectSet::LOAD`]; sequence functions that it calls; [`EffectSet::LOCAL`] if texts may mean something else
-    /// for the rest of its caller's transaction.
+    /// something; [`EffectSet::LOAD`]; [`EffectSet::XACT_LOCK`]; sequence functions that it calls; [`EffectSet::LOCAL`] if texts
+    /// may mean something else for the rest of its caller's transaction.
     pub set: EffectSet,
     /// The custom settings that it sets, as far as it spells them out.
     pub names: Vec<Box<str>>,
@@ -179,6 +208,11 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                 let is = |known: &[u8]| word.eq_ignore_ascii_case(known);
                 let any = |known: &[&[u8]]| known.iter().any(|known| word.eq_ignore_ascii_case(known));
                 begins = any(&[b"begin", b"then", b"else", b"loop", b"atomic"]);
+                if is_advisory(word) {
+                    set |= EffectSet::XACT_LOCK;
+                } else if lasts(word) {
+                    set |= EffectSet::SUSPECT | EffectSet::LOAD;
+                }
                 if is(b"execute") && !(lexer.take_word(b"function") || lexer.take_word(b"procedure")) {
                     set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
                 } else if any(&[b"temp", b"temporary", b"hold"]) || is_temporary(word) {
@@ -206,6 +240,8 @@ fn commands(text: &[u8], backslash: Backslash, names: &mut Vec<Box<str>>) -> Eff
                 }
             }
             Token::Quoted(name) if name.starts_with(b"pg_temp") => set |= EffectSet::SUSPECT,
+            Token::Quoted(name) if is_advisory(name) => set |= EffectSet::XACT_LOCK,
+            Token::Quoted(name) if lasts(name) => set |= EffectSet::SUSPECT | EffectSet::LOAD,
             Token::Text { body, .. } => {
                 spells |= mentions_definition(body);
                 names.extend(custom_names(body).map(|name| Box::from(&*name)));
@@ -284,9 +320,10 @@ mod tests {
         const NAMES: EffectSet = RUNS.union(EffectSet::CUSTOM);
         const CURRVAL: EffectSet = EffectSet::SEQUENCE.union(EffectSet::CURRVAL);
         const SEEDS: EffectSet = SUSPECT.union(EffectSet::LOAD);
+        const LOCKS: EffectSet = SUSPECT.union(EffectSet::XACT_LOCK);
         const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 46] = [
+        let table: [(&str, EffectSet, &str); 50] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
@@ -314,8 +351,12 @@ mod tests {
             ("SET work_mem = 1; SELECT 1",                                              SUSPECT,  ""),
             ("BEGIN CREATE TEMP TABLE x (a int); END",                                  SUSPECT,  ""),
             ("BEGIN CREATE TABLE pg_temp.x (a int); END",                               SUSPECT,  ""),
-            ("BEGIN PERFORM pg_advisory_lock(1); END",                                  SUSPECT,  ""),
-            ("BEGIN PERFORM pg_advisory_xact_lock(1); END",                             NONE,     ""),
+            ("BEGIN PERFORM pg_advisory_lock(1); END",                                  LOCKS,    ""),
+            ("BEGIN PERFORM pg_advisory_xact_lock(1); END",                             EffectSet::XACT_LOCK, ""),
+            ("BEGIN PERFORM \"pg_try_advisory_xact_lock\"(1); END",                     EffectSet::XACT_LOCK, ""),
+            ("BEGIN PERFORM pg_replication_origin_session_setup('x'); END",             SEEDS,    ""),
+            ("SELECT \"pg_backup_start\"('x')",                                         SEEDS,    ""),
+            ("DECLARE q text := 'SELECT pg_create_physical_replication_slot(1)'; BEGIN END", SEEDS, ""),
             ("BEGIN EXECUTE 'SET app.z = ''x'''; END",                                  RUNS,     "app.z"),
             ("BEGIN RETURN QUERY EXECUTE q; END",                                       RUNS,     ""),
             ("BEGIN CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f(); END",     DEFINES,  ""),

@@ -107,6 +107,9 @@ effects! {
     MULTI,
     /// `COPY`.
     COPY,
+    /// What the text mentions may take an advisory lock until the end of the transaction, which a follower would grant: known from
+    /// the catalog, never said by [`scan`](super::scan).
+    XACT_LOCK,
     /// What the text mentions may do any of it by itself: known from the catalog, never said by [`scan`](super::scan).
     SUSPECT,
     /// Nobody knows what it sets in motion: the catalog was not read yet. Never said by [`scan`](super::scan) either.

@@ -41,8 +41,20 @@ CREATE VIEW peek AS SELECT hide('view') AS h; CREATE VIEW over AS SELECT h FROM 
 CREATE VIEW builtin AS SELECT set_config('work_mem', '8888kB', false) AS h;
 CREATE TABLE ruled (a text); CREATE RULE r AS ON INSERT TO ruled DO ALSO SELECT hide('rule');
 CREATE OPERATOR === (RIGHTARG = text, FUNCTION = hide);
+CREATE FUNCTION by_sign(n int, v text) RETURNS text LANGUAGE sql AS $$ SELECT hide(v) $$;
 CREATE TABLE policed (a text); INSERT INTO policed VALUES ('a'); ALTER TABLE policed ENABLE ROW LEVEL SECURITY;
 ALTER TABLE policed FORCE ROW LEVEL SECURITY; CREATE POLICY p ON policed USING (hide('policy') IS NOT NULL);
+CREATE OPERATOR @@@ (LEFTARG = int, RIGHTARG = text, FUNCTION = by_sign);
+CREATE FUNCTION innocent(v text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 1@@@v; END $$;
+CREATE TYPE mood AS (a text); CREATE FUNCTION to_mood(v xml) RETURNS mood LANGUAGE plpgsql AS $$
+BEGIN PERFORM hide('cast'); RETURN ROW(v::text); END $$; CREATE CAST (xml AS mood) WITH FUNCTION to_mood(xml);
+CREATE FUNCTION casting(v xml) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN (v::mood).a; END $$;
+CREATE DOMAIN feeling AS mood;
+CREATE DOMAIN by_domain AS text DEFAULT hide('domain'); CREATE TABLE of_domain (a text, b by_domain);
+CREATE DOMAIN builtin_domain AS text DEFAULT set_config('work_mem', '9999kB', false);
+CREATE TABLE of_builtin (a text, b builtin_domain);
+CREATE FUNCTION argued(x text DEFAULT set_config('work_mem', '4444kB', false)) RETURNS text LANGUAGE sql AS $$ SELECT x $$;
+CREATE AGGREGATE builtin_state(text, bool) (SFUNC = set_config, STYPE = text, INITCOND = 'work_mem');
 CREATE TABLE quiet (a text); CREATE FUNCTION harmless(v text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN UPDATE quiet SET a = v; RETURN v; END $$;
 ";
@@ -50,14 +62,45 @@ BEGIN UPDATE quiet SET a = v; RETURN v; END $$;
 const HIDDEN: &str = "SELECT coalesce(current_setting('app.hidden', true), '')";
 const WORK_MEM: &str = "SELECT current_setting('work_mem')";
 
+/// Each in a database of its own, since it makes every statement a suspect: what is there, what a client does, and what `HIDDEN` is then.
+const EVERYWHERE: [(&str, &str, &str); 3] = [
+    (
+        "CREATE FUNCTION to_number(m mood) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM hide(m.a); RETURN 1; END $$; \
+         CREATE CAST (mood AS int) WITH FUNCTION to_number(mood)",
+        "SELECT ROW('c2')::mood::integer",
+        "c2",
+    ),
+    (
+        "CREATE FUNCTION to_words(m mood) RETURNS text[] LANGUAGE plpgsql AS $$ BEGIN RETURN ARRAY[hide(m.a)]; END $$; \
+         CREATE CAST (mood AS text[]) WITH FUNCTION to_words(mood)",
+        "SELECT ROW('c3')::mood::text[]",
+        "c3",
+    ),
+    (
+        "CREATE FUNCTION less(a xml, b xml) RETURNS bool LANGUAGE sql AS $$ SELECT a::text < b::text $$; \
+         CREATE FUNCTION same(a xml, b xml) RETURNS bool LANGUAGE sql AS $$ SELECT a::text = b::text $$; \
+         CREATE FUNCTION compares(a xml, b xml) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM hide('sorted'); RETURN 0; END $$; \
+         RESET ROLE; CREATE OPERATOR < (LEFTARG = xml, RIGHTARG = xml, FUNCTION = less); \
+         CREATE OPERATOR = (LEFTARG = xml, RIGHTARG = xml, FUNCTION = same); CREATE OPERATOR CLASS xml_ops DEFAULT FOR TYPE xml \
+         USING btree AS OPERATOR 1 <, OPERATOR 3 =, FUNCTION 1 compares(xml, xml)",
+        "SELECT x FROM (VALUES (xml '<a/>'), ('<b/>')) AS v(x) ORDER BY x",
+        "sorted",
+    ),
+];
+
 /// A stage where every check-in is audited.
 fn stage(pool_size: &str) -> Stage<'static> {
+    stage_with(pool_size, "")
+}
+
+/// The same, and more is there.
+fn stage_with(pool_size: &str, more: &str) -> Stage<'static> {
     let settings =
         [("default_pool_size", pool_size), ("catalog_check_interval", "1h"), ("users.PLACE_other.password", "none")];
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();
-    place.psql(&format!("CREATE EXTENSION pg_trgm; CREATE EXTENSION dblink; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
+    place.psql(&format!("CREATE EXTENSION pg_trgm; CREATE EXTENSION dblink; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP} {more}"));
     Stage::at(place, &settings, &[])
 }
 
@@ -76,7 +119,7 @@ fn settle(stage: &Stage<'_>) {
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const ROWS: [Row; 27] = [
+const ROWS: [Row; 35] = [
     ("function",            "SELECT hide('a1')",                                          HIDDEN,   "a1"),
     ("SET in a function",   "SELECT by_set('x')",                                         HIDDEN,   "by set"),
     ("caller",              "SELECT caller('a2')",                                        HIDDEN,   "a2"),
@@ -100,6 +143,14 @@ const ROWS: [Row; 27] = [
     ("built-in in a view",  "SELECT * FROM builtin",                                      WORK_MEM, "8888kB"),
     ("rule",                "INSERT INTO ruled VALUES ('x')",                             HIDDEN,   "rule"),
     ("operator",            "SELECT === 'b5'::text",                                      HIDDEN,   "b5"),
+    ("operator in a body",  "SELECT innocent('c1')",                                      HIDDEN,   "c1"),
+    ("cast in a body",      "SELECT casting('<a/>')",                                     HIDDEN,   "cast"),
+    ("cast of an array",    "SELECT ARRAY[xml '<a/>']::mood[]",                           HIDDEN,   "cast"),
+    ("cast to a domain",    "SELECT (xml '<a/>')::feeling",                               HIDDEN,   "cast"),
+    ("domain's default",    "INSERT INTO of_domain (a) VALUES ('x')",                     HIDDEN,   "domain"),
+    ("built-in, a domain's", "INSERT INTO of_builtin (a) VALUES ('x')",                   WORK_MEM, "9999kB"),
+    ("argument's default",  "SELECT argued()",                                            WORK_MEM, "4444kB"),
+    ("aggregate of a built-in", "SELECT builtin_state('3333kB', false)",                  WORK_MEM, "3333kB"),
     ("policy",              "SELECT * FROM policed",                                      HIDDEN,   "policy"),
     ("view by its name",    "SELECT table_to_xml('peek', true, false, '')",               HIDDEN,   "view"),
     ("an extension's",      "SELECT set_limit(0.7)",                                      "SELECT show_limit()", "0.7"),
@@ -127,6 +178,20 @@ async fn settings_made_behind_a_text_stay_their_clients_and_nobody_elses() {
 }
 
 #[tokio::test]
+async fn what_a_statement_leads_to_without_naming_it_is_found_by_nobody_else() {
+    for (setup, text, want) in EVERYWHERE {
+        let stage = stage_with("1", setup);
+        let (mut one, mut other) = (stage.client().await, stage.client().await);
+        for _ in 0..2 {
+            succeed(&mut one, text).await;
+            assert_eq!(value(&mut other, HIDDEN).await, "", "{text}: leaked");
+            assert_eq!(value(&mut one, HIDDEN).await, want, "{text}");
+        }
+        settle(&stage);
+    }
+}
+
+#[tokio::test]
 async fn a_prepared_statement_is_judged_like_its_text() {
     let stage = stage("1");
     let (mut one, mut other) = (stage.client().await, stage.client().await);
@@ -144,15 +209,24 @@ async fn a_prepared_statement_is_judged_like_its_text() {
 
 #[tokio::test]
 async fn what_cannot_be_carried_pins_and_is_found_by_nobody_else() {
+    const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE active_pid = pg_backend_pid()";
     #[rustfmt::skip]
-    let rows: [Row; 5] = [
+    let rows: [Row; 7] = [
         ("listen",  "SELECT listens()",             "SELECT count(*) FROM pg_listening_channels()",                "1"),
         ("temp",    "SELECT temps()",               "SELECT count(*) FROM pg_class WHERE relname = 'hidden' AND relnamespace = pg_my_temp_schema()", "1"),
         ("lock",    "SELECT locks()",               "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()", "1"),
         ("cursor",  "SELECT holds()",               "SELECT count(*) FROM pg_cursors WHERE name = 'hidden'",       "1"),
         ("a name",  "SELECT by_name('app.n', 'v')", "SELECT count(*) WHERE current_setting('app.n', true) = 'v'",  "1"),
+        ("slot",    "SELECT pg_create_physical_replication_slot(current_database()::name, false, true)", SLOTS,     "1"),
+        ("body",    "SELECT slots()",               SLOTS,                                                         "1"),
     ];
     let stage = stage("3");
+    let name = stage.name();
+    stage.place.cluster.psql("postgres", &format!("ALTER ROLE {name} REPLICATION")).unwrap();
+    stage.own_sql(
+        "CREATE FUNCTION slots() RETURNS text LANGUAGE sql AS \
+         $$ SELECT slot_name FROM pg_create_physical_replication_slot(current_database() || '_2', false, true) $$",
+    );
     for (name, text, read, want) in rows {
         let mut one = stage.client().await;
         succeed(&mut one, text).await;

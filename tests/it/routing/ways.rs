@@ -246,6 +246,10 @@ fn a_read_only_transaction_is_on_a_follower_from_begin_to_end() {
 fn an_advisory_lock_is_never_taken_on_a_follower() {
     let family = family();
     let stage = family.stage(&[]);
+    stage.own_sql(
+        "CREATE FUNCTION guarded() RETURNS int LANGUAGE plpgsql AS $$ BEGIN SET LOCAL work_mem TO '4MB'; \
+         PERFORM pg_advisory_xact_lock(1); RETURN 1; END $$; CREATE VIEW guards AS SELECT pg_try_advisory_xact_lock(2) AS guards",
+    );
     run(Duration::from_mins(1), async {
         let mut client = stage.client().await;
         family.until_routed(&mut client).await;
@@ -257,6 +261,18 @@ fn an_advisory_lock_is_never_taken_on_a_follower() {
             succeed(&mut client, "COMMIT").await;
         }
         succeed(&mut client, "SELECT pg_advisory_unlock_all()").await;
+        for text in ["SELECT guarded()", "SELECT guards FROM guards"] {
+            family.until_routed(&mut client).await;
+            succeed(&mut client, "BEGIN READ ONLY").await;
+            succeed(&mut client, text).await;
+            assert_eq!(at(&mut client).await, "primary", "{text}");
+            succeed(&mut client, "COMMIT").await;
+            family.until_routed(&mut client).await;
+            succeed(&mut client, "BEGIN READ ONLY").await;
+            assert_ne!(at(&mut client).await, "primary");
+            fail(&mut client, text, "0A000", b'E').await;
+            succeed(&mut client, "ROLLBACK").await;
+        }
         family.until_routed(&mut client).await;
         // Later: it is told.
         succeed(&mut client, "BEGIN READ ONLY").await;
