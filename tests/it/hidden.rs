@@ -95,8 +95,12 @@ fn stage(pool_size: &str) -> Stage<'static> {
 
 /// The same, and more is there.
 fn stage_with(pool_size: &str, more: &str) -> Stage<'static> {
-    let settings =
-        [("default_pool_size", pool_size), ("catalog_check_interval", "1h"), ("users.PLACE_other.password", "none")];
+    let settings = [
+        ("default_pool_size", pool_size),
+        ("audit_every", "1"),
+        ("catalog_check_interval", "1h"),
+        ("users.PLACE_other.password", "none"),
+    ];
     let place = crate::support::Place::on(crate::support::primary());
     let (name, cluster) = (place.name.clone(), place.cluster);
     cluster.psql("postgres", &format!("CREATE ROLE {name}_other; GRANT {name}_other TO {name}")).unwrap();

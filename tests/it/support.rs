@@ -47,14 +47,12 @@ impl<'a> Place<'a> {
     }
 
     /// pgweir's configuration: client and server names are the place's, so that answers are the
-    /// same on both ways; clients are trusted, since SCRAM has tests of its own; every server connection is audited before it
-    /// goes to another client (`audit_every`: a test that counts what the server is asked says 0); then `settings`.
+    /// same on both ways; clients are trusted, since SCRAM has tests of its own; then `settings`.
     /// In their keys `PLACE` is the place's name.
     pub(crate) fn toml(&self, settings: &[(&str, &str)]) -> String {
         let port = self.cluster.port().to_string();
         let fixed = [
             ("auth_type", "trust"),
-            ("audit_every", "1"),
             ("databases.PLACE.host", self.cluster.host()),
             ("databases.PLACE.port", &port),
             ("databases.PLACE.user", &self.name),
