@@ -175,11 +175,11 @@ impl Shelf {
         self.insert(id, size, epoch, true);
     }
 
-    /// The server has confirmed a `Parse` of it. An error of an earlier batch may have struck it off meanwhile.
+    /// The server has confirmed a `Parse` of it. What was put in doubt since that was sent stays so: what did it may have been sent
+    /// behind it. An error of an earlier batch may have struck it off meanwhile.
     pub fn confirm(&mut self, id: u64) {
-        match self.by_id.get(&id).and_then(|at| self.places.get_mut(*at)) {
-            Some(place) => place.certain = true,
-            None => self.insert(id, 0, 0, false),
+        if !self.may_have(id) {
+            self.insert(id, 0, 0, false);
         }
     }
 
@@ -282,10 +282,29 @@ mod tests {
         shelf.doubt_all();
         assert!(shelf.get(1).is_none() && shelf.may_have(1) && !shelf.has(1));
         assert_eq!(shelf.room(BUDGET, 10, Some(1000)), Room::Without(1));
-        shelf.confirm(2);
+        shelf.put(2, 10, 0);
         assert!(shelf.has(2));
         shelf.clear();
         assert_eq!((shelf.len(), shelf.bytes(), shelf.room(BUDGET, 10, None)), (0, 0, Room::Enough));
+    }
+
+    #[test]
+    fn what_is_put_in_doubt_behind_its_parse_is_not_certain_by_the_answer() {
+        let mut shelf = Shelf::default();
+        (1..=2).for_each(|id| shelf.put(id, 10, 0));
+        shelf.confirm(1);
+        assert!(shelf.has(1));
+        // A DEALLOCATE ALL was sent; the answer to the Parse in front of it comes only now.
+        shelf.doubt_all();
+        shelf.confirm(2);
+        assert!(shelf.may_have(2) && !shelf.has(2) && shelf.get(2).is_none());
+        // Struck off by an error of an earlier batch.
+        shelf.remove(2);
+        shelf.confirm(2);
+        assert!(shelf.may_have(2) && !shelf.has(2));
+        shelf.put(2, 10, 0);
+        shelf.confirm(2);
+        assert!(shelf.has(2));
     }
 
     /// What a shelf is told.

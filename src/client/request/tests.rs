@@ -409,6 +409,20 @@ fn a_name_that_hangs_on_an_earlier_batch_is_waited_for() {
 }
 
 #[test]
+fn what_is_deallocated_behind_its_parse_is_not_there_when_that_is_answered() {
+    let mut desk = forgotten();
+    let name = desk.name(1);
+    let (sent, _) = desk.client(&[bind("", "s", &[]), sync(), query("DEALLOCATE ALL")].concat());
+    let want = [parse(&name, ONE, &[]), bind("", &name, &[]), sync(), query("DEALLOCATE ALL")].concat();
+    assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+    desk.server(&[reply::bare(b'1'), reply::bare(b'2'), reply::ready(b'I')].concat());
+    desk.server(&[reply::done("DEALLOCATE ALL"), reply::ready(b'I')].concat());
+    let (sent, _) = desk.client(&[parse("s", ONE, &[]), bind("", "s", &[]), sync()].concat());
+    let want = [close_statement(&name), parse(&name, ONE, &[]), bind("", &name, &[]), sync()].concat();
+    assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+}
+
+#[test]
 fn start_up_values_are_put_back_behind_a_reset() {
     let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
     let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
