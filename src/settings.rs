@@ -197,7 +197,7 @@ impl Profiles {
         profile
     }
 
-    /// Custom settings that clients of the pool have or had, the first [`CUSTOM_MAX`] of them.
+    /// Custom settings that clients of the pool have or had, the first `CUSTOM_MAX` of them.
     #[must_use]
     pub fn custom(&self) -> Vec<Box<str>> {
         self.custom.borrow().clone()
