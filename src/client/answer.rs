@@ -16,7 +16,7 @@ use super::plan::Plan;
 use super::request::Marks;
 use super::statements::Statements;
 use super::verdict::may_do_elsewhere;
-use crate::backend::{Lost, ServerConn, Unnamed as Held, longest, row_columns};
+use crate::backend::{Lost, ServerConn, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
     AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN,
@@ -374,6 +374,7 @@ impl Answer<'_> {
         let described = parameters.with(Described::rows((tag == Tag::RowDescription).then_some(body)));
         if notes(done.note, STRIPPED) {
             self.conn.unnamed.describe(id, described);
+            self.marks.changes.describe_held(id, described);
         } else {
             self.conn.shelf.describe(id, described);
         }
@@ -399,6 +400,9 @@ impl Answer<'_> {
         }
         if is_unnamed(owed) {
             self.marks.changes.end_unnamed();
+            if replaces_held(owed) {
+                self.marks.changes.confirm_held();
+            }
         }
         if let (Some(id), false) = (named_id(owed.note), owed.origin == Origin::Local) {
             if owed.expect == Expect::Parse {
@@ -591,12 +595,15 @@ impl Answer<'_> {
             if let Some(id) = statement_id(front.note) {
                 self.statements.outdate(id);
             }
-            self.conn.doubt_all();
         }
         let ours = front.note >= STAND_IN || front.origin == Origin::Pooler && front.earns_ready();
         let elsewhere = self.rules.elsewhere && !ours && may_do_elsewhere(fields.code);
         let heals = elsewhere || stale && self.heals(front, plan);
         self.fail(front, fields.code)?;
+        if stale {
+            self.conn.doubt_all();
+            self.marks.changes.doubt_held();
+        }
         if heals {
             self.aside.healing = true;
             if self.rules.elsewhere {
@@ -680,19 +687,18 @@ impl Answer<'_> {
     fn fail(&mut self, front: Owed, code: &[u8]) -> Result<(), Heard> {
         let conn = &mut *self.conn;
         let kept = &mut conn.shelf;
-        let (mut undone, mut unnamed_replays) = (0, false);
+        let mut undone = 0;
         let (pending, placing) = (&mut self.marks.changes, &mut self.marks.placing);
         // What failed itself is not there, unless for being there already; what was skipped may be.
         let mut is_gone = code != b"42P05";
         let undo = |owed: Owed| {
-            undone += usize::from(changes(owed));
+            undone += usize::from(changes(owed)) + usize::from(replaces_held(owed));
             let ours = owed.origin == Origin::Pooler;
             if ours && owed.expect != Expect::Describe && named_id(owed.note).is_some() {
                 pending.end_named();
             }
             if is_unnamed(owed) {
                 pending.end_unnamed();
-                unnamed_replays |= ours || notes(owed.note, STRIPPED);
             }
             match (owed.expect, named_id(owed.note)) {
                 (Expect::Parse, Some(id)) if owed.origin != Origin::Local && is_gone => kept.remove(id),
@@ -706,16 +712,10 @@ impl Answer<'_> {
         conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
         // A query of ours has to come before the next client's.
         self.marks.tainted |= !conn.pipeline.is_certain();
-        let destroyed = front.expect == Expect::Parse && changes(front) && front.note & UNNAMED != 0;
-        self.statements.undo(undone, destroyed, &mut self.marks.changes, &mut conn.unnamed);
-        // What it was before is not what it is where something of a later batch replaces it.
-        let is_replaced =
-            |owed: Owed| is_unnamed(owed) && (owed.origin == Origin::Pooler || notes(owed.note, STRIPPED));
-        if unnamed_replays || conn.pipeline.iter().any(is_replaced) {
-            conn.unnamed = Held::Unknown;
-        }
-        if unnamed_replays {
-            self.marks.changes.doubt_held();
+        let failed = front.expect == Expect::Parse && is_unnamed(front);
+        self.statements.undo(undone, failed, &mut self.marks.changes, &mut conn.unnamed);
+        if front.expect == Expect::Query {
+            self.marks.changes.doubt_destroyed(&mut conn.unnamed);
         }
         Ok(())
     }
@@ -768,6 +768,12 @@ fn changes(owed: Owed) -> bool {
 #[inline]
 fn is_unnamed(owed: Owed) -> bool {
     notes(owed.note, UNNAMED)
+}
+
+/// Whether that change is of ours: the client's own unnamed statement has no part in it.
+#[inline]
+fn replaces_held(owed: Owed) -> bool {
+    is_unnamed(owed) && (owed.origin == Origin::Pooler || notes(owed.note, STRIPPED))
 }
 
 /// What Postgres says of a statement whose rows are others than when it was prepared. Its line in the source differs

@@ -45,7 +45,7 @@ pub struct Desk {
     pub has_word: bool,
     /// What the client has been sent.
     pub to_client: Vec<u8>,
-    statements: Statements,
+    pub statements: Statements,
     scans: sql::Cache,
     library: sql::Library,
     catalog: Knowledge,

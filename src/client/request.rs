@@ -416,7 +416,7 @@ impl Request<'_> {
         let mut text = Vec::new();
         settings::restore(self.startup, &own, &self.conn.tag, &mut text);
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
-            self.conn.unnamed = self.destroyed();
+            self.destroy_held();
             plan.insert(|out| encode::query(out, &text));
         }
     }
@@ -533,7 +533,7 @@ impl Request<'_> {
             self.forget_in_batch(plan);
         } else {
             self.conn.pipeline.sent(Expect::Query, Origin::Pooler, MARK);
-            self.conn.unnamed = self.destroyed();
+            self.destroy_held();
             *self.replaying = true;
             plan.insert(|out| encode::query(out, FORGET));
         }
@@ -541,10 +541,11 @@ impl Request<'_> {
 
     /// Where a query would end the batch: by the extended protocol, and a portal of our own, beside the client's.
     fn forget_in_batch(&mut self, plan: &mut Plan<'_>) {
-        for expect in [Expect::Parse, Expect::Bind, Expect::Execute, Expect::Close] {
+        self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
+        for expect in [Expect::Bind, Expect::Execute, Expect::Close] {
             self.conn.pipeline.sent(expect, Origin::Pooler, 0);
         }
-        self.conn.unnamed = Held::Unknown;
+        self.replace_held(Held::Unknown);
         let portal = self.interner.prefix;
         plan.insert(|out| {
             encode::parse(out, b"", FORGET, &[0, 0]);
@@ -592,6 +593,18 @@ impl Request<'_> {
     #[inline]
     fn destroyed(&self) -> Held {
         if self.conn.mixed { Held::Unknown } else { Held::Empty }
+    }
+
+    /// A query of ours destroys it.
+    fn destroy_held(&mut self) {
+        self.marks.changes.held_destroyed();
+        self.conn.unnamed = self.destroyed();
+    }
+
+    /// Something of ours that makes this the server's unnamed statement is on its way.
+    fn replace_held(&mut self, held: Held) {
+        let before = std::mem::replace(&mut self.conn.unnamed, held);
+        self.marks.changes.replaced_held(before);
     }
 
     #[inline]
@@ -726,6 +739,7 @@ impl Request<'_> {
     /// error; `note` says which the client is told.
     fn refuse(&mut self, note: u64, plan: &mut Plan<'_>) {
         self.conn.pipeline.sent(Expect::Parse, Origin::Client, note);
+        self.marks.changes.held_destroyed();
         self.conn.unnamed = Held::Unknown;
         plan.insert(|out| encode::parse(out, b"", b"refused", &[0, 0]));
     }
@@ -853,9 +867,8 @@ impl Request<'_> {
             }
             (Unnamed::Empty, _) => {
                 self.conn.pipeline.sent(Expect::Close, Origin::Pooler, UNNAMED);
-                self.marks.changes.begin_unnamed();
+                self.replace_held(Held::Empty);
                 plan.insert(|out| encode::close_statement(out, b""));
-                self.conn.unnamed = Held::Empty;
             }
         }
         Ok(Renamed::Same)

@@ -5,6 +5,10 @@
 //! `Sync` it matters whether it did: while a change of an earlier batch is unconfirmed, names are
 //! [unsettled](Look::Unsettled), and whoever asks has to wait. So is the unnamed statement for a batch that does not begin
 //! with its own `Parse` of it: those of pipelines do. Were it not, a batch could run what the server holds of a stranger's.
+//!
+//! The unnamed statement is two: the client's, and what the server connection holds, which messages of ours replace, too.
+//! Each change of either remembers what was there before it. Of what the server skipped together the oldest tells what is there
+//! now; if a later batch has replaced that, it is what that batch found.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -55,11 +59,29 @@ enum Change {
     Parsed(Box<[u8]>),
     /// A `Close` took the name from what it stood for.
     Closed(Box<[u8]>, Option<Named>),
-    /// A `Parse` or `Close` replaced the unnamed statement: the client's, and the server connection's. The last is the
-    /// version that this made.
-    Unnamed(Unnamed, Held, u32),
+    /// A `Parse` or `Close` replaced the unnamed statement: the client's, of which this made that version, and the server
+    /// connection's.
+    Unnamed(Unnamed, u32, Replaced),
+    /// Something of ours replaced the server connection's alone.
+    Held(Replaced),
     /// A `Parse` for a name in use: nothing changes, but the error has to bear the client's name.
     Refused(Box<[u8]>),
+}
+
+/// What the server connection held as its unnamed statement, and the version that the replacement made.
+#[derive(Debug)]
+struct Replaced {
+    before: Held,
+    version: u32,
+}
+
+impl Change {
+    fn replaced(&mut self) -> Option<&mut Replaced> {
+        match self {
+            Self::Unnamed(_, _, replaced) | Self::Held(replaced) => Some(replaced),
+            _ => None,
+        }
+    }
 }
 
 /// The changes of one lease, in the order in which the server gets to them.
@@ -72,8 +94,10 @@ pub struct Changes {
     named: u32,
     /// The batch of the last of them.
     named_batch: u32,
-    /// How often the unnamed statement was replaced.
+    /// How often the client's unnamed statement was replaced.
     version: u32,
+    /// How often the server connection's was.
+    held_version: u32,
     /// Unconfirmed changes of the server connection's unnamed statement.
     unnamed: u32,
     /// The batch of the last of them.
@@ -95,6 +119,33 @@ impl Changes {
     #[inline]
     pub fn unnamed_destroyed(&mut self) {
         self.version = self.version.wrapping_add(1);
+        self.held_destroyed();
+    }
+
+    /// The same of the server connection's alone: what it is now has nothing to do with what is taken back later.
+    #[inline]
+    pub fn held_destroyed(&mut self) {
+        self.held_version = self.held_version.wrapping_add(1);
+    }
+
+    /// Something of ours that replaces the server connection's unnamed statement is on its way; it had `before`.
+    pub fn replaced_held(&mut self, before: Held) {
+        let replaced = self.replace_held(before);
+        self.queue.push_back(Change::Held(replaced));
+    }
+
+    #[inline]
+    fn replace_held(&mut self, before: Held) -> Replaced {
+        self.held_destroyed();
+        self.unnamed += 1;
+        self.unnamed_batch = self.batch;
+        Replaced { before, version: self.held_version }
+    }
+
+    /// The oldest change, which is one of these, took effect.
+    pub fn confirm_held(&mut self) {
+        let confirmed = self.queue.pop_front();
+        debug_assert!(matches!(confirmed, Some(Change::Held(_))), "{confirmed:?} was confirmed as a change of ours");
     }
 
     /// A `Parse` for a name in use was passed on.
@@ -103,36 +154,59 @@ impl Changes {
         self.queue.push_back(Change::Refused(name.into()));
     }
 
-    /// What the change after `version` found was not that version, but this.
-    fn rebase(&mut self, version: u32, unnamed: Unnamed, held: Held) {
+    /// The client's unnamed statement is `before`, as the replacements up to `version` never happened. If something of a later
+    /// batch replaced it, this is what that found.
+    fn take_back_own(&mut self, before: Unnamed, version: u32, own: &mut Unnamed) {
+        if self.version == version {
+            *own = before;
+            return;
+        }
         let next = version.wrapping_add(1);
         let found = self.queue.iter_mut().find_map(|change| match change {
-            Change::Unnamed(previous, before, made) if *made == next => Some((previous, before)),
+            Change::Unnamed(found, made, _) if *made == next => Some(found),
             _ => None,
         });
-        if let Some((previous, before)) = found {
-            (*previous, *before) = (unnamed, held);
+        if let Some(found) = found {
+            *found = before;
         }
     }
 
-    /// A change of the server connection's unnamed statement that the client did not ask for never happened: what a later one
-    /// found there may be something else.
+    /// The same of the server connection's.
+    fn take_back_held(&mut self, Replaced { before, version }: Replaced, held: &mut Held) {
+        if self.held_version == version {
+            *held = before;
+            return;
+        }
+        let next = version.wrapping_add(1);
+        if let Some(found) = self.queue.iter_mut().filter_map(Change::replaced).find(|found| found.version == next) {
+            found.before = before;
+        }
+    }
+
+    /// A query failed, and may have done so before it destroyed what the server connection held: whether that is still there is
+    /// not known to whatever comes next.
+    pub fn doubt_destroyed(&mut self, held: &mut Held) {
+        match self.queue.iter_mut().find_map(Change::replaced) {
+            Some(next) => next.before = Held::Unknown,
+            None => *held = Held::Unknown,
+        }
+    }
+
+    /// What the server connection held before any unconfirmed change is of no more use.
     pub fn doubt_held(&mut self) {
-        for change in &mut self.queue {
-            if let Change::Unnamed(_, held, _) = change {
-                *held = Held::Unknown;
-            }
+        for replaced in self.queue.iter_mut().filter_map(Change::replaced) {
+            replaced.before = Held::Unknown;
         }
     }
 
-    /// A change of the server connection's unnamed statement is on its way.
-    #[inline]
-    pub fn begin_unnamed(&mut self) {
-        self.unnamed += 1;
-        self.unnamed_batch = self.batch;
+    /// The server has told how it describes the statement `id`, which it holds: something on its way may be to replace it.
+    pub fn describe_held(&mut self, id: u64, described: Described) {
+        if let Some(next) = self.queue.iter_mut().find_map(Change::replaced) {
+            next.before.describe(id, described);
+        }
     }
 
-    /// It came to its end, whichever.
+    /// A change of the server connection's unnamed statement came to its end, whichever.
     #[inline]
     pub fn end_unnamed(&mut self) {
         self.unnamed = self.unnamed.saturating_sub(1);
@@ -283,11 +357,11 @@ impl Statements {
     /// A `Parse` of the unnamed statement is on its way; `held` is what the server connection had.
     pub fn parsed_unnamed(&mut self, unnamed: Unnamed, held: Held, changes: &mut Changes) {
         let previous = std::mem::replace(&mut self.unnamed, unnamed);
-        changes.unnamed_destroyed();
-        changes.begin_unnamed();
+        changes.version = changes.version.wrapping_add(1);
         changes.own += 1;
         changes.own_batch = changes.batch;
-        changes.queue.push_back(Change::Unnamed(previous, held, changes.version));
+        let replaced = changes.replace_held(held);
+        changes.queue.push_back(Change::Unnamed(previous, changes.version, replaced));
     }
 
     fn change(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
@@ -307,46 +381,62 @@ impl Statements {
             }
             Some(Change::Refused(_)) => changes.end_named(),
             Some(Change::Unnamed(..)) => changes.own = changes.own.saturating_sub(1),
-            None => {}
+            Some(Change::Held(_)) | None => {}
         }
     }
 
     /// The `count` oldest changes never happened: the server skipped or refused them. `held` is the server
-    /// connection's unnamed statement. `destroyed`: the oldest is a `Parse` of the unnamed statement that failed, and so
-    /// destroyed the one before.
-    pub fn undo(&mut self, count: usize, destroyed: bool, changes: &mut Changes, held: &mut Held) {
+    /// connection's unnamed statement. `failed`: the oldest of those that replace it is a `Parse` that failed itself. Postgres
+    /// destroys what was there before it looks at the text; but it may not have got that far.
+    pub fn undo(&mut self, count: usize, failed: bool, changes: &mut Changes, held: &mut Held) {
         let count = count.min(changes.queue.len());
         let mut undone: Vec<Change> = changes.queue.drain(..count).collect();
-        if let (true, Some(Change::Unnamed(previous, before, _))) = (destroyed, undone.first_mut()) {
-            (*previous, *before) = (Unnamed::Empty, Held::Empty);
-        }
-        // A version that was taken back, and the version that stands before what is left behind it.
-        let mut taken_back: Option<(u32, u32)> = None;
-        // The last first: each knows what was there before it.
-        while let Some(change) = undone.pop() {
-            match change {
-                Change::Parsed(name) => self.take_back(&name, None),
-                Change::Closed(name, previous) => self.take_back(&name, previous),
-                Change::Refused(_) => {}
-                Change::Unnamed(previous, before, version) => {
-                    changes.own = changes.own.saturating_sub(1);
-                    if changes.version == version {
-                        changes.version = version.wrapping_sub(1);
-                        self.unnamed = previous;
-                        *held = before;
-                    } else {
-                        // Something of a later batch replaced it. If that is taken back too, this is what was before.
-                        let at = match taken_back {
-                            Some((next, at)) if next == version.wrapping_add(1) => at,
-                            _ => version,
-                        };
-                        changes.rebase(at, previous, before);
-                        taken_back = Some((version, at));
-                    }
-                    continue;
+        if failed {
+            for change in &mut undone {
+                if let Change::Unnamed(previous, ..) = change {
+                    *previous = Unnamed::Empty;
+                }
+                if let Some(replaced) = change.replaced() {
+                    replaced.before = Held::Unknown;
+                    break;
                 }
             }
-            changes.end_named();
+        }
+        let mut own: Option<(Unnamed, u32)> = None;
+        let mut server: Option<Replaced> = None;
+        // The last first: each knows what was there before it. Of the unnamed statement the first tells what was before them all,
+        // and the last what they had made of it.
+        while let Some(change) = undone.pop() {
+            let replaced = match change {
+                Change::Parsed(name) => {
+                    self.take_back(&name, None);
+                    changes.end_named();
+                    continue;
+                }
+                Change::Closed(name, previous) => {
+                    self.take_back(&name, previous);
+                    changes.end_named();
+                    continue;
+                }
+                Change::Refused(_) => {
+                    changes.end_named();
+                    continue;
+                }
+                Change::Unnamed(previous, version, replaced) => {
+                    changes.own = changes.own.saturating_sub(1);
+                    own = Some((previous, own.map_or(version, |(_, last)| last)));
+                    replaced
+                }
+                Change::Held(replaced) => replaced,
+            };
+            let version = server.map_or(replaced.version, |last| last.version);
+            server = Some(Replaced { version, ..replaced });
+        }
+        if let Some((before, version)) = own {
+            changes.take_back_own(before, version, &mut self.unnamed);
+        }
+        if let Some(replaced) = server {
+            changes.take_back_held(replaced, held);
         }
     }
 

@@ -6,7 +6,8 @@ mod modes;
 mod own;
 
 use pgweir_harness::wire::build::{
-    bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, parse, query, sync,
+    bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, message, parse, query,
+    sync,
 };
 use pgweir_harness::wire::{Message, Outcome, Wire};
 
@@ -432,6 +433,51 @@ async fn the_unnamed_statement_lives_as_long_as_in_postgres() {
                     sync(),
                 ])
                 .ready(1),
+            // Others' texts that are run as the server's unnamed statement, and skipped. A failed transaction takes no Parse.
+            Script::new("behind what was skipped, in a failed transaction")
+                .send(&[unnamed("BEGIN", &[]), sync()])
+                .ready(1)
+                .send(&[execute("", 0), parse("s1", "SELECT 'skipped'", &[]), sync()])
+                .ready(1)
+                .send(&[describe_statement(""), parse("s1", "ROLLBACK TO s", &[]), sync()])
+                .ready(1)
+                .queries(&["ROLLBACK"]),
+            Script::new("behind a statement that was bound and skipped, in a failed transaction")
+                .send(&[parse("s1", "SELECT 'named'", &[]), sync()])
+                .ready(1)
+                .queries(&["BEGIN"])
+                .send(&[alone("SAVEPOINT a"), sync()])
+                .ready(1)
+                .send(&[alone("SAVEPOINT b"), named("nowhere", &[]), named("s1", &[]), sync()])
+                .ready(1)
+                .send(&[describe_statement(""), close_statement(""), describe_statement(""), sync()])
+                .ready(1)
+                .queries(&["ROLLBACK"]),
+            Script::new("behind two batches that failed at once")
+                .send(&[
+                    parse("s1", "SELECT 'named'", &[]),
+                    parse("s2", "SELECT 'other'", &[]),
+                    alone("ROLLBACK"),
+                    sync(),
+                ])
+                .ready(1)
+                .send(&[
+                    named("nowhere", &[]),
+                    named("s1", &[]),
+                    sync(),
+                    named("nowhere", &[]),
+                    named("s2", &[]),
+                    sync(),
+                ])
+                .ready(2)
+                .send(&[named("", &[]), sync()])
+                .ready(1),
+            Script::new("none, behind a parse that cannot be read")
+                .send(&[message(b'P', b"\0SELECT '\xff'\0\0\0"), sync(), named("", &[Some(b"1")]), sync()])
+                .ready(2),
+            Script::new("none, behind a query that cannot be read")
+                .send(&[message(b'Q', b"SELECT '\xff'\0"), named("", &[Some(b"1")]), sync()])
+                .ready(2),
             Script::new("over transactions")
                 .queries(&["BEGIN"])
                 .send(&[alone("SELECT 1"), sync(), named("", &[]), sync()])

@@ -1,5 +1,7 @@
 //! What becomes of each message of a server, without sockets.
 
+mod unnamed;
+
 use pgweir_harness::wire::build::{
     bind, close_statement, copy_data, copy_done, describe_statement, execute, message, parse, query, sync,
 };

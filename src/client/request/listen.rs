@@ -34,7 +34,7 @@ impl Request<'_> {
         }
         let text = listen_to(self.channels.unwrap_or_default());
         self.conn.pipeline.sent(Expect::Query, Origin::Pooler, REPLAY);
-        self.conn.unnamed = self.destroyed();
+        self.destroy_held();
         self.marks.listens_too = true;
         self.marks.listening = true;
         *self.replaying = true;

@@ -250,8 +250,7 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) {
         self.conn.pipeline.sent(Expect::Parse, origin, note | UNNAMED | statement.id);
-        self.marks.changes.begin_unnamed();
-        self.conn.unnamed = Held::parsed(statement.clone());
+        self.replace_held(Held::parsed(statement.clone()));
         if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
             (parsed.described, parsed.spelled) = statement.resolved.certain(spelled);
         }
