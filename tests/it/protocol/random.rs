@@ -58,16 +58,29 @@ type Batch = Vec<Vec<u8>>;
 type Writes = Vec<Vec<Batch>>;
 
 fn random_writes(random: &mut SmallRng) -> Writes {
-    let write = |random: &mut SmallRng| (0..random.random_range(1..4)).map(|_| batch(random)).collect();
+    let mut left = false;
+    let mut write = |random: &mut SmallRng| (0..random.random_range(1..4)).map(|_| batch(random, &mut left)).collect();
     (0..random.random_range(2..9)).map(|_| write(random)).collect()
 }
 
 /// Messages that end in a `Sync`, or a query.
-fn batch(random: &mut SmallRng) -> Batch {
+///
+/// `left`: a query may have failed while it ran. In a transaction Postgres keeps its portal, of which nothing but the name is
+/// left: what executes the unnamed portal then and has not bound it seems to read memory that was freed, and may crash the server.
+///
+/// Source: `PostgreSQL` 15, measured; `exec_execute_message` in postgres.c, `AtAbort_Portals` in portalmem.c.
+fn batch(random: &mut SmallRng, left: &mut bool) -> Batch {
     match random.random_range(0..10) {
-        0 | 1 => vec![query(pick(random, &TEXTS))],
-        2 => vec![copy(random)],
-        _ => (0..random.random_range(0..7)).map(|_| message(random)).chain([sync()]).collect(),
+        0 | 1 => {
+            let text = pick(random, &TEXTS);
+            *left |= text == "ROLLBACK TO s";
+            vec![query(text)]
+        }
+        2 => {
+            *left = true;
+            vec![copy(random)]
+        }
+        _ => (0..random.random_range(0..7)).map(|_| message(random, *left)).chain([sync()]).collect(),
     }
 }
 
@@ -140,7 +153,7 @@ fn copy(random: &mut SmallRng) -> Vec<u8> {
     [query(&format!("COPY {table} FROM STDIN")), copy_data(data.as_bytes()), end].concat()
 }
 
-fn message(random: &mut SmallRng) -> Vec<u8> {
+fn message(random: &mut SmallRng, left: bool) -> Vec<u8> {
     let (name, portal) = (pick(random, &NAMES), pick(random, &PORTALS));
     let value: &[u8] = pick(random, &["0", "1", "x"]).as_bytes();
     let parameters: &[Option<&[u8]>] = if random.random_bool(0.3) { &[Some(value)] } else { &[] };
@@ -148,7 +161,7 @@ fn message(random: &mut SmallRng) -> Vec<u8> {
         0..4 => parse(name, pick(random, &TEXTS), &[]),
         4..7 => [bind(portal, name, parameters), execute(portal, 0)].concat(),
         7 => bind(portal, name, parameters),
-        8 => execute(portal, random.random_range(0..3)),
+        8 => execute(if left { "p" } else { portal }, random.random_range(0..3)),
         9 => describe_statement(name),
         10 => describe_portal(portal),
         11 => close_statement(name),
@@ -196,12 +209,13 @@ async fn random_bytes_neither_stop_pgweir_nor_reach_anybody_else() {
     let mut witness = site.client().await;
     let seed = first_seed();
     let mut random = SmallRng::seed_from_u64(seed);
+    let mut left = false;
     for round in 0..ROUNDS {
         let mut bytes = [
             unnamed("SELECT $1::text", &[Some(b"x")]),
             sync(),
-            batch(&mut random).concat(),
-            batch(&mut random).concat(),
+            batch(&mut random, &mut left).concat(),
+            batch(&mut random, &mut left).concat(),
         ]
         .concat();
         for _ in 0..random.random_range(1..6) {
