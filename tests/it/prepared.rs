@@ -628,6 +628,24 @@ async fn an_answer_the_pooler_gives_itself_waits_its_turn_behind_the_servers() {
 }
 
 #[tokio::test]
+async fn what_another_left_unnamed_is_not_run_behind_what_the_server_cannot_read() {
+    for mode in ["strip", "adaptive", "rewrite"] {
+        let site = Site::start(&[("default_pool_size", "1"), ("prepared_statements", mode)]);
+        for unreadable in
+            [[message(b'P', b"\0SELECT '\xff'\0\0\0"), sync()].concat(), message(b'Q', b"SELECT '\xff'\0")]
+        {
+            let (mut other, mut client) = (site.client().await, site.client().await);
+            assert_value(&run(&mut other, &[unnamed("SELECT 'a stranger'", &[]), sync()]).await, "a stranger");
+            client.send(&unreadable).await.unwrap();
+            // It is refused before the server looks at what it has.
+            assert_eq!(client.outcome().await.unwrap().sqlstate(), "22021", "{mode}");
+            let told = run(&mut client, &[named("", &[]), sync()]).await;
+            assert_eq!((told.sqlstate(), told.rows.len()), ("26000", 0), "{mode}: {told:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_client_may_hold_no_more_statements_than_the_limit() {
     let site = Site::start(&[("default_pool_size", "1"), ("max_client_statements", "5")]);
     let mut client = site.client().await;
