@@ -2,6 +2,7 @@
 //! client's would be run.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use pgweir_config::StatementMode;
 use pgweir_harness::wire::build::{bind, close_statement, describe_statement, execute, message, parse, query, sync};
@@ -125,11 +126,12 @@ impl Postgres {
         }
         if name.is_empty() {
             self.unnamed = Some(text);
-        } else if self.named.contains_key(&name) {
-            return Err("42P05");
-        } else {
-            self.named.insert(name, text);
+            return Ok(());
         }
+        match self.named.entry(name) {
+            Entry::Occupied(_) => return Err("42P05"),
+            Entry::Vacant(free) => free.insert(text),
+        };
         Ok(())
     }
 
