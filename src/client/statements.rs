@@ -249,6 +249,7 @@ impl Changes {
 
     /// Whether nothing is unconfirmed.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.named == 0 && self.unnamed == 0
     }
@@ -267,10 +268,13 @@ struct Names {
     by_name: HashMap<Rc<[u8]>, Name, foldhash::fast::RandomState>,
     /// The name of a statement of ours, by its number: no client has one under two names.
     by_id: HashMap<u64, Rc<[u8]>, foldhash::fast::RandomState>,
-    /// The number that was replaced last by another one of the same text: an error of an execution under way may still be
-    /// about it.
-    former: Option<(u64, Rc<[u8]>)>,
+    /// The numbers that were replaced last by others of the same texts, the latest at the end: an error of an execution under way
+    /// may still be about one. It is told without a name if there were more in one batch.
+    former: Vec<(u64, Rc<[u8]>)>,
 }
+
+/// Numbers that were replaced, of one client, at most.
+const FORMER_MAX: usize = 8;
 
 impl Names {
     /// What the name of the statement `id` stands for.
@@ -462,7 +466,7 @@ impl Statements {
         }
         if let Some(names) = &mut self.named {
             names.by_id.clear();
-            names.former = None;
+            names.former.clear();
             names.by_name.retain(|_, known| {
                 known.named = None;
                 known.pending > 0
@@ -490,7 +494,10 @@ impl Statements {
         {
             let (former, renamed) = (old.id, Named::Shared(statement.clone(), *told));
             names.set(name, Some(renamed));
-            names.former = Some((former, name.into()));
+            if names.former.len() == FORMER_MAX {
+                names.former.remove(0);
+            }
+            names.former.push((former, name.into()));
         }
     }
 
@@ -531,7 +538,7 @@ impl Statements {
         if let Some(names) = &mut self.named {
             names.set(name, None);
             names.by_name.remove(name);
-            names.former = None;
+            names.former.clear();
         }
     }
 
@@ -545,7 +552,7 @@ impl Statements {
                 _ => None,
             })
         };
-        let former = || names.former.as_ref().filter(|(former, _)| *former == id).map(|(_, name)| &**name);
+        let former = || names.former.iter().rfind(|(former, _)| *former == id).map(|(_, name)| &**name);
         names.by_id.get(&id).map(|name| &**name).or_else(closed).or_else(former)
     }
 }
