@@ -331,17 +331,17 @@ impl Pool {
                 inner.idle.remove(at)
             };
             if conn.is_alive(cx) {
-                self.lend(&mut conn);
+                self.lend(&mut self.inner.borrow_mut(), &mut conn);
                 return Some(conn);
             }
             self.discard(conn, DiscardReason::Lost);
         }
     }
 
-    fn lend(&self, conn: &mut ServerConn) {
+    fn lend(&self, inner: &mut Inner, conn: &mut ServerConn) {
         debug_assert!(is_clean(conn) && conn.gate.in_flight.get() == 0);
         conn.used = true;
-        conn.lent = self.inner.borrow_mut().lent.insert(self.clock.now());
+        conn.lent = inner.lent.insert(self.clock.now());
         self.stats.borrow_mut().leases += 1;
     }
 
@@ -451,11 +451,12 @@ impl Pool {
         if self.catalog.sequences.are_asked_for() && sequences::is_held(&conn, self.clock.now()) {
             return self.hold(conn);
         }
-        let first = self.inner.borrow_mut().queue.pop_front();
-        let Some(key) = first else {
-            return self.inner.borrow_mut().idle.push(conn);
+        let mut inner = self.inner.borrow_mut();
+        let Some(key) = inner.queue.pop_front() else {
+            return inner.idle.push(conn);
         };
-        self.lend(&mut conn);
+        self.lend(&mut inner, &mut conn);
+        drop(inner);
         self.settle_slot(key, Slot::Granted(conn));
     }
 

@@ -1,5 +1,6 @@
 //! A client and its server connection without sockets: bytes in, bytes out, for the tests of the two inspectors.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use pgweir_config::StatementMode;
@@ -47,7 +48,7 @@ pub struct Desk {
     pub to_client: Vec<u8>,
     pub statements: Statements,
     scans: sql::Cache,
-    library: sql::Library,
+    library: RefCell<sql::Library>,
     catalog: Knowledge,
     stats: PoolStats,
     profiles: Profiles,
@@ -82,7 +83,7 @@ impl Desk {
             to_client: Vec::new(),
             statements: Statements::default(),
             scans: sql::Cache::default(),
-            library: sql::Library::default(),
+            library: RefCell::default(),
             catalog: Knowledge::new(1, SharedLimit::new(0), false, Sequences::new(false)),
             stats: PoolStats::default(),
             profiles,
@@ -119,7 +120,7 @@ impl Desk {
             marks: &mut self.marks,
             interner: &self.interner,
             scans: &mut self.scans,
-            library: &mut self.library,
+            library: &self.library,
             catalog: &self.catalog,
             catalog_key: self.catalog.key(),
             stats: &mut self.stats,

@@ -638,7 +638,7 @@ impl Relay {
             marks: &mut active.marks,
             interner: &context.interner,
             scans: &mut context.scans.borrow_mut(),
-            library: &mut context.library.borrow_mut(),
+            library: &context.library,
             catalog: &self.pool.catalog,
             catalog_key: self.pool.catalog.key(),
             stats: &mut self.lender.stats.borrow_mut(),

@@ -6,6 +6,7 @@ mod place;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use pgweir_config::StatementMode;
@@ -100,6 +101,7 @@ const CUSTOM_MAX: usize = 100;
 impl Marks {
     /// Whether nothing is marked.
     #[must_use]
+    #[inline]
     pub fn is_blank(&self) -> bool {
         let Self {
             own_values: _,
@@ -290,7 +292,7 @@ pub struct Request<'a> {
     /// What is known of the texts that clients send.
     pub scans: &'a mut sql::Cache,
     /// What the grammar says of them.
-    pub library: &'a mut sql::Library,
+    pub library: &'a RefCell<sql::Library>,
     /// The names that lead to more than a text shows.
     pub catalog: &'a Knowledge,
     /// Which catalog these are of.
@@ -400,8 +402,8 @@ impl Request<'_> {
         if lacks(Guard::Inspection) {
             return query_text(body).map(|text| (text, Effects::default()));
         }
-        let (catalog, library) = (self.catalog, &mut *self.library);
-        let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
+        let (catalog, library) = (self.catalog, self.library);
+        let through = |text: &[u8], own| catalog.suspects().judge(text, own, &mut library.borrow_mut());
         self.scans.judge(body, self.catalog_key, through)
     }
 
@@ -1099,8 +1101,8 @@ const fn may_ask(effects: Effects) -> bool {
 
 /// What running a statement may do: see [`Request::effects`].
 #[inline]
-fn judge(key: u64, catalog: &Knowledge, library: &mut sql::Library, statement: &Statement) -> Effects {
-    statement.judge(key, |text, own| catalog.suspects().judge(text, own, library))
+fn judge(key: u64, catalog: &Knowledge, library: &RefCell<sql::Library>, statement: &Statement) -> Effects {
+    statement.judge(key, |text, own| catalog.suspects().judge(text, own, &mut library.borrow_mut()))
 }
 
 /// Passes a `Parse` of so many bytes on under the client's name: its own text, or that which tells the watermark.

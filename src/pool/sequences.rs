@@ -123,7 +123,7 @@ impl Pool {
             inner.idle.remove(at)
         };
         if conn.is_alive(cx) {
-            self.lend(&mut conn);
+            self.lend(&mut self.inner.borrow_mut(), &mut conn);
             return Some(conn);
         }
         self.discard(conn, DiscardReason::Lost);

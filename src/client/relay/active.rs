@@ -118,6 +118,7 @@ impl Active {
     }
 
     /// Whether forgetting it loses nothing.
+    #[inline]
     pub(super) fn is_blank(&self) -> bool {
         self.backlog.input.is_empty()
             && self.backlog.output.is_empty()

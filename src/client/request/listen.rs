@@ -49,8 +49,8 @@ impl Request<'_> {
 
     /// Whether a simple query reads, and calls nothing that might do more.
     fn only_reads(&mut self, body: &[u8]) -> bool {
-        let (catalog, library) = (self.catalog, &mut *self.library);
-        let through = |text: &[u8], own| catalog.suspects().judge(text, own, library);
+        let (catalog, library) = (self.catalog, self.library);
+        let through = |text: &[u8], own| catalog.suspects().judge(text, own, &mut library.borrow_mut());
         let judged = self.scans.judge(body, self.catalog_key, through);
         judged.is_ok_and(|(text, effects)| is_plain(effects, text))
     }
