@@ -161,9 +161,12 @@ impl Marks {
     pub fn runs(&mut self, effects: Effects, text: &[u8]) {
         self.harmless &= effects.harmless;
         self.takes_values |= effects.takes_values;
-        if effects.set.is_empty() && !self.defines {
-            return;
+        if !effects.set.is_empty() || self.defines {
+            self.runs_more(effects, text);
         }
+    }
+
+    fn runs_more(&mut self, effects: Effects, text: &[u8]) {
         self.commit_sent |= effects.set.intersects(EffectSet::COMMIT);
         self.begin_sent |= effects.set.intersects(EffectSet::BEGIN);
         // Where nothing is listened to there is nothing to be found.
@@ -612,9 +615,13 @@ impl Request<'_> {
     #[inline]
     fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
         self.marks.runs(effects, text);
-        if effects.set.is_empty() {
-            return;
+        if !effects.set.is_empty() {
+            self.runs_more(effects, text, status);
         }
+    }
+
+    /// A text that may change the session is about to run.
+    fn runs_more(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
         if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
             self.resets(text);
         }

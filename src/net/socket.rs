@@ -39,16 +39,20 @@ connected!(UnixStream);
 pub(super) fn poll_recv(socket: &impl Connected, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         let mut read = None;
-        let outcome = socket.try_io(Interest::READABLE, || {
-            let (taken, _) = rustix::net::recv(socket, &mut *buf, RecvFlags::empty())?;
+        let _ = socket.try_io(Interest::READABLE, || {
+            let taken = rustix::net::recv(socket, &mut *buf, RecvFlags::empty()).map(|(taken, _)| taken);
             read = Some(taken);
-            // A short read has emptied the socket: there is nothing until its readiness is reported anew.
-            if 0 < taken && taken < buf.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            let empty = match taken {
+                // A short read has emptied the socket: there is nothing until its readiness is reported anew.
+                Ok(taken) => 0 < taken && taken < buf.len(),
+                Err(error) => error == Errno::AGAIN,
+            };
+            if empty { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
-        match (outcome, read) {
-            (_, Some(read)) => return Poll::Ready(Ok(read)),
-            (Err(error), None) if !is_passing(&error) => return Poll::Ready(Err(error)),
-            (Ok(()) | Err(_), None) => ready!(socket.poll_ready(cx, Interest::READABLE))?,
+        match read {
+            Some(Ok(taken)) => return Poll::Ready(Ok(taken)),
+            None | Some(Err(Errno::AGAIN | Errno::INTR)) => ready!(socket.poll_ready(cx, Interest::READABLE))?,
+            Some(Err(error)) => return Poll::Ready(Err(error.into())),
         }
     }
 }
@@ -83,9 +87,4 @@ fn send(socket: &impl Connected, first: &[u8], second: &[u8]) -> rustix::io::Res
     }
     let both = [IoSlice::new(first), IoSlice::new(second)];
     rustix::net::sendmsg(socket, &both, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
-}
-
-/// Whether trying again is all that an error asks for.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

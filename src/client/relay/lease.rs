@@ -70,14 +70,17 @@ impl Relay {
 
     /// Makes the settings on the server connection the client's, if they are not; before, if it `forgets`, nothing is to be
     /// left of what `nextval` gave anyone.
+    #[inline]
     fn replay(&mut self, forgets: bool, cx: &mut Task<'_>) -> Result<(), End> {
+        let Lease::Held(conn) = &self.lease else { return Ok(()) };
+        let is_same = Rc::ptr_eq(&conn.profile, &self.profile);
+        if is_same && !forgets || lacks(Guard::Journal) { Ok(()) } else { self.replay_all(is_same, forgets, cx) }
+    }
+
+    fn replay_all(&mut self, is_same: bool, forgets: bool, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());
         };
-        let is_same = Rc::ptr_eq(&conn.profile, &self.profile);
-        if is_same && !forgets || lacks(Guard::Journal) {
-            return Ok(());
-        }
         let is_proven = is_same || self.profile.is_proven_in(conn.incarnation.number());
         let hold = !is_proven || conn.profile.is_risky() || self.profile.is_risky();
         let mut message = Vec::new();
@@ -172,6 +175,7 @@ impl Relay {
     }
 
     /// The check that stands between two clients: nothing owed, nothing half sent, nothing half read.
+    #[inline]
     pub(super) fn is_free(&self) -> bool {
         let Lease::Held(conn) = &self.lease else { return false };
         lacks(Guard::Release)
