@@ -2,6 +2,8 @@
 //! memory. None of these depends much on how busy the machine is. Each has a bar and a committed figure in
 //! `costs.toml`. And the size of the program, which has a bar.
 
+mod scraping;
+
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -6,7 +6,7 @@
 //! | `sidecars` | a pgweir with its hungry clients: `pgweir exec` beside a command, or one that serves by a file |
 //! | `cost` | what the budget costs a fleet that is at rest |
 
-mod cost;
+pub(crate) mod cost;
 mod sidecars;
 
 use std::collections::BTreeMap;

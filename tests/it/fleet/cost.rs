@@ -71,7 +71,7 @@ struct Cost {
 /// CPU time of a thread.
 ///
 /// Source: the kernel's documentation, "Scheduler Statistics", "/proc/<pid>/schedstat".
-fn cpu(schedstat: PathBuf) -> Duration {
+pub(crate) fn cpu(schedstat: PathBuf) -> Duration {
     let text = fs::read_to_string(schedstat).unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
