@@ -336,6 +336,9 @@ impl Answer<'_> {
             if self.conn.pipeline.ready_owed() == 0 {
                 self.marks.commit_sent = false;
                 self.marks.begin_sent = false;
+                if status == TxStatus::Idle && !self.conn.pipeline.is_batch_open() {
+                    self.marks.placing.end_portals();
+                }
             }
             if reply.done.is_some() && self.conn.pipeline.front().is_some_and(|next| next.note == RESTORE) {
                 self.aside.ready_held = true;

@@ -434,6 +434,9 @@ impl Request<'_> {
                 let placing = &self.marks.placing;
                 let note = if placing.shows && is_of(&placing.portal, body) { NAMED } else { 0 };
                 pipeline.sent(Expect::Execute, Origin::Client, note);
+                if placing.may_drop(is_of(b"", body)) {
+                    self.conn.shelf.doubt_all();
+                }
             }
             Tag::Sync => {
                 pipeline.sent(Expect::Sync, Origin::Client, 0);
@@ -445,7 +448,7 @@ impl Request<'_> {
                 self.conn.mixed |= pipeline.is_batch_open();
                 pipeline.sent(Expect::FunctionCall, Origin::Client, 0);
                 self.marks.changes.next_batch();
-                self.marks.runs_unknown();
+                self.runs_unknown();
             }
             // A Flush earns nothing, and opens no batch of its own.
             Tag::CopyData | Tag::Flush => {}
@@ -478,7 +481,7 @@ impl Request<'_> {
             Tag::CopyData | Tag::FunctionCall => self.note_plain(tag, seen)?,
             Tag::Query if body_len as usize > self.inspect_max => {
                 self.query(Effects::default(), b"");
-                self.marks.runs_unknown();
+                self.runs_unknown();
                 self.marks.defines = true;
             }
             Tag::Parse if body_len as usize > self.inspect_max => return self.long_parse(body_len, seen, plan),
@@ -639,7 +642,16 @@ impl Request<'_> {
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
             // The server may be about to drop statements of ours, or may refuse to.
             self.conn.doubt_all();
+            self.marks.placing.drops = true;
         }
+    }
+
+    /// A text that nobody has read is about to run: it may drop statements of ours, too.
+    #[cold]
+    fn runs_unknown(&mut self) {
+        self.marks.runs_unknown();
+        self.conn.shelf.doubt_all();
+        self.marks.placing.drops = true;
     }
 
     /// A text that changes settings may put some back to where they were at the start.
@@ -909,7 +921,7 @@ impl Request<'_> {
                 let statement = statement.clone();
                 self.binds(effects, &statement.text);
             } else if runs {
-                self.marks.runs_unknown();
+                self.runs_unknown();
             }
             return Ok(Renamed::Same);
         }
@@ -931,7 +943,7 @@ impl Request<'_> {
             // Of a name that SQL gave nothing is known.
             Look::Named(Named::Raw) | Look::Unknown => {
                 if runs {
-                    self.marks.runs_unknown();
+                    self.runs_unknown();
                 }
                 self.as_it_is(name)
             }
@@ -955,9 +967,10 @@ impl Request<'_> {
     #[inline]
     fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
         let purpose = Use { runs: true, portal: bind.portal, len: HEADER + body_len };
-        self.marks.placing.shows = false;
+        (self.marks.placing.shows, self.marks.placing.drops) = (false, false);
         let renamed = self.resolve(bind.statement, purpose, plan)?;
         self.conn.pipeline.sent(Expect::Bind, Origin::Client, renamed.note());
+        self.marks.placing.bound_to(bind.portal.is_empty());
         self.marks.placing.portal.clear();
         self.marks.placing.portal.extend_from_slice(bind.portal);
         self.stats.binds += 1;

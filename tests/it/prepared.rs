@@ -646,6 +646,45 @@ async fn what_another_left_unnamed_is_not_run_behind_what_the_server_cannot_read
 }
 
 #[tokio::test]
+async fn what_drops_statements_unread_or_later_costs_no_other_client_its_own() {
+    let site = Site::start(&[("default_pool_size", "1"), ("prepared_statements", "rewrite")]);
+    let kept = "SELECT 'kept'";
+    let padding = "x".repeat(300_000);
+    let dropper = || [parse("d", "DEALLOCATE ALL", &[]), bind("p", "d", &[])].concat();
+    let between = || parse("t", kept, &[]);
+    for (name, batches) in [
+        ("too long to be read", vec![query(&format!("DEALLOCATE ALL /* {padding} */"))]),
+        ("the same, of everything", vec![query(&format!("DISCARD ALL /* {padding} */"))]),
+        (
+            "bound before it is parsed",
+            vec![[parse("d", "DEALLOCATE ALL", &[]), bind("", "d", &[]), between(), execute("", 0), sync()].concat()],
+        ),
+        ("bound to a portal with a name", vec![[dropper(), between(), execute("p", 0), sync()].concat()]),
+        (
+            "in another batch",
+            vec![
+                query("BEGIN"),
+                [dropper(), sync()].concat(),
+                [between(), sync()].concat(),
+                [execute("p", 0), sync()].concat(),
+                query("COMMIT"),
+            ],
+        ),
+    ] {
+        let (mut first, mut other) = (site.client().await, site.client().await);
+        prepare(&mut first, "s", kept).await;
+        for batch in batches {
+            first.send(&batch).await.unwrap();
+            assert_eq!(first.outcome().await.unwrap().error, None, "{name}");
+        }
+        // In a transaction nothing is healed.
+        assert_eq!(other.query("BEGIN").await.unwrap().status, b'T');
+        prepare(&mut other, "u", kept).await;
+        assert_value(&run(&mut other, &[named("u", &[]), sync()]).await, "kept");
+    }
+}
+
+#[tokio::test]
 async fn a_client_may_hold_no_more_statements_than_the_limit() {
     let site = Site::start(&[("default_pool_size", "1"), ("max_client_statements", "5")]);
     let mut client = site.client().await;

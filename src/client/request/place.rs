@@ -44,6 +44,10 @@ pub struct Placing {
     pub shows: bool,
     /// Something of this lease did.
     pub tells: bool,
+    /// What was bound last may drop statements of ours when it is executed.
+    pub drops: bool,
+    /// The unnamed portal may, or one with a name.
+    portals_drop: [bool; 2],
 }
 
 impl Placing {
@@ -51,6 +55,28 @@ impl Placing {
     pub fn begin(&mut self) {
         (self.asked, self.renewed, self.bound) = (false, None, 0);
         (self.shows, self.tells) = (false, false);
+        self.end_portals();
+    }
+
+    /// What was just looked at is bound to a portal: the unnamed one, which has nothing else from now on, or another.
+    #[inline]
+    pub fn bound_to(&mut self, unnamed: bool) {
+        let [first, named] = &mut self.portals_drop;
+        if unnamed { *first = self.drops } else { *named |= self.drops }
+    }
+
+    /// Whether executing a portal may drop statements of ours. When it was bound they were there, and what is parsed between
+    /// the two is dropped as well.
+    #[inline]
+    pub const fn may_drop(&self, unnamed: bool) -> bool {
+        let [first, named] = self.portals_drop;
+        if unnamed { first } else { named }
+    }
+
+    /// The transaction is over, and its portals are with it.
+    #[inline]
+    pub const fn end_portals(&mut self) {
+        self.portals_drop = [false; 2];
     }
 }
 
