@@ -376,8 +376,10 @@ impl Answer<'_> {
         let Some(id) = statement_id(done.note) else { return };
         let described = parameters.with(Described::rows((tag == Tag::RowDescription).then_some(body)));
         if notes(done.note, STRIPPED) {
-            self.conn.unnamed.describe(id, described);
-            self.marks.changes.describe_held(id, described);
+            // If something of a later batch replaced it meanwhile, that was described to nobody.
+            if !self.marks.changes.describe_replaced(id, described) {
+                self.conn.unnamed.describe(id, described);
+            }
         } else {
             self.conn.shelf.describe(id, described);
         }

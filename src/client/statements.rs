@@ -199,11 +199,11 @@ impl Changes {
         }
     }
 
-    /// The server has told how it describes the statement `id`, which it holds: something on its way may be to replace it.
-    pub fn describe_held(&mut self, id: u64, described: Described) {
-        if let Some(next) = self.queue.iter_mut().find_map(Change::replaced) {
-            next.before.describe(id, described);
-        }
+    /// The server has told how it describes the statement `id`, which it holds. False if nothing on its way is to replace it.
+    #[must_use]
+    pub fn describe_replaced(&mut self, id: u64, described: Described) -> bool {
+        let next = self.queue.iter_mut().find_map(Change::replaced);
+        next.map(|next| next.before.describe(id, described)).is_some()
     }
 
     /// A change of the server connection's unnamed statement came to its end, whichever.

@@ -284,6 +284,20 @@ fn what_another_left_is_not_bound_behind_a_message_that_the_server_could_not_rea
 }
 
 #[test]
+fn what_the_server_says_of_a_statement_is_not_known_of_the_same_text_parsed_again_behind_it() {
+    let mut desk = Desk::new();
+    desk.client(&[parse("", X, &[]), describe_statement(""), sync(), parse("", X, &[]), sync()].concat());
+    // Meanwhile the table may become another.
+    let rows = message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
+    let first = [reply::bare(b'1'), message(b't', b"\0\0"), rows, reply::ready(b'I')].concat();
+    for answer in [first, [reply::bare(b'1'), reply::ready(b'I')].concat()] {
+        desk.server(&answer);
+        let Held::Holds(_, parsed) = &desk.conn.unnamed else { panic!("none is held") };
+        assert!(!parsed.described.is_known());
+    }
+}
+
+#[test]
 fn one_of_ours_that_fails_leaves_none() {
     let mut stage = stage();
     stage.play(&[query("BEGIN"), parse("", Y, &[]), sync(), query(FAILING)]);
