@@ -1,14 +1,18 @@
-//! Micro-benchmarks of the hot path's parts: framing, the pipeline's bookkeeping, reading messages and scanning SQL.
-//!
-//! Leasing and releasing a server connection is not among them: a `ServerConn` comes from a login to a real server, and
-//! then the system calls are what is measured; `benches/load` does that.
+//! Micro-benchmarks of the hot path's parts: framing, the pipeline's bookkeeping, reading messages, scanning SQL, and a turn of
+//! the relay. That one is the CPU time, system calls and all, of a `pgweir` before a real Postgres; `benches/load` compares it
+//! with PgBouncer's.
 #![allow(clippy::expect_used, reason = "a benchmark that goes wrong may panic")]
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pgweir::catalog::{Route, RouteCache, Survey};
 use pgweir::sql;
+use pgweir_harness::wire::Wire;
+use pgweir_harness::{
+    APP_DATABASE, APP_PASSWORD, APP_USER, Auth, Cluster, ClusterOptions, Pgweir, PgweirOptions, pgweir_toml,
+};
 use pgweir_proto::backend::{Tag, TxStatus};
 use pgweir_proto::encode;
 use pgweir_proto::frontend::{Bind, Parse};
@@ -183,5 +187,37 @@ fn routes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, scanner, pipeline, messages, scan, routes);
+/// Queries after which the CPU time is read: it is counted in ticks of 10 ms.
+const QUERIES: u32 = 20_000;
+
+/// A query and its answer through pgweir. In session mode the client keeps its server connection; in transaction mode it
+/// takes one from the pool for each query and gives it back: the difference is the checkout.
+fn relay(criterion: &mut Criterion) {
+    let cluster = Cluster::start(ClusterOptions::auth(Auth::Trust)).expect("Postgres");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut group = criterion.benchmark_group("relay, CPU time of a query");
+    group.sample_size(10).measurement_time(Duration::from_secs(20));
+    for mode in ["session", "transaction"] {
+        let toml = pgweir_toml(&cluster, &[("pool_mode", mode), ("auth_type", "trust")]);
+        let bin = Some(env!("CARGO_BIN_EXE_pgweir").into());
+        let pgweir = Pgweir::start_with(PgweirOptions { toml, bin, ..PgweirOptions::default() }).expect("pgweir");
+        let open = Wire::open(pgweir.addr(), APP_USER, APP_DATABASE, APP_PASSWORD);
+        let mut client = runtime.block_on(open).expect("a login");
+        let cpu = || pgweir.cpu_time().map(|(user, system)| user + system).expect("its CPU time");
+        group.bench_function(format!("pool_mode = {mode}"), |bencher| {
+            bencher.iter_custom(|iterations| {
+                let before = cpu();
+                runtime.block_on(async {
+                    for _ in 0..QUERIES {
+                        client.query("SELECT 1").await.expect("an answer");
+                    }
+                });
+                (cpu() - before) * u32::try_from(iterations).unwrap_or(u32::MAX) / QUERIES
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, scanner, pipeline, messages, scan, routes, relay);
 criterion_main!(benches);
