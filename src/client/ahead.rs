@@ -44,26 +44,40 @@ pub struct Ahead {
     pub len: usize,
     /// What comes behind them.
     pub edge: Edge,
+    /// It gives statements, or takes some away: by other messages than a query alone.
+    pub changes: bool,
 }
 
 impl Ahead {
     /// Goes through the first batch in `input`. `scanner` is where the stream stands; a text of up to `text_max` bytes is
     /// passed on when it is whole.
-    pub fn look<'a>(mut scanner: Scanner, input: &'a [u8], text_max: usize, mut see: impl FnMut(Piece<'a>)) -> Self {
-        let mut len = 0;
-        let at = |len, edge| Self { len, edge };
+    #[inline]
+    pub fn look<'a>(scanner: Scanner, input: &'a [u8], text_max: usize, see: impl FnMut(Piece<'a>)) -> Self {
+        let mut found = Self { len: 0, edge: Edge::Open, changes: false };
+        found.edge = found.go_through(scanner, input, text_max, see);
+        found
+    }
+
+    #[inline]
+    fn go_through<'a>(
+        &mut self,
+        mut scanner: Scanner,
+        input: &'a [u8],
+        text_max: usize,
+        mut see: impl FnMut(Piece<'a>),
+    ) -> Edge {
         if scanner.is_inside() {
-            return at(0, Edge::Inside);
+            return Edge::Inside;
         }
-        while len <= BATCH_MAX {
-            let (tag, body) = match scanner.next(input.get(len..).unwrap_or_default()) {
+        while self.len <= BATCH_MAX {
+            let (tag, body) = match scanner.next(input.get(self.len..).unwrap_or_default()) {
                 Ok(Scanned::Whole { tag, body }) => (tag, body),
-                Ok(Scanned::Short) => return at(len, Edge::Short),
-                Ok(Scanned::Part { body_len, .. }) if len + HEADER + body_len as usize <= BATCH_MAX => {
-                    return at(len, Edge::Short);
+                Ok(Scanned::Short) => return Edge::Short,
+                Ok(Scanned::Part { body_len, .. }) if self.len + HEADER + body_len as usize <= BATCH_MAX => {
+                    return Edge::Short;
                 }
                 Ok(Scanned::Part { tag: b'Q' | b'P', body_len, .. }) if body_len as usize <= text_max => {
-                    return at(len, Edge::Short);
+                    return Edge::Short;
                 }
                 Ok(Scanned::Part { tag, seen, .. }) => {
                     // What a long text does is not known before its end.
@@ -72,26 +86,29 @@ impl Ahead {
                         b'B' => see(Bind::parse(seen).map_or(Piece::Untold, |bind| Piece::Names(bind.statement))),
                         _ => {}
                     }
-                    return at(len, Edge::Inside);
+                    return Edge::Inside;
                 }
-                Ok(Scanned::Inside { .. }) => return at(len, Edge::Inside),
+                Ok(Scanned::Inside { .. }) => return Edge::Inside,
                 // The session is about to end.
-                Err(_) => return at(len, Edge::Open),
+                Err(_) => return Edge::Open,
             };
-            let Ok(tag) = Tag::from_byte(tag) else { return at(len, Edge::Open) };
-            let before = len;
-            len += HEADER + body.len();
+            let Ok(tag) = Tag::from_byte(tag) else { return Edge::Open };
+            let before = self.len;
+            self.len += HEADER + body.len();
             match tag {
                 Tag::Query => {
+                    // It destroys the unnamed statement, which something in front of it may have used.
+                    self.changes |= before > 0;
                     see(query_text(body).map_or(Piece::Untold, Piece::Query));
-                    return at(len, Edge::Whole);
+                    return Edge::Whole;
                 }
                 Tag::FunctionCall => {
                     see(Piece::Untold);
-                    return at(len, Edge::Whole);
+                    return Edge::Whole;
                 }
-                Tag::Sync => return at(len, Edge::Whole),
+                Tag::Sync => return Edge::Whole,
                 Tag::Parse => {
+                    self.changes = true;
                     see(Parse::parse(body).map_or(Piece::Untold, |parse| Piece::Parse(parse.statement, parse.query)));
                 }
                 Tag::Bind => see(Bind::parse(body).map_or(Piece::Untold, |bind| Piece::Names(bind.statement))),
@@ -101,16 +118,20 @@ impl Ahead {
                     }
                 }
                 Tag::Close => {
+                    self.changes = true;
                     if let Ok(Target::Statement(name)) = Target::parse(body) {
                         see(Piece::Closes(name));
                     }
                 }
                 Tag::Execute => {}
-                Tag::Flush => return at(len, Edge::Open),
-                _ => return at(before, Edge::Open),
+                Tag::Flush => return Edge::Open,
+                _ => {
+                    self.len = before;
+                    return Edge::Open;
+                }
             }
         }
-        at(len, Edge::Open)
+        Edge::Open
     }
 
     /// Whether the first batch in `input` would find other statements if it ran a second time: it gives a name that is known
@@ -195,6 +216,9 @@ mod tests {
         for (name, input, want) in table {
             let spoils = Ahead::spoils(Scanner::new(u32::MAX >> 1), &input, BATCH_MAX, |name| name == b"s");
             assert_eq!(spoils, want, "{name}");
+            // Without any change it is not even asked.
+            let changes = Ahead::look(Scanner::new(u32::MAX >> 1), &input, BATCH_MAX, |_| {}).changes;
+            assert!(changes || !spoils || input == cat(&[&many, &end]), "{name}");
         }
     }
 

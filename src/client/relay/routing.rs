@@ -395,7 +395,7 @@ impl Relay {
             (Ok(_), Edge::Whole) if found.len > BATCH_MAX => Decision::Home(RouteReason::Open),
             // Drivers prepare in the middle of a transaction, where it could not move any more.
             (Ok((Errand::Opening, _)), Edge::Whole) if !self.keeps_names() => Decision::Home(RouteReason::Session),
-            (Ok(_), Edge::Whole) if self.spoils(ahead) || self.gives_unkept(ahead) => {
+            (Ok(_), Edge::Whole) if found.changes && (self.spoils(ahead) || self.gives_unkept(ahead)) => {
                 Decision::Home(RouteReason::Session)
             }
             (Ok((errand, reason)), Edge::Whole) => Decision::Follower(errand, reason),
@@ -406,9 +406,6 @@ impl Relay {
     /// Whether the first batch in `ahead` could not run again after it failed on a follower: what it did to its client's
     /// statements before that is done.
     fn spoils(&self, ahead: &[u8]) -> bool {
-        if ahead.first() == Some(&b'Q') {
-            return false;
-        }
         let none = Changes::default();
         let changes = self.active.as_ref().map_or(&none, |active| &active.marks.changes);
         let is_known = |name: &[u8]| !matches!(self.statements.look(name, changes), Look::Unknown);
@@ -423,11 +420,14 @@ impl Relay {
     /// Whether the first batch in `ahead` gives a name that the server alone would keep, and a follower's connection is not
     /// kept for its client.
     fn gives_unkept(&self, ahead: &[u8]) -> bool {
+        if self.keeps_names() {
+            return false;
+        }
         let mut gives = false;
         let _ = Ahead::look(self.scanner, ahead, self.context.config.client.inspect_max, |piece| {
             gives |= matches!(piece, Piece::Parse(name, _) if !name.is_empty());
         });
-        gives && !self.keeps_names()
+        gives
     }
 
     /// Where a text may run.
@@ -748,7 +748,6 @@ impl Relay {
             _ => {}
         }
         let course = routing.course;
-        let spoils = self.spoils(input);
         let (mut unfit, mut proven, mut ended) = (None, true, false);
         if !is_skipped && self.gives_unkept(input) {
             unfit = Some(Unfit::Unkept);
@@ -779,7 +778,12 @@ impl Relay {
         }
         let (next, left) = match found.edge {
             Edge::Short => return Ok(false),
-            Edge::Whole if course == Course::Begun && is_settled && !spoils && found.len <= BATCH_MAX => {
+            Edge::Whole
+                if course == Course::Begun
+                    && is_settled
+                    && found.len <= BATCH_MAX
+                    && !(found.changes && self.spoils(input)) =>
+            {
                 (Course::First, found.len)
             }
             Edge::Whole | Edge::Open => (Course::Within, found.len),
