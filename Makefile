@@ -34,6 +34,6 @@ lint: ## Check format, lints (of the build without the grammar, too) and documen
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 bench: ## Compare CPU per transaction with PgBouncer's (PGBOUNCER=/path, ARGS=...)
-	@.ci/deps demo
+	@.ci/deps bench >/dev/null
 	cargo build --release --locked --workspace
-	target/release/pgweir-load $(ARGS)
+	PGBOUNCER=$$(.ci/deps bench 2>/dev/null) target/release/pgweir-load $(ARGS)

@@ -148,6 +148,14 @@ fn run(arguments: &Arguments) -> Result<(), Fault> {
     raise_file_limit()?;
     watch_signals()?;
     let (baseline, subject) = programs(arguments)?;
+    if !baseline.prepares() {
+        if arguments.statements {
+            let reason = "has no prepared statements in transaction mode; name 1.21 or newer by PGBOUNCER".to_owned();
+            return Err(Fault::Program { path: baseline.path, reason });
+        }
+        eprintln!("without the rows of prepared statements: {} has none in transaction mode", baseline.version);
+        rows.retain(|row| row.measure != Measure::Cpu(Workload::Prepared));
+    }
     let (server, cluster) = server(arguments)?;
     if let (true, Some(cluster)) = (arguments.statements, &cluster) {
         return run_statements(arguments, cluster, &server, [&baseline, &subject]);

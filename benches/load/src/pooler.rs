@@ -65,6 +65,14 @@ impl Program {
         Ok(Self { path: path.to_owned(), kind, version: version.to_owned(), lacks: None })
     }
 
+    /// Whether it takes prepared statements in transaction mode: `PgBouncer` does from 1.21 on.
+    #[must_use]
+    pub fn prepares(&self) -> bool {
+        let mut numbers = self.version.split([' ', '.']).filter_map(|part| part.parse().ok());
+        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        self.kind != Kind::PgBouncer || version >= (1, 21)
+    }
+
     /// The same program, which leaves out what `guard` names.
     ///
     /// # Errors
@@ -228,7 +236,7 @@ fn command(
     match program.kind {
         Kind::PgBouncer => {
             let users = write("users.txt", format!("\"{}\" \"{}\"\n", server.user, server.password))?;
-            let mut text = pgbouncer_ini(server, addr, pool_size, &users);
+            let mut text = pgbouncer_ini(server, addr, pool_size, &users, program.prepares());
             if let Some([cert, key]) = &identity {
                 let _ = writeln!(
                     text,
@@ -291,7 +299,10 @@ fn give_away(command: &mut Command, folder: &Path, files: &[&Path]) -> Result<()
     Ok(())
 }
 
-fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Path) -> String {
+fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Path, prepares: bool) -> String {
+    // It refuses a setting that it does not know.
+    let statements =
+        if prepares { format!("max_prepared_statements = {MAX_PREPARED_STATEMENTS}\n") } else { String::new() };
     format!(
         "[databases]\n\
          {database} = host={host} port={port} dbname={database}\n\
@@ -306,7 +317,7 @@ fn pgbouncer_ini(server: &Account, addr: SocketAddr, pool_size: u32, users: &Pat
          pool_mode = transaction\n\
          default_pool_size = {pool_size}\n\
          max_client_conn = 10000\n\
-         max_prepared_statements = {MAX_PREPARED_STATEMENTS}\n\
+         {statements}\
          log_connections = 0\n\
          log_disconnections = 0\n",
         database = server.database,
@@ -402,6 +413,37 @@ mod tests {
     }
 
     #[test]
+    fn statements_are_prepared_from_1_21_on() {
+        for (version, can) in [
+            ("PgBouncer 1.18.0", false),
+            ("PgBouncer 1.20.1", false),
+            ("PgBouncer 1.21.0", true),
+            ("PgBouncer 1.25.2", true),
+            ("PgBouncer 2.0.0", true),
+            ("pgweir 0.1.0", true),
+        ] {
+            let program = Program {
+                path: PathBuf::new(),
+                kind: kind(version).unwrap(),
+                version: version.to_owned(),
+                lacks: None,
+            };
+            assert_eq!(program.prepares(), can, "{version}");
+        }
+        let server = Account {
+            addr: "127.0.0.1:5432".parse().unwrap(),
+            user: "u".to_owned(),
+            password: "p".to_owned(),
+            database: "d".to_owned(),
+            tls: false,
+            options: String::new(),
+        };
+        let ini = |prepares| pgbouncer_ini(&server, server.addr, 1, Path::new("/users"), prepares);
+        assert!(ini(true).contains("\nmax_prepared_statements = 200\n"));
+        assert_eq!(ini(true).replace("max_prepared_statements = 200\n", ""), ini(false));
+    }
+
+    #[test]
     fn only_a_program_that_can_leave_something_out_is_run_without_it() {
         let program = |version: &str| {
             let kind = kind(version).unwrap();
@@ -424,7 +466,7 @@ mod tests {
             options: String::new(),
         };
         let addr = "127.0.0.1:21000".parse().unwrap();
-        let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"));
+        let ini = pgbouncer_ini(&server, addr, 13, Path::new("/users"), true);
         let followers = ["127.0.0.1:5434".parse().unwrap(), "127.0.0.1:5435".parse().unwrap()];
         let reads = Some(Reads { followers: &followers, freshness: "session" });
         let setup = Setup { pool_size: 13, tls: false, statements: Some("strip"), reads };
