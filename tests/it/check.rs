@@ -1,19 +1,11 @@
 //! `pgweir check` before servers that are there: what does not fit, what is not there, and how to mend it.
 
-use std::process::Command;
-
-use pgweir_harness::secrets;
-
-use crate::support::{Place, primary};
+use crate::support::{Place, primary, run_with};
 
 /// Whether a check of this configuration finds nothing, its report, and the faults, one a line.
 fn check(toml: &str) -> (bool, String, Vec<String>) {
-    let folder = tempfile::TempDir::new().unwrap();
-    let file = folder.path().join("pgweir.toml");
-    std::fs::write(&file, toml).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(["check", "--config"]).arg(&file).output().unwrap();
+    let output = run_with("check", toml);
     let [report, faults] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    secrets::assert_none_in("pgweir check", format!("{report}{faults}"));
     (output.status.success(), report, faults.lines().map(str::to_owned).collect())
 }
 
@@ -23,7 +15,12 @@ fn limits_of_the_server_that_the_pools_do_not_fit_under_are_told_and_the_remedy_
     let (name, at) = (place.name.as_str(), place.cluster.addr());
     // One pool for each of the two users that are configured, both as the same role.
     let toml = |size: &str| place.toml(&[("default_pool_size", size)]);
-    assert_eq!((check(&toml("4")).0, check(&toml("4")).2), (true, Vec::new()));
+    let fits = |size: &str| {
+        let (well, report, faults) = check(&toml(size));
+        assert_eq!((well, faults), (true, Vec::new()), "{report}");
+        report
+    };
+    fits("4");
     for (kind, noun) in [("ROLE", "role"), ("DATABASE", "database")] {
         place.psql(&format!("ALTER {kind} {name} CONNECTION LIMIT 5"));
         let (well, report, faults) = check(&toml("4"));
@@ -38,10 +35,9 @@ fn limits_of_the_server_that_the_pools_do_not_fit_under_are_told_and_the_remedy_
         );
         assert!(report.ends_with("\n1 fault\n"), "{report}");
         // Either way.
-        assert_eq!((check(&toml("2")).0, check(&toml("2")).2), (true, Vec::new()));
+        fits("2");
         place.psql(&format!("ALTER {kind} {name} CONNECTION LIMIT 8"));
-        let (well, report, faults) = check(&toml("4"));
-        assert_eq!((well, faults), (true, Vec::new()), "{report}");
+        let report = fits("4");
         assert!(report.contains(&format!("  {noun}: limit 8, 0 in use; 2 pools may want 8: fits\n")), "{report}");
         place.psql(&format!("ALTER {kind} {name} CONNECTION LIMIT -1"));
     }

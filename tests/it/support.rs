@@ -1,6 +1,7 @@
 //! What the tests share: one primary, a place of one's own on it, clients, and the watch over the cap.
 
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use pgweir_harness::wire::{Outcome, Wire};
 use pgweir_harness::{
-    Cluster, ClusterOptions, ConnectionFilter, ConnectionWatch, Pgweir, PgweirOptions, pgweir_toml, wait_until,
+    Cluster, ClusterOptions, ConnectionFilter, ConnectionWatch, Pgweir, PgweirOptions, pgweir_toml, secrets, wait_until,
 };
 
 /// Longest wait for something that should come at once; generous, since the machine may be busy.
@@ -179,6 +180,22 @@ pub(crate) fn start_pgweir(toml: String) -> Pgweir {
 pub(crate) fn options(toml: String) -> PgweirOptions {
     let bin = Some(PathBuf::from(env!("CARGO_BIN_EXE_pgweir")));
     PgweirOptions { toml, bin, ..PgweirOptions::default() }
+}
+
+/// What `pgweir SUBCOMMAND` says of a configuration, and how it ends.
+pub(crate) fn run_with(subcommand: &str, toml: &str) -> Output {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("pgweir.toml");
+    std::fs::write(&file, toml).unwrap();
+    secrets::keep_config(toml);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    // What steers the tests is no setting of the program's.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGWEIR_")) {
+        command.env_remove(name);
+    }
+    let output = command.args([subcommand, "--config"]).arg(&file).output().unwrap();
+    secrets::assert_none_in(subcommand, [&output.stdout[..], &output.stderr].concat());
+    output
 }
 
 /// Samples the number of server connections again and again. When it ends, by

@@ -2,11 +2,10 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgweir_harness::{secrets, wait_until};
+use pgweir_harness::wait_until;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::version::TLS13;
 
@@ -14,7 +13,7 @@ use super::client::{self, TlsClient};
 use super::clients::Front;
 use super::pki::{Authority, Folder, Identity, named};
 use super::{TlsPrimary, psql, show};
-use crate::support::{Place, SOON, primary, start_pgweir};
+use crate::support::{Place, SOON, primary, run_with, start_pgweir};
 
 #[test]
 fn a_new_certificate_is_shown_without_a_restart_and_a_faulty_one_is_not() {
@@ -169,21 +168,6 @@ fn eventually(mut so: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// What `pgweir SUBCOMMAND` says of a configuration.
-fn run(subcommand: &str, config: &str) -> Output {
-    let folder = Folder::new();
-    let path = folder.write("pgweir.toml", config);
-    secrets::keep_config(config);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
-    // What steers the tests is no setting of the program's.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PGWEIR_")) {
-        command.env_remove(name);
-    }
-    let output = command.args([subcommand, "--config", show(&path)]).output().unwrap();
-    secrets::assert_none_in(subcommand, [&output.stdout[..], &output.stderr].concat());
-    output
-}
-
 #[test]
 fn every_fault_of_every_file_is_told_at_the_start() {
     let folder = Folder::new();
@@ -212,7 +196,7 @@ fn every_fault_of_every_file_is_told_at_the_start() {
         ("databases.c.sslkey", show(&key)),
     ]);
     for subcommand in ["serve", "check"] {
-        let output = run(subcommand, &base);
+        let output = run_with(subcommand, &base);
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{told}");
         for (key, words) in [
@@ -244,7 +228,7 @@ fn settings_of_tls_that_contradict_each_other_are_faults() {
         (&[("databases.PLACE.sslnegotiation", "direct")],  "weak sslmode, which may not be used with sslnegotiation"),
     ];
     for (settings, words) in table {
-        let output = run("serve", &place.toml(settings));
+        let output = run_with("serve", &place.toml(settings));
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains(words), "{settings:?}: {told}");
@@ -261,7 +245,7 @@ fn a_check_tries_the_databases_with_tls_as_the_pools_would() {
     let place = Place::on(&tls.0);
     for (ca, want) in [(&root, true), (&Authority::root("another"), false)] {
         let ca = folder.write("ca.pem", &ca.pem);
-        let output = run(
+        let output = run_with(
             "check",
             &place.toml(&[
                 ("databases.app.sslmode", "disable"),
