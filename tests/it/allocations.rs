@@ -167,8 +167,7 @@ impl<'a> Worker<'a> {
     fn before(place: Place<'a>, settings: &[(&str, &str)]) -> Self {
         // Whoever starts a worker meanwhile would be taken for ours.
         static ONE_START: Mutex<()> = Mutex::new(());
-        // An audit is no part of a transaction's way.
-        let toml = place.toml(&[&[("audit_every", "0")], settings].concat());
+        let toml = place.toml(settings);
         let sources = Sources { file: Some(("pgweir.toml", &toml)), env: &[], args: &[] };
         let config = Arc::new(Config::from_sources(sources).unwrap());
         let listeners = pgweir::net::listen(&config.listen).unwrap();

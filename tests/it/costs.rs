@@ -78,7 +78,7 @@ const MEMORY_TOLERANCE: f64 = 0.05;
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A line in the log per client is not what is measured.
-const QUIET: [(&str, &str); 3] = [("log_connections", "false"), ("log_disconnections", "false"), ("audit_every", "0")];
+const QUIET: [(&str, &str); 2] = [("log_connections", "false"), ("log_disconnections", "false")];
 
 /// The release build: `PGWEIR_RELEASE_BIN`, else built here.
 fn release() -> &'static Path {

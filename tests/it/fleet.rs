@@ -51,12 +51,7 @@ fn cluster() -> Cluster {
 /// The settings of all fleets, and further ones.
 fn settings<'a>(further: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     // Nothing but the clients' queries and the census is counted.
-    let all = [
-        ("fleet_census_period", PERIOD),
-        ("query_wait_timeout", "60s"),
-        ("catalog_check_interval", "1h"),
-        ("audit_every", "0"),
-    ];
+    let all = [("fleet_census_period", PERIOD), ("query_wait_timeout", "60s"), ("catalog_check_interval", "1h")];
     all.into_iter().chain(further.iter().copied()).collect()
 }
 

@@ -215,7 +215,6 @@ async fn two_followers_behind_one_name_lend_each_other_no_position() {
         ("read_routing", "auto"),
         ("read_freshness", "session"),
         ("default_pool_size", "24"),
-        ("audit_every", "0"),
     ];
     let readers = Readers::start(&primary, &[], &settings);
     let name = readers.place.name.clone();

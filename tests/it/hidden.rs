@@ -452,8 +452,7 @@ async fn a_definition_of_one_pools_client_is_known_to_the_other_pools_of_its_dat
 
 #[tokio::test]
 async fn what_is_defined_elsewhere_is_noticed_in_time() {
-    // Until then an audit would find it, rightly.
-    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "200ms"), ("audit_every", "0")];
+    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "200ms")];
     let stage = Stage::new(&settings);
     let mut one = stage.client().await;
     succeed(&mut one, "SELECT 1").await;
@@ -608,7 +607,7 @@ async fn an_audit_finds_nothing_where_settings_are_only_spelled_otherwise() {
 
 #[tokio::test]
 async fn what_mentions_no_suspect_is_not_audited() {
-    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "1h"), ("audit_every", "0")];
+    let settings = [("default_pool_size", "1"), ("catalog_check_interval", "1h")];
     let place = crate::support::Place::on(crate::support::primary());
     let name = place.name.clone();
     place.cluster.psql("postgres", &format!("CREATE ROLE {name}_other")).unwrap();

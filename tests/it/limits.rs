@@ -163,12 +163,11 @@ async fn the_limits_tell_what_this_one_its_peers_and_everybody_else_use() {
 
 #[tokio::test]
 async fn without_a_fleet_the_census_is_taken_when_somebody_asks_on_a_connection_that_is_there() {
-    // What the server was asked last tells that nobody has looked: no audit, either.
-    let site = Site::start(&[("fleet_census_period", "1s"), ("default_pool_size", "1"), ("audit_every", "0")]);
+    let site = Site::start(&[("fleet_census_period", "1s"), ("default_pool_size", "1")]);
     let watch = site.place.cap_watch(1);
     let mut client = site.client().await;
     assert_value(&client.query("SELECT 1").await.unwrap(), "1");
-    // Nobody has asked for them, and so nobody has looked.
+    // Nobody has asked for them, and so nobody has looked: what the server was asked last tells.
     sleep(Duration::from_millis(1500)).await;
     let (_, metrics) = site.pgweir.http_get("/metrics").unwrap();
     assert!(!metrics.contains("pgweir_limit_used{") && metrics.contains("pgweir_servers{"), "{metrics}");

@@ -705,7 +705,6 @@ async fn two_idle<'a>(stage: &'a Stage<'a>) -> Wire {
 
 #[test]
 fn a_harmless_batch_that_is_lost_before_a_word_of_its_answer_is_run_again_unseen() {
-    // What is cut off is to be the client's, not an audit.
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
         let mut client = two_idle(&stage).await;
@@ -790,7 +789,6 @@ fn what_was_answered_here_of_a_batch_is_not_told_again_when_the_rest_runs_again(
 
 #[test]
 fn what_is_lost_a_second_time_is_told() {
-    // What is cut off is to be the client's, not an audit.
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
         let mut client = two_idle(&stage).await;

@@ -47,8 +47,7 @@ async fn a_query_behind_the_settings_of_its_client_is_timed_from_when_it_was_sen
 
 #[tokio::test]
 async fn metrics_count_what_happened_exactly() {
-    // With audits a lease would go on where the client sends more meanwhile.
-    let site = Site::start(&[("default_pool_size", "2"), ("audit_every", "0")]);
+    let site = Site::start(&[("default_pool_size", "2")]);
     let pool = [format!("database=\"{}\"", site.name()), format!("user=\"{}\"", site.name())];
     let mut client = site.client().await;
     for _ in 0..7 {

@@ -20,8 +20,7 @@ fn stage(pool_size: &str, setting: &str) -> Stage<'static> {
     let place = crate::support::Place::on(crate::support::primary());
     let name = &place.name;
     place.psql(&format!("GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name}; {SETUP}"));
-    // Who sends more while its server connection is audited has what it left there still.
-    let settings = [("default_pool_size", pool_size), ("sequence_values", setting), ("audit_every", "0")];
+    let settings = [("default_pool_size", pool_size), ("sequence_values", setting)];
     Stage::at(place, &settings, &[])
 }
 

@@ -351,9 +351,8 @@ async fn a_password_command_runs_again_when_its_token_is_too_old() {
         let settings = [
             ("databases.PLACE.password_command", command.as_str()),
             ("databases.PLACE.password_command_ttl", ttl),
+            // Each query has a server connection of its own.
             ("server_lifetime", "0s"),
-            // Each query has a server connection of its own: none is asked while the last one is audited.
-            ("audit_every", "0"),
         ];
         let pgweir = start_pgweir(place_toml(&place, &settings));
         let begun = Instant::now();

@@ -28,14 +28,8 @@ fn directory() -> TempDir {
 /// A pooler on a Unix-domain socket in `directory` alone.
 fn toml(place: &Place<'_>, directory: &str, settings: &[(&str, &str)]) -> String {
     let port = PORT.to_string();
-    let own = [
-        ("listen_addr", ""),
-        ("listen_port", &port),
-        ("unix_socket_dir", directory),
-        ("auth_type", "scram-sha-256"),
-        // Nothing is under way when its client has gone.
-        ("audit_every", "0"),
-    ];
+    let own =
+        [("listen_addr", ""), ("listen_port", &port), ("unix_socket_dir", directory), ("auth_type", "scram-sha-256")];
     place.toml(&own.iter().chain(settings).copied().collect::<Vec<_>>())
 }
 

@@ -30,8 +30,7 @@ impl Stage<'static> {
         let place = Place::on(primary());
         let proxy = FaultProxy::start(place.cluster.addr()).unwrap();
         let port = proxy.port().to_string();
-        // What a fault hits is to be the client's, and no query of ours.
-        let mut all = vec![("databases.PLACE.port", port.as_str()), ("audit_every", "0")];
+        let mut all = vec![("databases.PLACE.port", port.as_str())];
         all.extend_from_slice(settings);
         (Self::at(place, &all, &[]), proxy)
     }

@@ -263,9 +263,7 @@ async fn with_a_server_connection_of_its_own_a_client_has_its_own_names_there() 
 
 #[tokio::test]
 async fn texts_beyond_what_the_process_may_hold_keep_their_clients_server_connection() {
-    // Who sends more while it is being audited is not pinned yet, and is counted again when it is.
-    let settings =
-        [("default_pool_size", "2"), ("max_pinned", "1"), ("max_statement_memory", "64KiB"), ("audit_every", "0")];
+    let settings = [("default_pool_size", "2"), ("max_pinned", "1"), ("max_statement_memory", "64KiB")];
     let site = Site::start(&settings);
     let (mut client, mut other) = (site.client().await, site.client().await);
     let text = |n: usize| format!("SELECT $1::text /* {n}{} */", "x".repeat(1000));
