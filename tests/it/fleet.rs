@@ -631,10 +631,7 @@ async fn a_clients_name_stands_in_front_of_the_tag_and_is_told_without() {
 async fn behind_another_pooler_a_pool_takes_no_part_and_says_so() {
     let site = Site::start(&[]);
     let port = site.pgweir.port().to_string();
-    let toml = site.place.toml(&[("fleet_budget", "true")]);
-    let own = site.place.cluster.port().to_string();
-    assert!(toml.contains(&own), "{toml}");
-    let outer = start_pgweir(toml.replace(&own, &port));
+    let outer = start_pgweir(site.place.toml(&[("databases.PLACE.port", &port), ("fleet_budget", "true")]));
     let mut client = Wire::connect(outer.addr()).await.unwrap();
     client.login_with(&[("user", site.name()), ("database", site.name())], PASSWORD).await.unwrap();
     assert_value(&client.query("SELECT 1").await.unwrap(), "1");

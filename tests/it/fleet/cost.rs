@@ -85,8 +85,9 @@ fn cpu_of(pid: i64) -> Duration {
 impl<'a> Stand<'a> {
     async fn start(place: &'a Place<'a>, further: &[(&str, &str)]) -> Self {
         let proxy = FaultProxy::start(place.cluster.addr()).unwrap();
-        let toml = place.toml(&settings(&[&[("default_pool_size", "3")], further].concat()));
-        let toml = toml.replace(&place.cluster.port().to_string(), &proxy.port().to_string());
+        let port = proxy.port().to_string();
+        let own = [("databases.PLACE.port", port.as_str()), ("default_pool_size", "3")];
+        let toml = place.toml(&settings(&[&own, further].concat()));
         let release = std::env::var_os("PGWEIR_RELEASE_BIN").map(PathBuf::from);
         let debug = options(toml);
         let pgweir = Pgweir::start_with(PgweirOptions { bin: release.or(debug.bin.clone()), ..debug }).unwrap();
