@@ -50,13 +50,13 @@ async fn rows_are_never_other_than_the_client_was_told() {
     for mode in MODES {
         for pool in ["1", "3"] {
             let site = Site::start(&[mode, &[("default_pool_size", pool)]].concat());
-            let session = mode[0].1.contains("session");
+            let moves = moves(mode, pool);
             for (change, holds) in CHANGES {
                 for binary in [false, true] {
                     for before in [1, 4] {
                         site.place.psql(&format!("SET ROLE {}; {MAKE}", site.name()));
                         let what = format!("{mode:?}, pool of {pool}, {change}, binary: {binary}, {before} before");
-                        alter(&site, session, (change, holds), binary, before, &what).await;
+                        alter(&site, moves, (change, holds), binary, before, &what).await;
                     }
                 }
             }
@@ -64,7 +64,27 @@ async fn rows_are_never_other_than_the_client_was_told() {
     }
 }
 
-async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), binary: bool, before: usize, what: &str) {
+/// Whether a client may get another server connection than before.
+fn moves(mode: &[(&str, &str)], pool: &str) -> bool {
+    pool != "1" && !mode.iter().any(|(_, value)| value.contains("session"))
+}
+
+/// In the second of three rounds the client gets another server connection, if there may be one: `third` holds the one that is there.
+async fn hold_in_second(round: usize, moves: bool, third: &mut Wire) -> bool {
+    let is_holding = round == 1 && moves;
+    if is_holding {
+        hold(third).await;
+    }
+    is_holding
+}
+
+/// The client had another one.
+async fn let_go(site: &Site<'_>, third: &mut Wire, what: &str) {
+    assert!(site.place.servers() > 1, "{what}");
+    assert_eq!(third.query("ROLLBACK").await.unwrap().status, b'I');
+}
+
+async fn alter(site: &Site<'_>, moves: bool, (change, holds): (&str, bool), binary: bool, before: usize, what: &str) {
     let (mut client, mut second, mut third) = (site.client().await, site.client().await, site.client().await);
     let format: &[i16] = if binary { &[1] } else { &[] };
     let execution = || [bind_formats("", "s1", &[], &[], format), execute("", 0), sync()];
@@ -77,7 +97,7 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
     }
     site.place.psql(&format!("SET ROLE {}; {change}", site.name()));
     // Another client has the new table's statement prepared, on whichever server connection it gets.
-    if !session {
+    if !what.contains("session") {
         let told = exchange(&mut second, &prepared()).await;
         let description = body(&told, b'T').unwrap_or_else(|| panic!("{what}: {told:?}")).to_vec();
         let answer = exchange(&mut second, &execution()).await;
@@ -88,11 +108,7 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
         }
     }
     for round in 0..3 {
-        // Each time on another server connection, if there is one.
-        let is_holding = round == 1 && site.place.servers() > 1 && !session;
-        if is_holding {
-            hold(&mut third).await;
-        }
+        let is_holding = hold_in_second(round, moves, &mut third).await;
         let answer = exchange(&mut client, &execution()).await;
         if let Some(row) = body(&answer, b'D') {
             assert_eq!(first(&description, row, binary), 7, "{what}, round {round}");
@@ -105,7 +121,7 @@ async fn alter(site: &Site<'_>, session: bool, (change, holds): (&str, bool), bi
             assert_eq!(body(&answer, b'D').map(<[u8]>::len), None, "{what}: it was told otherwise");
         }
         if is_holding {
-            assert_eq!(third.query("ROLLBACK").await.unwrap().status, b'I');
+            let_go(site, &mut third, what).await;
         }
     }
     // One attempt more, as drivers make it: it is a new statement.
@@ -138,7 +154,7 @@ async fn parameters_are_never_read_as_other_than_the_client_was_told() {
                         site.place.psql(&make);
                         let what =
                             format!("{mode:?}, pool of {pool}, {text}, {before} to {after}, {executions} before");
-                        insert(&site, (text, returns), (before, after), executions, &what).await;
+                        insert(&site, moves(mode, pool), (text, returns), (before, after), executions, &what).await;
                     }
                 }
             }
@@ -146,7 +162,14 @@ async fn parameters_are_never_read_as_other_than_the_client_was_told() {
     }
 }
 
-async fn insert(site: &Site<'_>, (text, returns): (&str, bool), (old, new): (&str, &str), before: usize, what: &str) {
+async fn insert(
+    site: &Site<'_>,
+    moves: bool,
+    (text, returns): (&str, bool),
+    (old, new): (&str, &str),
+    before: usize,
+    what: &str,
+) {
     let (mut client, mut third) = (site.client().await, site.client().await);
     let seven: &[u8] = if old == "int" { &[0, 0, 0, 7] } else { &[0, 0, 0, 0, 0, 0, 0, 7] };
     let execution = || {
@@ -161,15 +184,12 @@ async fn insert(site: &Site<'_>, (text, returns): (&str, bool), (old, new): (&st
     }
     site.place.psql(&format!("SET ROLE {}; ALTER TABLE n ALTER a TYPE {new}", site.name()));
     for round in 0..3 {
-        let is_holding = round == 1 && site.place.servers() > 1 && !what.contains("session");
-        if is_holding {
-            hold(&mut third).await;
-        }
+        let is_holding = hold_in_second(round, moves, &mut third).await;
         // As on a session of Postgres, which keeps the types and casts.
         let answer = exchange(&mut client, &execution()).await;
         assert_eq!(code(&answer), "", "{what}, round {round}: {answer:?}");
         if is_holding {
-            assert_eq!(third.query("ROLLBACK").await.unwrap().status, b'I');
+            let_go(site, &mut third, what).await;
         }
     }
     let stored = site.place.psql("SELECT string_agg(DISTINCT a::text, ' '), count(*) FROM n");
