@@ -157,7 +157,8 @@ async fn a_name_that_is_taken_on_the_server_is_made_free_unseen() {
         // Until it is known what the function left, nothing is parsed under a name that others know. A question about the catalog may
         // be behind that one.
         let audited = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
-            AND query NOT LIKE '%take(%' AND pid <> pg_backend_pid()";
+            AND (query LIKE 'SELECT CASE WHEN context OPERATOR(pg_catalog.=)%FROM pg_catalog.pg_settings %' \
+            OR query LIKE 'SET LOCAL search_path TO pg_catalog, pg_temp; %') AND pid <> pg_backend_pid()";
         wait_until(SOON, || site.place.psql(audited).trim() == "1");
         assert_value(&echo(&mut client, "s1", "mine").await, "mine");
         assert_value(&echo(&mut client, "s2", "once").await, "once");
