@@ -25,14 +25,16 @@ async fn site(mode: &str) -> Site<'static> {
     site
 }
 
-/// Another client has the text prepared, under a name, by having run it often enough.
-async fn shelve(site: &Site<'_>, text: &str, value: &str) -> Wire {
-    let mut client = site.client().await;
-    prepare(&mut client, "s", text).await;
+/// A site where another client has the text prepared, under a name, by having run it often enough; that client, and one that has
+/// prepared nothing.
+async fn shelved(mode: &str, text: &str, value: &str) -> (Site<'static>, Wire, Wire) {
+    let site = site(mode).await;
+    let (mut other, client) = (site.client().await, site.client().await);
+    prepare(&mut other, "s", text).await;
     for _ in 0..4 {
-        assert_value(&run(&mut client, &execution("s")).await, value);
+        assert_value(&run(&mut other, &execution("s")).await, value);
     }
-    client
+    (site, other, client)
 }
 
 fn execution(name: &str) -> [Vec<u8>; 4] {
@@ -42,10 +44,8 @@ fn execution(name: &str) -> [Vec<u8>; 4] {
 #[tokio::test]
 async fn a_text_prepared_beside_a_temporary_table_means_that_table() {
     for mode in ["rewrite", "adaptive", "strip"] {
-        let site = site(mode).await;
         let read = "SELECT a FROM t";
-        let mut other = shelve(&site, read, "7").await;
-        let mut client = site.client().await;
+        let (site, mut other, mut client) = shelved(mode, read, "7").await;
         for round in 0..3 {
             succeed(&mut client, "CREATE TEMP TABLE t AS SELECT 99 AS a").await;
             prepare(&mut client, "q", read).await;
@@ -66,10 +66,8 @@ async fn a_text_prepared_beside_a_temporary_table_means_that_table() {
 #[tokio::test]
 async fn a_text_parsed_behind_a_temporary_table_of_its_transaction_or_batch_means_that_table() {
     for mode in ["rewrite", "adaptive", "strip"] {
-        let site = site(mode).await;
         let read = "SELECT * FROM tt";
-        let mut other = shelve(&site, read, "permanent").await;
-        let mut client = site.client().await;
+        let (_site, mut other, mut client) = shelved(mode, read, "permanent").await;
         let make = "CREATE TEMP TABLE tt ON COMMIT DROP AS SELECT 99 AS a";
         for way in ["one by one", "pipelined", "in a batch"] {
             let parsed = parse("q", read, &[]);
