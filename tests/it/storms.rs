@@ -53,12 +53,12 @@ fn is_optimised() -> bool {
 
 /// The threads that a login needs: pgweir's worker and this one.
 #[derive(Clone)]
-struct Threads {
+pub(crate) struct Threads {
     worker: PathBuf,
 }
 
 impl Threads {
-    fn of(pgweir: &Pgweir) -> Self {
+    pub(crate) fn of(pgweir: &Pgweir) -> Self {
         let tasks = fs::read_dir(format!("/proc/{}/task", pgweir.pid())).unwrap();
         let mut tasks = tasks.map(|task| task.unwrap().path());
         let is_worker = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap_or_default() == "worker-0\n";
@@ -68,7 +68,7 @@ impl Threads {
     /// How long each has been kept waiting for a processor so far. Nothing where the kernel does not tell.
     ///
     /// Source: the kernel's documentation, "Scheduler Statistics", "/proc/<pid>/schedstat".
-    fn kept_waiting(&self) -> [Duration; 2] {
+    pub(crate) fn kept_waiting(&self) -> [Duration; 2] {
         let waited = |path: &str| -> Duration {
             let text = fs::read_to_string(path).unwrap_or_default();
             Duration::from_nanos(text.split_whitespace().nth(1).and_then(|ns| ns.parse().ok()).unwrap_or(0))
@@ -77,16 +77,16 @@ impl Threads {
     }
 }
 
-/// What a login took, and how much of that one of its threads at least had no processor.
+/// What a login or a query took, and how much of that one of its threads at least had no processor.
 #[derive(Clone, Copy, Debug)]
-struct Took {
+pub(crate) struct Took {
     all: Duration,
     waiting: Duration,
 }
 
 impl Took {
     /// Since then, when the threads had waited for so long.
-    fn since(begun: Instant, threads: &Threads, before: [Duration; 2]) -> Self {
+    pub(crate) fn since(begun: Instant, threads: &Threads, before: [Duration; 2]) -> Self {
         let now = threads.kept_waiting();
         // Both may have waited at the same time.
         let waiting = now[0].saturating_sub(before[0]).max(now[1].saturating_sub(before[1]));
@@ -94,7 +94,7 @@ impl Took {
     }
 
     /// What is left for pgweir to answer for.
-    fn ours(self) -> Duration {
+    pub(crate) fn ours(self) -> Duration {
         self.all.saturating_sub(self.waiting)
     }
 }
