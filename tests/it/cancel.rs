@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use pgweir_harness::wire::{Wire, build, cancel};
 use pgweir_harness::{Direction, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async};
 use tokio::task::{JoinHandle, spawn_local};
@@ -419,24 +420,34 @@ fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
 
 #[test]
 fn a_cancel_is_not_sent_again_while_another_query_is_behind() {
-    let stage = Stage::new(&[("default_pool_size", "1")]);
-    // It takes its time to end when it is cancelled, and a second request would be heard in that time. Sent a little later, it
-    // would hit the query behind.
-    let slow = "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.7); END$$";
+    const CLIENTS: u32 = 8;
+    const ROUNDS: u32 = 3;
+    let stage = Stage::new(&[("default_pool_size", &CLIENTS.to_string())]);
     run(SOON, async {
-        let mut client = stage.client().await;
-        // Of one request a server up to 17 makes two signals, and the second one may come in that time: now and then.
+        let plays = (0..CLIENTS).map(async |number| {
+            let (mut client, mut hits) = (stage.client().await, 0);
+            // It takes its time to end when it is cancelled, and a second request would be heard in that time. Sent a little later, it
+            // would hit the query behind.
+            let nap = format!("PERFORM pg_sleep(6{number})");
+            let slow = format!("DO $$BEGIN {nap}; EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.7); END$$");
+            let behind = || build::query("SELECT 'whole' FROM pg_sleep(0.3)");
+            for _ in 0..ROUNDS {
+                client.send(&[build::query(&slow), behind()].concat()).await.unwrap();
+                wait_until_async(SOON, async || stage.is_running(&nap)).await;
+                cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
+                let end = client.outcome().await.unwrap();
+                assert!(matches!(end.sqlstate(), "" | QUERY_CANCELED), "{end:?}");
+                hits += u32::from(end.error.is_some());
+                assert_eq!(client.outcome().await.unwrap().value(), Some("whole"));
+            }
+            hits
+        });
+        // Of one request a server up to 17 makes two signals, one at once behind the other, and the second one may come in that time:
+        // more often the busier the machine is.
         // Source: signal_child in postmaster.c.
-        let mut ends = Vec::new();
-        while ends.len() < 5 && ends.last().is_none_or(|end| *end == "57014") {
-            let behind = build::query("SELECT 'whole' FROM pg_sleep(0.3)");
-            client.send(&[build::query(slow), behind].concat()).await.unwrap();
-            wait_until_async(SOON, async || stage.is_running("PERFORM pg_sleep(60)")).await;
-            cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
-            ends.push(client.outcome().await.unwrap().sqlstate().to_owned());
-            assert_eq!(client.outcome().await.unwrap().value(), Some("whole"));
-        }
-        assert_eq!(ends.last().map(String::as_str), Some(""), "{ends:?}");
+        let hits: u32 = join_all(plays).await.into_iter().sum();
+        println!("{hits} of {} were hit twice", CLIENTS * ROUNDS);
+        assert!(hits <= CLIENTS * ROUNDS * 3 / 4, "{hits} of {} were hit twice", CLIENTS * ROUNDS);
     });
 }
 
