@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgweir_harness::wire::{Message, Outcome, Wire, WireError};
+use pgweir_harness::wire::{Message, Outcome, ServerError, Wire, WireError};
 
 use super::Play;
 use super::belongings::Owned;
@@ -14,6 +14,12 @@ use crate::stage::Dice;
 
 /// Longest wait for an answer; more than the pooler's own limit on a client's wait for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a client that listens is told when the server connection that listens for it is lost, and when there is another.
+const WARNINGS: [&str; 2] = [
+    "the server connection that listens for this client was lost: notifications may be missed",
+    "there is a server connection again that listens for this client",
+];
 
 /// Why an act ended early.
 #[derive(Debug)]
@@ -97,7 +103,7 @@ pub(crate) struct Actor {
     pub(crate) last_value: Option<i64>,
     /// What of its own is in its server connection.
     pub(crate) owned: Owned,
-    /// It was told of something by a notice since it began to listen.
+    /// It was told since it began to listen that the server connection that listens for it was lost, or that there is another.
     pub(crate) warned: bool,
     wire: Option<Wire>,
     /// How many tags it has given out.
@@ -312,7 +318,9 @@ impl Actor {
 
     /// Messages that nobody asked for: notifications must be ours.
     fn check_unasked(&mut self, messages: &[Message]) -> Done {
-        self.warned |= messages.iter().any(|message| message.tag == b'N');
+        let is_warning = |notice: &ServerError| notice.sqlstate() == "01000" && WARNINGS.contains(&notice.message());
+        let mut notices = messages.iter().filter(|message| message.tag == b'N').filter_map(Message::server_error);
+        self.warned |= notices.any(|notice| is_warning(&notice));
         for (_, channel, payload) in messages.iter().filter_map(Message::notification) {
             if channel != format!("channel{}", self.number) {
                 return wrong(format!("a notification of {channel}: {payload}"));

@@ -307,7 +307,7 @@ impl Actor {
         while !heard {
             if begun.elapsed() > Duration::from_secs(20) {
                 let warned = self.warned;
-                return wrong(format!("{tag} was not heard on {channel}; told of anything: {warned}"));
+                return wrong(format!("{tag} was not heard on {channel}; warned: {warned}"));
             }
             sleep(self.dice.time_below(Duration::from_millis(4))).await;
             let again = self.play.kills && self.warned && sent.elapsed() > Duration::from_millis(200);
