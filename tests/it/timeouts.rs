@@ -187,7 +187,8 @@ fn who_stops_in_the_middle_of_what_it_sends_is_idle_in_a_transaction() {
 
 #[test]
 fn who_sends_little_by_little_or_waits_for_the_server_has_not_stopped() {
-    let stage = Stage::new(&[("default_pool_size", "3"), ("idle_transaction_timeout", "1s")]);
+    // Each pause is far shorter, and all of them together are longer.
+    let stage = Stage::new(&[("default_pool_size", "3"), ("idle_transaction_timeout", "2s")]);
     stage.own_sql("CREATE TABLE mark (n int)");
     run(Duration::from_mins(1), async {
         let (mut writer, mut waiter, mut stepper) = (stage.client().await, stage.client().await, stage.client().await);
