@@ -272,24 +272,36 @@ fn whoever_keeps_within_the_limits_is_left_alone_however_long_it_has_its_server_
 
 #[test]
 fn of_a_pipeline_each_query_has_its_time() {
-    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "1500ms")]);
-    let nap = || build::query("SELECT 'slept' FROM pg_sleep(0.7)");
+    const CLIENTS: u32 = 8;
+    const ROUNDS: u32 = 3;
+    let stage = Stage::new(&[("default_pool_size", &CLIENTS.to_string()), ("query_timeout", "1500ms")]);
+    let sleep = |seconds: f64| build::query(&format!("SELECT 'slept' FROM pg_sleep({seconds})"));
+    let nap = || sleep(0.7);
     run(Duration::from_mins(1), async {
         let mut client = stage.client().await;
         client.send(&nap().repeat(4)).await.unwrap();
         for _ in 0..4 {
             assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
         }
-        // Of one request a server up to 17 makes two signals: now and then the second one hits the query behind.
+        let plays = (0..CLIENTS).map(async |_| {
+            let (mut client, mut hits) = (stage.client().await, 0);
+            for _ in 0..ROUNDS {
+                client.send(&[nap(), sleep(60.0), sleep(0.2), nap()].concat()).await.unwrap();
+                assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
+                assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014");
+                let behind = client.outcome().await.unwrap();
+                assert!(behind.value() == Some("slept") || behind.sqlstate() == "57014", "{behind:?}");
+                hits += u32::from(behind.error.is_some());
+                assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
+            }
+            hits
+        });
+        // Of one request a server up to 17 makes two signals, one at once behind the other: the second one may hit the query behind, more
+        // often the busier the machine is, and none that comes later.
         // Source: signal_child in postmaster.c.
-        let mut ends = Vec::new();
-        while ends.len() < 5 && ends.last().is_none_or(|end| *end == "57014") {
-            client.send(&[nap(), build::query("SELECT pg_sleep(60)"), nap()].concat()).await.unwrap();
-            assert_eq!(client.outcome().await.unwrap().value(), Some("slept"));
-            assert_eq!(client.outcome().await.unwrap().sqlstate(), "57014");
-            ends.push(client.outcome().await.unwrap().sqlstate().to_owned());
-        }
-        assert_eq!(ends.last().map(String::as_str), Some(""), "{ends:?}");
+        let hits: u32 = join_all(plays).await.into_iter().sum();
+        println!("{hits} of {} hit the query behind", CLIENTS * ROUNDS);
+        assert!(hits <= CLIENTS * ROUNDS * 3 / 4, "{hits} of {} hit the query behind", CLIENTS * ROUNDS);
     });
 }
 
