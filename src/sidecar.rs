@@ -379,14 +379,15 @@ struct Slot {
 }
 
 impl Slot {
-    fn start(&mut self) -> Result<(), StartError> {
+    fn start(&mut self, overview: &Arc<Overview>) -> Result<(), StartError> {
         self.hung.retain(|thread| !thread.is_finished());
         if self.hung.len() >= HUNG_MAX {
             return Err(StartError::Hung { threads: self.hung.len() });
         }
         let clones: io::Result<Vec<Listener>> = self.listeners.iter().map(Listener::try_clone).collect();
         let clones = clones.map_err(|source| StartError::Io { doing: "keeping the listeners", source })?;
-        self.plane = Some(Plane::start(&self.config, &self.keyring, clones, self.url.clone(), &mut self.left)?);
+        let url = self.url.clone();
+        self.plane = Some(Plane::start(&self.config, &self.keyring, clones, url, overview, &mut self.left)?);
         Ok(())
     }
 }
@@ -432,7 +433,7 @@ impl Keeper {
             let upkeep = Upkeep::up(now);
             let (left, hung) = (Vec::new(), Vec::new());
             let mut slot = Slot { config, keyring, listeners, url, plane: None, upkeep, left, hung };
-            slot.start().map_err(NotStarted::Plane)?;
+            slot.start(&overview).map_err(NotStarted::Plane)?;
             if let Some(plane) = &slot.plane {
                 overview.show(index, Arc::clone(plane.shared()));
             }
@@ -523,7 +524,7 @@ impl Keeper {
             let (upkeep, start) = slot.upkeep.tick(now, wanted);
             slot.upkeep = upkeep;
             if start {
-                match slot.start() {
+                match slot.start(&self.overview) {
                     Ok(()) => {
                         tracing::warn!("data plane started anew");
                         self.board.count_restart();

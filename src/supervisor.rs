@@ -82,7 +82,7 @@ fn start(config: &Arc<Config>, keyring: &Arc<Keyring>) -> Result<(Runtime, Signa
     let http = if address.is_empty() { None } else { Some(observe::bind(address)?) };
     let overview = Arc::new(Overview::new(&[Arc::default()]));
     let observers = Observers::start(config, &overview, http, instance(config, &listeners))?;
-    let plane = Plane::start(config, keyring, listeners, None, &mut Vec::new())?;
+    let plane = Plane::start(config, keyring, listeners, None, &overview, &mut Vec::new())?;
     overview.show(0, Arc::clone(plane.shared()));
     tracing::info!("ready");
     drop(inside);

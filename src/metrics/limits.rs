@@ -18,9 +18,6 @@ pub struct Outlook {
     pub exhausted_in: Option<Duration>,
 }
 
-/// What is older is not told as if it were so now: without a fleet nobody may have asked for long.
-const FRESH: Duration = Duration::from_mins(1);
-
 /// The lines of one family.
 struct Family<'a> {
     text: &'a mut String,
@@ -83,8 +80,7 @@ pub(super) fn write(
     let ago = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
     let mut scopes: Vec<(String, &ScopeStanding, Outlook)> = Vec::new();
     for pool in pools {
-        let known = pool.limits.standing.as_ref();
-        let Some(standing) = known.filter(|known| ago(known.taken) < FRESH.as_secs_f64()) else { continue };
+        let Some(standing) = pool.limits.fresh(now) else { continue };
         for scope in standing.scopes.iter().filter(|scope| scope.limit.is_some()) {
             let labels = format!("{},scope=\"{}\"", text_labels(&pool.name, pool.url.as_deref()), scope.scope);
             scopes.push((labels, scope, outlook(&pool.limits, scope)));

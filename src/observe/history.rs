@@ -147,7 +147,8 @@ impl History {
         }
     }
 
-    fn record_limits(&mut self, snapshot: &Snapshot) {
+    /// Takes in how the limits stand, and nothing else.
+    pub fn record_limits(&mut self, snapshot: &Snapshot) {
         for pool in &snapshot.pools {
             let Some(standing) = &pool.limits.standing else { continue };
             for scope in standing.scopes.iter().filter(|scope| scope.limit.is_some()) {

@@ -8,7 +8,7 @@
 use super::gate::{Gate, Verdict};
 use super::history::{EVERY, Moment};
 use super::overview::{Exposition, Overview};
-use super::shared::{NotReady, Stage};
+use super::shared::NotReady;
 use super::{blame, limits};
 use crate::stats::PoolHealth;
 use axum::extract::{Request, State};
@@ -53,12 +53,6 @@ impl Limits {
         farewell: Duration::from_secs(1),
     };
 }
-
-/// Longest wait of whoever asks for the limits first: until the worker has asked a server.
-const CENSUS_WAIT: Duration = Duration::from_millis(1500);
-
-/// How often it is looked for meanwhile.
-const CENSUS_LOOK: Duration = Duration::from_millis(50);
 
 /// Longest wait for the sessions to tell what they hold: two ticks, if the worker is well.
 const BLAME_WAIT: Duration = Duration::from_secs(2);
@@ -239,19 +233,7 @@ async fn dashboard(headers: HeaderMap) -> Response {
 }
 
 async fn tell_limits(State(observed): State<Observed>) -> Response {
-    let overview = &observed.overview;
-    let begun = Instant::now();
-    overview.ask_limits(begun);
-    // Only who asks first has to wait: later there is something to tell, however old.
-    while overview.is_census_coming() && begun.elapsed() < CENSUS_WAIT {
-        tokio::time::sleep(CENSUS_LOOK).await;
-    }
-    let Some(snapshot) = overview.snapshot() else { return silent() };
-    let now = Instant::now();
-    let draining = overview.stage() == Stage::Draining;
-    let published = overview.since_tick(now);
-    let report = limits::report(&snapshot, &overview.history(), now, published, draining);
-    Json(report).into_response()
+    limits::ask(&observed.overview).await.map_or_else(silent, |report| Json(report).into_response())
 }
 
 async fn tell_blame(State(observed): State<Observed>) -> Response {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::blame::seconds;
 use super::history::{History, LimitKey, subject};
+use super::{Overview, Stage};
 use crate::stats::{
     FollowerGauges, Holder, Holders, LastRefusal, PoolLimits, PoolSnapshot, Reason as _, ScopeStanding, Sharing,
     Snapshot,
@@ -44,6 +45,27 @@ const POOLS_MAX: usize = 500;
 /// The kinds of limits in the order in which they are told.
 const RANKS: [&str; 4] = ["role", "database", "server", "fleet"];
 
+/// Longest wait of whoever asks for the limits first: until the worker has asked a server.
+const CENSUS_WAIT: Duration = Duration::from_millis(1500);
+
+/// How often it is looked for meanwhile.
+const CENSUS_LOOK: Duration = Duration::from_millis(50);
+
+/// Has the limits found out, and tells the whole of `/limits`. None if no worker has told anything yet.
+pub async fn ask(overview: &Overview) -> Option<Value> {
+    let begun = Instant::now();
+    overview.ask_limits(begun);
+    // Only who asks first has to wait: later there is something to tell, however old.
+    while overview.is_census_coming() && begun.elapsed() < CENSUS_WAIT {
+        tokio::time::sleep(CENSUS_LOOK).await;
+    }
+    let snapshot = overview.snapshot()?;
+    let now = Instant::now();
+    let draining = overview.stage() == Stage::Draining;
+    let published = overview.since_tick(now);
+    Some(report(&snapshot, &overview.history(), now, published, draining))
+}
+
 /// The whole of `/limits`. `published` is how long ago the worker last did.
 #[must_use]
 pub fn report(
@@ -53,10 +75,7 @@ pub fn report(
     published: Option<Duration>,
     draining: bool,
 ) -> Value {
-    let mut servers: BTreeMap<Arc<str>, Server<'_>> = BTreeMap::new();
-    for pool in &snapshot.pools {
-        servers.entry(pool.limits.server.clone()).or_default().add(pool);
-    }
+    let servers = servers(snapshot);
     let sum = |gauge: fn(&PoolSnapshot) -> u32| snapshot.pools.iter().map(gauge).sum::<u32>();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -65,6 +84,20 @@ pub fn report(
         "clients_waiting": sum(|pool| pool.gauges.clients_waiting),
         "servers": servers.iter().map(|(name, server)| server.report(name, history, now)).collect::<Vec<_>>(),
     })
+}
+
+/// How many more processes like this one fit on each server, by the server's name.
+#[must_use]
+pub fn fits(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Fit> {
+    servers(snapshot).into_iter().filter_map(|(name, server)| Some((name, server.fit()?))).collect()
+}
+
+fn servers(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Server<'_>> {
+    let mut servers: BTreeMap<Arc<str>, Server<'_>> = BTreeMap::new();
+    for pool in &snapshot.pools {
+        servers.entry(pool.limits.server.clone()).or_default().add(pool);
+    }
+    servers
 }
 
 impl<'a> Server<'a> {
@@ -91,7 +124,6 @@ impl<'a> Server<'a> {
         let oldest = self.pools.iter().map(|pool| pool.gauges.oldest_wait_us).max().unwrap_or(0);
         let refusal = self.pools.iter().filter_map(|pool| pool.limits.refusal).max_by_key(|refusal| refusal.at);
         let census = self.limits.values().map(|seen| seen.taken).max();
-        let fits: Vec<Fit> = self.limits.values().filter_map(|seen| fit(seen)).collect();
         let mut limits: Vec<&Seen<'_>> = self.limits.values().collect();
         if limits.len() > LIMITS_MAX {
             // Those with most room are left out.
@@ -112,7 +144,7 @@ impl<'a> Server<'a> {
             "last_refusal": refusal.map(|LastRefusal { at, scope }| json!({
                 "sqlstate": "53300", "seconds_ago": ago(at), "scope": scope,
             })),
-            "sidecars": Fit::least(&fits).map(Fit::report),
+            "sidecars": self.fit().as_ref().map(Fit::report),
             "limits": limits.iter().map(|seen| limit(seen, history, now)).collect::<Vec<_>>(),
             "unlisted_limits": self.limits.len() - limits.len(),
             "unlisted_pools": self.pools.len().saturating_sub(POOLS_MAX),
@@ -135,6 +167,12 @@ impl<'a> Server<'a> {
                 "follower": pool.gauges.follower.map(follower),
             })).collect::<Vec<_>>(),
         })
+    }
+
+    /// Of the limit under which the fewest fit.
+    fn fit(&self) -> Option<Fit> {
+        let fits = self.limits.values().filter_map(fit);
+        fits.min_by_key(|fit| (fit.more_at_present_use, fit.more))
     }
 
     fn sharing(&self) -> Sharing {
@@ -225,13 +263,13 @@ fn round(value: f64) -> f64 {
 
 /// How many more processes like this one fit under a limit.
 #[derive(Clone, Debug, PartialEq)]
-struct Fit {
+pub struct Fit {
     /// Processes that share the limit, as far as that is known: their pools, divided by the pools of this one.
     now: Option<u32>,
     /// More of them that could have a connection for each of their pools all the time.
-    more: u32,
+    pub more: u32,
     /// More of them if each uses what one uses now.
-    more_at_present_use: u32,
+    pub more_at_present_use: u32,
     steps: Vec<Step>,
 }
 
@@ -291,11 +329,6 @@ fn fit(seen: &Seen<'_>) -> Option<Fit> {
 }
 
 impl Fit {
-    /// The tightest of them.
-    fn least(fits: &[Self]) -> Option<&Self> {
-        fits.iter().min_by_key(|fit| (fit.more_at_present_use, fit.more))
-    }
-
     fn report(&self) -> Value {
         let steps = self.steps.iter().map(|step| {
             json!({

@@ -14,7 +14,7 @@ use super::history::{History, LimitKey};
 use super::shared::{NotReady, Shared, Stage, Told};
 use crate::cancel::Blame;
 use crate::metrics::{self, Exporter, Outlook, Publisher};
-use crate::stats::{ProcessGauges, ProcessStats, Snapshot};
+use crate::stats::{PoolLimits, ProcessGauges, ProcessStats, ScopeStanding, Snapshot};
 
 /// The place of a data plane.
 struct Place {
@@ -226,6 +226,21 @@ impl Overview {
         }
     }
 
+    /// Adds how the limits stand to what was, and nothing else.
+    pub fn record_limits(&self) {
+        for plane in self.planes() {
+            if let Some(snapshot) = plane.shared.snapshot() {
+                self.history().record_limits(&snapshot);
+            }
+        }
+    }
+
+    /// When there will be no room under a limit of a pool; none if that is not foreseen. `age`: of what is known of it.
+    #[must_use]
+    pub fn exhausted_in(&self, limits: &PoolLimits, scope: &ScopeStanding, age: Duration) -> Option<Duration> {
+        self.history().exhausted_in(&LimitKey::new(limits, scope.scope), scope, age)
+    }
+
     /// What was, as far as it was recorded.
     pub fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
@@ -276,7 +291,7 @@ impl Exposition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{PoolGauges, PoolHealth, PoolLimits, PoolName, PoolSnapshot, PoolStats};
+    use crate::stats::{PoolGauges, PoolHealth, PoolName, PoolSnapshot, PoolStats};
 
     fn publish(shared: &Shared, leases: u64, sessions: u64) {
         let pool = PoolSnapshot {

@@ -1,11 +1,14 @@
-//! One log line per pool and statistics period, and one at the end, with keys that log drains understand.
+//! One log line per pool and statistics period, and one at the end, with keys that log drains understand; behind it a second one,
+//! of the limits, if they are known: one line of both would be longer than the 1 kB that drains take.
 //!
 //! The keys follow l2met: `sample#` is the latest value, `count#` a sum over the period, `measure#` a
 //! measurement; a unit is glued to its number. The first eight are those of Heroku's `PgBouncer`
 //! add-on lines, so that parsers and dashboards made for them go on working.
 
+use super::limits::{self, Fit};
 use super::log::Excerpt;
-use crate::stats::{Histogram, PoolGauges, PoolName, PoolSnapshot, PoolStats, Snapshot};
+use super::overview::Overview;
+use crate::stats::{Histogram, LastRefusal, PoolGauges, PoolName, PoolSnapshot, PoolStats, ScopeStanding, Snapshot};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,16 +39,22 @@ impl PoolLog {
         Self { origin, start, before: None }
     }
 
-    /// Ends a period: logs one line for each pool that has clients or server connections, or had
-    /// some at the end of the period before, or did anything. Call it once per `stats_period`.
-    pub fn period(&mut self, now: Arc<Snapshot>) {
+    /// Ends a period: logs each pool that has clients or server connections, or had
+    /// some at the end of the period before, or did anything. Call it once per `stats_period`. `overview` knows what becomes of the
+    /// limits, and who else in the process has to do with them.
+    pub fn period(&mut self, now: Arc<Snapshot>, overview: &Overview) {
         let began = self.before.as_ref().map_or(self.start, |before| before.taken);
         let length = now.taken.saturating_duration_since(began);
+        let fits = overview.snapshot().map(|whole| limits::fits(&whole)).unwrap_or_default();
         for pool in &now.pools {
             let before = self.before.as_ref().and_then(|before| before.pool(&pool.name));
             let period = PoolPeriod::between(before, pool, length);
             if !period.at_rest() {
                 period.log(&self.origin);
+                let budget = Budget::of(pool, now.taken, length, overview, fits.get(&pool.limits.server));
+                if let Some(budget) = budget {
+                    budget.log(&self.origin, &pool.name);
+                }
             }
         }
         self.before = Some(now);
@@ -53,9 +62,9 @@ impl PoolLog {
 
     /// Ends the last period, however short it was: what was counted since the line before is told, too. Nothing, if that line
     /// has told of `now` already.
-    pub fn finish(&mut self, now: Arc<Snapshot>) {
+    pub fn finish(&mut self, now: Arc<Snapshot>, overview: &Overview) {
         if self.before.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &now)) {
-            self.period(now);
+            self.period(now, overview);
         }
     }
 }
@@ -150,6 +159,81 @@ impl<'a> PoolPeriod<'a> {
     }
 }
 
+/// How the limit stands that binds a pool, at the end of a period. What is not known is left out.
+struct Budget<'a> {
+    scope: Option<&'a ScopeStanding>,
+    census_ago: Option<Duration>,
+    exhausted_in: Option<Duration>,
+    fit: Option<&'a Fit>,
+    /// The last refusal, and how long ago it was.
+    refusal: Option<(LastRefusal, Duration)>,
+}
+
+impl<'a> Budget<'a> {
+    /// None if nothing is known, and nobody was refused in the period.
+    fn of(
+        pool: &'a PoolSnapshot,
+        now: Instant,
+        length: Duration,
+        overview: &Overview,
+        fit: Option<&'a Fit>,
+    ) -> Option<Self> {
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        let limits = &pool.limits;
+        let standing = limits.fresh(now);
+        let scope = standing.and_then(|standing| standing.binding());
+        let census_ago = scope.and(standing).map(|standing| ago(standing.taken));
+        let exhausted_in = scope.zip(census_ago).and_then(|(scope, age)| overview.exhausted_in(limits, scope, age));
+        let refusal = limits.refusal.map(|refusal| (refusal, ago(refusal.at)));
+        let is_refused = refusal.is_some_and(|(_, ago)| ago <= length);
+        let fit = fit.filter(|_| scope.is_some());
+        (scope.is_some() || is_refused).then_some(Self { scope, census_ago, exhausted_in, fit, refusal })
+    }
+
+    fn log(&self, origin: &Origin, name: &PoolName) {
+        let Self { scope, census_ago, exhausted_in, fit, refusal } = self;
+        let number = |of: fn(&ScopeStanding) -> u32| scope.map(of);
+        let seconds = |time: Option<Duration>| time.map(|time| tracing::field::display(Seconds(time)));
+        tracing::info!(
+            target: "pgweir::pool",
+            source = origin.source.as_deref(),
+            dyno = origin.dyno.as_deref(),
+            pgweir = "budget",
+            pool = %Excerpt::of(&name.database),
+            user = %Excerpt::of(&name.user),
+            role = %name.role,
+            variable = origin.url.as_deref(),
+            scope = scope.map(|scope| scope.scope),
+            "sample#share" = scope.and_then(|scope| scope.share),
+            "sample#fleet_used" = number(|scope| scope.used),
+            "sample#fleet_limit" = scope.and_then(|scope| scope.limit),
+            "sample#headroom" = number(|scope| scope.headroom),
+            "sample#room" = scope.and_then(ScopeStanding::room),
+            "sample#own" = number(|scope| scope.own.connections + scope.own.claims),
+            "sample#peers" = number(|scope| scope.peers.used),
+            "sample#foreigners" = number(|scope| scope.foreigners.used),
+            "sample#claims" = number(|scope| scope.claims),
+            "sample#probes" = number(|scope| scope.probes),
+            "sample#waiting_probes" = number(|scope| scope.waiting),
+            "sample#census_ago" = seconds(*census_ago),
+            "sample#exhausted_in" = seconds(*exhausted_in),
+            "sample#more_sidecars" = fit.map(|fit| fit.more),
+            "sample#more_sidecars_at_present_use" = fit.map(|fit| fit.more_at_present_use),
+            "sample#refused_ago" = seconds(refusal.map(|(_, ago)| ago)),
+            refused_scope = refusal.and_then(|(refusal, _)| refusal.scope),
+        );
+    }
+}
+
+/// Whole seconds with their unit.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", self.0.as_secs())
+    }
+}
+
 /// Microseconds, written as milliseconds with their unit, as l2met reads them.
 struct Ms(u64);
 
@@ -168,8 +252,9 @@ fn per_second(count: u64, length: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Shared;
     use crate::observe::log::tests::logged;
-    use crate::stats::{Blame, PinReason, PoolHealth, PoolLimits};
+    use crate::stats::{Blame, Holder, Holders, PinReason, PoolHealth, PoolLimits, Standing};
     use pgweir_config::{LogFormat, LogLevel};
     use std::collections::BTreeMap;
 
@@ -179,12 +264,17 @@ mod tests {
         Arc::new(Snapshot { pools: vec![pool], ..Snapshot::empty(taken) })
     }
 
+    /// Nothing is known of what was, nor of others.
+    fn nobody() -> Overview {
+        Overview::new(&[])
+    }
+
     /// The lines of these snapshots, one period each.
     fn lines(origin: &Origin, start: Instant, snapshots: &[Arc<Snapshot>]) -> Vec<String> {
         let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
             let mut log = PoolLog::new(origin.clone(), start);
             for snapshot in snapshots {
-                log.period(Arc::clone(snapshot));
+                log.period(Arc::clone(snapshot), &nobody());
             }
         });
         text.lines().map(str::to_owned).collect()
@@ -277,11 +367,11 @@ mod tests {
         let later = snapshot(start + Duration::from_secs(62), name(), stats, empty);
         let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
             let mut log = PoolLog::new(Origin::default(), start);
-            log.period(Arc::clone(&first));
+            log.period(Arc::clone(&first), &nobody());
             // Nothing was published since: a worker that was lost.
-            log.finish(first);
-            log.finish(last);
-            log.finish(later);
+            log.finish(first, &nobody());
+            log.finish(last, &nobody());
+            log.finish(later, &nobody());
         });
         let counts: Vec<&str> = text.lines().map(|line| fields(line)["count#queries"]).collect();
         assert_eq!(counts, ["5", "2"]);
@@ -301,6 +391,120 @@ mod tests {
             Origin { source: Some("worker.100".into()), dyno: Some("a".repeat(36)), url: Some("PINK_URL".into()) };
         let lines = lines(&origin, start, &[snapshot(start + Duration::from_secs(1), name, stats, gauges)]);
         assert!(lines[0].len() < 1024, "{} bytes: {}", lines[0].len(), lines[0]);
+    }
+
+    /// A pool under a database's limit that leaves no more room than this, and under the server's, which leaves more.
+    fn limited(taken: Instant, name: PoolName, used: u32, room: u32) -> Snapshot {
+        let scope = |scope, room| ScopeStanding {
+            scope,
+            limit: Some(used + room + 2),
+            headroom: 2,
+            used,
+            own: Holder { connections: used / 4, claims: 1, ..Holder::default() },
+            peers: Holders { used: used / 2, ..Holders::default() },
+            foreigners: Holders { used: used / 8, ..Holders::default() },
+            claims: 3,
+            probes: 2,
+            waiting: 1,
+            members: Some(4),
+            share: Some(5),
+            usable: used + room,
+        };
+        let standing = Standing { taken, scopes: vec![scope("server", room + 50), scope("database", room)] };
+        let gauges = PoolGauges { clients_idle: 1, ..PoolGauges::default() };
+        let mut snapshot = (*snapshot(taken, name, PoolStats::default(), gauges)).clone();
+        snapshot.pools[0].limits.standing = Some(Arc::new(standing));
+        snapshot
+    }
+
+    /// The line of the limits of the last snapshot, `period` after another; all of them were seen by who looks at the limits.
+    fn budget(snapshots: Vec<Snapshot>, period: Duration) -> Option<String> {
+        let shared = Arc::new(Shared::new(snapshots[0].taken));
+        let overview = Overview::of(Arc::clone(&shared));
+        let mut last = Arc::new(snapshots[0].clone());
+        for snapshot in snapshots {
+            last = Arc::new(snapshot);
+            shared.publish(Arc::clone(&last), last.taken);
+            overview.record_limits();
+        }
+        let origin =
+            Origin { source: Some("worker.100".into()), dyno: Some("a".repeat(36)), url: Some("PINK_URL".into()) };
+        let text = logged(LogFormat::Logfmt, LogLevel::Info, |_| {
+            PoolLog::new(origin, last.taken.checked_sub(period).unwrap()).period(last, &overview);
+        });
+        let mut lines = text.lines().filter(|line| line.contains(" pgweir=budget ")).map(str::to_owned);
+        let line = lines.next();
+        assert_eq!(lines.next(), None, "one line per pool");
+        line
+    }
+
+    #[test]
+    fn a_second_line_tells_how_the_limit_stands_that_binds() {
+        let start = Instant::now();
+        let name = || PoolName::primary("app", "web");
+        // One connection more every 5 s: what is left lasts as many times 5 s.
+        let mut snapshots: Vec<Snapshot> = (0..=40)
+            .map(|n| {
+                limited(
+                    start + 5 * Duration::from_secs(n),
+                    name(),
+                    u32::try_from(n).unwrap(),
+                    100 - u32::try_from(n).unwrap(),
+                )
+            })
+            .collect();
+        let last = snapshots.last_mut().unwrap();
+        last.pools[0].limits.refusal = Some(LastRefusal { at: last.taken, scope: Some("server") });
+        last.taken += Duration::from_secs(7);
+        let line = budget(snapshots, Duration::from_mins(1)).unwrap();
+        let got = fields(&line);
+        #[rustfmt::skip]
+        let table = [
+            ("source", "worker.100"), ("pgweir", "budget"), ("pool", "app"), ("user", "web"), ("role", "primary"),
+            ("variable", "PINK_URL"), ("scope", "database"), ("sample#share", "5"), ("sample#fleet_used", "40"),
+            ("sample#fleet_limit", "102"), ("sample#headroom", "2"), ("sample#room", "60"), ("sample#own", "11"),
+            ("sample#peers", "20"), ("sample#foreigners", "5"), ("sample#claims", "3"), ("sample#probes", "2"),
+            ("sample#waiting_probes", "1"), ("sample#census_ago", "7s"), ("sample#more_sidecars", "91"),
+            ("sample#more_sidecars_at_present_use", "8"), ("sample#refused_ago", "7s"), ("refused_scope", "server"),
+        ];
+        for (key, want) in table {
+            assert_eq!(got.get(key), Some(&want), "{key} in {line}");
+        }
+        let exhausted: u64 = got["sample#exhausted_in"].strip_suffix('s').unwrap().parse().unwrap();
+        assert!((280..=300).contains(&exhausted), "60 times 5 s, less 7 s: {line}");
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_limits_is_left_out() {
+        let start = Instant::now();
+        let refused = |at| {
+            let mut snapshot = limited(start, PoolName::primary("app", "web"), 8, 9);
+            snapshot.taken = start + Duration::from_secs(90);
+            snapshot.pools[0].limits.refusal = Some(LastRefusal { at: start + Duration::from_secs(at), scope: None });
+            snapshot
+        };
+        let period = Duration::from_mins(1);
+        assert_eq!(budget(vec![refused(20)], period), None, "the census is old, and so is the refusal");
+        let line = budget(vec![refused(50)], period).unwrap();
+        assert!(line.ends_with(" variable=PINK_URL sample#refused_ago=40s"), "{line}");
+    }
+
+    #[test]
+    fn the_line_of_the_limits_stays_under_a_kilobyte_with_the_longest_names_and_numbers() {
+        let start = Instant::now();
+        let name = PoolName::primary(&"d".repeat(63), &"u".repeat(63));
+        let mut snapshot = limited(start, name, 1_000_000_000, 0);
+        let pool = &mut snapshot.pools[0];
+        pool.limits.refusal = Some(LastRefusal { at: start, scope: Some("database") });
+        let standing = Arc::make_mut(pool.limits.standing.as_mut().unwrap());
+        for scope in &mut standing.scopes {
+            (scope.headroom, scope.share) = (u32::MAX, Some(u32::MAX));
+            (scope.claims, scope.probes, scope.waiting) = (u32::MAX, u32::MAX, u32::MAX);
+        }
+        snapshot.taken += Duration::from_secs(59);
+        let line = budget(vec![snapshot], Duration::from_hours(1)).unwrap();
+        assert!(line.contains(" sample#exhausted_in=0s ") && line.contains(" refused_scope=database"), "{line}");
+        assert!(line.len() < 1024, "{} bytes: {line}", line.len());
     }
 
     #[test]

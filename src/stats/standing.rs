@@ -1,7 +1,10 @@
 //! How a pool's limits stand on its server, as a census told: for people and programs, not for decisions.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What is older is not told as if it were so now: without a fleet nobody may have asked for long.
+const FRESH: Duration = Duration::from_mins(1);
 
 /// Who takes part in the sharing of a server's limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,4 +138,12 @@ pub struct PoolLimits {
     pub refusal: Option<LastRefusal>,
     /// The server would not tell when it was asked last.
     pub is_untold: bool,
+}
+
+impl PoolLimits {
+    /// The last census, while it still says how things are.
+    #[must_use]
+    pub fn fresh(&self, now: Instant) -> Option<&Standing> {
+        self.standing.as_deref().filter(|known| now.saturating_duration_since(known.taken) < FRESH)
+    }
 }

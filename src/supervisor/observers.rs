@@ -18,11 +18,14 @@ use crate::observe::{self, Exposition, Overview, otlp};
 /// How often what the workers have published is taken in; they publish every second.
 const RENEW_EVERY: Duration = Duration::from_millis(500);
 
+/// The same where nobody can ask for series or metrics: the limits alone are followed, for the log and `pgweir status`.
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+
 /// All of it. Needs a runtime around it.
 pub struct Observers {
     http: Option<HttpServer>,
     otlp: Option<otlp::Sender>,
-    memory: Option<JoinHandle<()>>,
+    memory: JoinHandle<()>,
 }
 
 /// The HTTP server's task and the way to end it.
@@ -50,7 +53,9 @@ impl Observers {
         let http = http.map(|(listener, metrics)| serve_http(listener, config, overview, metrics)).transpose()?;
         let otlp = start_otlp(overview, instance);
         let is_asked = http.is_some() || otlp.is_some();
-        let memory = is_asked.then(|| tokio::spawn(remember(Arc::clone(overview), metrics)));
+        let overview = Arc::clone(overview);
+        let memory =
+            if is_asked { tokio::spawn(remember(overview, metrics)) } else { tokio::spawn(follow_limits(overview)) };
         Ok(Self { http, otlp, memory })
     }
 
@@ -61,9 +66,7 @@ impl Observers {
             let _ = stop.send(());
             let _ = task.await;
         }
-        if let Some(memory) = self.memory {
-            memory.abort();
-        }
+        self.memory.abort();
         // With the counts of the very end.
         self.otlp.map(otlp::Sender::finish)
     }
@@ -79,6 +82,16 @@ async fn remember(overview: Arc<Overview>, metrics: Option<Arc<Exposition>>) {
         if let Some(metrics) = &metrics {
             metrics.renew();
         }
+    }
+}
+
+/// Takes in how the limits stand, until it is aborted.
+async fn follow_limits(overview: Arc<Overview>) {
+    let mut ticks = interval(FOLLOW_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        overview.record_limits();
     }
 }
 

@@ -20,7 +20,7 @@ use crate::clock::TICK;
 use crate::net::tls::{Keyring, Watch};
 use crate::net::{self, Left, Listener, Sockets};
 use crate::observe::shared::STALLED_AFTER;
-use crate::observe::{self, PoolLog, Shared, Stage};
+use crate::observe::{self, Overview, PoolLog, Shared, Stage};
 use crate::worker::{self, Command, Summary, WorkerHandle};
 
 /// Longest time from [`Command::Stop`] to the worker's end; then the process ends without it.
@@ -214,7 +214,8 @@ pub struct Closed {
 
 impl Plane {
     /// Starts the worker, which serves `listeners`. Server connections that an earlier one has `left` count until their servers
-    /// have ended them. Of several planes each logs the `url` that its pools are told by.
+    /// have ended them. Of several planes each logs the `url` that its pools are told by; `overview` knows what they have to do with
+    /// one another.
     ///
     /// # Errors
     ///
@@ -224,6 +225,7 @@ impl Plane {
         keyring: &Arc<Keyring>,
         listeners: Vec<Listener>,
         url: Option<Arc<str>>,
+        overview: &Arc<Overview>,
         left: &mut Vec<Left>,
     ) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(Instant::now()));
@@ -247,7 +249,7 @@ impl Plane {
             // After a pause of the machine one tick is as good as a hundred.
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let desk = Desk::new(Arc::clone(keyring), commands, shared, url, reload);
+        let desk = Desk::new(Arc::clone(keyring), commands, shared, url, Arc::clone(overview), reload);
         let shutdown_timeout = config.process.shutdown_timeout;
         Ok(Self {
             phase: Phase::Running,
@@ -414,6 +416,8 @@ struct Desk {
     /// Told at SIGHUP.
     reload: Arc<Notify>,
     pool_log: PoolLog,
+    /// Of all planes of the process.
+    overview: Arc<Overview>,
     /// When it began to work.
     since: Instant,
     /// The worker's stall was logged.
@@ -426,6 +430,7 @@ impl Desk {
         commands: mpsc::UnboundedSender<Command>,
         shared: Arc<Shared>,
         url: Option<Arc<str>>,
+        overview: Arc<Overview>,
         reload: Arc<Notify>,
     ) -> Self {
         let since = Instant::now();
@@ -438,6 +443,7 @@ impl Desk {
             shared,
             reload,
             pool_log: PoolLog::new(origin, since),
+            overview,
             since,
             stalled: false,
         }
@@ -509,14 +515,14 @@ impl Desk {
 
     fn log_pools(&mut self) {
         if let Some(snapshot) = self.shared.snapshot() {
-            self.pool_log.period(snapshot);
+            self.pool_log.period(snapshot, &self.overview);
         }
     }
 
     /// What was counted since is told at the end.
     fn log_pools_last(&mut self) {
         if let Some(snapshot) = self.shared.snapshot() {
-            self.pool_log.finish(snapshot);
+            self.pool_log.finish(snapshot, &self.overview);
         }
     }
 }
@@ -588,8 +594,9 @@ mod tests {
         let pool = PoolName::primary("app", "web");
         own.mark(Server { pool, pid: 7, secret: Box::default(), encrypted: false });
         let mut left = sockets.cut().unwrap();
+        let overview = Arc::new(Overview::new(&[Arc::default()]));
         for _ in 0..2 {
-            let started = Plane::start(&config, &keyring, Vec::new(), None, &mut left);
+            let started = Plane::start(&config, &keyring, Vec::new(), None, &overview, &mut left);
             assert!(matches!(started, Err(StartError::Users(_))));
             assert_eq!(left.iter().map(|left| left.server.pid).collect::<Vec<_>>(), [7]);
         }

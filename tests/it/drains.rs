@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 
 use crate::exec::wrapped::Wrapping;
+use crate::limits::{limits, scope};
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, options, primary};
 use crate::tls::pki::{Authority, Folder, address};
 use crate::transcript::{named, unnamed};
@@ -175,20 +176,66 @@ async fn a_line_of_a_pool_is_what_l2met_reads() {
     assert!(line.len() < 1024, "{line}");
     let fields = fields(line);
     assert_eq!((&*fields["source"], &*fields["pool"]), ("web.7", site.name()));
+    assert_eq!(l2met(&fields), BTreeSet::from(["count", "measure", "sample"]));
+    for name in ["wait", "query"] {
+        for percentile in ["p50", "p95", "p99"] {
+            ms(&fields[&format!("measure#{name}.{percentile}")]);
+        }
+    }
+}
+
+/// The kinds of numbers in a line, each of which is one that l2met reads.
+fn l2met(fields: &BTreeMap<String, String>) -> BTreeSet<&str> {
     let mut kinds = BTreeSet::new();
-    for (key, value) in &fields {
+    for (key, value) in fields {
         let Some((kind, name)) = key.split_once('#') else { continue };
         kinds.insert(kind);
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || b"_.0123456789".contains(&byte)), "{key}");
         let number = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         assert!(number.parse::<f64>().is_ok(), "{key}={value}");
     }
-    assert_eq!(kinds, BTreeSet::from(["count", "measure", "sample"]));
-    for name in ["wait", "query"] {
-        for percentile in ["p50", "p95", "p99"] {
-            ms(&fields[&format!("measure#{name}.{percentile}")]);
-        }
+    kinds
+}
+
+#[tokio::test]
+async fn a_second_line_of_a_pool_has_the_numbers_of_limits() {
+    let place = Place::on(primary());
+    // So few that no other limit of the server leaves less room.
+    place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 5", place.name));
+    let settings = [("fleet_budget", "true"), ("fleet_census_period", "500ms"), ("stats_period", "200ms")];
+    let site = Site::before(place, &settings);
+    let mut client = site.client().await;
+    assert_value(&client.query("SELECT 1").await.unwrap(), "1");
+    let _foreigner = site.place.direct().await;
+    // Behind it nothing changes any more.
+    let is_it = |line: &str| {
+        [" sample#own=1 ", " sample#foreigners=1 ", " sample#probes=0 "].iter().all(|has| line.contains(has))
+    };
+    let budget = || {
+        let log = site.pgweir.log();
+        let line = log.lines().find(|line| line.contains(" pgweir=budget ") && is_it(line)).map(str::to_owned);
+        line.inspect(|line| assert!(line.len() < 1024, "{line}"))
+    };
+    wait_until(SOON, || budget().is_some());
+    let fields = fields(&budget().unwrap());
+    assert_eq!(l2met(&fields), BTreeSet::from(["sample"]));
+    let all = limits(&site.pgweir);
+    let role = scope(&all, "role");
+    assert_eq!(all["servers"][0]["binds"]["scope"], *fields["scope"], "{all:#}");
+    #[rustfmt::skip]
+    let table = [
+        ("share", &role["share"]), ("fleet_used", &role["used"]), ("fleet_limit", &role["limit"]),
+        ("headroom", &role["headroom"]), ("room", &role["room"]), ("own", &role["own"]["connections"]),
+        ("peers", &role["peers"]["connections"]), ("foreigners", &role["foreigners"]["connections"]),
+        ("claims", &role["claims"]), ("probes", &role["probes"]), ("waiting_probes", &role["waiting_probes"]),
+        ("more_sidecars", &all["servers"][0]["sidecars"]["more"]),
+        ("more_sidecars_at_present_use", &all["servers"][0]["sidecars"]["more_at_present_use"]),
+    ];
+    for (key, want) in table {
+        assert_eq!(fields[&format!("sample#{key}")], want.to_string(), "{key}: {fields:?} {all:#}");
     }
+    assert_eq!((&role["limit"], &role["used"], &role["room"]), (&5.into(), &2.into(), &1.into()), "{all:#}");
+    assert!(!fields.contains_key("sample#exhausted_in") && !fields.contains_key("sample#refused_ago"), "{fields:?}");
 }
 
 /// What the pools' lines count in all.

@@ -12,6 +12,9 @@ use tokio::time::sleep;
 
 use crate::support::{PASSWORD, Place, SOON, Site, assert_value, metric_in, primary, server_pid, start_pgweir};
 
+/// The form of the answers.
+const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/limits.schema.json");
+
 /// The census of the fleet here.
 const PERIOD: &str = "500ms";
 
@@ -24,7 +27,7 @@ pub(crate) fn limits(pgweir: &Pgweir) -> Value {
 }
 
 /// The limit of that scope of the first server.
-fn scope<'a>(limits: &'a Value, scope: &str) -> &'a Value {
+pub(crate) fn scope<'a>(limits: &'a Value, scope: &str) -> &'a Value {
     let all = limits["servers"][0]["limits"].as_array().unwrap();
     all.iter().find(|limit| limit["scope"] == scope).unwrap_or_else(|| panic!("no {scope} in {limits}"))
 }
@@ -43,12 +46,16 @@ async fn until(pgweir: &Pgweir, path: &str, condition: impl Fn(&Value) -> bool) 
     }
 }
 
-/// Holds these answers against the schema that the program serves, with a validator that is not ours.
+/// Holds these answers against the schema that the program serves.
 pub(crate) fn assert_valid(pgweir: &Pgweir, answers: &[&Value]) {
     let (status, schema) = pgweir.http_get("/limits/schema").unwrap();
     assert_eq!(status, 200);
-    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/limits.schema.json");
-    assert_eq!(schema, fs::read_to_string(shipped).unwrap());
+    assert_eq!(schema, fs::read_to_string(SCHEMA).unwrap());
+    assert_valid_as_shipped(answers);
+}
+
+/// Holds these answers against the schema that is shipped, with a validator that is not ours.
+pub(crate) fn assert_valid_as_shipped(answers: &[&Value]) {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -63,7 +70,7 @@ pub(crate) fn assert_valid(pgweir: &Pgweir, answers: &[&Value]) {
                   bad = dict(answers[0], servers=[{}])\n\
                   assert not check(schema).is_valid(bad) and not check(schema).is_valid({})\n";
     let mut python = Command::new("/usr/bin/python3");
-    python.args(["-c", script, &file("schema", &schema)]);
+    python.args(["-c", script, SCHEMA]);
     for (number, answer) in answers.iter().enumerate() {
         python.arg(file(&number.to_string(), &answer.to_string()));
     }
