@@ -18,8 +18,8 @@ use tokio::net::UnixListener;
 use tokio::time::timeout;
 
 use super::plan::Pooled;
-use crate::observe::{Excerpt, Overview};
-use crate::stats::{PoolSnapshot, Standing};
+use crate::observe::{Excerpt, Overview, limits};
+use crate::stats::PoolSnapshot;
 
 /// Its name, without the process id.
 const NAME: &str = "pgweir/exec/";
@@ -33,8 +33,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Longest time for all of them together.
 const ALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The longest answer that is read; bytes.
-const ANSWER_MAX: u64 = 1 << 20;
+/// The longest answer; bytes. Of a longer one only that is told.
+const ANSWER_MAX: usize = 1 << 20;
 
 /// Askers that may wait.
 const BACKLOG: i32 = 8;
@@ -93,7 +93,7 @@ impl Board {
         self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn tell(&self) -> Value {
+    async fn tell(&self) -> Value {
         let urls = self.listening.iter().map(|listening| {
             json!({
                 "variable": listening.name,
@@ -103,8 +103,7 @@ impl Board {
                 "user": listening.user,
             })
         });
-        // Where no fleet keeps them known they are found out for who asks next.
-        self.overview.ask_limits(Instant::now());
+        let limits = limits::ask(&self.overview).await;
         let snapshot = self.overview.snapshot();
         let pools: Vec<Value> = snapshot.iter().flat_map(|snapshot| &snapshot.pools).map(pool).collect();
         json!({
@@ -116,8 +115,26 @@ impl Board {
             "restarts": self.restarts.load(Ordering::Relaxed),
             "urls": urls.collect::<Vec<_>>(),
             "pools": pools,
+            "limits": limits,
         })
     }
+
+    /// As text, within the bound.
+    async fn answer(&self) -> String {
+        bounded(self.tell().await.to_string())
+    }
+}
+
+/// An answer that nobody would read to its end is replaced by one that says so.
+fn bounded(answer: String) -> String {
+    if answer.len() <= ANSWER_MAX {
+        return answer;
+    }
+    let error = format!(
+        "its answer has {} bytes, more than the {ANSWER_MAX} that are read; /limits on http_listen has no such bound",
+        answer.len()
+    );
+    json!({ "pid": std::process::id(), "error": error }).to_string()
 }
 
 fn pool(pool: &PoolSnapshot) -> Value {
@@ -137,30 +154,6 @@ fn pool(pool: &PoolSnapshot) -> Value {
         "servers_logging_in": gauges.servers_logging_in,
         "servers_limit": gauges.servers_limit,
         "transactions": pool.stats.transactions,
-        "budget": pool.limits.standing.as_ref().map(|standing| budget(pool, standing)),
-    })
-}
-
-/// How the limits stand on which the pool depends; that which binds by itself.
-fn budget(pool: &PoolSnapshot, standing: &Standing) -> Value {
-    let scopes = standing.scopes.iter().filter(|scope| scope.limit.is_some()).map(|scope| {
-        json!({
-            "scope": scope.scope,
-            "limit": scope.limit,
-            "headroom": scope.headroom,
-            "used": scope.used,
-            "own": scope.own.connections + scope.own.claims,
-            "peers": scope.peers.used,
-            "others": scope.foreigners.used,
-            "room": scope.room(),
-            "share": scope.share,
-        })
-    });
-    json!({
-        "sharing": pool.limits.sharing.as_str(),
-        "seconds_ago": standing.taken.elapsed().as_secs(),
-        "binds": standing.binding().map(|scope| scope.scope),
-        "limits": scopes.collect::<Vec<_>>(),
     })
 }
 
@@ -185,20 +178,32 @@ pub(super) fn serve(board: Arc<Board>) -> io::Result<()> {
             let own = nix::unistd::geteuid().as_raw();
             if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
                 // Whoever does not read is not waited for.
-                let _ = timeout(LIMIT, stream.write_all(board.tell().to_string().as_bytes())).await;
+                let _ = timeout(LIMIT, stream.write_all(board.answer().await.as_bytes())).await;
             }
         }
     });
     Ok(())
 }
 
-/// Runs `pgweir status`: asks every `pgweir exec` of this machine. Exit code 1 if there is none.
+/// Runs `pgweir status`: asks every `pgweir exec` of this machine. Exit code 1 if there is none, or if an answer is refused.
 #[must_use]
 pub fn run(as_json: bool) -> ExitCode {
     let table = std::fs::read_to_string(SOCKETS).unwrap_or_default();
     let until = Instant::now() + ALL_LIMIT;
-    let answers: Vec<Value> = names(&table).iter().filter_map(|name| ask(name, until).ok()).collect();
-    if answers.is_empty() {
+    let (mut answers, mut code) = (Vec::new(), ExitCode::SUCCESS);
+    for name in names(&table) {
+        match ask(&name, until) {
+            Ok(answer) => answers.push(answer),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let process = name.strip_prefix(NAME).unwrap_or_default();
+                let _ = writeln!(io::stderr(), "pgweir status: process {}: {error}", Excerpt::of(process));
+                code = ExitCode::FAILURE;
+            }
+            // It has just gone, or is somebody else's.
+            Err(_) => {}
+        }
+    }
+    if answers.is_empty() && code == ExitCode::SUCCESS {
         let _ = writeln!(io::stderr(), "pgweir status: no pgweir exec of this user runs here");
         return ExitCode::FAILURE;
     }
@@ -209,7 +214,7 @@ pub fn run(as_json: bool) -> ExitCode {
     };
     // A reader that has gone away is no reason to fail.
     let _ = io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    code
 }
 
 /// The sockets of ours in the system's table, each once.
@@ -224,6 +229,10 @@ fn names(table: &str) -> Vec<String> {
 }
 
 /// The name is anybody's to take: only what the same user, or root, says is believed.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::InvalidData`] if the answer is refused; others if there is none.
 fn ask(name: &str, until: Instant) -> io::Result<Value> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -234,7 +243,7 @@ fn ask(name: &str, until: Instant) -> io::Result<Value> {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     socket.set_nonblocking(false)?;
-    let mut stream = StdStream::from(socket).take(ANSWER_MAX);
+    let mut stream = StdStream::from(socket);
     let until = until.min(Instant::now() + LIMIT);
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     loop {
@@ -242,71 +251,164 @@ fn ask(name: &str, until: Instant) -> io::Result<Value> {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        stream.get_ref().set_read_timeout(Some(left))?;
+        stream.set_read_timeout(Some(left))?;
         match stream.read(&mut part)? {
-            0 => return serde_json::from_slice(&answer).map_err(io::Error::other),
+            0 => return believe(&answer),
             read => answer.extend_from_slice(part.get(..read).unwrap_or_default()),
         }
+        if answer.len() > ANSWER_MAX {
+            let error = format!("its answer has more than the {ANSWER_MAX} bytes that are read");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+}
+
+fn believe(answer: &[u8]) -> io::Result<Value> {
+    let answer: Value = serde_json::from_slice(answer).map_err(io::Error::other)?;
+    match answer.get("error") {
+        None => Ok(answer),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, text(&answer, "/error"))),
     }
 }
 
 /// An answer as text for people.
 fn describe(answer: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), |text| Excerpt::of(text).to_string());
-    let of = |value: &Value, key: &str| value.get(key).map(text).unwrap_or_default();
-    let list = |key: &str| answer.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let of = |path: &str| text(answer, path);
     let draining = if answer.get("draining") == Some(&Value::Bool(true)) { ", draining" } else { "" };
     let mut lines = vec![format!(
         "pgweir {} exec, process {}, application {}, up {} s, restarts {}{draining}",
-        of(answer, "version"),
-        of(answer, "pid"),
-        of(answer, "application"),
-        of(answer, "uptime_s"),
-        of(answer, "restarts"),
+        of("/version"),
+        of("/pid"),
+        of("/application"),
+        of("/uptime_s"),
+        of("/restarts"),
     )];
-    for url in list("urls") {
-        let at = of(&url, "listening");
-        let (variable, server) = (of(&url, "variable"), of(&url, "server"));
-        lines.push(format!(
-            "  {variable}: {at} to {server}, database {}, user {}",
-            of(&url, "database"),
-            of(&url, "user")
-        ));
-    }
-    for pool in list("pools") {
-        let of = |key: &str| of(&pool, key);
-        // Pools of several URLs may have the same names.
-        let url = if pool.get("url").is_some_and(Value::is_string) { of("url") + " " } else { String::new() };
-        lines.push(format!(
-            "  pool {}{}/{}: {}; clients {} active, {} waiting ({} ms), {} idle; servers {} active ({} pinned), {} idle, {} logging in, limit {}",
-            url, of("database"), of("user"), of("health"),
-            of("clients_active"), of("clients_waiting"), of("oldest_wait_ms"), of("clients_idle"),
-            of("servers_active"), of("servers_pinned"), of("servers_idle"), of("servers_logging_in"), of("servers_limit"),
-        ));
-        let budget = pool.get("budget").filter(|budget| budget.is_object());
-        let limits = budget.and_then(|budget| budget.get("limits")?.as_array());
-        for limit in limits.into_iter().flatten() {
-            let of = |key: &str| limit.get(key).map(text).unwrap_or_default();
-            let binds = budget.and_then(|budget| budget.get("binds")) == limit.get("scope");
-            lines.push(format!(
-                "    limit of the {}: {} of {} used: {} here, {} by peers, {} by others; room {}{}",
-                of("scope"),
-                of("used"),
-                of("limit"),
-                of("own"),
-                of("peers"),
-                of("others"),
-                of("room"),
-                if binds { " (it binds)" } else { "" },
-            ));
-        }
+    lines.extend(list(answer, "/urls").iter().map(describe_url));
+    lines.extend(list(answer, "/pools").iter().map(describe_pool));
+    for server in list(answer, "/limits/servers") {
+        describe_server(server, &mut lines);
     }
     lines.join("\n") + "\n"
+}
+
+fn describe_url(url: &Value) -> String {
+    let of = |path: &str| text(url, path);
+    format!(
+        "  {}: {} to {}, database {}, user {}",
+        of("/variable"),
+        of("/listening"),
+        of("/server"),
+        of("/database"),
+        of("/user"),
+    )
+}
+
+fn describe_pool(pool: &Value) -> String {
+    let of = |path: &str| text(pool, path);
+    // Pools of several URLs may have the same names.
+    let url = if pool.get("url").is_some_and(Value::is_string) { of("/url") + " " } else { String::new() };
+    format!(
+        "  pool {url}{}/{}: {}; clients {} active, {} waiting ({} ms), {} idle; servers {} active ({} pinned), {} idle, {} logging in, limit {}",
+        of("/database"),
+        of("/user"),
+        of("/health"),
+        of("/clients_active"),
+        of("/clients_waiting"),
+        of("/oldest_wait_ms"),
+        of("/clients_idle"),
+        of("/servers_active"),
+        of("/servers_pinned"),
+        of("/servers_idle"),
+        of("/servers_logging_in"),
+        of("/servers_limit"),
+    )
+}
+
+/// A server of `/limits`, and below it each of its limits.
+fn describe_server(server: &Value, lines: &mut Vec<String>) {
+    let of = |path: &str| text(server, path);
+    let is_known = |path: &str| server.pointer(path).is_some_and(|value| !value.is_null());
+    let mut parts =
+        vec![format!("  server {}, {}: own connections {}", of("/server"), of("/sharing"), of("/connections"))];
+    if is_known("/census_seconds_ago") {
+        parts.push(format!("limits looked at {} s ago", seconds(server, "/census_seconds_ago")));
+    } else {
+        parts.push(format!("limits unknown: {}", of("/why_no_census")));
+    }
+    if is_known("/sidecars") {
+        parts.push(format!(
+            "{} more pgweirs fit, {} if each uses what one uses now",
+            of("/sidecars/more"),
+            of("/sidecars/more_at_present_use"),
+        ));
+    }
+    if is_known("/last_refusal") {
+        let scope =
+            if is_known("/last_refusal/scope") { of("/last_refusal/scope") } else { "not told which".to_owned() };
+        parts.push(format!("last 53300 {} s ago (limit: {scope})", seconds(server, "/last_refusal/seconds_ago")));
+    }
+    lines.push(parts.join("; "));
+    for limit in list(server, "/limits").iter().filter(|limit| limit.get("limit").is_some_and(Value::is_number)) {
+        let binds = ["scope", "of"].iter().all(|key| server.pointer(&format!("/binds/{key}")) == limit.get(key));
+        lines.push(describe_limit(limit, binds));
+    }
+}
+
+fn describe_limit(limit: &Value, binds: bool) -> String {
+    let of = |path: &str| text(limit, path);
+    let whose = Some(of("/of")).filter(|whose| !whose.is_empty()).map(|whose| format!(" {whose}")).unwrap_or_default();
+    let number = |path: &str| limit.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let mut parts = vec![format!(
+        "    limit of the {}{whose}: {} of {} used: {} here, {} by peers, {} by others; headroom {}, room {}{}; \
+         claims {}, probes {} ({} waiting)",
+        of("/scope"),
+        of("/used"),
+        of("/limit"),
+        number("/own/connections") + number("/own/claims"),
+        of("/peers/connections"),
+        of("/foreigners/connections"),
+        of("/headroom"),
+        of("/room"),
+        if binds { " (it binds)" } else { "" },
+        of("/claims"),
+        of("/probes"),
+        of("/waiting_probes"),
+    )];
+    if limit.get("share").is_some_and(Value::is_number) {
+        parts.push(format!("share {}, pools {}", of("/share"), of("/pools")));
+    }
+    if limit.get("exhausted_in_seconds").is_some_and(Value::is_number) {
+        parts.push(format!("exhausted in {} s", of("/exhausted_in_seconds")));
+    }
+    parts.join("; ")
+}
+
+/// What stands at that place, as text; empty if nothing does. Names are not ours: they get no way to forge a line.
+fn text(value: &Value, path: &str) -> String {
+    match value.pointer(path) {
+        None => String::new(),
+        Some(Value::String(text)) => Excerpt::of(text).to_string(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// Whole seconds.
+fn seconds(value: &Value, path: &str) -> String {
+    format!("{:.0}", value.pointer(path).and_then(Value::as_f64).unwrap_or_default())
+}
+
+fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+    value.pointer(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Shared;
+    use crate::stats::{
+        Holder, Holders, LastRefusal, PoolGauges, PoolHealth, PoolLimits, PoolName, PoolStats, ScopeStanding, Sharing,
+        Snapshot, Standing,
+    };
 
     #[test]
     fn sockets_of_ours_are_found_in_the_systems_table() {
@@ -319,12 +421,110 @@ mod tests {
         assert_eq!(names(table), ["pgweir/exec/12", "pgweir/exec/7"]);
     }
 
-    #[test]
-    fn an_answer_is_told_in_words() {
+    /// A limit, and how many connections of it are this process's.
+    fn scope(limit: u32, used: u32) -> ScopeStanding {
+        ScopeStanding {
+            scope: "role",
+            limit: Some(limit),
+            headroom: 2,
+            used,
+            own: Holder { connections: 2, claims: 1, ..Holder::default() },
+            peers: Holders { used: 4, ..Holders::default() },
+            foreigners: Holders { used: 5, ..Holders::default() },
+            claims: 1,
+            probes: 2,
+            waiting: 1,
+            members: Some(3),
+            share: Some(4),
+            usable: limit - 2,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_told_in_words() {
         let board = Board::new(7, Vec::new(), Arc::new(Overview::new(&[Arc::default()])));
         board.set_draining(true);
         board.count_restart();
-        let told = describe(&board.tell());
+        let answer = board.tell().await;
+        assert_eq!(answer["limits"], Value::Null, "nobody has told anything yet");
+        let told = describe(&answer);
         assert!(told.contains("application 7, up 0 s, restarts 1, draining\n"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn limits_are_told_in_words_as_far_as_they_are_known() {
+        let now = Instant::now();
+        let standing = |scopes| Some(Arc::new(Standing { taken: now, scopes }));
+        let refusal = Some(LastRefusal { at: now, scope: None });
+        let limits = |server: &str, standing, refusal| PoolLimits {
+            server: server.into(),
+            login: "we\nb".into(),
+            sharing: Sharing::Shared,
+            standing,
+            refusal,
+            ..PoolLimits::default()
+        };
+        let pools = [
+            limits("a:5432", standing(vec![scope(14, 12), ScopeStanding { scope: "server", ..scope(100, 12) }]), None),
+            limits("b:5432", None, refusal),
+        ];
+        let pools = pools.map(|limits| PoolSnapshot {
+            name: PoolName::primary("app", "web"),
+            url: None,
+            health: PoolHealth::Usable,
+            stats: PoolStats::default(),
+            gauges: PoolGauges::default(),
+            limits,
+        });
+        let shared = Arc::new(Shared::new(now));
+        shared.publish(Arc::new(Snapshot { pools: pools.into(), ..Snapshot::empty(now) }), now);
+        let board = Board::new(7, Vec::new(), Arc::new(Overview::of(shared)));
+        let told = describe(&board.tell().await);
+        let lines: Vec<&str> = told.lines().skip_while(|line| !line.starts_with("  server")).collect();
+        let want = [
+            "  server a:5432, shared: own connections 0; limits looked at 0 s ago; 4 more pgweirs fit, 0 if each uses what one uses now",
+            "    limit of the role we\\u{a}b: 12 of 14 used: 3 here, 4 by peers, 5 by others; headroom 2, room 0 (it binds); \
+             claims 1, probes 2 (1 waiting); share 4, pools 3; exhausted in 0 s",
+            "    limit of the server: 12 of 100 used: 3 here, 4 by peers, 5 by others; headroom 2, room 86; \
+             claims 1, probes 2 (1 waiting); share 4, pools 3",
+            "  server b:5432, shared: own connections 0; limits unknown: no server connection has been opened yet, and \
+             none is opened for this; last 53300 0 s ago (limit: not told which)",
+        ];
+        assert_eq!(lines, want, "{told}");
+    }
+
+    #[test]
+    fn an_answer_beyond_the_bound_is_refused_by_both_sides_in_plain_words() {
+        let text = |length: usize| json!("x".repeat(length - 2)).to_string();
+        assert_eq!(bounded(text(ANSWER_MAX)), text(ANSWER_MAX));
+        // The name is no exec's: no other test finds it.
+        let name = format!("pgweir/test/{}", std::process::id());
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.bind(&SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
+        socket.listen(BACKLOG).unwrap();
+        let listener = StdListener::from(socket);
+        let exchange = |answer: &str| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    // Who has read enough hangs up.
+                    let _ = stream.write_all(answer.as_bytes());
+                });
+                ask(&name, Instant::now() + ALL_LIMIT)
+            })
+        };
+        assert_eq!(exchange(&text(ANSWER_MAX)).unwrap().as_str().unwrap().len(), ANSWER_MAX - 2);
+        #[rustfmt::skip]
+        let table = [
+            ("one that does not know the bound", text(ANSWER_MAX + 1),          "its answer has more than the 1048576 bytes that are read"),
+            ("one that does",                    bounded(text(ANSWER_MAX + 1)), "its answer has 1048577 bytes, more than the 1048576 that are read"),
+        ];
+        for (who, answer, want) in table {
+            let refused = exchange(&answer).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{who}");
+            assert!(refused.to_string().starts_with(want), "{who}: {refused}");
+        }
+        // One that is killed while it speaks has no answer, and is nobody's fault.
+        assert_ne!(exchange("{\"pid\":").unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -3,6 +3,7 @@
 use super::lives::get;
 use super::wrapped::Wrapping;
 use super::{place, url};
+use crate::limits::assert_valid_as_shipped;
 use crate::routing::family;
 use crate::support::{PASSWORD, Place, SOON, primary};
 use crate::tls::TlsPrimary;
@@ -226,7 +227,11 @@ fn check_without_a_configuration_checks_what_exec_would_run() {
 #[test]
 fn status_tells_how_things_stand() {
     let (place, url, psql) = place();
-    let mut wrapped = Wrapping::sh(&url, &format!("{psql} 'SELECT 1'; echo asked; read line")).start();
+    // So few that no other limit of the server leaves less room.
+    place.psql(&format!("ALTER ROLE {} CONNECTION LIMIT 5", place.name));
+    let mut wrapped = Wrapping::sh(&url, &format!("{psql} 'SELECT 1'; echo asked; read line"))
+        .var("PGWEIR_FLEET_CENSUS_PERIOD", "500ms")
+        .start();
     wrapped.await_said("asked");
     let ask = || -> serde_json::Value {
         let out = Wrapping::new(&["status", "--json"]).finish().well();
@@ -242,13 +247,27 @@ fn status_tells_how_things_stand() {
     assert_eq!(told["urls"][0]["variable"], "DATABASE_URL");
     assert_eq!(told["urls"][0]["database"], place.name);
     assert_eq!((&told["pools"][0]["user"], &told["pools"][0]["servers_idle"]), (&place.name.clone().into(), &1.into()));
-    // The limits are found out for who asks.
-    wait_until(SOON, || ask()["pools"][0]["budget"]["limits"][0]["limit"].is_number());
-    let budget = &ask()["pools"][0]["budget"];
-    assert_eq!((&budget["sharing"], &budget["binds"]), (&"shared".into(), &"server".into()));
-    assert_eq!(budget["limits"][0]["own"], 1, "{budget}");
+    // All that /limits would tell. The first census was the connection's own, when it was not certain yet that it may stay.
+    wait_until(SOON, || {
+        let role = &ask()["limits"]["servers"][0]["limits"][0];
+        role["own"]["connections"] == 1 && role["probes"] == 0
+    });
+    let known = ask();
+    assert_valid_as_shipped(&[&told["limits"], &known["limits"]]);
+    let server = &known["limits"]["servers"][0];
+    assert_eq!((&server["sharing"], &server["binds"]["scope"]), (&"shared".into(), &"role".into()), "{server:#}");
     let text = Wrapping::new(&["status"]).finish().well();
-    assert!(text.contains("limit of the server: ") && text.contains(" (it binds)"), "{text}");
+    let name = &place.name;
+    for line in [
+        format!("  server {}, shared: own connections 1; limits looked at ", place.cluster.addr()),
+        format!(
+            "    limit of the role {name}: 1 of 5 used: 1 here, 0 by peers, 0 by others; headroom 2, room 2 (it binds); \
+             claims 0, probes 0 (0 waiting); share 3, pools 1\n"
+        ),
+        "    limit of the server: ".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line} is not in {text}");
+    }
     assert!(text.contains(&format!("process {}, application {}", wrapped.pid(), wrapped.application())), "{text}");
     wrapped.tell("end");
     wrapped.finish().well();
