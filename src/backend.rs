@@ -419,6 +419,12 @@ impl ServerConn {
                 || is_prepared() && !pipeline.iter().any(takes_time))
     }
 
+    /// Whether the server may have answers that it does not send before it is told to: what it was sent last is of a batch that goes on.
+    pub fn may_keep_answers(&self) -> bool {
+        let pipeline = &self.pipeline;
+        pipeline.is_batch_open() && !pipeline.is_skipping() && !pipeline.is_copy_in() && self.unsent.is_empty()
+    }
+
     /// Whether nothing is known against lending an idle connection. Costs no system call, unless the
     /// server has sent something: then it is read, and only notices are fine. Whoever asks is woken when it sends more.
     pub fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {

@@ -249,7 +249,7 @@ impl Relay {
             }
             Order::Stopped if !self.has_stopped() => {
                 self.entry.order.set(Order::None);
-                Ok(())
+                self.ask_for_answers(cx)
             }
             Order::TransactionLong if !self.is_transaction_long() => {
                 self.entry.order.set(Order::None);

@@ -144,14 +144,17 @@ fn stops() -> Vec<(&'static str, Vec<u8>, u8, Vec<u8>)> {
     let copy = || build::query("COPY mark FROM STDIN");
     let parse = || build::parse("half", "INSERT INTO mark VALUES (2)", &[]);
     let bind = || build::bind("", "half", &[]);
-    let whole = [parse(), bind(), build::execute("", 0), build::flush()].concat();
+    // Without a Flush, Postgres keeps the answers to itself.
+    let unflushed = [parse(), bind(), build::execute("", 0)].concat();
     let big_row = [&b"1".repeat(1 << 20)[..], b"\n"].concat();
     #[rustfmt::skip]
     let table = vec![
         ("large Query, half",         vec![],                                  0,    big),
         ("Bind, half",                vec![],                                  0,    [parse(), cut(bind(), 7)].concat()),
         ("Parse without Sync",        vec![],                                  0,    [parse(), bind()].concat()),
-        ("Execute without Sync",      whole,                                   b'C', vec![]),
+        ("Execute without Sync",      [&unflushed[..], &build::flush()].concat(), b'C', vec![]),
+        ("Execute without Flush",     vec![],                                  0,    unflushed.clone()),
+        ("Execute, then Bind, half",  vec![],                                  0,    [&unflushed[..], &cut(bind(), 7)].concat()),
         ("an error without Sync",     [build::parse("", "no", &[]), build::flush()].concat(), b'E', vec![]),
         ("COPY without data",         copy(),                                  b'G', vec![]),
         ("CopyData, half",            copy(),                                  b'G', cut(build::copy_data(b"1\n"), 6)),
@@ -163,7 +166,14 @@ fn stops() -> Vec<(&'static str, Vec<u8>, u8, Vec<u8>)> {
 
 #[test]
 fn who_stops_in_the_middle_of_what_it_sends_is_idle_in_a_transaction() {
-    let stage = Stage::new(&[("default_pool_size", "9"), ("idle_transaction_timeout", "1500ms")]);
+    for mode in ["transaction", "session"] {
+        expect_stopped(mode);
+    }
+}
+
+fn expect_stopped(mode: &str) {
+    let limit = ("idle_transaction_timeout", "1500ms");
+    let stage = Stage::new(&[("default_pool_size", "11"), ("pool_mode", mode), limit]);
     stage.own_sql("CREATE TABLE mark (n int)");
     run(Duration::from_mins(1), async {
         let all = stops().into_iter().map(async |(name, before, answer, bytes)| {
@@ -174,9 +184,9 @@ fn who_stops_in_the_middle_of_what_it_sends_is_idle_in_a_transaction() {
                 client.recv_until(answer).await.unwrap();
             }
             client.send(&bytes).await.unwrap();
-            assert_eq!(read_to_end(&mut client).await.sqlstate(), "25P03", "{name}");
+            assert_eq!(read_to_end(&mut client).await.sqlstate(), "25P03", "{name} ({mode})");
             let took = start.elapsed();
-            assert!(took + TICK > Duration::from_millis(1500) && took < SOON, "{name}: {took:?}");
+            assert!(took + TICK > Duration::from_millis(1500) && took < SOON, "{name} ({mode}): {took:?}");
         });
         join_all(all).await;
         wait_until_async(SOON, async || stage.pids("state <> 'idle'").is_empty()).await;

@@ -70,6 +70,8 @@ pub struct Active {
     pub(super) overdue: Option<Overdue>,
     /// Since when the client has been found to have stopped in the middle of what it sends.
     pub(super) stopped: Option<Moment>,
+    /// The server was asked for what it may keep to itself, since the client sent something.
+    pub(super) flushed: bool,
     /// What is under way, if slow statements are logged.
     pub(super) watched: Option<Box<Watched>>,
 }
@@ -95,6 +97,7 @@ impl Active {
             begun: now,
             overdue: None,
             stopped: None,
+            flushed: false,
             watched: None,
         }
     }
@@ -109,7 +112,7 @@ impl Active {
             self.marks.runs_unjudged();
         }
         self.proof = Proof::Open;
-        self.stopped = None;
+        (self.stopped, self.flushed) = (None, false);
     }
 
     /// Whether all that the client sent was passed on, and is not held up.

@@ -4,6 +4,8 @@
 use std::task::Context as Task;
 use std::time::Duration;
 
+use pgweir_proto::encode;
+
 use super::super::end::End;
 use super::{Lease, Relay};
 use crate::backend::Lost;
@@ -82,6 +84,24 @@ impl Relay {
             return false;
         }
         now.since(*active.stopped.get_or_insert(now)) >= limit
+    }
+
+    /// A client that says nothing for long in the middle of a batch may have stopped there without a Flush: then the server keeps its
+    /// answers to itself, and looks as if it were at work. It is asked for them, once: one that is at work reads that later.
+    #[cold]
+    pub(super) fn ask_for_answers(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
+        let is_inside = self.scanner.is_inside();
+        let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else { return Ok(()) };
+        // What has stopped is known already, and for how long.
+        if active.stopped.is_some() || active.flushed || is_inside || !conn.may_keep_answers() {
+            return Ok(());
+        }
+        active.flushed = true;
+        // It has no answer of its own, and nothing is to be remembered of it.
+        match conn.write(cx, &encode::FLUSH, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(Lost::Io(error.kind()), cx),
+        }
     }
 
     /// Whether one transaction takes longer than `transaction_timeout`. Who keeps its server connection has many of them in
