@@ -177,6 +177,10 @@ pub struct Pool {
     logging_in: Cell<u32>,
     backoff: RefCell<Backoff>,
     learned: RefCell<Option<Rc<Learned>>>,
+    /// What sessions begin with has changed since, as far as that is seen in it.
+    outdated: Cell<bool>,
+    /// From when on server connections could be replaced again for that, if that were done at an even pace; see [`Knowledge::defaults`].
+    replaced: Cell<Option<Instant>>,
     health: Cell<PoolHealth>,
     course: Cell<Course>,
     /// The life of a standby that was left, because a write was refused there, and when.
@@ -261,6 +265,8 @@ impl Pool {
             logging_in: Cell::new(0),
             backoff: RefCell::default(),
             learned: RefCell::default(),
+            outdated: Cell::new(true),
+            replaced: Cell::new(None),
             health: Cell::default(),
             course: Cell::default(),
             given_up: RefCell::default(),
@@ -299,9 +305,15 @@ impl Pool {
         &self.target.user
     }
 
-    /// What the server tells at login; none before the first login.
+    /// What the server tells at login; none before the first login, and if that may be something else by now.
     #[must_use]
     pub fn learned(&self) -> Option<Rc<Learned>> {
+        if self.outdated.get() { None } else { self.learned_last() }
+    }
+
+    /// What it told last.
+    #[must_use]
+    pub fn learned_last(&self) -> Option<Rc<Learned>> {
         self.learned.borrow().clone()
     }
 

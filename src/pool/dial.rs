@@ -141,9 +141,12 @@ impl Pool {
         self.stats.borrow_mut().server_logins += 1;
         conn.enroll(self.watch.roster());
         let is_told = conn.defaults == self.defaults.get();
-        let learned = Learned { parameters, notices };
-        if is_told && self.learned.borrow().as_deref() != Some(&learned) {
-            *self.learned.borrow_mut() = Some(Rc::new(learned));
+        if is_told || self.outdated.get() {
+            let learned = Learned { parameters, notices };
+            if self.learned.borrow().as_deref() != Some(&learned) {
+                *self.learned.borrow_mut() = Some(Rc::new(learned));
+            }
+            self.outdated.set(!is_told);
         }
         // Up to a tenth sooner, so that connections made together do not end together.
         let share = rand::rng().random_range(0.9..=1.0);

@@ -37,6 +37,12 @@ const PAUSE_FAILED: Duration = Duration::from_secs(30);
 /// The same if the server connection was lost, or the answer did not come in time.
 const PAUSE_LOST: Duration = Duration::from_secs(2);
 
+/// How often a pool's server connections are replaced, in the long run, by defaults that change without end.
+const REPLACED_EVERY: Duration = Duration::from_secs(1);
+
+/// How often they may be in a row.
+const REPLACED_AT_ONCE: u32 = 8;
+
 /// What clients define in one database, whichever of its pools they use.
 #[derive(Debug, Default)]
 pub struct Definitions {
@@ -247,7 +253,8 @@ impl Pool {
         });
     }
 
-    /// A client may have changed what sessions begin with: whoever comes next finds it so, in whichever pool of the database.
+    /// A client may have changed what sessions begin with: whoever comes next finds it so, in whichever pool of the database; soon, if
+    /// that happens all the time.
     #[cold]
     pub fn renew(&self) {
         let defaults = &self.catalog.shared.definitions.defaults;
@@ -259,11 +266,12 @@ impl Pool {
     /// when they come back.
     pub(super) fn replace_outdated(self: &Rc<Self>) {
         let defaults = self.catalog.defaults();
-        if self.defaults.replace(defaults) == defaults {
+        if self.defaults.get() == defaults || !self.may_replace() {
             return;
         }
+        self.defaults.set(defaults);
         // Who logs in is told what the next one says.
-        self.learned.take();
+        self.outdated.set(true);
         let idle = std::mem::take(&mut self.inner.borrow_mut().idle);
         let (outdated, rest): (Vec<_>, Vec<_>) = idle.into_iter().partition(|conn| conn.defaults != defaults);
         self.inner.borrow_mut().idle = rest;
@@ -275,6 +283,19 @@ impl Pool {
             self.discard(conn, DiscardReason::Defaults);
         }
         self.dial_if_wanted();
+    }
+
+    /// Any role may change its defaults as often as it likes. A few changes are followed at once, as whoever makes them expects; of
+    /// more than that, each tick looks whether it is time for all of them.
+    #[cold]
+    fn may_replace(&self) -> bool {
+        let now = self.clock.now();
+        let due = self.replaced.get().map_or(now, |at| at.max(now));
+        let may = due.saturating_duration_since(now) < REPLACED_EVERY * REPLACED_AT_ONCE;
+        if may {
+            self.replaced.set(due.checked_add(REPLACED_EVERY));
+        }
+        may
     }
 
     /// A lease is over: what was defined in it, if anything, may be there for everybody.

@@ -1,7 +1,8 @@
 //! What sessions begin with: `ALTER ROLE .. SET` and `ALTER DATABASE .. SET`, by a client or past pgweir, hold for who logs in
 //! next, as on a direct connection.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use pgweir_harness::wait_until_async;
 use pgweir_harness::wire::{Wire, build};
@@ -125,5 +126,41 @@ fn who_logs_in_finds_before_long_the_defaults_that_were_set_elsewhere() {
         );
         assert!(replaced >= 9.0 - 0.5, "{replaced}");
         stage.sql(&format!("DROP ROLE {name}_stranger"));
+    });
+}
+
+#[test]
+fn a_role_that_changes_its_defaults_without_end_keeps_nobody_out_and_costs_few_logins() {
+    const CHANGES: u32 = 200;
+    const POOL: u32 = 4;
+    let stage = Stage::new(&[("default_pool_size", "4"), ("catalog_check_interval", "1h"), ("audit_every", "0")]);
+    let name = stage.name().to_owned();
+    let start = Instant::now();
+    run(Duration::from_mins(1), async {
+        let mut one = stage.client().await;
+        let over = Cell::new(false);
+        let changes = async {
+            for change in 1..=CHANGES {
+                // What fails counts, too: whether the server has done it is not asked.
+                let error = if change.is_multiple_of(2) { "; SELECT 1 / 0" } else { "" };
+                let text = format!("ALTER ROLE {name} SET work_mem = '{}kB'{error}", 1000 + change);
+                let outcome = one.query(&text).await.unwrap();
+                assert_eq!(outcome.sqlstate(), if error.is_empty() { "" } else { "22012" });
+            }
+            over.set(true);
+        };
+        let logins = async {
+            while !over.get() {
+                assert_eq!(value(&mut stage.client().await, "SELECT 'in'").await, "in");
+            }
+        };
+        tokio::join!(changes, logins);
+        // The last change counts for all, all the same.
+        let want = vec![format!("{}kB", 1000 + CHANGES - 1); 3];
+        wait_until_async(SOON, async || found(&stage, "work_mem").await == want).await;
+        // Several at once, then one a second.
+        let most = f64::from(POOL) * (start.elapsed().as_secs_f64() + 10.0);
+        let replaced = stage.metric("pgweir_server_discards_total");
+        assert!(replaced > 0.5 && replaced < most, "{replaced} of {most}");
     });
 }
