@@ -134,10 +134,10 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Bytes it takes.
+    /// Bytes it takes, and those that it may come to take: always the same.
     #[must_use]
     pub const fn size(&self) -> usize {
-        self.text.len() + self.types.len() + size_of::<Self>()
+        self.text.len() + self.types.len() + self.resolved.room() + size_of::<Self>()
     }
 
     /// What servers have parsed of it is of no more use: it is to be parsed anew.
@@ -149,7 +149,7 @@ impl Statement {
 
     /// A server has told the types of its parameters: the body of a `ParameterDescription`, and what that is as a description.
     pub fn resolve(&self, described: Described, body: &[u8]) {
-        self.resolved.learn(described, body, &self.types, self.text.len());
+        self.resolved.learn(described, body, &self.types);
     }
 
     /// Calls `with` with the types to parse it with: those that a client was `told`, if it has to be parsed with them, else those
@@ -365,7 +365,7 @@ impl Interner {
             through: Cell::new((0, EffectSet::NONE)),
             used: Cell::new(false),
             epoch: Cell::new(0),
-            resolved: Resolved::default(),
+            resolved: Resolved::of(text, types),
         });
         self.bytes.set(self.bytes.get() + statement.size());
         self.table.borrow_mut().insert_unique(hash, (hash, statement.clone()), |(hash, _)| *hash);
@@ -468,6 +468,28 @@ mod tests {
         // Twice round: what was asked for since the hand last came by stays once.
         (0..200).for_each(|_| interner.tick());
         assert!(interner.bytes() <= UNNAMED_MAX, "{}", interner.bytes());
+    }
+
+    #[test]
+    fn what_servers_make_of_parameters_is_counted_from_the_start() {
+        let interner = Interner::new(1 << 20);
+        let count: u16 = 1000;
+        let text = format!("SELECT f({})", (1..=count).map(|n| format!("${n}")).collect::<Vec<_>>().join(","));
+        let statement = interner.intern(1, 0, text.as_bytes(), b"\0\0", |_| Effects::default());
+        let before = interner.bytes();
+        let body = [&count.to_be_bytes()[..], &b"\0\0\0\x17".repeat(count.into())].concat();
+        let described = Described::parameters(&body);
+        statement.resolve(described, &body);
+        assert!(statement.resolved.makes(described));
+        statement.with_types(true, |types| {
+            assert_eq!(types, body);
+            assert!(before >= text.len() + types.len() + size_of::<Statement>(), "{before}");
+        });
+        assert_eq!(interner.bytes(), before, "what is added is taken away");
+        // More than its text can have is not kept.
+        let short = interner.intern(1, 0, b"SELECT $1", b"\0\0", |_| Effects::default());
+        short.resolve(described, &body);
+        assert!(!short.resolved.makes(described));
     }
 
     #[test]
