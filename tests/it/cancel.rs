@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use pgweir_harness::wire::{Wire, build, cancel};
-use pgweir_harness::{Direction, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async};
+use pgweir_harness::{Direction, FaultProxy, SUPERUSER, SUPERUSER_PASSWORD, wait_until_async};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -392,6 +392,38 @@ fn what_cancels_a_query_waits_for_the_replay_of_settings_in_front_of_it() {
             assert_eq!(stage.backends(), backends, "the server connection is none the worse ({limit})");
         });
     }
+}
+
+/// Ends a transaction that is audited, with `waiter` in the queue: from then on, for a while, `client` is the one that gives way.
+async fn give_way(stage: &Stage<'_>, proxy: &FaultProxy, client: &mut Wire, waiter: &mut Wire) {
+    succeed(client, "BEGIN; SELECT set_config('its.own', '1', false)").await;
+    waiter.send(&build::query("SELECT 'served'")).await.unwrap();
+    let waiting = || metric_in(&stage.pgweir.http_get("/metrics").unwrap().1, "pgweir_clients", &["state=\"waiting\""]);
+    wait_until_async(SOON, async || waiting() > 0.5).await;
+    proxy.delay(Direction::ToClient, Duration::from_secs(1));
+    succeed(client, "COMMIT").await;
+}
+
+#[test]
+fn a_cancel_of_what_waits_for_the_end_of_an_audit_is_not_lost_and_one_of_nothing_hits_nothing() {
+    let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
+    run(Duration::from_mins(1), async {
+        let (mut client, mut waiter) = (stage.client().await, stage.client().await);
+        for is_query in [true, false] {
+            give_way(&stage, &proxy, &mut client, &mut waiter).await;
+            if is_query {
+                client.send(&build::query("SELECT pg_sleep(60)")).await.unwrap();
+            }
+            cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
+            if is_query {
+                let outcome = client.outcome().await.unwrap();
+                assert_eq!((outcome.sqlstate(), outcome.status), (QUERY_CANCELED, b'I'), "{outcome:?}");
+            }
+            assert_eq!(waiter.outcome().await.unwrap().value(), Some("served"), "it is nobody else's");
+            proxy.heal();
+            assert_eq!(value(&mut client, "SELECT 'whole' FROM pg_sleep(0.5)").await, "whole");
+        }
+    });
 }
 
 #[test]

@@ -321,7 +321,6 @@ impl Relay {
 
     // ---- pins and audits ----
 
-    /// Asks the server what the client left behind.
     /// The client's transaction is over, and only what it left has to be seen: others that wait for the server connection have it
     /// before what the client sends meanwhile.
     #[cold]
@@ -330,6 +329,12 @@ impl Relay {
         self.active().yields = waited_for;
     }
 
+    /// Whether what the client sends is left where it is until others have had the server connection.
+    pub(super) fn gives_way(&self) -> bool {
+        matches!(self.lease, Lease::Held(_)) && self.active.as_ref().is_some_and(|active| active.yields)
+    }
+
+    /// Asks the server what the client left behind.
     pub(super) fn audit(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&mut self.lease, &mut self.active) else {
             return Ok(());

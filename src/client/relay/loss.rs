@@ -185,8 +185,10 @@ impl Relay {
     }
 
     pub(super) fn cancel(&mut self) -> Result<(), End> {
-        if self.active.as_ref().is_some_and(|active| active.aside.replaying) {
-            // It would hit the replay of settings. It waits for the answer to that.
+        let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
+        if replaying || self.gives_way() {
+            // It would hit the replay of settings; or nothing, because what it is meant for was not read yet. It waits for the answer
+            // to what is ours: whatever the client has sent by then is read before it is heeded.
             return Ok(());
         }
         let waiting_for_it = self.entry.take_cancels();
