@@ -21,6 +21,7 @@ use pgweir_load::rows::{self, Measure, Row};
 use pgweir_load::statements::{self, Footprint};
 use pgweir_load::syscalls::Tool;
 use pgweir_load::trial::{Plan, postmaster};
+use pgweir_load::workload::Workload;
 
 /// Compares pgweir's CPU time per transaction with PgBouncer's, window by window on the same machine.
 #[derive(Debug, Parser)]
