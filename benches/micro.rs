@@ -1,6 +1,6 @@
 //! Micro-benchmarks of the hot path's parts: framing, the pipeline's bookkeeping, reading messages, scanning SQL, and a turn of
 //! the relay. That one is the CPU time, system calls and all, of a `pgweir` before a real Postgres; `benches/load` compares it
-//! with PgBouncer's.
+//! with that of `PgBouncer`.
 #![allow(clippy::expect_used, reason = "a benchmark that goes wrong may panic")]
 
 use std::hint::black_box;
@@ -212,7 +212,7 @@ fn relay(criterion: &mut Criterion) {
                         client.query("SELECT 1").await.expect("an answer");
                     }
                 });
-                (cpu() - before) * u32::try_from(iterations).unwrap_or(u32::MAX) / QUERIES
+                cpu().saturating_sub(before) * u32::try_from(iterations).unwrap_or(u32::MAX) / QUERIES
             });
         });
     }

@@ -51,7 +51,7 @@ async fn being_asked_every_second_costs_less_than_a_hundredth_of_what_the_load_d
         }
     }
     let after = worker_and_others(&pgweir);
-    let (worker, others) = (after.0 - before.0, after.1 - before.1);
+    let (worker, others) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
     let share = others.as_secs_f64() / (worker + others).as_secs_f64();
     eprintln!("of {:?} of CPU time in {SECONDS} s, {:.2} % went into being watched", worker + others, share * 100.0);
     assert!(share < SHARE_BAR, "{others:?} beside {worker:?}");
