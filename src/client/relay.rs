@@ -439,7 +439,12 @@ impl Relay {
             Lease::Held(_) | Lease::None => false,
         };
         if let Some(active) = &mut self.active {
-            if active.hold || active.aside.healing || active.yields && had {
+            if active.yields && had {
+                // What woke it may have been spent on this.
+                self.leave_unheard();
+                return self.look_after_client().map(|()| moved);
+            }
+            if active.hold || active.aside.healing {
                 // What runs again comes before whatever follows it.
                 return self.look_after_client().map(|()| moved);
             }

@@ -11,7 +11,7 @@ use super::{Lease, Relay};
 const EAGER_LEASES: u8 = 64;
 
 /// ```text
-/// Open ──sent what the server ends by itself──▶ Shut ──answered, or a tick──▶ Opening ──asked──▶ Open
+/// Open ──sent what the server ends by itself, or gives way──▶ Shut ──answered, or a tick──▶ Opening ──asked──▶ Open
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ear {
@@ -53,10 +53,16 @@ impl Relay {
             self.eager -= 1;
             return false;
         }
+        self.leave_unheard();
+        true
+    }
+
+    /// The client is asked again when the server has answered, or within a tick.
+    #[inline]
+    pub(super) fn leave_unheard(&mut self) {
         if !matches!(self.ear, Ear::Shut(_)) {
             self.ear = Ear::Shut(self.context.registry.is_deaf(&self.entry));
         }
-        true
     }
 
     /// The client was asked, and had something or not.

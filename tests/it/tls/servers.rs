@@ -1,7 +1,10 @@
 //! Towards servers: what psql accepts of a Postgres, pgweir accepts, and nothing else.
 
 use std::net::{Ipv6Addr, TcpListener};
+use std::time::Duration;
 
+use pgweir_harness::wire::{Wire, build};
+use pgweir_harness::{Direction, FaultProxy, Pgweir, wait_until_async};
 use rcgen::{
     BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyUsagePurpose, NameConstraints,
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd,
@@ -9,6 +12,7 @@ use rcgen::{
 
 use super::pki::{Authority, Folder, Identity, address, dns, ecdsa, key_of, named, rsa, self_signed};
 use super::{TlsPrimary, psql, show};
+use crate::stage::{SOON, run, succeed};
 use crate::support::{PASSWORD, Place, start_pgweir};
 
 /// A certificate and whom to trust.
@@ -232,6 +236,66 @@ fn a_server_that_asks_for_the_password_in_clear_gets_it_over_tls_alone() {
     }
     let refused = ask("disable", PASSWORD);
     assert!(refused.as_ref().is_err_and(|words| words.contains(unheard)), "{refused:?}");
+}
+
+/// Through TLS 48 KiB are read at once, and what is behind them in the same breath.
+#[test]
+fn a_client_that_gives_way_is_heard_when_the_end_of_the_audit_is_read_in_the_same_breath_as_its_front() {
+    let primary = TlsPrimary::take();
+    primary.show(&Authority::root("the root").issue(|_| {}));
+    let place = Place::on(&primary.0);
+    place.psql(&format!("SET ROLE {}; CREATE SEQUENCE turn", place.name));
+    let proxy = FaultProxy::start(primary.0.addr()).unwrap();
+    let pgweir = start_pgweir(place.toml(&[
+        ("databases.PLACE.port", &proxy.port().to_string()),
+        ("databases.PLACE.sslmode", "require"),
+        ("default_pool_size", "1"),
+        ("query_wait_timeout", "30s"),
+    ]));
+    let client = async || Wire::open(pgweir.addr(), &place.name, &place.name, "").await.unwrap();
+    let turn = || build::query("SELECT nextval('turn')");
+    // What it sets is told by the audit.
+    let values = ["a", "b", "c", "d"].map(|name| format!("set_config('its.{name}', repeat('x', 15000), false)"));
+    run(Duration::from_mins(1), async {
+        let (mut eager, mut waiter, mut late) = (client().await, client().await, client().await);
+        for round in 0..5 {
+            // It sends ahead, and is listened to from then on whatever the server does.
+            eager.send(&build::query("SELECT pg_sleep(0.1)")).await.unwrap();
+            barrier(&pgweir).await;
+            eager.send(&build::query("SELECT 'ahead'")).await.unwrap();
+            assert_eq!(eager.outcome().await.unwrap().error, None);
+            assert_eq!(eager.outcome().await.unwrap().value(), Some("ahead"));
+            succeed(&mut eager, &format!("BEGIN; SELECT {}", values.join(", "))).await;
+            waiter.send(&build::query("BEGIN")).await.unwrap();
+            barrier(&pgweir).await;
+            proxy.delay(Direction::ToClient, Duration::from_millis(300));
+            let before = proxy.bytes(Direction::ToClient);
+            succeed(&mut eager, "COMMIT").await;
+            // Both are there when it looks.
+            pgweir.signal(libc::SIGSTOP).unwrap();
+            eager.send(&turn()).await.unwrap();
+            let told = || proxy.bytes(Direction::ToClient) - before;
+            wait_until_async(SOON, async || told() > 60_000).await;
+            pgweir.signal(libc::SIGCONT).unwrap();
+            proxy.delay(Direction::ToClient, Duration::ZERO);
+            assert_eq!(waiter.outcome().await.unwrap().status, b'T');
+            late.send(&turn()).await.unwrap();
+            barrier(&pgweir).await;
+            succeed(&mut waiter, "COMMIT").await;
+            let (first, second) = (eager.outcome().await.unwrap(), late.outcome().await.unwrap());
+            let [first, second] = [first, second].map(|outcome| outcome.value().unwrap().parse::<u64>().unwrap());
+            assert!(first < second, "round {round}: {first} {second}");
+        }
+    });
+}
+
+/// Returns when pgweir has handled what was sent before: it answers this later than it reads that.
+async fn barrier(pgweir: &Pgweir) {
+    for _ in 0..3 {
+        let mut wire = Wire::connect(pgweir.addr()).await.unwrap();
+        wire.send(&build::ssl_request()).await.unwrap();
+        assert_eq!(wire.recv_raw(1).await.unwrap(), b"N");
+    }
 }
 
 #[test]
