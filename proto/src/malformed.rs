@@ -47,7 +47,12 @@ pub enum Malformed {
 /// # Errors
 ///
 /// [`Malformed::MissingNul`] naming `field`.
+#[inline]
 pub(crate) fn cstr<'a>(body: &'a [u8], field: &'static str) -> Result<(&'a [u8], &'a [u8]), Malformed> {
+    // Most names have no letter, and need no search.
+    if let Some((0, rest)) = body.split_first() {
+        return Ok((b"", rest));
+    }
     let end = memchr::memchr(0, body).ok_or(Malformed::MissingNul { field })?;
     match (body.get(..end), body.get(end + 1..)) {
         (Some(text), Some(rest)) => Ok((text, rest)),
