@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
 
 use aws_lc_rs::hmac;
 use hashbrown::HashMap;
@@ -92,9 +91,9 @@ pub struct Entry {
     /// What it is doing.
     pub activity: Cell<Activity>,
     /// Since when.
-    pub since: Cell<Instant>,
+    pub since: Cell<Moment>,
     /// When its lease began.
-    pub begun: Cell<Instant>,
+    pub begun: Cell<Moment>,
     /// What it was told.
     pub order: Cell<Order>,
     /// An order or a cancel request may wait to be heeded.
@@ -105,12 +104,22 @@ pub struct Entry {
     pub keeps: Cell<bool>,
     /// It is to tell of the server connection that it holds.
     asked: Cell<bool>,
-    /// The beginning of the query that is to be cancelled once more, if it still runs.
-    pub again: Cell<Option<Moment>>,
     attention: Cell<Attention>,
     waker: RefCell<Option<Waker>>,
+    /// Nearly always none.
+    requests: RefCell<Option<Box<Requests>>>,
+}
+
+// With the counts of its `Rc` and malloc's own word it fits between two of tokio's allocations, which begin at multiples of 128 bytes.
+const _: () = assert!(size_of::<Entry>() <= 88);
+
+/// What a session is to cancel.
+#[derive(Debug, Default)]
+struct Requests {
     /// Cancel requests that wait for it; each is told by being dropped that it has been dealt with.
-    cancels: RefCell<Vec<oneshot::Sender<()>>>,
+    cancels: Vec<oneshot::Sender<()>>,
+    /// The beginning of the query that is to be cancelled once more, if it still runs.
+    again: Option<Moment>,
 }
 
 impl Entry {
@@ -134,7 +143,7 @@ impl Entry {
 
     /// Has the query that began at `begun` cancelled once more, if it still runs.
     pub fn cancel_again(&self, begun: Moment) {
-        self.again.set(Some(begun));
+        self.requests.borrow_mut().get_or_insert_default().again = Some(begun);
         self.called.set(true);
         self.wake();
     }
@@ -149,13 +158,34 @@ impl Entry {
     #[must_use]
     #[inline]
     pub fn is_cancelled(&self) -> bool {
-        !self.cancels.borrow().is_empty()
+        self.requests.borrow().as_ref().is_some_and(|requests| !requests.cancels.is_empty())
     }
 
     /// Takes the cancel requests that wait.
     #[must_use]
     pub fn take_cancels(&self) -> Vec<oneshot::Sender<()>> {
-        std::mem::take(&mut self.cancels.borrow_mut())
+        self.take(|requests| std::mem::take(&mut requests.cancels))
+    }
+
+    /// Whether a query is to be cancelled once more.
+    #[must_use]
+    pub fn cancels_again(&self) -> bool {
+        self.requests.borrow().as_ref().is_some_and(|requests| requests.again.is_some())
+    }
+
+    /// Takes the beginning of the query that is.
+    #[must_use]
+    pub fn take_again(&self) -> Option<Moment> {
+        self.take(|requests| requests.again.take())
+    }
+
+    fn take<T: Default>(&self, what: impl FnOnce(&mut Requests) -> T) -> T {
+        let mut slot = self.requests.borrow_mut();
+        let taken = slot.as_deref_mut().map(what).unwrap_or_default();
+        if slot.as_ref().is_some_and(|requests| requests.cancels.is_empty() && requests.again.is_none()) {
+            *slot = None;
+        }
+        taken
     }
 }
 
@@ -240,7 +270,7 @@ impl Registry {
     /// A new session, with a process id and a secret that no one can guess, a `long` one for a client that can take it.
     /// In session mode the process id is the server's `real` one, unless a session on another server has it.
     #[must_use]
-    pub fn enter(&self, real: Option<u32>, long: bool, times: Rc<TimeLimits>, now: Instant) -> Rc<Entry> {
+    pub fn enter(&self, real: Option<u32>, long: bool, times: Rc<TimeLimits>, now: Moment) -> Rc<Entry> {
         let mut entries = self.entries.borrow_mut();
         let mut rng = rand::rng();
         let free = |pid: &u32| !entries.contains_key(pid);
@@ -265,10 +295,9 @@ impl Registry {
             listen: Cell::new(false),
             keeps: Cell::new(false),
             asked: Cell::new(false),
-            again: Cell::new(None),
             attention: Cell::default(),
             waker: RefCell::default(),
-            cancels: RefCell::default(),
+            requests: RefCell::default(),
         });
         entries.insert(pid, entry.clone());
         entry
@@ -393,11 +422,12 @@ impl Registry {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        let mut cancels = entry.cancels.borrow_mut();
+        let mut requests = entry.requests.borrow_mut();
+        let cancels = &mut requests.get_or_insert_default().cancels;
         if cancels.len() < CANCELS_MAX {
             cancels.push(sender);
         }
-        drop(cancels);
+        drop(requests);
         entry.called.set(true);
         entry.wake();
         Some(receiver)
@@ -446,7 +476,6 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
 
@@ -455,7 +484,7 @@ mod tests {
     #[test]
     fn who_does_not_read_looks_once_after_each_waking() {
         let registry = Registry::default();
-        let entry = registry.enter(None, false, Rc::default(), Instant::now());
+        let entry = registry.enter(None, false, Rc::default(), Moment::default());
         assert!(!registry.is_to_look(&entry), "it has only just stopped reading");
         assert!(!registry.is_to_look(&entry));
         registry.wake_away();
@@ -469,7 +498,7 @@ mod tests {
     fn only_the_exact_key_cancels() {
         let registry = Registry::default();
         for (long, length) in [(false, SHORT_SECRET), (true, LONG_SECRET)] {
-            let [one, two] = [long, !long].map(|long| registry.enter(None, long, Rc::default(), Instant::now()));
+            let [one, two] = [long, !long].map(|long| registry.enter(None, long, Rc::default(), Moment::default()));
             assert!(one.pid >= FIRST_PID && i32::try_from(one.pid).is_ok());
             let secret = registry.secret(&one);
             assert_eq!(secret.len(), length);
@@ -500,12 +529,12 @@ mod tests {
     #[test]
     fn who_holds_a_server_connection_is_asked_and_the_longest_first() {
         let registry = Registry::default();
-        let begun = Instant::now();
+        let begun = Moment::default();
         let enter = |activity, keeps, age: u64| {
             let entry = registry.enter(None, false, Rc::default(), begun);
             entry.activity.set(activity);
             entry.keeps.set(keeps);
-            entry.begun.set(begun + Duration::from_secs(10 - age));
+            entry.begun.set(begun.after(10 - age));
             entry
         };
         let idle = enter(Activity::Idle, false, 9);
@@ -528,14 +557,14 @@ mod tests {
         for long in [false, true] {
             // In session mode it is the server's, whoever has the server connection.
             let [one, two] = [(); 2].map(|()| {
-                let entry = registry.enter(Some(4711), long, Rc::default(), Instant::now());
+                let entry = registry.enter(Some(4711), long, Rc::default(), Moment::default());
                 assert_eq!(entry.pid, 4711);
                 registry.leave(&entry);
                 registry.secret(&entry)
             });
             assert_ne!(one, two);
             // Nor do two workers make the same.
-            let elsewhere = Registry::default().enter(Some(4711), long, Rc::default(), Instant::now());
+            let elsewhere = Registry::default().enter(Some(4711), long, Rc::default(), Moment::default());
             assert_ne!(one, Registry::default().secret(&elsewhere));
         }
     }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cancel::{Activity, Entry, Holding, Order};
 use crate::client::{Context, Room, Secrets, Session, Users, turn_away};
-use crate::clock::{Clock, Pauses};
+use crate::clock::{Clock, Moment, Pauses};
 use crate::net::tls::Keyring;
 use crate::net::{Acceptor, Left, Listener, Sockets};
 use crate::observe::blame::HOLDERS_MAX;
@@ -280,7 +280,7 @@ impl Worker {
         if none || self.stage != Stage::Serving {
             return;
         }
-        let now = self.context.clock.now();
+        let now = self.context.clock.moment();
         for session in self.context.registry.sessions() {
             let order = overdue(&session, now);
             if order != Order::None && session.order.get() == Order::None {
@@ -382,8 +382,8 @@ fn fail_if_told(ticks: u32) {
 
 /// What the session does for too long, as far as can be seen from outside: of the queries in a pipeline, and of the
 /// transactions in a lease, it knows itself when each began.
-fn overdue(session: &Entry, now: Instant) -> Order {
-    let past = |limit: Duration, since: Instant| !limit.is_zero() && now.saturating_duration_since(since) >= limit;
+fn overdue(session: &Entry, now: Moment) -> Order {
+    let past = |limit: Duration, since: Moment| !limit.is_zero() && now.since(since) >= micros(limit);
     let (times, since, begun) = (&session.times, session.since.get(), session.begun.get());
     match session.activity.get() {
         Activity::Idle if past(times.client_idle, since) => Order::ClientIdle,

@@ -232,13 +232,13 @@ impl Relay {
         }
         let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
         if !replaying
-            && let Some(begun) = self.entry.again.take()
+            && let Some(begun) = self.entry.take_again()
             && self.is_alone_at_work(begun)
         {
             self.cancel_server(Vec::new());
         }
         // What cannot be heeded yet is looked at again whenever something has moved.
-        let again = self.entry.again.get().is_some();
+        let again = self.entry.cancels_again();
         self.entry.called.set(again || self.entry.is_cancelled() || self.entry.order.get() != Order::None);
         match self.entry.order.get() {
             Order::None => Ok(()),
@@ -699,7 +699,8 @@ impl Relay {
             active.rerun.keep(batch, true);
         }
         // A lease that began in this turn says so already. One whose replay was waited for does not: the query begins now.
-        let noted = || self.entry.activity.get() == Activity::Running && self.entry.since.get() == context.clock.now();
+        let noted =
+            || self.entry.activity.get() == Activity::Running && self.entry.since.get() == context.clock.moment();
         if was_settled && used > 0 && !noted() {
             self.note(Activity::Running);
             if !in_transaction {

@@ -128,7 +128,7 @@ impl Door {
             PoolMode::Transaction | PoolMode::Statement => None,
         };
         let real_pid = conn.as_ref().map(|conn| conn.pid);
-        let (times, now) = (pool.limits.times.clone(), self.context.clock.now());
+        let (times, now) = (pool.limits.times.clone(), self.context.clock.moment());
         let entry = self.context.registry.enter(real_pid, wish.long_key, times, now);
         encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
         // Each client is told, as by a server of its own.

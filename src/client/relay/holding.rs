@@ -5,7 +5,6 @@ use pgweir_proto::backend::TxStatus;
 
 use super::{Lease, Relay};
 use crate::cancel::Holding;
-use crate::pool::micros;
 use crate::settings::APPLICATION_NAME;
 
 /// Of a client's name, so many bytes are told: as many as Postgres keeps.
@@ -16,8 +15,7 @@ impl Relay {
     #[cold]
     pub(super) fn tell_holding(&self) {
         let Lease::Held(conn) = &self.lease else { return };
-        let now = self.context.clock.now();
-        let since = |at: std::time::Instant| micros(now.saturating_duration_since(at));
+        let now = self.context.clock.moment();
         let name = self.profile.get(APPLICATION_NAME).unwrap_or_default();
         let name = name.get(..NAME_MAX).unwrap_or(name);
         let active = self.active.as_ref();
@@ -32,8 +30,8 @@ impl Relay {
             client: self.context.registry.origin(&self.entry).or_else(|| self.link.peer_address()),
             application_name: String::from_utf8_lossy(name).into(),
             activity: self.entry.activity.get(),
-            activity_us: since(self.entry.since.get()),
-            held_us: since(self.entry.begun.get()),
+            activity_us: now.since(self.entry.since.get()),
+            held_us: now.since(self.entry.begun.get()),
             in_transaction: conn.pipeline.status() != TxStatus::Idle,
             session_mode: self.pool.limits.mode == PoolMode::Session,
             pins: pins.unwrap_or_default(),

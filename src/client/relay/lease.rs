@@ -45,7 +45,7 @@ impl Relay {
     pub(super) fn begin(&mut self, mut conn: Box<ServerConn>, cx: &mut Task<'_>) -> Result<(), End> {
         self.note(Activity::Running);
         let now = self.context.clock.moment();
-        self.entry.begun.set(self.context.clock.now());
+        self.entry.begun.set(now);
         // Ordinary tables may be temporary ones under such a path.
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
@@ -523,7 +523,7 @@ impl Relay {
 
     pub(super) fn note(&self, activity: Activity) {
         self.entry.activity.set(activity);
-        self.entry.since.set(self.context.clock.now());
+        self.entry.since.set(self.context.clock.moment());
     }
 }
 

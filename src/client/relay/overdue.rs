@@ -48,8 +48,7 @@ impl Relay {
         let ran = query.begun.map_or(u64::MAX, |begun| clock.moment().since(begun));
         if ran < micros(limits.times.query) {
             // Of a pipeline each query has its time.
-            let begun = clock.now().checked_sub(Duration::from_micros(ran));
-            self.entry.since.set(begun.unwrap_or_else(|| clock.now()));
+            self.entry.since.set(query.begun.unwrap_or_else(|| clock.moment()));
             return Ok(());
         }
         let Some(overdue) = active.overdue.as_mut().filter(|overdue| overdue.query == query) else {

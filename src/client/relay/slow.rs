@@ -6,7 +6,6 @@ use super::super::slow::{Lease as Which, Told, Watched};
 use super::super::statements::{Changes, Statements};
 use super::{Lease, Relay};
 use crate::clock::Moment;
-use crate::pool::micros;
 use crate::settings;
 use crate::stats::PoolStats;
 
@@ -43,9 +42,10 @@ impl Relay {
     /// A wait for a server connection is over, and a lease about to begin.
     #[cold]
     pub(super) fn note_wait(&mut self) {
-        let waited = self.context.clock.now().saturating_duration_since(self.entry.since.get());
-        let lease = (self.entry.pid, self.context.clock.moment());
-        self.active().watched.get_or_insert_default().of(lease).waited(micros(waited));
+        let now = self.context.clock.moment();
+        let waited = now.since(self.entry.since.get());
+        let lease = (self.entry.pid, now);
+        self.active().watched.get_or_insert_default().of(lease).waited(waited);
     }
 
     /// The server may have answered queries: before, there had been so many answers and errors, and the next had begun then.
