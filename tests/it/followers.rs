@@ -1,12 +1,10 @@
 //! Followers: which of those that are named prove that they are, and what they do for a database that is served by them
 //! alone. What goes to them of a database's own transactions is `routing`'s.
 
-use std::process::Command;
-
 use pgweir_harness::wire::Wire;
 use pgweir_harness::{Cluster, ClusterOptions, ConnectionFilter, FaultProxy, Pgweir, wait_until_async};
 
-use crate::support::{PASSWORD, Place, SOON, metric_in, start_pgweir};
+use crate::support::{PASSWORD, Place, SOON, metric_in, program, start_pgweir};
 
 fn named(name: &str) -> ClusterOptions {
     ClusterOptions::default().set("cluster_name", name)
@@ -79,11 +77,7 @@ impl<'a> Readers<'a> {
 
     /// What `pgweir check` says of it, and what it finds fault with, which must be something.
     fn check(&self) -> (String, String) {
-        let check = Command::new(env!("CARGO_BIN_EXE_pgweir"))
-            .args(["check", "--config"])
-            .arg(self.pgweir.config_path())
-            .output()
-            .unwrap();
+        let check = program().args(["check", "--config"]).arg(self.pgweir.config_path()).output().unwrap();
         let [said, faults] = [check.stdout, check.stderr].map(|text| String::from_utf8(text).unwrap());
         assert!(!check.status.success(), "{said}");
         (said, faults)

@@ -182,18 +182,22 @@ pub(crate) fn options(toml: String) -> PgweirOptions {
     PgweirOptions { toml, bin, ..PgweirOptions::default() }
 }
 
+/// The program without the variables of this process that steer the tests: they are no settings of its.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGWEIR_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// What `pgweir SUBCOMMAND` says of a configuration, and how it ends.
 pub(crate) fn run_with(subcommand: &str, toml: &str) -> Output {
     let folder = tempfile::TempDir::new().unwrap();
     let file = folder.path().join("pgweir.toml");
     std::fs::write(&file, toml).unwrap();
     secrets::keep_config(toml);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
-    // What steers the tests is no setting of the program's.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGWEIR_")) {
-        command.env_remove(name);
-    }
-    let output = command.args([subcommand, "--config"]).arg(&file).output().unwrap();
+    let output = program().args([subcommand, "--config"]).arg(&file).output().unwrap();
     secrets::assert_none_in(subcommand, [&output.stdout[..], &output.stderr].concat());
     output
 }

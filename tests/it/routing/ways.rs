@@ -1,6 +1,5 @@
 //! What goes where.
 
-use std::process::Command;
 use std::time::Duration;
 
 use pgweir_harness::wire::{Message, Outcome, Wire, build};
@@ -9,7 +8,7 @@ use pgweir_harness::{Pgweir, wait_until, wait_until_async};
 use super::{at, family};
 use crate::limits::{assert_valid, limits};
 use crate::stage::{SOON, fail, run, succeed, value};
-use crate::support::{metric_in, options};
+use crate::support::{metric_in, options, program};
 
 #[test]
 fn reads_go_to_followers_and_writes_to_the_primary_by_every_protocol() {
@@ -417,7 +416,7 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     let route = |database: &str, text: &str| {
         let config = stage.pgweir.config_path();
         let words = ["route", "--config", config.to_str().unwrap(), database, text];
-        let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+        let told = program().args(words).output().unwrap();
         (told.status.success(), String::from_utf8(told.stdout).unwrap(), String::from_utf8(told.stderr).unwrap())
     };
     #[rustfmt::skip]
@@ -452,7 +451,7 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     let off = family.stage(&[("read_routing", "off")]);
     let words =
         ["route", "--config", off.pgweir.config_path().to_str().unwrap(), off.name(), "SELECT 1"].map(str::to_owned);
-    let told = Command::new(env!("CARGO_BIN_EXE_pgweir")).args(words).output().unwrap();
+    let told = program().args(words).output().unwrap();
     let said = String::from_utf8(told.stdout).unwrap();
     assert!(said.starts_with("to the primary: read_routing is off\n"), "{said}");
     assert!(said.contains("read_routing = auto and transaction mode: to a follower (read)"), "{said}");
