@@ -469,6 +469,8 @@ impl Keeper {
 
     /// Until the application has ended and everything of ours with it.
     async fn keep(mut self) -> Fate {
+        // The command runs by now: what of the program only the start needed.
+        trim::give_back();
         loop {
             let upkeep = self.slots.iter().filter_map(|slot| slot.upkeep.due());
             let due = upkeep.chain(self.life.due()).chain([self.trim.due()]).min();
