@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, packed};
 use hashbrown::HashMap;
 
 use super::route::Routes;
@@ -13,6 +13,9 @@ const NAMES_MAX: usize = 64;
 
 /// With more patterns than this the automaton is a smaller and slower one.
 const FAST_MAX: usize = 100;
+
+/// Longer texts are not copied to be looked through; bytes.
+const COPY_MAX: usize = 16 * 1024;
 
 /// An identifier in an escaped spelling: it may be any.
 const ESCAPED: &str = "u&\"";
@@ -47,6 +50,8 @@ pub struct Suspects {
 #[derive(Debug)]
 struct Finder {
     automaton: AhoCorasick,
+    /// Looks through many bytes of a text at once, in lower case; none if the names are too many, or the processor cannot.
+    quick: Option<packed::Searcher>,
     /// What each pattern may come to, where the text cannot be read.
     worst: Vec<EffectSet>,
 }
@@ -112,8 +117,10 @@ impl Suspects {
             .kind(Some(kind))
             .build(patterns.iter().map(|(name, _)| &**name))
             .ok()?;
+        let quick =
+            packed::Config::new().builder().extend(patterns.iter().map(|(name, _)| name.to_ascii_lowercase())).build();
         let worst = patterns.iter().map(|(_, set)| *set).collect();
-        Some(Self { marks, names, foreign, finder: Some(Finder { automaton, worst }), routes })
+        Some(Self { marks, names, foreign, finder: Some(Finder { automaton, quick, worst }), routes })
     }
 
     /// Whether every text is judged alike by both.
@@ -152,7 +159,7 @@ impl Suspects {
             // Whatever encoding it is in, it is not the one that the names came in.
             set |= self.foreign;
         }
-        if !finder.automaton.is_match(text) {
+        if !finder.finds_any(text, library) {
             return set;
         }
         library.each(text, |reading| {
@@ -198,6 +205,15 @@ impl Suspects {
 }
 
 impl Finder {
+    /// Whether `text` mentions any of the names.
+    fn finds_any(&self, text: &[u8], library: &mut Library) -> bool {
+        match &self.quick {
+            // The automaton takes a step per byte, each of which waits for the one before.
+            Some(quick) if text.len() <= COPY_MAX => quick.find(library.in_lower_case(text)).is_some(),
+            _ => self.automaton.is_match(text),
+        }
+    }
+
     /// What a text that cannot be read mentions.
     fn mentioned(&self, text: &[u8]) -> EffectSet {
         let found = self.automaton.find_overlapping_iter(text);
@@ -234,5 +250,37 @@ mod tests {
             }
         }
         assert!(suspects.judge(b"SELECT lower('x')", EffectSet::NONE, &mut library).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_found_wherever_it_stands_however_it_is_spelled_and_however_long_the_text_is() {
+        let (mut library, mut quick) = (Library::default(), 0);
+        for count in [0, 1, 40, 200] {
+            let own =
+                (0..count).map(|n| (format!("{}Größe_{n}", if n % 2 == 0 { "app_" } else { "É\"" }).into(), RUNS));
+            let marks = Marks { functions: own.collect(), ..Marks::default() };
+            let names: Vec<String> = marks.functions.keys().map(|name| as_quoted(name).into_owned()).collect();
+            let suspects = Suspects::new(marks, Vec::new(), None).unwrap();
+            let finder = suspects.finder.as_ref().unwrap();
+            quick += usize::from(finder.quick.is_some());
+            for name in names.iter().map(String::as_str).chain(RUNNERS).chain(LASTS).chain([ESCAPED, "crosstab3"]) {
+                for spelled in [name.to_owned(), name.to_ascii_uppercase(), format!("x{name}x")] {
+                    for (before, behind) in [(0, 0), (1, 0), (0, 1), (15, 17), (64, 64), (COPY_MAX, 0), (0, COPY_MAX)] {
+                        let text = format!("{}{spelled}{}", "é".repeat(before), "u".repeat(behind));
+                        assert!(finder.finds_any(text.as_bytes(), &mut library), "{spelled} of {count}");
+                        let cut = &text.as_bytes()[..2 * before + spelled.len() - 1];
+                        assert_eq!(
+                            finder.finds_any(cut, &mut library),
+                            finder.automaton.is_match(cut),
+                            "{spelled}, cut"
+                        );
+                    }
+                }
+            }
+        }
+        assert!(quick < 4, "there are too many of them once");
+        if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            assert!(quick >= 2, "{quick}");
+        }
     }
 }

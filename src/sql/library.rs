@@ -30,6 +30,8 @@ pub struct Library {
     pub parsed: u64,
     /// Room for the fingerprint of the text at hand.
     room: Fingerprint,
+    /// Room for its letters.
+    lower: Vec<u8>,
 }
 
 /// What is known of one text.
@@ -44,6 +46,14 @@ pub struct Reading {
 }
 
 impl Library {
+    /// `text`, its ASCII letters in lower case.
+    pub fn in_lower_case(&mut self, text: &[u8]) -> &[u8] {
+        self.lower.clear();
+        self.lower.extend_from_slice(text);
+        self.lower.make_ascii_lowercase();
+        &self.lower
+    }
+
     /// Shows what is known of `text`, for every value of `standard_conforming_strings` that makes a difference to it; one
     /// reading if it makes none. An unreadable text has [`Facts::unknown`]. Allocates nothing for what is known.
     pub fn each(&mut self, text: &[u8], mut see: impl FnMut(&Reading)) {
