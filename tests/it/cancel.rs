@@ -12,7 +12,7 @@ use pgweir_harness::{Direction, FaultProxy, SUPERUSER, SUPERUSER_PASSWORD, wait_
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use crate::stage::{Dice, SOON, Stage, fail, read_to_end, run, succeed, value};
+use crate::stage::{Dice, Latch, SOON, Stage, fail, read_to_end, run, succeed, value};
 use crate::support::metric_in;
 
 /// In which time pgweir cancels what a vanished client left behind.
@@ -198,11 +198,13 @@ fn a_cancel_of_an_idle_client_does_nothing() {
         let mut idle = stage.client().await;
         let mut busy = stage.client().await;
         assert_eq!(value(&mut idle, "SELECT 1").await, "1");
-        busy.send(&build::query("SELECT 'whole' FROM pg_sleep(0.3)")).await.unwrap();
-        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let latch = Latch::shut(&stage).await;
+        busy.send(&build::query(&Latch::query("whole"))).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
         for _ in 0..20 {
             cancel(stage.addr(), idle.pid, &idle.secret).await.unwrap();
         }
+        latch.open().await;
         assert_eq!(busy.outcome().await.unwrap().value(), Some("whole"));
         assert_eq!(value(&mut idle, "SELECT 2").await, "2", "nor does it hit the client's own next query");
     });
@@ -287,8 +289,9 @@ fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
         let mut client = stage.client().await;
         let other = stage.client().await;
         let backend: i32 = value(&mut client, "SELECT pg_backend_pid()").await.parse().unwrap();
-        client.send(&build::query("SELECT 'whole' FROM pg_sleep(0.5)")).await.unwrap();
-        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let latch = Latch::shut(&stage).await;
+        client.send(&build::query(&Latch::query("whole"))).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
         let mut wrong = client.secret.clone();
         wrong[0] ^= 1;
         let mut last = client.secret.clone();
@@ -309,8 +312,9 @@ fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
         for (name, pid, secret) in table {
             // A malformed one may be answered with an error; all that counts is that nothing is cancelled.
             let _ = cancel(stage.addr(), pid, secret).await;
-            assert!(stage.is_running("pg_sleep"), "{name}");
+            assert!(stage.is_running(Latch::CALL), "{name}");
         }
+        latch.open().await;
         assert_eq!(client.outcome().await.unwrap().value(), Some("whole"));
     });
 }
@@ -343,8 +347,13 @@ fn whoever_guesses_at_cancel_keys_is_not_listened_to_for_a_while() {
                 guess(client.pid, &wrong).await;
             }
             guess(client.pid, &client.secret).await;
-            sleep(Duration::from_millis(200)).await;
-            ignored = stage.is_running("pg_sleep(60)");
+            for _ in 0..10 {
+                sleep(Duration::from_millis(200)).await;
+                ignored = stage.is_running("pg_sleep(60)");
+                if !ignored {
+                    break;
+                }
+            }
             if ignored {
                 break;
             }
@@ -440,10 +449,11 @@ fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     // Cancelled, and ends well all the same: as a query that a server had not read when the request came.
     let deaf = "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END$$";
-    run(SOON, async {
+    run(3 * SOON, async {
         let mut client = stage.client().await;
-        let mut ended_well = 0;
-        for round in 0..3 {
+        let (mut round, mut ended_well) = (0, 0);
+        while ended_well < 3 {
+            round += 1;
             client.send(&build::query(deaf)).await.unwrap();
             wait_until_async(SOON, async || stage.is_running("PERFORM pg_sleep")).await;
             cancel(stage.addr(), client.pid, &client.secret).await.unwrap();
@@ -454,8 +464,8 @@ fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
             // It is sent again while this runs.
             let text = format!("SELECT 'whole{round}' FROM pg_sleep(0.7)");
             assert_eq!(value(&mut client, &text).await, format!("whole{round}"));
+            assert!(round < 20, "of {round} only {ended_well} left something to hit the query behind");
         }
-        assert!(ended_well > 0, "nothing was left to hit the query behind");
     });
 }
 
@@ -802,15 +812,19 @@ fn what_was_sent_before_a_goodbye_is_answered_as_by_postgres() {
     }
 }
 
-/// A table whose commits take a while: a deferred trigger sleeps.
+/// A table whose commits take as long as a latch is shut: a deferred trigger waits for it.
 fn slow_commits(stage: &Stage<'_>) {
-    stage.own_sql(
+    stage.own_sql(&format!(
         "CREATE TABLE slow (how text); \
-         CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END'; \
+         CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM {}; RETURN NULL; END'; \
          CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED \
          FOR EACH ROW EXECUTE FUNCTION doze()",
-    );
+        Latch::CALL
+    ));
 }
+
+/// Long enough for pgweir to notice that a client is gone, and to cancel what it does if it were to.
+const WHILE: Duration = Duration::from_millis(700);
 
 #[test]
 fn a_commit_that_was_sent_is_never_cancelled() {
@@ -831,11 +845,14 @@ fn a_commit_that_was_sent_is_never_cancelled() {
             let how = format!("{name}, {vanish:?}");
             run(SOON, async {
                 let mut client = stage.client().await;
+                let latch = Latch::shut(&stage).await;
                 succeed(&mut client, &format!("BEGIN; INSERT INTO slow VALUES ('{how}')")).await;
                 client.send(&bytes).await.unwrap();
                 // A reset may overtake bytes that were not read yet; then the COMMIT was never sent at all.
-                wait_until_async(SOON, async || !stage.pids("wait_event = 'PgSleep'").is_empty()).await;
+                wait_until_async(SOON, async || !stage.pids("wait_event_type = 'Lock'").is_empty()).await;
                 vanish.go(client);
+                sleep(WHILE).await;
+                latch.open().await;
                 wait_until_async(SOON, async || stage.pids("state <> 'idle'").is_empty()).await;
             });
             let count = stage.sql(&format!("SELECT count(*) FROM slow WHERE how = '{how}'"));
@@ -857,8 +874,11 @@ fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
         wait_until_async(promptly(&stage), async || !stage.is_running("pg_sleep")).await;
         let mut client = stage.client().await;
         succeed(&mut client, "BEGIN; INSERT INTO slow VALUES ('commit')").await;
+        let latch = Latch::shut(&stage).await;
         client.send(&[build::query("COMMIT"), build::terminate()].concat()).await.unwrap();
         drop(client);
+        sleep(WHILE).await;
+        latch.open().await;
         wait_until_async(SOON, async || stage.sql("SELECT count(*) FROM slow") == "1").await;
     });
     assert_eq!(stage.sql("SELECT count(*) FROM mark"), "0");
@@ -866,11 +886,12 @@ fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
 
 #[test]
 fn what_was_sent_before_a_goodbye_has_no_more_time_than_query_timeout_either() {
-    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "1s")]);
+    let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "3s")]);
     stage.own_sql("CREATE TABLE mark (by text)");
-    run(SOON, async {
+    run(2 * SOON, async {
         let mut client = stage.client().await;
-        let many = build::query("SELECT pg_sleep(0.6)").repeat(3);
+        // Each takes far less, and all of them more.
+        let many = build::query("SELECT pg_sleep(1.1)").repeat(3);
         let last = build::query("INSERT INTO mark VALUES ('all ran')");
         client.send(&[many, last, build::terminate()].concat()).await.unwrap();
         drop(client);
@@ -892,12 +913,14 @@ fn cancel_on_disconnect_never_lets_a_vanished_clients_query_run() {
     for vanish in Vanish::ALL {
         run(SOON, async {
             let mut client = stage.client().await;
-            let sql = format!("INSERT INTO mark SELECT '{vanish:?}' FROM pg_sleep(1.5)");
+            let latch = Latch::shut(&stage).await;
+            let sql = format!("INSERT INTO mark {}", Latch::query(&format!("{vanish:?}")));
             client.send(&build::query(&sql)).await.unwrap();
-            wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+            wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
             vanish.go(client);
+            sleep(WHILE).await;
+            latch.open().await;
             let count = format!("SELECT count(*) FROM mark WHERE by = '{vanish:?}'");
-            wait_until_async(SOON, async || !stage.is_running("pg_sleep")).await;
             wait_until_async(SOON, async || stage.sql(&count) == "1").await;
         });
     }
@@ -971,13 +994,17 @@ fn a_server_connection_is_not_lent_on_while_a_cancel_is_under_way() {
         let mut first = stage.client().await;
         let mut second = stage.client().await;
         for round in 0..5 {
-            first.send(&build::query("SELECT 'first' FROM pg_sleep(0.3)")).await.unwrap();
-            wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+            let latch = Latch::shut(&stage).await;
+            first.send(&build::query(&Latch::query("first"))).await.unwrap();
+            wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
             second.send(&build::query(&format!("SELECT {round} FROM pg_sleep(0.5)"))).await.unwrap();
             // From here on nothing reaches the server: neither the cancel nor, if it were sent, the second query.
             proxy.black_hole(Direction::ToServer);
+            let before = proxy.accepted();
             let (addr, pid, secret) = (stage.addr(), first.pid, first.secret.clone());
             let canceller = spawn_local(async move { cancel(addr, pid, &secret).await });
+            wait_until_async(SOON, async || proxy.accepted() > before).await;
+            latch.open().await;
             assert_eq!(first.outcome().await.unwrap().value(), Some("first"), "round {round}");
             sleep(Duration::from_millis(200)).await;
             // Both, if both were sent, now arrive at once, and the cancel would find the second query.
@@ -995,13 +1022,17 @@ fn a_cancel_that_never_ends_is_given_up_after_cancel_wait_timeout() {
     run(Duration::from_mins(1), async {
         let mut first = stage.client().await;
         let mut second = stage.client().await;
-        first.send(&build::query("SELECT 'first' FROM pg_sleep(0.3)")).await.unwrap();
-        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let latch = Latch::shut(&stage).await;
+        first.send(&build::query(&Latch::query("first"))).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
         second.send(&build::query("SELECT 'second' FROM pg_sleep(0.2)")).await.unwrap();
         // The cancel hangs on its way, and might still arrive after pgweir has given it up.
         proxy.black_hole(Direction::ToServer);
+        let before = proxy.accepted();
         let (addr, pid, secret) = (stage.addr(), first.pid, first.secret.clone());
         let canceller = spawn_local(async move { cancel(addr, pid, &secret).await });
+        wait_until_async(SOON, async || proxy.accepted() > before).await;
+        latch.open().await;
         assert_eq!(first.outcome().await.unwrap().value(), Some("first"));
         sleep(Duration::from_millis(1500)).await;
         proxy.heal();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pgweir_harness::wire::{Message, Outcome, Wire, WireError};
-use pgweir_harness::{FaultProxy, Pgweir, PgweirOptions};
+use pgweir_harness::{FaultProxy, Pgweir, PgweirOptions, SUPERUSER, SUPERUSER_PASSWORD};
 
 use crate::support::{self, Place, primary};
 
@@ -117,6 +117,32 @@ impl<'a> Stage<'a> {
         let (status, body) = self.pgweir.http_get("/metrics").unwrap();
         assert_eq!(status, 200, "{body}");
         support::metric_in(&body, name, &[])
+    }
+}
+
+/// A lock in a stage's database that is held past pgweir: queries that ask for it run until it is given up, however slow the machine is.
+pub(crate) struct Latch(Wire);
+
+impl Latch {
+    /// What a statement calls to be kept.
+    pub(crate) const CALL: &str = "pg_advisory_xact_lock_shared(4711)";
+
+    /// Takes the lock.
+    pub(crate) async fn shut(stage: &Stage<'_>) -> Self {
+        let addr = stage.place.cluster.addr();
+        let mut wire = Wire::open(addr, SUPERUSER, stage.name(), SUPERUSER_PASSWORD).await.unwrap();
+        succeed(&mut wire, "SELECT pg_advisory_lock(4711)").await;
+        Self(wire)
+    }
+
+    /// A query that is kept, and then has this answer.
+    pub(crate) fn query(text: &str) -> String {
+        format!("SELECT '{text}' FROM {}", Self::CALL)
+    }
+
+    /// Gives the lock up.
+    pub(crate) async fn open(mut self) {
+        succeed(&mut self.0, "SELECT pg_advisory_unlock(4711)").await;
     }
 }
 
