@@ -118,29 +118,14 @@ pub(super) fn write(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::stats::{Holder, Holders, LastRefusal, PoolGauges, PoolHealth, PoolName, PoolStats, Sharing, Standing};
+    use crate::stats::{LastRefusal, PoolGauges, PoolHealth, PoolName, PoolStats, Sharing, Standing};
     use std::sync::Arc;
 
     /// Limits of which everything is known.
     pub(in crate::metrics) fn known(taken: Instant) -> PoolLimits {
-        let scope = ScopeStanding {
-            scope: "role",
-            limit: Some(20),
-            headroom: 2,
-            used: 11,
-            own: Holder { connections: 3, claims: 1, ..Holder::default() },
-            peers: Holders { used: 5, ..Holders::default() },
-            foreigners: Holders { used: 2, ..Holders::default() },
-            claims: 1,
-            probes: 1,
-            waiting: 0,
-            members: Some(3),
-            share: Some(5),
-            usable: 18,
-        };
         PoolLimits {
             sharing: Sharing::Shared,
-            standing: Some(Arc::new(Standing { taken, scopes: vec![scope] })),
+            standing: Some(Arc::new(Standing { taken, scopes: vec![ScopeStanding::sample()] })),
             refusal: Some(LastRefusal { at: taken, scope: None }),
             ..PoolLimits::default()
         }

@@ -269,24 +269,9 @@ mod tests {
         for number in 0..1000_u32 {
             let taken = start + EVERY * number;
             let mut snapshot = snapshot(taken, PoolStats::default());
-            let scope = ScopeStanding {
-                scope: "role",
-                limit: Some(20),
-                headroom: 2,
-                used: 5,
-                own: crate::stats::Holder::default(),
-                peers: crate::stats::Holders::default(),
-                foreigners: crate::stats::Holders::default(),
-                claims: 0,
-                probes: 0,
-                waiting: 0,
-                members: None,
-                share: None,
-                usable: 18,
-            };
             let limits = &mut snapshot.pools[0].limits;
             limits.login = format!("role {number}").into();
-            limits.standing = Some(Arc::new(crate::stats::Standing { taken, scopes: vec![scope] }));
+            limits.standing = Some(Arc::new(crate::stats::Standing { taken, scopes: vec![ScopeStanding::sample()] }));
             history.record(&snapshot, SystemTime::UNIX_EPOCH);
         }
         assert_eq!((history.moments().count(), history.limits.len()), (MOMENTS_MAX, LIMITS_MAX));

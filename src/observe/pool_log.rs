@@ -398,7 +398,6 @@ mod tests {
         let scope = |scope, room| ScopeStanding {
             scope,
             limit: Some(used + room + 2),
-            headroom: 2,
             used,
             own: Holder { connections: used / 4, claims: 1, ..Holder::default() },
             peers: Holders { used: used / 2, ..Holders::default() },
@@ -407,8 +406,8 @@ mod tests {
             probes: 2,
             waiting: 1,
             members: Some(4),
-            share: Some(5),
             usable: used + room,
+            ..ScopeStanding::sample()
         };
         let standing = Standing { taken, scopes: vec![scope("server", room + 50), scope("database", room)] };
         let gauges = PoolGauges { clients_idle: 1, ..PoolGauges::default() };

@@ -424,19 +424,16 @@ mod tests {
     /// A limit, and how many connections of it are this process's.
     fn scope(limit: u32, used: u32) -> ScopeStanding {
         ScopeStanding {
-            scope: "role",
             limit: Some(limit),
-            headroom: 2,
             used,
             own: Holder { connections: 2, claims: 1, ..Holder::default() },
             peers: Holders { used: 4, ..Holders::default() },
             foreigners: Holders { used: 5, ..Holders::default() },
-            claims: 1,
             probes: 2,
             waiting: 1,
-            members: Some(3),
             share: Some(4),
             usable: limit - 2,
+            ..ScopeStanding::sample()
         }
     }
 

@@ -91,6 +91,26 @@ impl ScopeStanding {
     pub fn room(&self) -> Option<u32> {
         self.limit.map(|_| self.usable.saturating_sub(self.used))
     }
+
+    /// A role's limit of 20, of which everything is known.
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        Self {
+            scope: "role",
+            limit: Some(20),
+            headroom: 2,
+            used: 11,
+            own: Holder { connections: 3, claims: 1, ..Holder::default() },
+            peers: Holders { used: 5, ..Holders::default() },
+            foreigners: Holders { used: 2, ..Holders::default() },
+            claims: 1,
+            probes: 1,
+            waiting: 0,
+            members: Some(3),
+            share: Some(5),
+            usable: 18,
+        }
+    }
 }
 
 /// How a pool's limits stood.
