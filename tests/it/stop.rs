@@ -6,7 +6,7 @@ use pgweir_harness::wait_until_async;
 use pgweir_harness::wire::{Message, Wire, build};
 use tokio::time::sleep;
 
-use crate::stage::{SOON, Stage, read_to_end, run, succeed, value};
+use crate::stage::{Latch, SOON, Stage, read_to_end, run, succeed, value};
 use crate::support::{Place, primary};
 
 /// `admin_shutdown`.
@@ -32,8 +32,10 @@ fn a_stop_tells_idle_clients_and_lets_transactions_finish() {
         let mut inside = stage.client().await;
         succeed(&mut inside, "BEGIN; INSERT INTO mark VALUES ('inside')").await;
         let mut running = stage.client().await;
-        running.send(&build::query("INSERT INTO mark SELECT 'running' FROM pg_sleep(1) RETURNING by")).await.unwrap();
-        wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
+        let latch = Latch::shut(&stage).await;
+        let insert = format!("INSERT INTO mark {} RETURNING by", Latch::query("running"));
+        running.send(&build::query(&insert)).await.unwrap();
+        wait_until_async(SOON, async || stage.is_running(Latch::CALL)).await;
         let start = Instant::now();
         stage.pgweir.signal(libc::SIGTERM).unwrap();
         expect_farewell(&mut fresh, "never used").await;
@@ -44,6 +46,7 @@ fn a_stop_tells_idle_clients_and_lets_transactions_finish() {
         assert_eq!(value(&mut inside, "SELECT 'simple'").await, "simple");
         let outcome = inside.extended("INSERT INTO mark VALUES ($1)", &[Some("extended")]).await.unwrap();
         assert_eq!(outcome.tags, ["INSERT 0 1"]);
+        latch.open().await;
         let outcome = running.outcome().await.unwrap();
         assert_eq!(outcome.value(), Some("running"), "{outcome:?}");
         expect_farewell(&mut running, "running").await;
