@@ -15,6 +15,9 @@ use tokio::time::{sleep, timeout};
 use crate::stage::{Dice, Latch, SOON, Stage, fail, read_to_end, run, succeed, value};
 use crate::support::metric_in;
 
+/// For a whole test, which may look a hundred times by psql; nothing is expected of it.
+const LIMIT: Duration = Duration::from_mins(2);
+
 /// In which time pgweir cancels what a vanished client left behind.
 const PROMPT: Duration = Duration::from_secs(1);
 
@@ -194,7 +197,7 @@ fn a_cancel_that_comes_late_does_not_hit_whoever_is_next() {
 #[test]
 fn a_cancel_of_an_idle_client_does_nothing() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
-    run(SOON, async {
+    run(LIMIT, async {
         let mut idle = stage.client().await;
         let mut busy = stage.client().await;
         assert_eq!(value(&mut idle, "SELECT 1").await, "1");
@@ -214,7 +217,7 @@ fn a_cancel_of_an_idle_client_does_nothing() {
 fn a_queued_client_can_be_cancelled() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE mark (by text)");
-    run(SOON, async {
+    run(LIMIT, async {
         let mut holder = stage.client().await;
         let mut simple = stage.client().await;
         let mut extended = stage.client().await;
@@ -285,7 +288,7 @@ fn a_cancel_is_not_lost_when_it_comes_as_the_client_gets_its_turn() {
 #[test]
 fn a_wrong_secret_or_an_unknown_process_id_cancels_nothing() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
-    run(SOON, async {
+    run(LIMIT, async {
         let mut client = stage.client().await;
         let other = stage.client().await;
         let backend: i32 = value(&mut client, "SELECT pg_backend_pid()").await.parse().unwrap();
@@ -449,7 +452,7 @@ fn a_cancel_that_is_sent_again_does_not_hit_the_query_behind() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     // Cancelled, and ends well all the same: as a query that a server had not read when the request came.
     let deaf = "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END$$";
-    run(3 * SOON, async {
+    run(LIMIT, async {
         let mut client = stage.client().await;
         let (mut round, mut ended_well) = (0, 0);
         while ended_well < 3 {
@@ -474,7 +477,7 @@ fn a_cancel_is_not_sent_again_while_another_query_is_behind() {
     const CLIENTS: u32 = 8;
     const ROUNDS: u32 = 3;
     let stage = Stage::new(&[("default_pool_size", &CLIENTS.to_string())]);
-    run(SOON, async {
+    run(LIMIT, async {
         let plays = (0..CLIENTS).map(async |number| {
             let (mut client, mut hits) = (stage.client().await, 0);
             // It takes its time to end when it is cancelled, and a second request would be heard in that time. Sent a little later, it
@@ -505,7 +508,7 @@ fn a_cancel_is_not_sent_again_while_another_query_is_behind() {
 #[test]
 fn process_ids_lie_above_any_real_one() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
-    run(SOON, async {
+    run(LIMIT, async {
         let mut clients = Vec::new();
         for _ in 0..50 {
             clients.push(stage.client().await);
@@ -548,7 +551,7 @@ fn a_vanished_clients_query_is_cancelled_and_rolled_back() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE held (n int)");
     for vanish in Vanish::ALL {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client().await;
             succeed(&mut client, "BEGIN; LOCK TABLE held; INSERT INTO held VALUES (1)").await;
             let before = stage.backends();
@@ -636,7 +639,7 @@ fn a_vanished_clients_idle_transaction_is_rolled_back() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE held (n int)");
     for vanish in Vanish::ALL {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client().await;
             succeed(&mut client, "BEGIN; LOCK TABLE held; INSERT INTO held VALUES (1)").await;
             let before = stage.backends();
@@ -652,7 +655,7 @@ fn a_vanished_clients_idle_transaction_is_rolled_back() {
 fn a_vanished_client_leaves_the_queue() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE mark (by text)");
-    run(SOON, async {
+    run(LIMIT, async {
         let mut holder = stage.client().await;
         succeed(&mut holder, "BEGIN; SELECT 1").await;
         for vanish in Vanish::ALL {
@@ -691,7 +694,7 @@ fn what_was_sent_before_a_goodbye_runs_to_its_end() {
         ("extended",    extended("extended")),
     ];
     for (name, bytes) in table {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client().await;
             client.send(&[bytes, build::terminate()].concat()).await.unwrap();
             // Closes the socket with answers unread, as a program does that exits: the kernel then sends a reset.
@@ -707,7 +710,7 @@ fn a_goodbye_in_the_middle_of_a_copy_frees_the_server_connection() {
     let stage = Stage::new(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE copied (n int)");
     for at_once in [true, false] {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client().await;
             client.send(&build::query("COPY copied FROM STDIN")).await.unwrap();
             if !at_once {
@@ -728,7 +731,7 @@ fn a_goodbye_in_the_middle_of_a_copy_frees_the_server_connection() {
 fn what_was_sent_before_a_goodbye_runs_although_its_server_connection_is_lost_before_it_gets_it() {
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
     stage.own_sql("CREATE TABLE mark (by text)");
-    run(SOON, async {
+    run(LIMIT, async {
         // A statement_timeout is applied and awaited before anything of the client's is sent.
         let mut client = stage.client_with(&[("options", "-c statement_timeout=30s")]).await;
         assert_eq!(value(&mut client, "SHOW statement_timeout").await, "30s");
@@ -746,7 +749,7 @@ fn what_was_sent_before_a_goodbye_runs_although_its_server_connection_is_lost_be
 fn a_client_that_vanishes_while_its_settings_are_applied_is_noticed() {
     let (stage, proxy) = Stage::behind_proxy(&[("default_pool_size", "1")]);
     for vanish in Vanish::ALL {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client_with(&[("options", "-c statement_timeout=30s")]).await;
             let mut other = stage.client().await;
             succeed(&mut other, "SELECT 1").await;
@@ -798,7 +801,7 @@ fn what_was_sent_before_a_goodbye_is_answered_as_by_postgres() {
         ("an open batch",   [batch(sleep), build::parse("", sleep, &[]), build::bind("", "", &[]), build::execute("", 0)].concat()),
     ];
     for (name, bytes) in table {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut all = Vec::new();
             for client in [stage.client().await, stage.place.direct().await] {
                 let mut client = client;
@@ -843,7 +846,7 @@ fn a_commit_that_was_sent_is_never_cancelled() {
     for (name, bytes) in table {
         for vanish in Vanish::ALL {
             let how = format!("{name}, {vanish:?}");
-            run(SOON, async {
+            run(LIMIT, async {
                 let mut client = stage.client().await;
                 let latch = Latch::shut(&stage).await;
                 succeed(&mut client, &format!("BEGIN; INSERT INTO slow VALUES ('{how}')")).await;
@@ -866,7 +869,7 @@ fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
     let stage = Stage::new(&[("default_pool_size", "1"), ("cancel_on_disconnect", "always")]);
     stage.own_sql("CREATE TABLE mark (by text)");
     slow_commits(&stage);
-    run(SOON, async {
+    run(LIMIT, async {
         let mut client = stage.client().await;
         client.send(&build::query("SELECT pg_sleep(60); INSERT INTO mark VALUES ('never')")).await.unwrap();
         wait_until_async(SOON, async || stage.is_running("pg_sleep")).await;
@@ -888,7 +891,7 @@ fn cancel_on_disconnect_always_cancels_after_a_goodbye_too() {
 fn what_was_sent_before_a_goodbye_has_no_more_time_than_query_timeout_either() {
     let stage = Stage::new(&[("default_pool_size", "1"), ("query_timeout", "3s")]);
     stage.own_sql("CREATE TABLE mark (by text)");
-    run(2 * SOON, async {
+    run(LIMIT, async {
         let mut client = stage.client().await;
         // Each takes far less, and all of them more.
         let many = build::query("SELECT pg_sleep(1.1)").repeat(3);
@@ -911,7 +914,7 @@ fn cancel_on_disconnect_never_lets_a_vanished_clients_query_run() {
     let stage = Stage::new(&[("default_pool_size", "1"), ("cancel_on_disconnect", "never")]);
     stage.own_sql("CREATE TABLE mark (by text)");
     for vanish in Vanish::ALL {
-        run(SOON, async {
+        run(LIMIT, async {
             let mut client = stage.client().await;
             let latch = Latch::shut(&stage).await;
             let sql = format!("INSERT INTO mark {}", Latch::query(&format!("{vanish:?}")));
@@ -962,7 +965,7 @@ fn half_a_message_of_a_vanished_client_corrupts_nothing() {
     let watch = stage.place.cap_watch(1);
     for (name, before, half) in halves() {
         for vanish in Vanish::ALL {
-            run(SOON, async {
+            run(LIMIT, async {
                 let mut client = stage.client().await;
                 let copies = before.windows(4).any(|four| four == b"COPY");
                 if !before.is_empty() {

@@ -507,7 +507,7 @@ fn a_pinned_client_whose_settings_cannot_be_applied_any_more_gives_its_pin_back(
     let stage = Stage::new(&[("default_pool_size", "2"), ("max_pinned", "1")]);
     let group = format!("{}_group", stage.name());
     stage.sql(&format!("CREATE ROLE {group}; GRANT {group} TO {}", stage.name()));
-    run(SOON, async {
+    run(3 * SOON, async {
         for round in 0..3 {
             stage.sql(&format!("GRANT {group} TO {}", stage.name()));
             let mut client = stage.client_with(&[("options", &format!("-c role={group}"))]).await;
