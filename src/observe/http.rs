@@ -742,7 +742,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_sends_nothing_loses_its_place_at_the_deadline() {
-        let life = Duration::from_millis(200);
+        // One that asks has no longer, either, on however busy a machine.
+        let life = Duration::from_secs(2);
         let server = Server::start(Limits { connections: 2, connection_life: life, ..Limits::DEFAULT });
         let start = Instant::now();
         let mut silent = [server.connect(), server.connect()];

@@ -28,7 +28,7 @@ fn generator(account: Account, workload: Workload, clients: usize, watch: Option
     Generator::start_program(Path::new(env!("CARGO_BIN_EXE_pgweir-load")), &spec)
 }
 
-const SHORT: Order = Order { warm_up: Duration::from_millis(20), window: Duration::from_millis(150) };
+const SHORT: Order = Order { warm_up: Duration::from_millis(20), window: Duration::from_millis(500) };
 
 #[test]
 fn every_workload_runs_twice_on_the_same_connections() {
@@ -45,7 +45,7 @@ fn every_workload_runs_twice_on_the_same_connections() {
     for workload in workloads {
         let mut generator = generator(account(&cluster), workload, 3, Some(me)).expect("clients logged in");
         // SCRAM without optimisation takes a good part of a second on a busy machine.
-        let window = Duration::from_millis(if workload == Workload::Reconnect { 3000 } else { 150 });
+        let window = if workload == Workload::Reconnect { Duration::from_secs(5) } else { SHORT.window };
         for round in ["first", "second"] {
             let window = generator.run(Order { window, ..SHORT }).expect("a window");
             assert!(window.transactions > 0, "{workload:?}, {round}: {window:?}");

@@ -169,7 +169,8 @@ fn a_new_connection_falls_into_the_same_black_hole() {
 #[test]
 fn a_delay_shifts_bytes_without_slowing_them() {
     let (proxy, mut client, mut end, _server) = pair();
-    let delay = Duration::from_millis(100);
+    // Longer than a busy machine keeps anybody waiting.
+    let delay = Duration::from_secs(1);
     proxy.delay(Direction::ToServer, delay);
     let start = Instant::now();
     for _ in 0..20 {
