@@ -415,8 +415,11 @@ fn is_role(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
-/// Appends a literal that reads the same whatever `standard_conforming_strings` says.
+/// Appends a literal that reads the same whatever `standard_conforming_strings` and `client_encoding` say.
 pub fn literal(out: &mut Vec<u8>, value: &[u8]) {
+    if value.contains(&b'\\') && !value.is_ascii() {
+        return dollar_quoted(out, value);
+    }
     out.extend_from_slice(b"E'");
     for byte in value {
         if matches!(byte, b'\'' | b'\\') {
@@ -427,7 +430,20 @@ pub fn literal(out: &mut Vec<u8>, value: &[u8]) {
     out.push(b'\'');
 }
 
-/// Appends a possibly dotted setting's name, each part quoted.
+/// Appends a literal without escapes: in some encodings (SJIS, BIG5, GBK, ...) a character's last byte may be that of a backslash,
+/// which must not be doubled. None has a character with the byte of a dollar or a quote in it.
+#[cold]
+fn dollar_quoted(out: &mut Vec<u8>, value: &[u8]) {
+    let mut quote = b"$v".to_vec();
+    while memchr::memmem::find(value, &quote).is_some() {
+        quote.push(b'v');
+    }
+    quote.push(b'$');
+    for part in [&quote, value, &quote] {
+        out.extend_from_slice(part);
+    }
+}
+
 /// Reads the startup parameter `options`: `-c name=value`, `-cname=value` and `--name=value`, a backslash
 /// keeping the next character.
 ///
@@ -490,6 +506,25 @@ mod tests {
         let send = |text: &[u8]| texts.push(String::from_utf8(text.to_vec()).unwrap());
         replay(&profiles.intern(entries(from)), &profiles.intern(entries(to)), "[tag]", connect_query, send);
         texts.join(" | ")
+    }
+
+    #[test]
+    fn a_literal_reads_the_same_in_every_encoding() {
+        #[rustfmt::skip]
+        let table: [(&[u8], &[u8]); 7] = [
+            (b"",                  b"E''"),
+            (b"it's",              b"E'it''s'"),
+            (b"a\\b",              b"E'a\\\\b'"),
+            (b"\xc3\xa9'",         b"E'\xc3\xa9'''"),
+            (b"\x95\\",            b"$v$\x95\\$v$"),
+            (b"\x95\\'$v$x$vv",    b"$vvv$\x95\\'$v$x$vv$vvv$"),
+            (b"\x95\\$",           b"$v$\x95\\$$v$"),
+        ];
+        for (value, want) in table {
+            let mut out = Vec::new();
+            literal(&mut out, value);
+            assert_eq!(out.escape_ascii().to_string(), want.escape_ascii().to_string());
+        }
     }
 
     #[test]

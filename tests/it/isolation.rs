@@ -468,6 +468,35 @@ fn a_reset_goes_back_to_what_the_client_logged_in_with() {
 }
 
 #[test]
+fn no_value_of_a_setting_is_read_as_sql_whatever_the_clients_encoding() {
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    run(SOON, async {
+        // Under SJIS the last two of these four bytes are one character, that of a backslash among them.
+        let trail = "\u{3043}\\";
+        let evil = "SELECT count(*) FROM pg_class WHERE relname = 'evil'";
+        for name in ["||chr(1),false);create temp table evil as select 1;--.x", "b.c"] {
+            let mut wire = Wire::connect(stage.addr()).await.unwrap();
+            let text = ",false);create temp table evil as select 1;--";
+            let who = [("user", stage.name()), ("database", stage.name())];
+            let settings = [("client_encoding", "SJIS"), ("app.x", trail), (name, text)];
+            let _ = wire.login_with(&[&who[..], &settings].concat(), "").await;
+            let _ = wire.send(&build::query("SELECT 1")).await;
+            let _ = wire.outcome().await;
+            drop(wire);
+            let mut next = stage.client().await;
+            assert_eq!(value(&mut next, evil).await, "0", "{name}");
+        }
+        let mut client = stage.client_with(&[("client_encoding", "SJIS"), ("app.x", trail)]).await;
+        let mut other = stage.client().await;
+        let bytes = "SELECT encode(convert_to(current_setting('app.x'), 'UTF8'), 'hex')";
+        for _ in 0..2 {
+            assert_eq!(value(&mut client, bytes).await, "e7b8bae382bd");
+            assert_eq!(value(&mut other, evil).await, "0");
+        }
+    });
+}
+
+#[test]
 fn an_unknown_statement_costs_a_client_none_of_its_settings() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {
