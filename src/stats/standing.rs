@@ -94,6 +94,7 @@ impl ScopeStanding {
 
     /// A role's limit of 20, of which everything is known.
     #[cfg(test)]
+    #[must_use]
     pub fn sample() -> Self {
         Self {
             scope: "role",

@@ -183,7 +183,7 @@ fn a_cancel_that_comes_late_does_not_hit_whoever_is_next() {
             });
             let is_hit = first.outcome().await.unwrap().sqlstate() == QUERY_CANCELED;
             hits += u32::from(is_hit);
-            length = if is_hit { length - length / 8 } else { length + length / 8 }.clamp(LENGTHS[0], LENGTHS[1]);
+            length = (length * if is_hit { 7 } else { 9 } / 8).clamp(LENGTHS[0], LENGTHS[1]);
             let outcome = second.outcome().await.unwrap();
             assert_eq!(outcome.value(), Some(round.to_string().as_str()), "round {round}: {outcome:?}");
             canceller.await.unwrap();
