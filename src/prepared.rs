@@ -174,6 +174,12 @@ impl Statement {
         }
         Effects { set: self.effects.set | self.through.get().1, ..self.effects }
     }
+
+    /// What it sets in motion, as it was last judged.
+    #[must_use]
+    pub fn through(&self) -> EffectSet {
+        self.through.get().1
+    }
 }
 
 /// The beginning of every server-side name of this process: not to be guessed, so that no client's own name is one

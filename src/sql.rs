@@ -20,6 +20,7 @@
 //! Source: the `PostgreSQL` 17 docs, §4.1 "Lexical Structure", and the reference pages of the commands.
 
 mod body;
+mod bound;
 mod cache;
 mod effects;
 mod facts;
@@ -44,6 +45,7 @@ use std::borrow::Cow;
 
 pub(crate) use body::LASTS;
 pub use body::{Body, body, changes_defaults, defines, hidden_names, lasts, mentions_definition, mentions_seed};
+pub use bound::{Bound, Filled};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]
@@ -62,17 +64,22 @@ use lexer::{Backslash, Doubt, Lexer, Token};
 
 /// What `text` may do to its session. `text` is the body of a `Query` or `Parse`, without its NUL.
 ///
-/// Any bytes are answered; what cannot be read to its end is [`EffectSet::OPAQUE`]. Allocates nothing; takes time
-/// linear in the length of `text`.
+/// Any bytes are answered; what cannot be read to its end is [`EffectSet::OPAQUE`]. Allocates nothing but for the name of a setting
+/// that is written with escapes; takes time linear in the length of `text`. A setting whose name is a parameter may be any:
+/// [`Bound`] tells more.
 #[must_use]
 pub fn scan(text: &[u8]) -> Effects {
     let mut effects = prefilter::clear(text).unwrap_or_else(|| read(text));
     effects.harmless = harmless::is_harmless(text);
     effects.takes_values = takes_values(effects, text);
-    if updates_settings(text) {
-        effects.set |= EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
-    }
+    effects.set |= by_update(text);
     effects
+}
+
+/// What `text` does if it is an `UPDATE pg_settings`.
+fn by_update(text: &[u8]) -> EffectSet {
+    const DOES: EffectSet = EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::OPAQUE);
+    if updates_settings(text) { DOES } else { EffectSet::NONE }
 }
 
 /// See [`Effects::takes_values`].
@@ -189,16 +196,26 @@ fn shows<'a>(text: &'a [u8], is_it: impl FnOnce(&mut Lexer<'a>) -> bool) -> bool
 
 /// The second stage: the effects of every way in which `text` may be read.
 fn read(text: &[u8]) -> Effects {
-    let mut effects = Effects::default();
+    read_bound(text, None, None).0
+}
+
+/// The same, with the values of its parameters, and the custom settings that it sets; and whether it may reset one by a value.
+fn read_bound<'a>(
+    text: &'a [u8],
+    bound: Option<&'a Bound<'a>>,
+    mut names: Option<&mut Vec<Cow<'a, str>>>,
+) -> (Effects, bool) {
+    let (mut effects, mut resets) = (Effects::default(), false);
     // A reading that the text ends in the middle of is one in which the server refuses the text: that counts only
     // where no other reading makes sense.
     let mut cut = true;
     for (nth, backslash) in readings(text).iter().enumerate() {
-        let reading = statement::read(text, *backslash, None);
+        let reading = statement::read_bound(text, *backslash, bound, names.as_deref_mut());
         if nth == 0 {
             effects.first = reading.first;
         }
         effects.set |= reading.set;
+        resets |= reading.resets;
         cut &= reading.doubt != Doubt::None;
         if reading.doubt == Doubt::Encoding {
             effects.set |= EffectSet::OPAQUE;
@@ -207,7 +224,7 @@ fn read(text: &[u8]) -> Effects {
     if cut {
         effects.set |= EffectSet::OPAQUE;
     }
-    effects
+    (effects, resets)
 }
 
 /// The values of `standard_conforming_strings` that make a difference to `text`.

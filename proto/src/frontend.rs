@@ -135,6 +135,41 @@ impl<'a> Bind<'a> {
         let (statement, rest) = cstr(body, "Bind.statement")?;
         Ok(Self { portal, statement, rest })
     }
+
+    /// The value of the parameter `$number`, if that is in what is here of the message: whether it is binary, and its bytes;
+    /// none for NULL. Takes time in proportion to `number`.
+    #[must_use]
+    pub fn parameter(&self, number: usize) -> Option<(bool, Option<&'a [u8]>)> {
+        let at = number.checked_sub(1)?;
+        let (formats, rest) = u16_be(self.rest, "Bind.formats").ok()?;
+        let (codes, rest) = rest.split_at_checked(2 * usize::from(formats))?;
+        let code = match formats {
+            0 => 0,
+            1 => u16_be(codes, "Bind.formats").ok()?.0,
+            _ => u16_be(codes.get(2 * at..)?, "Bind.formats").ok()?.0,
+        };
+        let is_binary = match code {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let (count, mut rest) = u16_be(rest, "Bind.values").ok()?;
+        if at >= usize::from(count) {
+            return None;
+        }
+        for nth in 0..=at {
+            let (length, tail) = u32_be(rest, "Bind.values").ok()?;
+            let (value, tail) = match length {
+                u32::MAX => (None, tail),
+                length => tail.split_at_checked(length as usize).map(|(value, tail)| (Some(value), tail))?,
+            };
+            if nth == at {
+                return Some((is_binary, value));
+            }
+            rest = tail;
+        }
+        None
+    }
 }
 
 /// What a `Describe` or `Close` names.
@@ -220,6 +255,33 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_is_told_if_it_is_there() {
+        const VALUES: &[u8] = b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0\0\0";
+        type Want = Option<(bool, Option<&'static [u8]>)>;
+        #[rustfmt::skip]
+        let table: [(&str, &[u8], usize, usize, Want); 13] = [
+            ("text",               b"\0\0",                     0,  1, Some((false, Some(b"ab")))),
+            ("NULL",               b"\0\0",                     0,  2, Some((false, None))),
+            ("empty",              b"\0\0",                     0,  3, Some((false, Some(b"")))),
+            ("one too many",       b"\0\0",                     0,  4, None),
+            ("none has this",      b"\0\0",                     0,  0, None),
+            ("all binary",         b"\0\x01\0\x01",            0,  1, Some((true, Some(b"ab")))),
+            ("each its own",       b"\0\x03\0\0\0\x01\0\0",  0,  2, Some((true, None))),
+            ("the last",           b"\0\x03\0\0\0\x01\0\0",  0,  3, Some((false, Some(b"")))),
+            ("too few formats",    b"\0\x02\0\0\0\x01",       0,  3, None),
+            ("an unknown format",  b"\0\x01\0\x02",            0,  1, None),
+            ("formats cut",        b"\0\x09\0\x01",            16, 1, None),
+            ("in front of a cut",  b"\0\0",                     10, 1, Some((false, Some(b"ab")))),
+            ("behind a cut",       b"\0\0",                     10, 3, None),
+        ];
+        for (name, formats, cut, number, want) in table {
+            let rest = [formats, &VALUES[..VALUES.len() - cut]].concat();
+            let bind = Bind { portal: b"", statement: b"", rest: &rest };
+            assert_eq!(bind.parameter(number), want, "{name}");
+        }
+    }
+
+    #[test]
     fn parse_wants_as_many_types_as_it_counts() {
         #[rustfmt::skip]
         let table: [(&str, &[u8], bool); 6] = [
@@ -238,7 +300,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = (Parse::parse(&body), Bind::parse(&body), Target::parse(&body), query_text(&body), sasl_initial(&body));
+            let _ = Bind::parse(&body).map(|bind| [0, 1, 2, 9].map(|number| bind.parameter(number)));
+            let _ = (Parse::parse(&body), Target::parse(&body), query_text(&body), sasl_initial(&body));
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::prepared::{
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
 use crate::settings::{self, Profile, Profiles};
-use crate::sql::{self, EffectSet, Effects, FirstWord};
+use crate::sql::{self, Bound, EffectSet, Effects, FirstWord};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
 
@@ -516,6 +516,49 @@ impl Request<'_> {
         }
     }
 
+    /// A text is about to be bound. What it does, as far as only its parameters tell that.
+    #[inline]
+    fn before_bind(
+        &mut self,
+        effects: Effects,
+        named: Option<&Rc<Statement>>,
+        purpose: Use<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Effects {
+        let any = EffectSet::CURRVAL.union(EffectSet::OPAQUE);
+        if effects.set.intersects(any) { self.before_opaque(effects, named, purpose, plan) } else { effects }
+    }
+
+    #[cold]
+    fn before_opaque(
+        &mut self,
+        effects: Effects,
+        named: Option<&Rc<Statement>>,
+        purpose: Use<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Effects {
+        self.forget_strangers(effects, plan);
+        let statement = match (named, &self.statements.unnamed) {
+            (Some(statement), _) | (None, Unnamed::Holds(statement, _)) => statement.clone(),
+            (None, _) => return effects,
+        };
+        if !statement.effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
+            return effects;
+        }
+        // What is here of the message.
+        let rest = plan.rest();
+        let body = rest.get(HEADER..purpose.len.min(rest.len())).unwrap_or_default();
+        let Ok(bind) = Bind::parse(body) else { return effects };
+        let bound = Bound::new(&statement.text, &statement.types, bind);
+        let filled = bound.read();
+        self.marks.set_custom(filled.names.into_iter().map(|name| Box::from(&*name)));
+        if filled.resets && filled.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
+            self.marks.resets = true;
+            self.marks.own.clear();
+        }
+        Effects { set: filled.set | statement.through(), ..effects }
+    }
+
     #[cold]
     fn forget_strangers(&mut self, effects: Effects, plan: &mut Plan<'_>) {
         let asks = effects.set.intersects(EffectSet::CURRVAL);
@@ -913,9 +956,7 @@ impl Request<'_> {
                 }
                 _ => None,
             };
-            if let Some(effects) = effects {
-                self.forget_sequences(effects, plan);
-            }
+            let effects = effects.map(|effects| self.before_bind(effects, None, purpose, plan));
             self.ensure_unnamed(purpose, plan)?;
             if let (Some(effects), Unnamed::Holds(statement, _)) = (effects, &self.statements.unnamed) {
                 let statement = statement.clone();
@@ -929,9 +970,9 @@ impl Request<'_> {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(Named::Shared(statement, told)) => {
                 let statement = self.under_present_settings(name, statement);
-                let effects = if runs { self.effects(&statement) } else { Effects::default() };
+                let mut effects = if runs { self.effects(&statement) } else { Effects::default() };
                 if runs {
-                    self.forget_sequences(effects, plan);
+                    effects = self.before_bind(effects, Some(&statement), purpose, plan);
                 }
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;

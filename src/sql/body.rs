@@ -168,7 +168,7 @@ pub fn body(text: &[u8]) -> Body {
     if reading.set.intersects(LEAVES) {
         body.set |= EffectSet::SUSPECT;
     }
-    if reading.set.contains(UNREAD) {
+    if reading.set.contains(UNREAD) || reading.lists {
         body.set |= EffectSet::OPAQUE | EffectSet::CUSTOM;
     }
     for one in [EffectSet::LOAD, EffectSet::SEQUENCE, EffectSet::CURRVAL] {

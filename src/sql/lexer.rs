@@ -123,6 +123,42 @@ impl<'a> Lexer<'a> {
         taken
     }
 
+    /// The number of the parameter that is next; 0 if that is none, or one that no statement has.
+    pub(super) fn parameter(mut self) -> usize {
+        self.skip_blank();
+        let digits = after(self.rest, 1);
+        let count = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        std::str::from_utf8(digits.get(..count).unwrap_or_default())
+            .ok()
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// The value of the string that is next, and has this `body`: its escapes read, unless it is of a kind, or has one, whose value
+    /// depends on the server's encoding, or is in several pieces.
+    ///
+    /// Source: `PostgreSQL` 17 docs, §4.1.2.2 "String Constants with C-Style Escapes".
+    pub(super) fn unescape(mut self, body: &[u8]) -> Option<Vec<u8>> {
+        self.skip_blank();
+        let escapes = match self.rest {
+            [b'e' | b'E', b'\'', ..] => true,
+            [b'\'', ..] => self.backslash == Backslash::Escape,
+            _ => return None,
+        };
+        let (mut value, mut rest) = (Vec::with_capacity(body.len()), body);
+        loop {
+            let (byte, length) = match rest {
+                [] => return Some(value),
+                [b'\'', b'\'', ..] => (b'\'', 2),
+                [b'\'', ..] => return None,
+                [b'\\', tail @ ..] if escapes => escaped(tail).map(|(byte, length)| (byte, 1 + length))?,
+                [byte, ..] => (*byte, 1),
+            };
+            value.push(byte);
+            rest = after(rest, length);
+        }
+    }
+
     /// Moves past blanks and comments.
     #[inline]
     pub(super) fn skip_blank(&mut self) {
@@ -327,6 +363,36 @@ static IN_WORDS: [u8; 256] = {
 /// `bytes` without its first `count`.
 fn after(bytes: &[u8], count: usize) -> &[u8] {
     bytes.get(count..).unwrap_or_default()
+}
+
+/// The character that an escape stands for whose backslash `bytes` follow, and how many of them it takes. None if it is not ASCII.
+fn escaped(bytes: &[u8]) -> Option<(u8, usize)> {
+    let number = |digits: &[u8], base: u32| {
+        digits.iter().try_fold(0_u32, |number, digit| Some(number * base + char::from(*digit).to_digit(base)?))
+    };
+    let (first, tail) = bytes.split_first()?;
+    let count = |bytes: &[u8], most: usize, base: u32| {
+        bytes.iter().take(most).take_while(|byte| char::from(**byte).is_digit(base)).count()
+    };
+    let (value, length) = match first {
+        b'b' => (8, 1),
+        b'f' => (12, 1),
+        b'n' => (10, 1),
+        b'r' => (13, 1),
+        b't' => (9, 1),
+        b'u' | b'U' => return None,
+        b'0'..=b'7' => {
+            let length = count(bytes, 3, 8);
+            (number(bytes.get(..length)?, 8)?, length)
+        }
+        b'x' if count(tail, 2, 16) > 0 => {
+            let length = count(tail, 2, 16);
+            (number(tail.get(..length)?, 16)?, 1 + length)
+        }
+        other => (u32::from(*other), 1),
+    };
+    let byte = u8::try_from(value).ok().filter(|byte| byte.is_ascii() && *byte != 0)?;
+    Some((byte, length))
 }
 
 /// The length of the number that `bytes` begin with: `1`, `1_000`, `0x1F`, `1.5`, `.5`, `1.`, `1e-5`.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::bound::Bound;
 use super::effects::EffectSet;
 use super::frozen::is_frozen;
 use super::head::{FirstWord, Head, is_role, is_seed};
@@ -18,11 +19,25 @@ pub(super) struct Reading {
     pub(super) doubt: Doubt,
     /// Whether a call of `set_config` makes a text mean something else until the end of the transaction, or may.
     pub(super) means_else: bool,
+    /// A call of `set_config` takes its names from `pg_settings`. (In a function a variable may have the name of the column.)
+    pub(super) lists: bool,
+    /// A call of `set_config` may reset a setting, by a parameter that is NULL.
+    pub(super) resets: bool,
 }
 
 /// Reads `text`; adds to `names` each custom setting it sets for the session, if asked to.
 pub(super) fn read<'a>(text: &'a [u8], backslash: Backslash, names: Option<&mut Vec<Cow<'a, str>>>) -> Reading {
-    let mut reader = Reader { reading: Reading::default(), names, statement: None, seen: false };
+    read_bound(text, backslash, None, names)
+}
+
+/// The same, with the values of the parameters: what `set_config` is called with is read as if they stood in the text.
+pub(super) fn read_bound<'a>(
+    text: &'a [u8],
+    backslash: Backslash,
+    bound: Option<&'a Bound<'a>>,
+    names: Option<&mut Vec<Cow<'a, str>>>,
+) -> Reading {
+    let mut reader = Reader { reading: Reading::default(), bound, names, statement: None, seen: false };
     let mut lexer = Lexer::new(text, backslash);
     loop {
         let here = lexer;
@@ -35,6 +50,7 @@ pub(super) fn read<'a>(text: &'a [u8], backslash: Backslash, names: Option<&mut 
 /// The state between two tokens of a text.
 struct Reader<'a, 'n> {
     reading: Reading,
+    bound: Option<&'a Bound<'a>>,
     names: Option<&'n mut Vec<Cow<'a, str>>>,
     statement: Option<Statement<'a>>,
     /// Whether a statement came before this one.
@@ -43,6 +59,10 @@ struct Reader<'a, 'n> {
 
 /// The state between two tokens of a statement.
 struct Statement<'a> {
+    /// Where it begins.
+    start: Lexer<'a>,
+    /// Whether it reads `pg_settings` and nothing else, once that was asked.
+    lists: Option<bool>,
     command: FirstWord,
     routine: bool,
     /// Parentheses open.
@@ -80,22 +100,26 @@ enum Callee {
 }
 
 /// A call of `set_config(name, value, is_local)` as far as it has been read.
-#[derive(Clone, Copy)]
 struct SetConfig<'a> {
     /// Parentheses open inside it, its own included.
     depth: u32,
     /// The argument being read, from 0.
     argument: u32,
-    name: Argument<&'a [u8]>,
+    name: Argument<Cow<'a, [u8]>>,
     /// Whether the change is local.
     local: Argument<()>,
+    /// The value may be NULL.
+    resets: bool,
+    /// The value names the schema of temporary objects, or may.
+    temp: bool,
 }
 
-/// An argument that is of use only as a literal.
-#[derive(Clone, Copy)]
+/// An argument that is of use only as a literal, or the value of a parameter.
 enum Argument<T> {
     Missing,
     Literal(T),
+    /// What `pg_settings` calls the names of settings.
+    Column,
     Unreadable,
 }
 
@@ -105,7 +129,7 @@ impl<'a> Reader<'a, '_> {
         let Some(statement) = self.statement.take() else {
             if token != Token::Mark(b';') {
                 let statement = self.begin(here);
-                self.inside(statement, token);
+                self.inside(statement, token, here);
             }
             return;
         };
@@ -113,7 +137,7 @@ impl<'a> Reader<'a, '_> {
             self.seen = true;
             return;
         }
-        self.inside(statement, token);
+        self.inside(statement, token, here);
     }
 
     /// A statement begins.
@@ -129,6 +153,8 @@ impl<'a> Reader<'a, '_> {
             self.custom(name.is_spelled(), || name.spell());
         }
         Statement {
+            start: here,
+            lists: None,
             command: head.command,
             routine: head.routine,
             depth: 0,
@@ -139,12 +165,12 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// A token inside `statement`, which goes on after it.
-    fn inside(&mut self, mut statement: Statement<'a>, token: Token<'a>) {
+    /// A token inside `statement`, which goes on after it; `here` stands before it.
+    fn inside(&mut self, mut statement: Statement<'a>, token: Token<'a>, here: Lexer<'a>) {
         let callee = statement.callee.take();
         let last = std::mem::replace(&mut statement.last, Last::Other);
         if let Some(call) = &mut statement.call {
-            call.token(token, statement.depth);
+            call.token(token, here, statement.depth, self.bound);
         }
         match token {
             Token::Word(word) => {
@@ -173,7 +199,7 @@ impl<'a> Reader<'a, '_> {
             }
             Token::Mark(b')') => {
                 if let Some(call) = statement.call.take_if(|call| call.depth == statement.depth) {
-                    self.set_config(call);
+                    self.set_config(call, &mut statement);
                 }
                 statement.depth = statement.depth.saturating_sub(1);
             }
@@ -183,22 +209,32 @@ impl<'a> Reader<'a, '_> {
         self.statement = Some(statement);
     }
 
-    /// A call of `set_config` has been read to its end.
-    fn set_config(&mut self, call: SetConfig<'a>) {
-        self.reading.means_else |= matches!(call.local, Argument::Literal(()))
-            && !matches!(call.name, Argument::Literal(name) if !is_frozen(name));
-        let set = match (call.local, call.name) {
+    /// A call of `set_config` in `statement` has been read to its end.
+    fn set_config(&mut self, call: SetConfig<'a>, statement: &mut Statement<'a>) {
+        let is_local = matches!(call.local, Argument::Literal(()));
+        self.reading.means_else |= is_local && !matches!(&call.name, Argument::Literal(name) if !is_frozen(name));
+        self.reading.resets |= call.resets;
+        if call.temp {
+            self.reading.set |= EffectSet::TEMP;
+        }
+        let set = match call.name {
             // The seed stays, however local the setting is.
-            (Argument::Literal(()), Argument::Literal(name)) if is_seed(name) => EffectSet::LOCAL | EffectSet::LOAD,
-            (_, Argument::Literal(name)) if is_seed(name) => EffectSet::SETTINGS | EffectSet::LOAD,
-            (Argument::Literal(()), _) => EffectSet::LOCAL,
-            (_, Argument::Literal(name)) if is_role(name) => EffectSet::SETTINGS | EffectSet::ROLE,
-            (_, Argument::Literal(name)) if name.contains(&b'.') => {
-                self.custom(std::str::from_utf8(name).is_ok(), || spell(name));
+            Argument::Literal(name) if is_seed(&name) => {
+                EffectSet::LOAD | if is_local { EffectSet::LOCAL } else { EffectSet::SETTINGS }
+            }
+            _ if is_local => EffectSet::LOCAL,
+            Argument::Literal(name) if is_role(&name) => EffectSet::SETTINGS | EffectSet::ROLE,
+            Argument::Literal(name) if name.contains(&b'.') => {
+                self.custom(std::str::from_utf8(&name).is_ok(), || spell(name));
                 EffectSet::SETTINGS | EffectSet::CUSTOM
             }
-            (_, Argument::Literal(_)) => EffectSet::SETTINGS,
-            (_, Argument::Missing | Argument::Unreadable) => SetConfig::UNREAD,
+            Argument::Literal(_) => EffectSet::SETTINGS,
+            // All of them are settings that an audit finds. Should somebody's own table bear the name, nothing of it stays.
+            Argument::Column if statement.lists_settings() => {
+                self.reading.lists = true;
+                EffectSet::SETTINGS | EffectSet::OPAQUE
+            }
+            Argument::Column | Argument::Missing | Argument::Unreadable => SetConfig::UNREAD,
         };
         self.reading.set |= set;
     }
@@ -228,6 +264,13 @@ impl<'a> Reader<'a, '_> {
 }
 
 impl Statement<'_> {
+    /// Whether it is a `SELECT` from `pg_settings` and from nothing else: no other may be in it, and no join. Asked as often as may
+    /// be, it is looked through once.
+    fn lists_settings(&mut self) -> bool {
+        let start = self.start;
+        *self.lists.get_or_insert_with(|| lists_settings(start))
+    }
+
     /// What `word` does as a keyword behind `last`.
     fn word(&mut self, word: &[u8], last: Last) -> EffectSet {
         let is = |keyword: &[u8]| word.eq_ignore_ascii_case(keyword);
@@ -304,11 +347,14 @@ impl<'a> SetConfig<'a> {
         EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::CUSTOM).union(EffectSet::OPAQUE);
 
     const fn open(depth: u32) -> Self {
-        Self { depth, argument: 0, name: Argument::Missing, local: Argument::Missing }
+        Self { depth, argument: 0, name: Argument::Missing, local: Argument::Missing, resets: false, temp: false }
     }
 
-    /// A token somewhere inside the parentheses, with `depth` of them open before it.
-    fn token(&mut self, token: Token<'a>, depth: u32) {
+    /// A token somewhere inside the parentheses, with `depth` of them open before it; `here` stands before it.
+    fn token(&mut self, token: Token<'a>, here: Lexer<'a>, depth: u32, bound: Option<&'a Bound<'a>>) {
+        if let (1, Token::Parameter, Some(bound)) = (self.argument, token, bound) {
+            self.value(bound.value(here.parameter()));
+        }
         if depth != self.depth || token == Token::Mark(b')') {
             return;
         }
@@ -318,20 +364,32 @@ impl<'a> SetConfig<'a> {
         }
         match self.argument {
             0 => {
-                self.name = match (self.name, token) {
-                    (Argument::Missing, Token::Text { body, exact: true }) => Argument::Literal(body),
-                    (name @ Argument::Literal(_), token) if casts(token, b"text") => name,
+                self.name = match (std::mem::replace(&mut self.name, Argument::Unreadable), token) {
+                    (Argument::Missing, Token::Text { body, exact: true }) => Argument::Literal(Cow::Borrowed(body)),
+                    (Argument::Missing, Token::Text { body, exact: false }) => {
+                        here.unescape(body).map_or(Argument::Unreadable, |name| Argument::Literal(Cow::Owned(name)))
+                    }
+                    (Argument::Missing, Token::Parameter) => bound
+                        .and_then(|bound| bound.text(here.parameter()))
+                        .map_or(Argument::Unreadable, |name| Argument::Literal(Cow::Borrowed(name))),
+                    (Argument::Missing, Token::Word(word)) if word.eq_ignore_ascii_case(b"name") => Argument::Column,
+                    (name @ (Argument::Literal(_) | Argument::Column), token) if casts(token, b"text") => name,
                     _ => Argument::Unreadable,
                 }
             }
             2 => {
-                self.local = match (self.local, token) {
+                self.local = match (&self.local, token) {
                     (Argument::Missing, Token::Word(word)) if word.eq_ignore_ascii_case(b"true") => {
                         Argument::Literal(())
                     }
                     (Argument::Missing, Token::Text { body: b"true" | b"t", exact: true }) => Argument::Literal(()),
-                    (local @ Argument::Literal(()), token) if casts(token, b"boolean") || casts(token, b"bool") => {
-                        local
+                    (Argument::Missing, Token::Parameter)
+                        if bound.is_some_and(|bound| bound.is_true(here.parameter())) =>
+                    {
+                        Argument::Literal(())
+                    }
+                    (Argument::Literal(()), token) if casts(token, b"boolean") || casts(token, b"bool") => {
+                        Argument::Literal(())
                     }
                     _ => Argument::Unreadable,
                 }
@@ -339,6 +397,42 @@ impl<'a> SetConfig<'a> {
             _ => {}
         }
     }
+
+    /// A parameter in the second argument; none if its value is not known.
+    fn value(&mut self, value: Option<Option<&[u8]>>) {
+        self.resets |= !matches!(value, Some(Some(_)));
+        self.temp |= value.is_none_or(|value| value.is_some_and(names_temp_schema));
+    }
+}
+
+/// Whether the statement that begins here is a `SELECT` from `pg_settings` and from nothing else.
+fn lists_settings(mut lexer: Lexer<'_>) -> bool {
+    let is = |word: &[u8], known: &[u8]| word.eq_ignore_ascii_case(known);
+    if !lexer.take_word(b"select") {
+        return false;
+    }
+    let mut found = false;
+    while let Some(token) = lexer.token() {
+        match token {
+            Token::Mark(b';') => break,
+            Token::Word(word) if is(word, b"select") || is(word, b"from") && found => return false,
+            Token::Word(word) if is(word, b"from") => {
+                let _ = lexer.take_word(b"pg_catalog") && lexer.take_mark(b'.');
+                found = lexer.take_word(b"pg_settings");
+                let mut ahead = lexer;
+                let ends = match ahead.token() {
+                    None | Some(Token::Mark(b';')) => true,
+                    Some(Token::Word(word)) => is(word, b"where") || is(word, b"order") || is(word, b"limit"),
+                    Some(_) => false,
+                };
+                if !(found && ends) {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Whether `token` can be part of a cast to the type `name`, written with two colons.
@@ -356,11 +450,10 @@ fn names_temp_schema(bytes: &[u8]) -> bool {
 }
 
 /// The value of a literal as the name of a setting, folded.
-fn spell(literal: &[u8]) -> Option<Cow<'_, str>> {
-    let name = std::str::from_utf8(literal).ok()?;
-    Some(if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(name.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(name)
-    })
+fn spell(literal: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
+    let name = match literal {
+        Cow::Borrowed(name) => Cow::Borrowed(std::str::from_utf8(name).ok()?),
+        Cow::Owned(name) => Cow::Owned(String::from_utf8(name).ok()?),
+    };
+    Some(if name.bytes().any(|byte| byte.is_ascii_uppercase()) { Cow::Owned(name.to_ascii_lowercase()) } else { name })
 }

@@ -17,6 +17,7 @@ const SETTINGS: Set = Set::SETTINGS;
 const ROLE: Set = SETTINGS.union(Set::ROLE);
 const CUSTOM: Set = SETTINGS.union(Set::CUSTOM);
 const UNREAD: Set = ROLE.union(CUSTOM).union(OPAQUE);
+const LISTED: Set = SETTINGS.union(OPAQUE);
 const CURRVAL: Set = Set::SEQUENCE.union(Set::CURRVAL);
 const TEMP_TABLE: Set = Set::DDL.union(Set::TEMP);
 
@@ -182,7 +183,32 @@ fn set_config_is_told_by_its_arguments() {
         ("name in a parameter", "SELECT set_config($1, 'x', false)", UNREAD),
         ("name in an expression", "SELECT set_config('a' || '.b', 'x', false)", UNREAD),
         ("name in parentheses", "SELECT set_config(('a'), 'x', false)", UNREAD),
-        ("name with an escape", r"SELECT set_config(E'\162ole', 'x', false)", UNREAD),
+        ("name with an escape", r"SELECT set_config(E'\162ole', 'x', false)", ROLE),
+        ("custom name with escapes", r"SELECT set_config(E'a\x2eb'::text, 'x', false)", CUSTOM),
+        ("escapes or none", r"SELECT set_config('a\.b', 'x', false)", CUSTOM),
+        ("escapes that none need", r"SELECT set_config(E'\a\56b', 'x', true)", Set::LOCAL),
+        ("name with a Unicode escape", r"SELECT set_config(E'a\u002eb', 'x', false)", UNREAD),
+        ("name with Unicode escapes", r"SELECT set_config(U&'a\002eb', 'x', false)", UNREAD),
+        ("name in pieces", "SELECT set_config('a'\n'.b', 'x', false)", UNREAD),
+        ("name beyond ASCII", r"SELECT set_config(E'a.\xe9', 'x', false)", UNREAD),
+        ("names of settings", "SELECT set_config(name, 'off', false) FROM pg_settings WHERE name = 'jit'", LISTED),
+        (
+            "all settings",
+            "select a, 1+length(Set_Config(NAME::text, 'x', false)) from pg_catalog . pg_settings;",
+            LISTED,
+        ),
+        ("names of settings, locally", "SELECT set_config(name, 'off', true) FROM pg_settings", Set::LOCAL),
+        ("in order", "SELECT set_config(name, 'a', false) FROM pg_settings ORDER BY name LIMIT 1", LISTED),
+        ("names of another table", "SELECT set_config(name, 'off', false) FROM settings", UNREAD),
+        ("another column", "SELECT set_config(setting, 'off', false) FROM pg_settings", UNREAD),
+        ("of another schema", "SELECT set_config(name, 'off', false) FROM a.pg_settings", UNREAD),
+        ("an alias", "SELECT set_config(name, 'off', false) FROM pg_settings AS s (a)", UNREAD),
+        ("a join", "SELECT set_config(name, 'off', false) FROM pg_settings, t", UNREAD),
+        ("a subquery", "SELECT (SELECT set_config(name, 'off', false) FROM t) FROM pg_settings", UNREAD),
+        ("another subquery", "SELECT set_config(name, '', false) FROM pg_settings WHERE 1 IN (SELECT 1)", UNREAD),
+        ("no table", "SELECT set_config(name, 'off', false)", UNREAD),
+        ("a common table", "WITH pg_settings AS (TABLE t) SELECT set_config(name, '', false) FROM pg_settings", UNREAD),
+        ("another statement's", "SELECT set_config(name, '', false); SELECT 1 FROM pg_settings", UNREAD | Set::MULTI),
         ("named arguments", "SELECT set_config(setting_name => 'a', new_value => 'b', is_local => true)", UNREAD),
         ("two calls", "SELECT set_config('a', 'b', true), set_config('role', 'b', false)", ROLE | Set::LOCAL),
         ("one in another", "SELECT set_config('a', set_config('b', 'c', true), true)", UNREAD | Set::LOCAL),
@@ -368,8 +394,9 @@ fn first_word_is_that_of_the_first_statement_with_any() {
 
 #[test]
 fn custom_names_are_folded_and_only_of_the_session() {
-    let table: [(&str, &[&str]); 9] = [
+    let table: [(&str, &[&str]); 10] = [
         ("SET x = 1", &[]),
+        (r"SELECT set_config(E'A\x2e\x42', 'c', false)", &["a.b", "a.b"]),
         ("SET My.Var = 1", &["my.var"]),
         ("SET a.\"B\" . c TO 1; RESET \"D.e\"", &["a.b.c", "d.e"]),
         ("SET LOCAL a.b = 1", &[]),
@@ -594,6 +621,8 @@ fn time_is_linear_in_hostile_texts() {
         ";",
         "(",
         "set_config(",
+        "set_config(name,'a',false)",
+        "set_config(e'\\x41",
         "select set_config('a.b',",
         "/*",
         "/**/",

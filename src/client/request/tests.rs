@@ -423,6 +423,47 @@ fn what_is_deallocated_behind_its_parse_is_not_there_when_that_is_answered() {
 }
 
 #[test]
+fn a_setting_named_by_a_parameter_is_asked_for_by_its_name() {
+    const TEXT: &str = "SELECT set_config($1, $2, $3)";
+    let values = |name: &'static str, local: &'static str| [name, "x", local].map(|value| Some(value.as_bytes()));
+    #[rustfmt::skip]
+    let table = [
+        ("app.x",    "f", true,  "app.x", false),
+        ("TimeZone", "f", true,  "",      false),
+        ("app.x",    "t", false, "",      false),
+        ("seed",     "f", true,  "",      true),
+    ];
+    for statement in ["", "s"] {
+        for (name, local, tainted, custom, pins) in table {
+            let mut desk = Desk::new();
+            desk.client(&[parse(statement, TEXT, &[]), sync()].concat());
+            desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+            assert!(desk.marks.is_blank(), "nothing has run");
+            desk.client(&bind("", statement, &values(name, local)));
+            let marks = &desk.marks;
+            assert_eq!(
+                (marks.tainted, &*marks.custom.concat(), !marks.pins.is_empty()),
+                (tainted, custom, pins),
+                "{name}"
+            );
+            assert!(marks.unsettled && !marks.scrub && !marks.placing.drops, "{name}: no more than it says");
+        }
+    }
+    // In one batch, each has its own.
+    let mut desk = Desk::new();
+    let both = [bind("", "s", &values("a.b", "f")), execute("", 0), bind("", "s", &values("c.d", "f"))].concat();
+    desk.client(&[parse("s", TEXT, &[]), both].concat());
+    assert_eq!(desk.marks.custom.join(" "), "a.b c.d");
+    assert!(desk.marks.pins.is_empty());
+    // Of one whose values are not all here nothing is known.
+    let mut desk = Desk::new();
+    desk.client(&parse("s", TEXT, &[]));
+    let long = bind("", "s", &values("app.x", "f"));
+    desk.client(&long[..5 + 3 + 2]);
+    assert!(desk.marks.pins.has(PinReason::Unknown) && desk.marks.scrub);
+}
+
+#[test]
 fn start_up_values_are_put_back_behind_a_reset() {
     let mut desk = Desk::logged_in_with(&[("timezone", "Asia/Tokyo")]);
     let (sent, _) = desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
