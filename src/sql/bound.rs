@@ -24,6 +24,15 @@ pub struct Bound<'a> {
     mentions: Vec<u8>,
 }
 
+/// The value of a parameter.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value<'a> {
+    /// It is not here, or not to be read.
+    Unknown,
+    Null,
+    Bytes(&'a [u8]),
+}
+
 /// What a text does with the values of its parameters.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Filled<'a> {
@@ -61,9 +70,13 @@ impl<'a> Bound<'a> {
         filled
     }
 
-    /// The value of the parameter with this number, whatever its type is; none if that is not known.
-    pub(super) fn value(&self, number: usize) -> Option<Option<&'a [u8]>> {
-        self.parameter(number).map(|(_, value)| value)
+    /// The value of the parameter with this number, whatever its type is.
+    pub(super) fn value(&self, number: usize) -> Value<'a> {
+        match self.parameter(number) {
+            Some((_, Some(bytes))) => Value::Bytes(bytes),
+            Some((_, None)) => Value::Null,
+            None => Value::Unknown,
+        }
     }
 
     /// The value of a parameter of type `text`, unless the encoding may make it another. A NULL is no setting's name: it reads as

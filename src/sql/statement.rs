@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::bound::Bound;
+use super::bound::{Bound, Value};
 use super::effects::EffectSet;
 use super::frozen::is_frozen;
 use super::head::{FirstWord, Head, is_role, is_seed};
@@ -398,10 +398,14 @@ impl<'a> SetConfig<'a> {
         }
     }
 
-    /// A parameter in the second argument; none if its value is not known.
-    fn value(&mut self, value: Option<Option<&[u8]>>) {
-        self.resets |= !matches!(value, Some(Some(_)));
-        self.temp |= value.is_none_or(|value| value.is_some_and(names_temp_schema));
+    /// A parameter in the second argument.
+    fn value(&mut self, value: Value<'_>) {
+        self.resets |= !matches!(value, Value::Bytes(_));
+        self.temp |= match value {
+            Value::Unknown => true,
+            Value::Null => false,
+            Value::Bytes(value) => names_temp_schema(value),
+        };
     }
 }
 

@@ -464,10 +464,25 @@ impl Actor {
         }
         let setting = *self.dice.pick(&self.play.settings);
         let value = setting.value(&self.play.name, self.number, &mut self.dice);
-        let sql = setting.set(&value, local, &mut self.dice);
-        self.succeed(&sql).await?;
+        if self.dice.once_in(4) {
+            self.set_by_parameters(setting, &value, local).await?;
+        } else {
+            let sql = setting.set(&value, local, &mut self.dice);
+            self.succeed(&sql).await?;
+        }
         self.model.set(setting, value, local);
         Ok(())
+    }
+
+    /// The text does not tell which setting.
+    async fn set_by_parameters(&mut self, setting: Setting, value: &str, local: bool) -> Done {
+        let scope = if local { "true" } else { "f" };
+        let values = [setting.name(), value, scope].map(|value| Some(value.as_bytes()));
+        let sql = "SELECT set_config($1, $2, $3)";
+        let bytes = [build::parse("", sql, &[]), build::bind("", "", &values), build::execute("", 0), build::sync()];
+        self.send(format!("{sql}: {setting:?} {value} {scope}"), &bytes.concat()).await?;
+        let outcome = self.outcome().await?;
+        if outcome.error.is_some() { wrong(format!("{sql}: {outcome:?}")) } else { Ok(()) }
     }
 
     /// All settings, the user and the search path as they are in force.
