@@ -239,8 +239,8 @@ const ENCODING: &str = "client_encoding";
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";
 
-/// So many bytes of it Postgres keeps.
-const NAME_MAX: usize = 63;
+/// So many bytes of it, as of any name, Postgres keeps.
+pub const NAME_MAX: usize = 63;
 
 /// A client's `application_name` with the `tag` of the server connection behind it, cut so that both fit. Without a tag it
 /// is the client's.

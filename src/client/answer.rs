@@ -1,5 +1,6 @@
 //! From server to client: what becomes of each message. Pure: bytes in, decisions out.
 
+mod reported;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use crate::prepared::{
     AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN,
     STRIPPED, UNNAMED, named_id, notes, statement_id,
 };
-use crate::settings;
+use crate::settings::{self, Entry, Profile};
 use crate::state::{Findings, Subscriber, channel};
 use crate::stats::{Blame, PinReason, PoolStats};
 
@@ -79,6 +80,10 @@ pub struct Aside {
     pub scrubbing: bool,
     /// The client's `ReadyForQuery` waits for that of a query of ours, which puts its start-up values back.
     pub ready_held: bool,
+    /// What the server has reported meanwhile: the client is told with it.
+    pub held: Vec<Entry>,
+    /// What a client with start-up values was told of its settings in this lease.
+    pub told: Vec<Entry>,
     /// The mark that was sent last has come: what follows it the hub brings, too.
     pub marked: bool,
     /// The client was told of a notification.
@@ -94,6 +99,13 @@ pub struct Aside {
 }
 
 impl Aside {
+    /// A lease begins: of what was told in others nobody knows whether it is still so.
+    #[inline]
+    pub fn begin_reports(&mut self) {
+        self.held.clear();
+        self.told.clear();
+    }
+
     /// Whether an audit that nobody has looked at yet found that the server connection does not listen to a channel. What it brings
     /// of that is behind another LISTEN, of which the hub knows nothing.
     fn finds_left(&self, channel: &[u8]) -> bool {
@@ -126,6 +138,8 @@ pub struct Answer<'a> {
     pub stats: &'a mut PoolStats,
     /// The client, if it listens by the hub.
     pub subscriber: Option<&'a Subscriber>,
+    /// What the client began with.
+    pub startup: &'a Profile,
     /// What holds for every message of this turn.
     pub rules: &'a Rules,
     /// Nothing yet.
@@ -213,6 +227,7 @@ impl Answer<'_> {
                 let held = std::mem::take(&mut self.aside.ready_held);
                 let origin = self.ready(status)?;
                 if held {
+                    self.tell_reports(plan);
                     plan.insert(|out| encode::ready_for_query(out, status));
                 }
                 self.settled(origin, len, plan);
@@ -262,7 +277,8 @@ impl Answer<'_> {
                 } else {
                     self.parameter()
                 };
-                let is_told = origin == Origin::Client && !self.conn.tag.is_empty() && self.untagged(body, plan);
+                let is_told = origin == Origin::Client
+                    && (self.holds_report(body) || !self.conn.tag.is_empty() && self.untagged(body, plan));
                 if is_told { Origin::Pooler } else { origin }
             }
             Tag::NotificationResponse if self.marks.listening => {

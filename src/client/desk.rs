@@ -176,6 +176,7 @@ impl Desk {
             aside: &mut self.aside,
             stats: &mut self.stats,
             subscriber: None,
+            startup: &self.startup,
             rules: &Rules {
                 now: Moment::default(),
                 prefix: self.interner.prefix,

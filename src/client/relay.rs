@@ -378,6 +378,7 @@ impl Relay {
             aside: &mut active.aside,
             stats: &mut stats,
             subscriber: self.subscriber.as_deref(),
+            startup: &self.startup,
             rules: &rules,
             told: Told::default(),
         };
@@ -775,6 +776,7 @@ impl Relay {
             aside: &mut active.aside,
             stats: &mut stats,
             subscriber: None,
+            startup: &self.startup,
             rules: &rules,
             told: Told::default(),
         };

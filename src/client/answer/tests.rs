@@ -417,3 +417,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_reset_setting_is_reported_once_and_only_if_the_client_has_not_heard_of_its_value() {
+    let reported = |values: &[(&str, &str)]| -> Vec<u8> {
+        values.iter().flat_map(|(name, value)| reply::parameter(name, value)).collect()
+    };
+    type Values<'a> = &'a [(&'a str, &'a str)];
+    #[rustfmt::skip]
+    let table: [(&str, Values<'_>, Values<'_>, Values<'_>, Values<'_>); 6] = [
+        // What was told before, what the reset reports, what our own query does, and what the client is told.
+        ("as it was",       &[],                     &[("TimeZone", "UTC")], &[("TimeZone", "Asia/Kolkata")], &[]),
+        ("another",         &[("TimeZone", "Cuba")], &[("TimeZone", "UTC")], &[("TimeZone", "Asia/Kolkata")], &[("TimeZone", "Asia/Kolkata")]),
+        ("was the default", &[("TimeZone", "UTC")],  &[],                    &[("TimeZone", "Asia/Kolkata")], &[("TimeZone", "Asia/Kolkata")]),
+        ("told before",     &[("TimeZone", "Cuba"), ("TimeZone", "Asia/Kolkata")],
+            &[("TimeZone", "UTC")], &[("TimeZone", "Asia/Kolkata")], &[]),
+        ("of no login",     &[],                     &[("DateStyle", "ISO, MDY")], &[], &[("DateStyle", "ISO, MDY")]),
+        ("both",            &[],                     &[("DateStyle", "ISO, MDY"), ("TimeZone", "UTC")], &[("TimeZone", "Asia/Kolkata")],
+            &[("DateStyle", "ISO, MDY")]),
+    ];
+    for (name, before, by_reset, by_us, want) in table {
+        let mut desk = Desk::logged_in_with(&[("timezone", "asia/kolkata")]);
+        desk.conn.profile.prove(vec![("TimeZone".into(), b"Asia/Kolkata"[..].into())]);
+        desk.client(&query("SET x TO y"));
+        desk.server(&[&reply::done("SET"), &*reported(before), &reply::ready(b'I')].concat());
+        desk.client(&query("DISCARD ALL"));
+        let (done, ready) = (reply::done("DISCARD ALL"), reply::ready(b'I'));
+        let ours = [reply::row(b"x"), reply::done("SELECT 1")].concat();
+        let (got, _) = desk.server(&[&*done, &reported(by_reset), &ready, &ours, &reported(by_us), &ready].concat());
+        assert_eq!(show(&got), show(&[&*done, &reported(want), &ready].concat()), "{name}");
+    }
+}

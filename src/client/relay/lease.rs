@@ -59,6 +59,7 @@ impl Relay {
         active.catalog = catalog;
         active.marks.begin_values(own || forgets);
         active.marks.placing.begin();
+        active.aside.begin_reports();
         active.proving = false;
         debug_assert!(!active.marks.listens_too, "no server connection is known to");
         (active.cancels, active.overdue, active.yields) = (0, None, false);
@@ -493,6 +494,9 @@ impl Relay {
             return Ok(());
         };
         let mut out = Vec::new();
+        if let Some(active) = &mut self.active {
+            active.aside.told.retain(|(name, _)| !names.iter().any(|reset| reset.eq_ignore_ascii_case(name)));
+        }
         for (name, value) in reported.iter() {
             if names.iter().any(|reset| reset.eq_ignore_ascii_case(name)) {
                 encode::parameter_status(&mut out, name.as_bytes(), value);
