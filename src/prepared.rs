@@ -68,9 +68,11 @@ pub const STAND_IN: u64 = u64::MAX - 6;
 pub const MARK: u64 = u64::MAX - 7;
 /// The note of what tells the client its `application_name`, which is told without the tag.
 pub const NAMED: u64 = u64::MAX - 8;
+/// The note of a query of the client's with statements of ours in it.
+pub const SPLICED: u64 = u64::MAX - 9;
 
 /// The notes that stand for themselves begin here.
-const WHOLE: u64 = NAMED;
+const WHOLE: u64 = SPLICED;
 
 /// Whether a note has all of `bits`, and is none of those that stand for themselves.
 #[must_use]

@@ -4,10 +4,14 @@
 //! a connection whose profile is another one sends the difference first. A profile is plain data
 //! ([`Profile::entries`]), so that a session can be written out and read back.
 
+mod splice;
+
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use hashbrown::HashMap;
+
+pub use splice::{Splice, behind, filled, splice};
 
 use crate::sql;
 
@@ -234,7 +238,7 @@ impl Profiles {
 }
 
 /// The setting by which all others are read.
-const ENCODING: &str = "client_encoding";
+pub const ENCODING: &str = "client_encoding";
 
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";

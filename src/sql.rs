@@ -36,6 +36,7 @@ mod margins;
 mod opening;
 mod outline;
 mod prefilter;
+mod resets;
 mod routine;
 mod statement;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use library::{Library, Reading};
 pub use margins::margins;
 pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};
+pub use resets::{Resets, What, resets};
 pub use routine::{Mention, routine};
 
 use lexer::{Backslash, Doubt, Lexer, Token};

@@ -1,6 +1,7 @@
 //! From server to client: what becomes of each message. Pure: bytes in, decisions out.
 
 mod reported;
+mod spliced;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +21,8 @@ use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, STALE, STAND_IN,
-    STRIPPED, UNNAMED, named_id, notes, statement_id,
+    AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, SPLICED, STALE,
+    STAND_IN, STRIPPED, UNNAMED, named_id, notes, statement_id,
 };
 use crate::settings::{self, Entry, Profile};
 use crate::state::{Findings, Subscriber, channel};
@@ -201,7 +202,8 @@ impl Answer<'_> {
     fn part(&mut self, tag: u8, body_len: u32, seen: usize, plan: &mut Plan<'_>) -> Result<bool, Heard> {
         let tag = Tag::from_byte(tag).map_err(|_| Heard::Lost(Lost::Protocol))?;
         let streams = matches!(tag, Tag::DataRow | Tag::CopyData | Tag::FunctionCallResponse);
-        let is_read = |owed: Owed| owed.origin != Origin::Client || owed.note == NAMED && body_len <= NAME_ROW_MAX;
+        let may_be_ours = |owed: Owed| matches!(owed.note, NAMED | SPLICED) && body_len <= NAME_ROW_MAX;
+        let is_read = |owed: Owed| owed.origin != Origin::Client || may_be_ours(owed);
         if !streams || self.conn.pipeline.front().is_some_and(is_read) {
             return if body_len > longest(tag) { Err(Heard::Lost(Lost::Protocol)) } else { Ok(false) };
         }
@@ -250,8 +252,8 @@ impl Answer<'_> {
                 if tag == Tag::ParameterDescription {
                     self.parameters(body);
                 }
-                if tag == Tag::DataRow && (reply.origin == Origin::Pooler || self.marks.placing.tells) {
-                    self.read_row(reply.origin, body, plan)
+                if reply.origin == Origin::Pooler || self.marks.placing.tells {
+                    self.look_at(tag, reply.origin, body, plan)
                 } else {
                     reply.origin
                 }
@@ -288,7 +290,10 @@ impl Answer<'_> {
             }
             // Not this client's: it never listened.
             Tag::NotificationResponse => Origin::Pooler,
-            tag => self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?.origin,
+            tag => {
+                let origin = self.conn.pipeline.reply(tag).map_err(|_| Heard::Lost(Lost::Protocol))?.origin;
+                if origin == Origin::Client && self.tells_spliced_notice(body, plan) { Origin::Pooler } else { origin }
+            }
         };
         if origin == Origin::Client {
             plan.forward(len);
@@ -436,13 +441,18 @@ impl Answer<'_> {
         }
     }
 
-    /// A row that is not merely passed on: the answer to a question of ours, or one that may tell a name. Whose it is.
+    /// What is not merely passed on: the answer to a question of ours, or one that may tell a name, or may be to a statement of
+    /// ours in a query of the client's. Whose it is.
     #[cold]
-    fn read_row(&mut self, origin: Origin, body: &[u8], plan: &mut Plan<'_>) -> Origin {
+    fn look_at(&mut self, tag: Tag, origin: Origin, body: &[u8], plan: &mut Plan<'_>) -> Origin {
         if origin == Origin::Pooler {
-            self.own_row(body);
+            if tag == Tag::DataRow {
+                self.own_row(body);
+            }
+            return origin;
         }
-        let is_told = self.marks.placing.tells && self.named_row(body, plan);
+        let is_told =
+            self.is_spliced_in(tag) || tag == Tag::DataRow && self.marks.placing.tells && self.named_row(body, plan);
         if is_told { Origin::Pooler } else { origin }
     }
 
@@ -610,6 +620,10 @@ impl Answer<'_> {
             self.conn.refused_write();
         }
         let renamed = self.rename(fields.code, body);
+        let renamed = match self.spliced().and_then(|splice| splice.shift(&renamed)) {
+            Some(shifted) => Cow::Owned(shifted),
+            None => renamed,
+        };
         let stale = is_stale(fields.code, body, self.rules.prefix);
         if stale {
             // A plan that DDL made void, or a statement that is not there: what is shared is parsed anew.

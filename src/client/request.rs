@@ -3,10 +3,12 @@
 mod deallocate;
 mod listen;
 mod place;
+mod resets;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use pgweir_config::StatementMode;
@@ -25,7 +27,7 @@ use crate::backend::{ServerConn, Unnamed as Held};
 use crate::mutant::{Guard, lacks};
 use crate::pool::Knowledge;
 use crate::prepared::{
-    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Parsed, Prefix, REFUSED, RESTORE,
+    Budget, CHANGES, DESCRIBES, Described, Interner, MARK, NAMED, NO_MEMORY, Parsed, Prefix, REFUSED,
 };
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
@@ -39,6 +41,9 @@ pub const PIPELINE_MAX: usize = 16 * 1024;
 
 /// What nobody is to be told by `currval` and `lastval` any more.
 pub const FORGET: &[u8] = b"DISCARD SEQUENCES";
+
+/// Effects of a simple query that may ask for more than to pass it on.
+const APART: EffectSet = EffectSet::DEALLOCATE.union(EffectSet::SETTINGS).union(EffectSet::LOCAL);
 
 /// The longest name of a statement or portal; bytes.
 const NAME_MAX: usize = 16 * 1024;
@@ -85,8 +90,12 @@ pub struct Marks {
     pub defines: bool,
     /// What sessions begin with may be another when the transaction is over.
     pub redefaults: bool,
-    /// Start-up values may have been reset: the next end of a batch is to be followed by them.
+    /// Start-up values may be reset: they are to be put back behind the portal bound last, or the batch.
     pub resets: bool,
+    /// Behind the batch. Always with `resets`.
+    pub resets_late: bool,
+    /// How the answers to queries are read that have statements of ours in them; the latest last, and of each that is owed.
+    pub spliced: VecDeque<settings::Splice>,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
     pub own: Vec<Box<str>>,
     /// Changes of the client's statements that the server has not confirmed yet.
@@ -126,6 +135,10 @@ impl Marks {
             defines,
             redefaults,
             resets,
+            // With it.
+            resets_late: _,
+            // Of what is owed.
+            spliced: _,
             // Of those that may have been reset.
             own: _,
             changes,
@@ -364,8 +377,9 @@ impl Request<'_> {
                 let (text, effects) = self.judge(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
-                if effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)? {
+                if effects.set.intersects(APART) && self.query_apart(effects, text, plan)? {
                     plan.skip(len);
+                    self.restore(Tag::Query, body, plan);
                     return Ok(());
                 }
                 self.forget_sequences(effects, plan);
@@ -376,7 +390,7 @@ impl Request<'_> {
                 } else {
                     plan.forward(len);
                 }
-                self.restore(plan);
+                self.restore(Tag::Query, body, plan);
             }
             Tag::Parse => self.parse(body, plan)?,
             Tag::Bind => {
@@ -391,9 +405,7 @@ impl Request<'_> {
                 }
                 self.note_plain(tag, body)?;
                 plan.forward(len);
-                if tag == Tag::Sync {
-                    self.restore(plan);
-                }
+                self.restore(tag, body, plan);
             }
         }
         Ok(())
@@ -412,17 +424,9 @@ impl Request<'_> {
 
     /// Behind a RESET: the client's start-up values, which the server does not know for such.
     #[inline]
-    fn restore(&mut self, plan: &mut Plan<'_>) {
-        if !self.marks.resets {
-            return;
-        }
-        self.marks.resets = false;
-        let own = std::mem::take(&mut self.marks.own);
-        let mut text = Vec::new();
-        settings::restore(self.startup, &own, &self.conn.tag, &mut text);
-        if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
-            self.destroy_held();
-            plan.insert(|out| encode::query(out, &text));
+    fn restore(&mut self, tag: Tag, body: &[u8], plan: &mut Plan<'_>) {
+        if self.marks.resets {
+            self.put_back(tag, body, plan);
         }
     }
 
@@ -581,7 +585,7 @@ impl Request<'_> {
         }
         (self.marks.own_values, self.marks.forgets_values) = (true, true);
         if pipeline.is_batch_open() {
-            self.forget_in_batch(plan);
+            self.run_in_batch(FORGET, plan);
         } else {
             self.conn.pipeline.sent(Expect::Query, Origin::Pooler, MARK);
             self.destroy_held();
@@ -591,7 +595,7 @@ impl Request<'_> {
     }
 
     /// Where a query would end the batch: by the extended protocol, and a portal of our own, beside the client's.
-    fn forget_in_batch(&mut self, plan: &mut Plan<'_>) {
+    fn run_in_batch(&mut self, text: &[u8], plan: &mut Plan<'_>) {
         self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
         for expect in [Expect::Bind, Expect::Execute, Expect::Close] {
             self.conn.pipeline.sent(expect, Origin::Pooler, 0);
@@ -599,7 +603,7 @@ impl Request<'_> {
         self.replace_held(Held::Unknown);
         let portal = self.interner.prefix;
         plan.insert(|out| {
-            encode::parse(out, b"", FORGET, &[0, 0]);
+            encode::parse(out, b"", text, &[0, 0]);
             encode::message(out, b'B', |out| {
                 encode::cstr(out, portal.as_bytes());
                 out.extend_from_slice(&[0; 7]);
@@ -617,9 +621,14 @@ impl Request<'_> {
 
     #[inline]
     fn query(&mut self, effects: Effects, text: &[u8]) {
+        let note = if effects.first == FirstWord::Show && self.tells_name(text) { NAMED } else { 0 };
+        self.noted_query(effects, text, note);
+    }
+
+    #[inline]
+    fn noted_query(&mut self, effects: Effects, text: &[u8], note: u64) {
         self.conn.mixed |= self.conn.pipeline.is_batch_open();
         let status = self.conn.pipeline.certain_status();
-        let note = if effects.first == FirstWord::Show && self.tells_name(text) { NAMED } else { 0 };
         if !self.conn.pipeline.sent(Expect::Query, Origin::Client, note) {
             return;
         }
@@ -629,7 +638,7 @@ impl Request<'_> {
         self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = self.destroyed();
-        self.runs(effects, text, status);
+        self.runs(effects, text, status, false);
     }
 
     /// Whether a text tells the client its `application_name`, where a tag of ours is in it.
@@ -659,17 +668,17 @@ impl Request<'_> {
     }
 
     #[inline]
-    fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
+    fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>, bound: bool) {
         self.marks.runs(effects, text);
         if !effects.set.is_empty() {
-            self.runs_more(effects, text, status);
+            self.runs_more(effects, text, status, bound);
         }
     }
 
     /// A text that may change the session is about to run.
-    fn runs_more(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>) {
-        if effects.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
-            self.resets(text);
+    fn runs_more(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>, bound: bool) {
+        if effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::LOCAL)) && !self.startup.entries().is_empty() {
+            self.resets(effects, text, bound);
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
             // Where the server is known to refuse it, no name is forgotten.
@@ -697,23 +706,6 @@ impl Request<'_> {
         self.marks.placing.drops = true;
     }
 
-    /// A text that changes settings may put some back to where they were at the start.
-    fn resets(&mut self, text: &[u8]) {
-        let may_reset = settings::may_reset(text);
-        self.marks.resets |= may_reset;
-        if !self.marks.resets {
-            return;
-        }
-        let own = &mut self.marks.own;
-        for name in self.startup.names().filter(|name| name.contains('.')) {
-            if settings::is_set_last(text, name) {
-                own.push(name.into());
-            } else if may_reset {
-                own.retain(|known| **known != *name);
-            }
-        }
-    }
-
     fn parse(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let len = HEADER + body.len();
         if self.conn.pipeline.is_skipping() {
@@ -728,10 +720,10 @@ impl Request<'_> {
             self.forget_sequences(effects, plan);
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
             let before = std::mem::replace(&mut self.conn.unnamed, Held::parsed(statement.clone()));
+            forward_parse(parse, is_ours.then_some(&statement.text), len, plan);
             let unnamed = Unnamed::Holds(statement, Described::default());
             self.statements.parsed_unnamed(unnamed, before, &mut self.marks.changes);
             self.stats.server_parses += 1;
-            forward_parse(parse, is_ours, len, plan);
             return Ok(());
         }
         match self.statements.look(parse.statement, &self.marks.changes) {
@@ -769,14 +761,20 @@ impl Request<'_> {
                 self.marks.tainted = true;
                 self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
-                forward_parse(parse, sql::shows_watermark(parse.query), len, plan);
+                let filled = self.filled(parse.query);
+                let text = if sql::shows_watermark(parse.query) {
+                    Some(watermark::QUERY.as_bytes())
+                } else {
+                    filled.as_deref()
+                };
+                forward_parse(parse, text, len, plan);
             }
         }
         Ok(())
     }
 
     /// The statement that a client parses; and whether it is not the client's text, but what answers it: nobody but a server
-    /// knows the watermark.
+    /// knows the watermark, or but us what NULL stands for as the value of a start-up setting.
     #[inline]
     fn intern(&self, key: u32, parse: &Parse<'_>) -> (Rc<Statement>, bool) {
         let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
@@ -784,6 +782,11 @@ impl Request<'_> {
         if is_ours {
             let text = watermark::QUERY.as_bytes();
             return (self.interner.intern(self.pool, key, text, parse.types, sql::scan), true);
+        }
+        if statement.effects.has(EffectSet::SETTINGS.union(EffectSet::LOCAL))
+            && let Some(text) = self.filled(parse.query)
+        {
+            return (self.interner.intern(self.pool, key, &text, parse.types, sql::scan), true);
         }
         (statement, false)
     }
@@ -996,7 +999,7 @@ impl Request<'_> {
     fn binds(&mut self, effects: Effects, text: &[u8]) {
         self.marks.placing.shows = effects.first == FirstWord::Show && self.tells_name(text);
         let status = self.conn.pipeline.certain_status();
-        self.runs(effects, text, status);
+        self.runs(effects, text, status, true);
     }
 
     /// A name that is not of our making goes to the server as it is, for its own error; unless it is one of ours.
@@ -1008,7 +1011,8 @@ impl Request<'_> {
     #[inline]
     fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
         let purpose = Use { runs: true, portal: bind.portal, len: HEADER + body_len };
-        (self.marks.placing.shows, self.marks.placing.drops) = (false, false);
+        let placing = &mut self.marks.placing;
+        (placing.shows, placing.drops, placing.resets) = (false, false, false);
         let renamed = self.resolve(bind.statement, purpose, plan)?;
         self.conn.pipeline.sent(Expect::Bind, Origin::Client, renamed.note());
         self.marks.placing.bound_to(bind.portal.is_empty());
@@ -1166,13 +1170,11 @@ fn judge(key: u64, catalog: &Knowledge, library: &RefCell<sql::Library>, stateme
     statement.judge(key, |text, own| catalog.suspects().judge(text, own, &mut library.borrow_mut()))
 }
 
-/// Passes a `Parse` of so many bytes on under the client's name: its own text, or that which tells the watermark.
+/// Passes a `Parse` of so many bytes on under the client's name: its own text, or one of ours.
 #[inline]
-fn forward_parse(parse: Parse<'_>, is_ours: bool, len: usize, plan: &mut Plan<'_>) {
-    if !is_ours {
-        return plan.forward(len);
-    }
-    plan.insert(|out| encode::parse(out, parse.statement, watermark::QUERY.as_bytes(), parse.types));
+fn forward_parse(parse: Parse<'_>, ours: Option<&[u8]>, len: usize, plan: &mut Plan<'_>) {
+    let Some(text) = ours else { return plan.forward(len) };
+    plan.insert(|out| encode::parse(out, parse.statement, text, parse.types));
     plan.skip(len);
 }
 

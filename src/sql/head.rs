@@ -236,13 +236,13 @@ impl<'a> SettingName<'a> {
 
 /// How long a `SET` lasts, where it says so.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scope {
+pub(super) enum Scope {
     Local,
     Session,
 }
 
 /// Moves past `LOCAL` or `SESSION` behind `SET`, unless the word belongs to what follows.
-fn take_scope(lexer: &mut Lexer<'_>) -> Option<Scope> {
+pub(super) fn take_scope(lexer: &mut Lexer<'_>) -> Option<Scope> {
     let mut ahead = *lexer;
     let scope = if ahead.take_word(b"local") {
         Scope::Local
@@ -262,7 +262,7 @@ fn take_scope(lexer: &mut Lexer<'_>) -> Option<Scope> {
 }
 
 /// Whether a dot follows the next word, which is then no keyword but half of a setting's name.
-fn qualified(mut lexer: Lexer<'_>) -> bool {
+pub(super) fn qualified(mut lexer: Lexer<'_>) -> bool {
     lexer.token();
     lexer.take_mark(b'.')
 }

@@ -418,12 +418,14 @@ proptest! {
     }
 }
 
+/// Names and values.
+type Values<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn a_reset_setting_is_reported_once_and_only_if_the_client_has_not_heard_of_its_value() {
     let reported = |values: &[(&str, &str)]| -> Vec<u8> {
         values.iter().flat_map(|(name, value)| reply::parameter(name, value)).collect()
     };
-    type Values<'a> = &'a [(&'a str, &'a str)];
     #[rustfmt::skip]
     let table: [(&str, Values<'_>, Values<'_>, Values<'_>, Values<'_>); 6] = [
         // What was told before, what the reset reports, what our own query does, and what the client is told.
@@ -447,4 +449,97 @@ fn a_reset_setting_is_reported_once_and_only_if_the_client_has_not_heard_of_its_
         let (got, _) = desk.server(&[&*done, &reported(by_reset), &ready, &ours, &reported(by_us), &ready].concat());
         assert_eq!(show(&got), show(&[&*done, &reported(want), &ready].concat()), "{name}");
     }
+}
+
+#[test]
+fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
+    let splices = |name: &str| Desk::logged_in_with(&[("search_path", "a, b"), (name, "1MB")]);
+    let (set, one) = (reply::done("SET"), reply::done("SELECT 1"));
+    let ready = reply::ready(b'I');
+    let mut desk = splices("work_mem");
+    // Two at once: each answer is read by its own.
+    let (sent, _) = desk.client(&[query("SELECT 1; RESET ALL; SELECT 2"), query("RESET work_mem")].concat());
+    let path = "SELECT pg_catalog.set_config(E'search_path',E'a, b',false);";
+    let all = format!("SELECT 1; RESET ALL;{path}SET \"work_mem\" TO E'1MB'; SELECT 2");
+    assert_eq!(show(&sent), show(&[query(&all), query("RESET work_mem\n;SET \"work_mem\" TO E'1MB'")].concat()));
+    let row = |value: &[u8]| [message(b'T', b"\0\0"), reply::row(value), one.clone()].concat();
+    let parameter = reply::parameter("TimeZone", "UTC");
+    let reset = reply::done("RESET");
+    let answer =
+        [&row(b"1"), &reset, &row(b"a, b"), &set, &row(b"2"), &parameter, &ready].map(|part| &part[..]).concat();
+    let (got, _) = desk.server(&[&*answer, &reset, &set, &ready].concat());
+    let want = [&row(b"1"), &reset, &row(b"2"), &parameter, &ready, &reset, &ready].map(|part| &part[..]).concat();
+    assert_eq!(show(&got), show(&want));
+    assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
+    // One that fails behind it, with a warning before.
+    let mut desk = splices("work_mem");
+    let text = "RESET work_mem; SELECT 'a\u{e9}', x";
+    let (sent, _) = desk.client(&query(text));
+    let at = |text: &[u8]| String::from_utf8_lossy(text).split(", x").next().unwrap().chars().count() + 2;
+    let body = |at: usize| format!("SERROR\0VERROR\0C42703\0Mno x\0P{at}\0\0").into_bytes();
+    let (theirs, ours) = (at(&sent[5..]) + 1, at(text.as_bytes()) + 1);
+    assert!(theirs > ours);
+    let (got, _) = desk.server(
+        &[message(b'N', &body(theirs)), reset.clone(), set.clone(), message(b'E', &body(theirs)), ready.clone()]
+            .concat(),
+    );
+    assert_eq!(
+        show(&got),
+        show(&[message(b'N', &body(ours)), reset, message(b'E', &body(ours)), ready.clone()].concat())
+    );
+    // What has another note is read as ever.
+    desk.client(&query("SELECT 3"));
+    let (got, _) = desk.server(&[&row(b"3"), &ready[..]].concat());
+    assert_eq!(show(&got), show(&[&row(b"3"), &ready[..]].concat()));
+}
+
+#[test]
+fn behind_an_execute_that_resets_stands_what_puts_it_back() {
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let reset = [parse("", "RESET work_mem", &[]), bind("", "", &[]), execute("", 0)].concat();
+    let next = [parse("", "SHOW work_mem", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let (sent, _) = desk.client(&[&*reset, &next].concat());
+    let portal = String::from_utf8(desk.interner.prefix.as_bytes().to_vec()).unwrap();
+    let ours = [
+        parse("", "SET \"work_mem\" TO E'1MB'", &[]),
+        bind(&portal, "", &[]),
+        execute(&portal, 0),
+        message(b'C', format!("P{portal}\0").as_bytes()),
+    ];
+    assert_eq!(show(&sent), show(&[&*reset, &ours.concat(), &next].concat()));
+    let (parsed, bound, done) = (reply::bare(b'1'), reply::bare(b'2'), reply::done("RESET"));
+    let theirs = [&*parsed, &bound, &done].concat();
+    let answer = [&*parsed, &bound, &reply::done("SET"), &reply::bare(b'3')].concat();
+    let rest = [&*parsed, &bound, &reply::row(b"1MB"), &reply::done("SHOW"), &reply::ready(b'I')].concat();
+    let (got, _) = desk.server(&[&*theirs, &answer, &rest].concat());
+    assert_eq!(show(&got), show(&[&*theirs, &rest].concat()));
+    assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
+    // Executed in another batch, it is followed all the same; and never executed, by a query behind the Sync.
+    desk.client(&query("BEGIN"));
+    desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+    let (sent, _) = desk.client(&[parse("", "RESET work_mem", &[]), bind("p", "", &[]), sync()].concat());
+    assert!(memchr::memmem::find(&sent, b"AS startup").is_some());
+    let (sent, _) = desk.client(&execute("p", 0));
+    assert!(memchr::memmem::find(&sent, b"TO E'1MB'").is_some());
+    // What was bound to that portal since is another.
+    let (sent, _) = desk.client(&[parse("", "RESET work_mem", &[]), bind("", "", &[])].concat());
+    assert!(memchr::memmem::find(&sent, b"TO E'1MB'").is_none());
+    let (sent, _) = desk.client(&[parse("", "SELECT 1", &[]), bind("", "", &[]), execute("", 0)].concat());
+    assert!(memchr::memmem::find(&sent, b"TO E'1MB'").is_none());
+    let (sent, _) = desk.client(&sync());
+    assert!(memchr::memmem::find(&sent, b"AS startup").is_some());
+}
+
+#[test]
+fn null_is_the_start_up_value_where_a_setting_is_given_it() {
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let text = |value: &str| format!("SELECT set_config('work_mem', {value}, false)");
+    let all = [query(&text("NULL")), parse("", &text("null"), &[]), parse("s", &text("NULL"), &[])].concat();
+    let (sent, _) = desk.client(&all);
+    let want = [query(&text("E'1MB'")), parse("", &text("E'1MB'"), &[])].concat();
+    let named = format!("\0{}\0\0\0", text("E'1MB'"));
+    assert!(sent.starts_with(&want) && sent.ends_with(named.as_bytes()), "{}", show(&sent));
+    assert!(!desk.marks.resets);
+    let mut plain = Desk::new();
+    assert_eq!(plain.client(&query(&text("NULL"))).0, query(&text("NULL")));
 }

@@ -42,8 +42,14 @@ pub struct Placing {
     pub named: bool,
     /// The portal bound last tells the client its `application_name`.
     pub shows: bool,
-    /// Something of this lease did.
+    /// Something of this lease did, or had statements of ours in it: what the server answers is looked at.
     pub tells: bool,
+    /// The portal bound last may put settings back to where they were at the start.
+    pub resets: bool,
+    /// The texts that put the client's own start-up values back behind it.
+    pub restores: Vec<Vec<u8>>,
+    /// Something in front of it is still to be followed by them.
+    pub late: bool,
     /// What was bound last may drop statements of ours when it is executed.
     pub drops: bool,
     /// The unnamed portal may, or one with a name.
@@ -54,7 +60,7 @@ impl Placing {
     /// A lease begins.
     pub fn begin(&mut self) {
         (self.asked, self.renewed, self.bound) = (false, None, 0);
-        (self.shows, self.tells) = (false, false);
+        (self.shows, self.tells, self.resets) = (false, false, false);
         self.end_portals();
     }
 

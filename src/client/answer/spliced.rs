@@ -1,0 +1,46 @@
+//! The answer to a query of the client's with statements of ours in it: what is theirs is left out, and positions are those in the
+//! client's own text.
+
+use pgweir_proto::backend::Tag;
+use pgweir_proto::encode;
+
+use super::{Answer, Plan};
+use crate::prepared::SPLICED;
+use crate::settings::Splice;
+
+impl Answer<'_> {
+    /// How the answer under way is read, if it is one of these. Of queries that nobody is owed an answer to any more nothing is
+    /// kept.
+    pub(super) fn spliced(&mut self) -> Option<&mut Splice> {
+        let pipeline = &self.conn.pipeline;
+        pipeline.front().filter(|owed| owed.note == SPLICED)?;
+        let owed = pipeline.iter().filter(|owed| owed.note == SPLICED).count();
+        let all = &mut self.marks.spliced;
+        all.drain(..all.len().saturating_sub(owed));
+        all.front_mut()
+    }
+
+    /// Whether a message is part of the answer to a statement of ours.
+    pub(super) fn is_spliced_in(&mut self, tag: Tag) -> bool {
+        let Some(splice) = self.spliced() else { return false };
+        let is_ours = splice.is_ours();
+        if tag == Tag::CommandComplete {
+            splice.complete();
+        }
+        is_ours
+    }
+
+    /// A notice in such an answer. True if that is all that the client is to be told of it.
+    pub(super) fn tells_spliced_notice(&mut self, body: &[u8], plan: &mut Plan<'_>) -> bool {
+        let Some(splice) = self.spliced() else { return false };
+        if splice.is_ours() {
+            return true;
+        }
+        let shifted = splice.shift(body);
+        let is_shifted = shifted.is_some();
+        if let Some(shifted) = shifted {
+            plan.insert(|out| encode::message(out, b'N', |out| out.extend_from_slice(&shifted)));
+        }
+        is_shifted
+    }
+}
