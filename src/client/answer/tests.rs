@@ -454,7 +454,7 @@ fn a_reset_setting_is_reported_once_and_only_if_the_client_has_not_heard_of_its_
 #[test]
 fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
     let splices = |name: &str| Desk::logged_in_with(&[("search_path", "a, b"), (name, "1MB")]);
-    let (set, one) = (reply::done("SET"), reply::done("SELECT 1"));
+    let (given, one) = (reply::done("SET"), reply::done("SELECT 1"));
     let ready = reply::ready(b'I');
     let mut desk = splices("work_mem");
     // Two at once: each answer is read by its own.
@@ -466,8 +466,8 @@ fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
     let parameter = reply::parameter("TimeZone", "UTC");
     let reset = reply::done("RESET");
     let answer =
-        [&row(b"1"), &reset, &row(b"a, b"), &set, &row(b"2"), &parameter, &ready].map(|part| &part[..]).concat();
-    let (got, _) = desk.server(&[&*answer, &reset, &set, &ready].concat());
+        [&row(b"1"), &reset, &row(b"a, b"), &given, &row(b"2"), &parameter, &ready].map(|part| &part[..]).concat();
+    let (got, _) = desk.server(&[&*answer, &reset, &given, &ready].concat());
     let want = [&row(b"1"), &reset, &row(b"2"), &parameter, &ready, &reset, &ready].map(|part| &part[..]).concat();
     assert_eq!(show(&got), show(&want));
     assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
@@ -480,7 +480,7 @@ fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
     let (theirs, ours) = (at(&sent[5..]) + 1, at(text.as_bytes()) + 1);
     assert!(theirs > ours);
     let (got, _) = desk.server(
-        &[message(b'N', &body(theirs)), reset.clone(), set.clone(), message(b'E', &body(theirs)), ready.clone()]
+        &[message(b'N', &body(theirs)), reset.clone(), given.clone(), message(b'E', &body(theirs)), ready.clone()]
             .concat(),
     );
     assert_eq!(
@@ -510,9 +510,9 @@ fn behind_an_execute_that_resets_stands_what_puts_it_back() {
     let (parsed, bound, done) = (reply::bare(b'1'), reply::bare(b'2'), reply::done("RESET"));
     let theirs = [&*parsed, &bound, &done].concat();
     let answer = [&*parsed, &bound, &reply::done("SET"), &reply::bare(b'3')].concat();
-    let rest = [&*parsed, &bound, &reply::row(b"1MB"), &reply::done("SHOW"), &reply::ready(b'I')].concat();
-    let (got, _) = desk.server(&[&*theirs, &answer, &rest].concat());
-    assert_eq!(show(&got), show(&[&*theirs, &rest].concat()));
+    let behind = [&*parsed, &bound, &reply::row(b"1MB"), &reply::done("SHOW"), &reply::ready(b'I')].concat();
+    let (got, _) = desk.server(&[&*theirs, &answer, &behind].concat());
+    assert_eq!(show(&got), show(&[&*theirs, &behind].concat()));
     assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
     // Executed in another batch, it is followed all the same; and never executed, by a query behind the Sync.
     desk.client(&query("BEGIN"));
