@@ -184,7 +184,8 @@ impl Actives {
         self.0.borrow_mut().pop().unwrap_or_else(|| Box::new(Active::new(now)))
     }
 
-    fn put_back(&self, active: Box<Active>) {
+    fn put_back(&self, mut active: Box<Active>) {
+        active.end();
         let mut spare = self.0.borrow_mut();
         if spare.len() < SPARE_ACTIVES {
             spare.push(active);

@@ -35,6 +35,8 @@ pub use resolved::Resolved;
 pub use shelf::{Budget, Place, Room, Shelf};
 pub use sketch::Sketch;
 
+use pgweir_proto::pipeline::{Expect, Owed};
+
 use crate::sql::{EffectSet, Effects};
 
 /// Bytes of the part that all server-side names of ours begin with.
@@ -62,17 +64,44 @@ pub const NO_MEMORY: u64 = u64::MAX - 4;
 /// The note of a `Parse` that the server is to fail, in place of a statement that is described otherwise than the client
 /// was told.
 pub const STALE: u64 = u64::MAX - 5;
-/// The note of a `DEALLOCATE` of a stand-in.
-pub const STAND_IN: u64 = u64::MAX - 6;
+/// The note of a `Parse` under the client's own name, for the query behind it, and of the `Sync` behind that.
+pub const LENT: u64 = u64::MAX - 6;
 /// The note of a mark: what comes before it is heard by the client's own server connection.
 pub const MARK: u64 = u64::MAX - 7;
 /// The note of what tells the client its `application_name`, which is told without the tag.
 pub const NAMED: u64 = u64::MAX - 8;
+/// The note of a query that may deallocate what the client has prepared, or needs it under its name.
+pub const NAMES: u64 = u64::MAX - 9;
+/// The note of a `Parse` under the client's own name for what stands behind it in the same batch, and of the `Close` that takes
+/// what was lent back.
+pub const TAKEN: u64 = u64::MAX - 10;
 /// The note of a query of the client's with statements of ours in it.
-pub const SPLICED: u64 = u64::MAX - 9;
+pub const SPLICED: u64 = u64::MAX - 11;
 
 /// The notes that stand for themselves begin here.
 const WHOLE: u64 = SPLICED;
+
+/// What an error leaves behind of that which was lent under a client's own names.
+#[derive(Debug, Default)]
+pub struct Leavings {
+    /// Undone, and so not to be taken back.
+    parses: u32,
+    /// Something was lent, and is not taken back.
+    pub any: bool,
+}
+
+impl Leavings {
+    /// An entry will not be answered. In their order.
+    #[inline]
+    pub fn undone(&mut self, owed: Owed) {
+        match (owed.note, owed.expect) {
+            (TAKEN, Expect::Parse) => self.parses += 1,
+            (TAKEN, _) if self.parses == 0 => self.any = true,
+            (TAKEN, _) => self.parses -= 1,
+            _ => {}
+        }
+    }
+}
 
 /// Whether a note has all of `bits`, and is none of those that stand for themselves.
 #[must_use]

@@ -218,8 +218,12 @@ impl Profiles {
 
     /// A parse key that no profile has: for statements parsed while a setting's value is not known.
     pub fn private_key(&self) -> u32 {
+        PRIVATE | self.new_key()
+    }
+
+    fn new_key(&self) -> u32 {
         let key = self.next_key.get();
-        self.next_key.set(key.wrapping_add(1).max(1));
+        self.next_key.set(((key + 1) % PRIVATE).max(1));
         key
     }
 
@@ -233,8 +237,17 @@ impl Profiles {
             // Forgotten keys are never given again: equal settings merely stop sharing statements.
             keys.clear();
         }
-        *keys.entry(frozen).or_insert_with(|| self.private_key())
+        *keys.entry(frozen).or_insert_with(|| self.new_key())
     }
+}
+
+/// Set in each parse key that no profile has.
+const PRIVATE: u32 = 1 << 31;
+
+/// Whether no profile has this parse key.
+#[must_use]
+pub const fn is_private(parse_key: u32) -> bool {
+    parse_key & PRIVATE != 0
 }
 
 /// The setting by which all others are read.

@@ -14,7 +14,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 use super::{ServerConn, Unnamed, Values, longest};
 use crate::audit::{Baseline, Findings};
 use crate::budget::tag;
-use crate::prepared::named_id;
+use crate::prepared::{Leavings, named_id};
 use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
 
 /// The most that is heard of what the operator's queries have left; bytes.
@@ -298,13 +298,16 @@ impl ServerConn {
             (Tag::ErrorResponse, _) => {
                 let kept = &mut self.shelf;
                 // Whether a statement that was to be parsed is there is of no interest to anyone now.
+                let mut leavings = Leavings::default();
                 let undone = |owed: Owed| {
+                    leavings.undone(owed);
                     let changes = matches!(owed.expect, Expect::Parse | Expect::Close) && owed.origin != Origin::Local;
                     if let Some(id) = named_id(owed.note).filter(|_| changes) {
                         kept.doubt(id);
                     }
                 };
                 self.pipeline.error(undone).map_err(|_| SettleError)?;
+                self.littered |= leavings.any;
                 self.unnamed = Unnamed::Unknown;
             }
             (Tag::ReadyForQuery, Some(status)) => drop(self.pipeline.ready(status).map_err(|_| SettleError)?),
@@ -342,6 +345,33 @@ impl Heard {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prepared::{CHANGES, TAKEN};
+    use crate::settings::Profiles;
+
+    #[test]
+    fn what_stands_in_for_a_clients_statement_and_is_not_taken_back_is_never_lent_on() {
+        for (name, replies, is_littered) in [
+            ("all of it was skipped", &[][..], false),
+            ("it is there, and its Close was skipped", &[Tag::ParseComplete], true),
+            ("it is there no more", &[Tag::ParseComplete, Tag::CommandComplete, Tag::CloseComplete], false),
+        ] {
+            let mut conn = ServerConn::without_socket(Profiles::default().intern(std::iter::empty()));
+            conn.pipeline.sent(Expect::Parse, Origin::Pooler, TAKEN);
+            conn.pipeline.sent(Expect::Execute, Origin::Client, CHANGES);
+            conn.pipeline.sent(Expect::Close, Origin::Pooler, TAKEN);
+            conn.pipeline.sent(Expect::Bind, Origin::Client, 0);
+            for reply in replies {
+                conn.take_reply(*reply, None, false).unwrap();
+            }
+            conn.take_reply(Tag::ErrorResponse, None, false).unwrap();
+            assert_eq!(conn.littered, is_littered, "{name}");
         }
     }
 }

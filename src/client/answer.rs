@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
-use pgweir_proto::pipeline::{Expect, Origin, Owed};
+use pgweir_proto::pipeline::{Expect, Origin, Owed, Reply};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::local::Failure;
@@ -21,8 +21,8 @@ use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, MARK, NAMED, NO_MEMORY, Prefix, REFUSED, REPLAY, RESTORE, SPLICED, STALE,
-    STAND_IN, STRIPPED, UNNAMED, named_id, notes, statement_id,
+    AUDIT, CHANGES, DESCRIBES, Described, LENT, Leavings, MARK, NAMED, NAMES, NO_MEMORY, Prefix, REFUSED, REPLAY,
+    RESTORE, SPLICED, STALE, STRIPPED, UNNAMED, named_id, notes, statement_id,
 };
 use crate::settings::{self, Entry, Profile};
 use crate::state::{Findings, Subscriber, channel};
@@ -223,6 +223,7 @@ impl Answer<'_> {
                 let status = TxStatus::parse(body).map_err(|_| protocol())?;
                 if std::mem::take(&mut self.aside.healing) {
                     self.conn.pipeline.ready(status).map_err(|_| protocol())?;
+                    self.marks.changes.end_query();
                     plan.skip(len);
                     return Err(Heard::Again);
                 }
@@ -249,8 +250,11 @@ impl Answer<'_> {
                     self.settled(reply.origin, len, plan);
                     return Ok(());
                 }
-                if tag == Tag::ParameterDescription {
-                    self.parameters(body);
+                match tag {
+                    Tag::DataRow => {}
+                    Tag::ParameterDescription => self.parameters(body),
+                    tag if self.marks.changes.awaits_query() => self.deallocated(tag, body),
+                    _ => {}
                 }
                 if reply.origin == Origin::Pooler || self.marks.placing.tells {
                     self.look_at(tag, reply.origin, body, plan)
@@ -342,8 +346,35 @@ impl Answer<'_> {
         self.answer_locally(plan);
     }
 
-    fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
+    /// Something of a query that may deallocate statements of the client's has come to its end.
+    #[cold]
+    fn deallocated(&mut self, tag: Tag, body: &[u8]) {
+        if tag == Tag::CommandComplete && self.conn.pipeline.front().is_some_and(|owed| owed.note == NAMES) {
+            self.statements.deallocated(body.strip_suffix(b"\0").unwrap_or(body), &mut self.marks.changes);
+        }
+    }
+
+    /// The same, and a query that may deallocate statements may have come to its end.
+    #[cold]
+    fn ready_by_name(&mut self, status: TxStatus) -> Result<Reply, Heard> {
+        let told = self.conn.pipeline.status();
         let reply = self.conn.pipeline.ready(status).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        if reply.done.is_some_and(|owed| owed.note == NAMES) {
+            self.marks.changes.end_query();
+            if reply.origin == Origin::Pooler && status != told {
+                // The client was told that all of it has failed, and with which status.
+                return Err(Heard::Lost(Lost::Protocol));
+            }
+        }
+        Ok(reply)
+    }
+
+    fn ready(&mut self, status: TxStatus) -> Result<Origin, Heard> {
+        let reply = if self.marks.changes.awaits_query() {
+            self.ready_by_name(status)?
+        } else {
+            self.conn.pipeline.ready(status).map_err(|_| Heard::Lost(Lost::Protocol))?
+        };
         if reply.origin == Origin::Client {
             if self.rules.statement_mode && status != TxStatus::Idle {
                 return Err(Heard::TransactionBlock);
@@ -354,13 +385,7 @@ impl Answer<'_> {
             if status == TxStatus::Idle {
                 self.stats.transactions += 1;
             }
-            if self.conn.pipeline.ready_owed() == 0 {
-                self.marks.commit_sent = false;
-                self.marks.begin_sent = false;
-                if status == TxStatus::Idle && !self.conn.pipeline.is_batch_open() {
-                    self.marks.placing.end_portals();
-                }
-            }
+            self.rests(status);
             if reply.done.is_some() && self.conn.pipeline.front().is_some_and(|next| next.note == RESTORE) {
                 self.aside.ready_held = true;
                 return Ok(Origin::Pooler);
@@ -374,9 +399,23 @@ impl Answer<'_> {
             Some(MARK | REPLAY) => {
                 self.aside.replaying = self.conn.pipeline.iter().any(|owed| matches!(owed.note, MARK | REPLAY));
             }
+            // It may be behind what the client was told last.
+            Some(LENT) => self.rests(status),
             _ => {}
         }
         Ok(Origin::Pooler)
+    }
+
+    /// A batch was answered, and it may have been the last.
+    #[inline]
+    fn rests(&mut self, status: TxStatus) {
+        if self.conn.pipeline.ready_owed() == 0 {
+            self.marks.commit_sent = false;
+            self.marks.begin_sent = false;
+            if status == TxStatus::Idle && !self.conn.pipeline.is_batch_open() {
+                self.marks.placing.end_portals();
+            }
+        }
     }
 
     /// The first part of a description.
@@ -405,7 +444,7 @@ impl Answer<'_> {
             self.conn.shelf.describe(id, described);
         }
         if done.origin == Origin::Client {
-            self.statements.told(id, described);
+            self.statements.told(id, described, &mut self.marks.changes);
         } else {
             self.marks.placing.asked = false;
         }
@@ -612,10 +651,6 @@ impl Answer<'_> {
         if front.note == AUDIT {
             self.audit_failed(fields.code);
         }
-        if front.note == STAND_IN {
-            // Cancelled, say: the stand-in may still be there.
-            self.conn.littered = true;
-        }
         if fields.code == b"25006" {
             self.conn.refused_write();
         }
@@ -631,7 +666,7 @@ impl Answer<'_> {
                 self.statements.outdate(id);
             }
         }
-        let ours = front.note >= STAND_IN || front.origin == Origin::Pooler && front.earns_ready();
+        let ours = front.note >= LENT || front.origin == Origin::Pooler && front.earns_ready();
         let elsewhere = self.rules.elsewhere && !ours && may_do_elsewhere(fields.code);
         let heals = elsewhere || stale && self.heals(front, plan);
         self.fail(front, fields.code)?;
@@ -652,9 +687,13 @@ impl Answer<'_> {
             plan.skip(len);
             return Ok(());
         }
-        if matches!(front.note, AUDIT | RESTORE | MARK) {
+        if matches!(front.note, AUDIT | RESTORE | MARK) || front.note == NAMES && front.origin == Origin::Pooler {
             plan.skip(len);
             return Ok(());
+        }
+        if front.note == LENT {
+            // The query that needs it says no more than that.
+            self.conn.pipeline.answer_by_sync();
         }
         if let REFUSED | NO_MEMORY | STALE = front.note {
             let mut told = Vec::new();
@@ -722,12 +761,16 @@ impl Answer<'_> {
     fn fail(&mut self, front: Owed, code: &[u8]) -> Result<(), Heard> {
         let conn = &mut *self.conn;
         let kept = &mut conn.shelf;
-        let mut undone = 0;
+        let (mut undone, mut leavings) = (0, Leavings::default());
         let (pending, placing) = (&mut self.marks.changes, &mut self.marks.placing);
         // What failed itself is not there, unless for being there already; what was skipped may be.
         let mut is_gone = code != b"42P05";
         let undo = |owed: Owed| {
             undone += usize::from(changes(owed)) + usize::from(replaces_held(owed));
+            leavings.undone(owed);
+            if owed.note == NAMES {
+                pending.end_query();
+            }
             let ours = owed.origin == Origin::Pooler;
             if ours && owed.expect != Expect::Describe && named_id(owed.note).is_some() {
                 pending.end_named();
@@ -745,6 +788,8 @@ impl Answer<'_> {
             is_gone = false;
         };
         conn.pipeline.error(undo).map_err(|_| Heard::Lost(Lost::Protocol))?;
+        // A DEALLOCATE that was cancelled, say: what stands in for the client's statement is not closed behind it.
+        conn.littered |= leavings.any;
         // A query of ours has to come before the next client's.
         self.marks.tainted |= !conn.pipeline.is_certain();
         let failed = front.expect == Expect::Parse && is_unnamed(front);

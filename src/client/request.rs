@@ -1,7 +1,7 @@
 //! From client to server: what becomes of each message. Pure: bytes in, decisions out.
 
-mod deallocate;
 mod listen;
+mod names;
 mod place;
 mod resets;
 #[cfg(test)]
@@ -18,6 +18,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::{HEADER, Scanned, Scanner};
 use pgweir_proto::{Malformed, encode};
 
+use names::Renaming;
 pub use place::Placing;
 use place::Use;
 
@@ -43,7 +44,7 @@ pub const PIPELINE_MAX: usize = 16 * 1024;
 pub const FORGET: &[u8] = b"DISCARD SEQUENCES";
 
 /// Effects of a simple query that may ask for more than to pass it on.
-const APART: EffectSet = EffectSet::DEALLOCATE.union(EffectSet::SETTINGS).union(EffectSet::LOCAL);
+const APART: EffectSet = names::BY_NAME.union(EffectSet::SETTINGS).union(EffectSet::LOCAL);
 
 /// The longest name of a statement or portal; bytes.
 const NAME_MAX: usize = 16 * 1024;
@@ -377,9 +378,7 @@ impl Request<'_> {
                 let (text, effects) = self.judge(body).map_err(Stop::Malformed)?;
                 #[cfg(debug_assertions)]
                 panic_if_told(text);
-                if effects.set.intersects(APART) && self.query_apart(effects, text, plan)? {
-                    plan.skip(len);
-                    self.restore(Tag::Query, body, plan);
+                if effects.set.intersects(APART) && self.query_apart(effects, text, body, plan)? {
                     return Ok(());
                 }
                 self.forget_sequences(effects, plan);
@@ -399,6 +398,10 @@ impl Request<'_> {
             }
             Tag::Describe => self.describe(body, plan)?,
             Tag::Close => self.close(body, plan)?,
+            Tag::Execute if self.marks.placing.may_drop(is_of(b"", body)) => {
+                self.execute_dropping(body, plan)?;
+                self.restore(tag, body, plan);
+            }
             tag => {
                 if !body.is_empty() && matches!(tag, Tag::Sync | Tag::Flush | Tag::CopyDone) {
                     return Err(too_long(tag, body.len(), NAME_MAX));
@@ -435,12 +438,8 @@ impl Request<'_> {
         let pipeline = &mut self.conn.pipeline;
         match tag {
             Tag::Execute => {
-                let placing = &self.marks.placing;
-                let note = if placing.shows && is_of(&placing.portal, body) { NAMED } else { 0 };
+                let note = self.marks.placing.shown_by(body);
                 pipeline.sent(Expect::Execute, Origin::Client, note);
-                if placing.may_drop(is_of(b"", body)) {
-                    self.conn.shelf.doubt_all();
-                }
             }
             Tag::Sync => {
                 pipeline.sent(Expect::Sync, Origin::Client, 0);
@@ -622,13 +621,12 @@ impl Request<'_> {
     #[inline]
     fn query(&mut self, effects: Effects, text: &[u8]) {
         let note = if effects.first == FirstWord::Show && self.tells_name(text) { NAMED } else { 0 };
-        self.noted_query(effects, text, note);
+        self.noted_query(note, effects, text);
     }
 
     #[inline]
-    fn noted_query(&mut self, effects: Effects, text: &[u8], note: u64) {
+    fn noted_query(&mut self, note: u64, effects: Effects, text: &[u8]) {
         self.conn.mixed |= self.conn.pipeline.is_batch_open();
-        let status = self.conn.pipeline.certain_status();
         if !self.conn.pipeline.sent(Expect::Query, Origin::Client, note) {
             return;
         }
@@ -638,7 +636,7 @@ impl Request<'_> {
         self.marks.changes.unnamed_destroyed();
         self.statements.unnamed = Unnamed::Empty;
         self.conn.unnamed = self.destroyed();
-        self.runs(effects, text, status, false);
+        self.runs(effects, text, None);
     }
 
     /// Whether a text tells the client its `application_name`, where a tag of ours is in it.
@@ -668,33 +666,25 @@ impl Request<'_> {
     }
 
     #[inline]
-    fn runs(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>, bound: bool) {
+    fn runs(&mut self, effects: Effects, text: &[u8], portal: Option<&[u8]>) {
         self.marks.runs(effects, text);
         if !effects.set.is_empty() {
-            self.runs_more(effects, text, status, bound);
+            self.runs_more(effects, text, portal);
         }
     }
 
-    /// A text that may change the session is about to run.
-    fn runs_more(&mut self, effects: Effects, text: &[u8], status: Option<TxStatus>, bound: bool) {
+    /// A text that may change the session is about to run: of a portal, or at once.
+    fn runs_more(&mut self, effects: Effects, text: &[u8], portal: Option<&[u8]>) {
         if effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::LOCAL)) && !self.startup.entries().is_empty() {
-            self.resets(effects, text, bound);
-        }
-        if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE_ALL)) {
-            // Where the server is known to refuse it, no name is forgotten.
-            let refused = match status {
-                Some(TxStatus::Failed) => true,
-                Some(TxStatus::Open) => effects.set.intersects(EffectSet::DISCARD_ALL),
-                Some(TxStatus::Idle) | None => false,
-            };
-            if !refused {
-                self.statements.clear(&mut self.marks.changes);
-            }
+            self.resets(effects, text, portal.is_some());
         }
         if effects.set.intersects(EffectSet::DISCARD_ALL.union(EffectSet::DEALLOCATE).union(EffectSet::OPAQUE)) {
             // The server may be about to drop statements of ours, or may refuse to.
             self.conn.doubt_all();
             self.marks.placing.drops = true;
+        }
+        if effects.set.intersects(names::BY_NAME) {
+            self.runs_by_name(effects, text, portal);
         }
     }
 
@@ -737,6 +727,9 @@ impl Request<'_> {
                 return Err(too_long(Tag::Parse, body.len(), NAME_MAX));
             }
             Look::Unknown if self.mode != StatementMode::Session && self.interner.has_room() => {
+                if self.marks.placing.prepares {
+                    self.try_name(parse, plan);
+                }
                 let (mut statement, _) = self.intern(key, &parse);
                 if self.statements.name_of(statement.id, &self.marks.changes).is_some() {
                     // Two names of one client for one text: each its own, so that errors bear the right one.
@@ -963,7 +956,7 @@ impl Request<'_> {
             self.ensure_unnamed(purpose, plan)?;
             if let (Some(effects), Unnamed::Holds(statement, _)) = (effects, &self.statements.unnamed) {
                 let statement = statement.clone();
-                self.binds(effects, &statement.text);
+                self.binds(effects, &statement.text, purpose.portal);
             } else if runs {
                 self.runs_unknown();
             }
@@ -980,7 +973,7 @@ impl Request<'_> {
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;
                 if runs {
-                    self.binds(effects, &statement.text);
+                    self.binds(effects, &statement.text, purpose.portal);
                 }
                 renamed
             }
@@ -996,10 +989,9 @@ impl Request<'_> {
 
     /// A text that is about to run as a portal.
     #[inline]
-    fn binds(&mut self, effects: Effects, text: &[u8]) {
+    fn binds(&mut self, effects: Effects, text: &[u8], portal: &[u8]) {
         self.marks.placing.shows = effects.first == FirstWord::Show && self.tells_name(text);
-        let status = self.conn.pipeline.certain_status();
-        self.runs(effects, text, status, true);
+        self.runs(effects, text, Some(portal));
     }
 
     /// A name that is not of our making goes to the server as it is, for its own error; unless it is one of ours.
@@ -1011,8 +1003,7 @@ impl Request<'_> {
     #[inline]
     fn bind(&mut self, bind: Bind<'_>, body_len: usize, plan: &mut Plan<'_>) -> Result<(), Stop> {
         let purpose = Use { runs: true, portal: bind.portal, len: HEADER + body_len };
-        let placing = &mut self.marks.placing;
-        (placing.shows, placing.drops, placing.resets) = (false, false, false);
+        self.marks.placing.binds(bind.portal);
         let renamed = self.resolve(bind.statement, purpose, plan)?;
         self.conn.pipeline.sent(Expect::Bind, Origin::Client, renamed.note());
         self.marks.placing.bound_to(bind.portal.is_empty());
@@ -1041,7 +1032,10 @@ impl Request<'_> {
     fn describe(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
         let (renamed, note) = match Target::parse(body).map_err(Stop::Malformed)? {
             Target::Statement(name) => {
+                let bound = self.marks.placing.bound;
                 let renamed = self.resolve(name, Use::DESCRIBED, plan)?;
+                // The portal is still that of what was bound to it.
+                self.marks.placing.bound = bound;
                 let note = match &self.statements.unnamed {
                     Unnamed::Holds(statement, _) if name.is_empty() => STRIPPED | statement.id,
                     _ => renamed.note(),
@@ -1061,7 +1055,10 @@ impl Request<'_> {
         let len = HEADER + body.len();
         let name = match Target::parse(body).map_err(Stop::Malformed)? {
             Target::Statement(name) if !self.conn.pipeline.is_skipping() => name,
-            Target::Statement(_) | Target::Portal(_) => {
+            target => {
+                if let Target::Portal(name) = target {
+                    self.marks.placing.closes(name);
+                }
                 self.conn.pipeline.sent(Expect::Close, Origin::Client, 0);
                 plan.forward(len);
                 return Ok(());

@@ -57,8 +57,10 @@ pub enum Unnamed {
 enum Change {
     /// A `Parse` gave the name.
     Parsed(Box<[u8]>),
-    /// A `Close` took the name from what it stood for.
+    /// A `Close` took the name from what it stood for, or a `DEALLOCATE` by the extended protocol.
     Closed(Box<[u8]>, Option<Named>),
+    /// A `DEALLOCATE ALL` or `DISCARD ALL` by the extended protocol took all names: these.
+    Cleared(Box<Names>),
     /// A `Parse` or `Close` replaced the unnamed statement: the client's, of which this made that version, and the server
     /// connection's.
     Unnamed(Unnamed, u32, Replaced),
@@ -106,6 +108,8 @@ pub struct Changes {
     own: u32,
     /// The batch of the last of them.
     own_batch: u32,
+    /// A query on its way may deallocate statements: the names in it, in its order.
+    deallocates: Option<VecDeque<Box<[u8]>>>,
 }
 
 impl Changes {
@@ -238,12 +242,57 @@ impl Changes {
         self.named = self.named.saturating_sub(1);
     }
 
+    /// Whether it is not certain what names stand for when a message of this batch gets there.
+    #[must_use]
+    #[inline]
+    pub fn are_names_unsettled(&self) -> bool {
+        self.named > 0 && self.named_batch != self.batch
+    }
+
+    /// A query is about to be passed on that may deallocate statements: all, or those with these names. Each is forgotten when the
+    /// server says that it is gone, whatever becomes of the rest of the query. Only one such is on its way at a time.
+    pub fn begin_query(&mut self, deallocates: VecDeque<Box<[u8]>>) {
+        debug_assert!(self.deallocates.is_none(), "two queries that deallocate are on their way");
+        self.begin_named();
+        self.deallocates = Some(deallocates);
+    }
+
+    /// Whether such a query is on its way.
+    #[must_use]
+    #[inline]
+    pub const fn awaits_query(&self) -> bool {
+        self.deallocates.is_some()
+    }
+
+    /// It came to its end, or never ran.
+    pub fn end_query(&mut self) {
+        if self.deallocates.take().is_some() {
+            self.end_named();
+        }
+    }
+
     /// The name that the oldest change is about, if that is a refused `Parse`.
     #[must_use]
     pub fn refused_name(&self) -> Option<&[u8]> {
         match self.queue.front() {
             Some(Change::Refused(name)) => Some(name),
             _ => None,
+        }
+    }
+
+    /// How the statement `id` was described to the client, if its name is about to be taken away.
+    fn told(&mut self, id: u64, described: Described) {
+        for change in &mut self.queue {
+            let taken = match change {
+                Change::Closed(_, taken) => taken.as_mut(),
+                Change::Cleared(names) => names.of(id),
+                _ => None,
+            };
+            if let Some(Named::Shared(statement, told)) = taken
+                && statement.id == id
+            {
+                *told = told.with(described);
+            }
         }
     }
 
@@ -315,6 +364,34 @@ impl Names {
         self.set(name, before);
         self.settle(name);
     }
+
+    /// No name stands for anything any more.
+    fn clear(&mut self) {
+        self.by_id.clear();
+        self.former.clear();
+        self.by_name.retain(|_, known| {
+            known.named = None;
+            known.pending > 0
+        });
+    }
+
+    /// The names with unconfirmed changes, which stand for nothing.
+    fn pending(&self) -> Self {
+        let pending = self.by_name.iter().filter(|(_, known)| known.pending > 0);
+        let by_name = pending.map(|(name, known)| (name.clone(), Name { named: None, pending: known.pending }));
+        Self { by_name: by_name.collect(), ..Self::default() }
+    }
+
+    /// What `before` says of what names stand for holds again.
+    fn restore(&mut self, before: Self) {
+        for (name, known) in before.by_name {
+            if known.named.is_some() {
+                self.by_name.entry(name.clone()).or_default();
+                self.set(&name, known.named);
+            }
+        }
+        self.former = before.former;
+    }
 }
 
 /// One client's statements. One that never named any costs a null pointer.
@@ -329,7 +406,7 @@ impl Statements {
     /// What `name` stands for.
     #[inline]
     pub fn look(&self, name: &[u8], changes: &Changes) -> Look {
-        if changes.named > 0 && changes.named_batch != changes.batch {
+        if changes.are_names_unsettled() {
             return Look::Unsettled;
         }
         let known = self.named.as_ref().and_then(|names| names.by_name.get(name));
@@ -349,6 +426,14 @@ impl Statements {
         self.change(name, Some(named));
         changes.begin_named();
         changes.queue.push_back(Change::Parsed(name.into()));
+    }
+
+    /// A `DEALLOCATE ALL` or `DISCARD ALL` is on its way, behind nothing of an earlier batch that is about names.
+    pub fn cleared(&mut self, changes: &mut Changes) {
+        let before = self.named.take().unwrap_or_default();
+        self.named = Some(Box::new(before.pending()));
+        changes.begin_named();
+        changes.queue.push_back(Change::Cleared(before));
     }
 
     /// A `Close` of `name` is on its way, or will be answered here.
@@ -383,7 +468,7 @@ impl Statements {
                     names.settle(&name);
                 }
             }
-            Some(Change::Refused(_)) => changes.end_named(),
+            Some(Change::Refused(_) | Change::Cleared(_)) => changes.end_named(),
             Some(Change::Unnamed(..)) => changes.own = changes.own.saturating_sub(1),
             Some(Change::Held(_)) | None => {}
         }
@@ -422,6 +507,11 @@ impl Statements {
                     changes.end_named();
                     continue;
                 }
+                Change::Cleared(before) => {
+                    self.named.get_or_insert_default().restore(*before);
+                    changes.end_named();
+                    continue;
+                }
                 Change::Refused(_) => {
                     changes.end_named();
                     continue;
@@ -448,6 +538,7 @@ impl Statements {
     pub fn undo_all(&mut self, changes: &mut Changes) {
         self.undo(changes.queue.len(), false, changes, &mut Held::Empty);
         (changes.named, changes.unnamed, changes.own) = (0, 0, 0);
+        changes.deallocates = None;
     }
 
     fn take_back(&mut self, name: &[u8], before: Option<Named>) {
@@ -456,23 +547,23 @@ impl Statements {
         }
     }
 
-    /// `DEALLOCATE ALL` or `DISCARD ALL`: no name stands for anything any more.
-    pub fn clear(&mut self, changes: &mut Changes) {
-        // Nor does one whose Close turns out to have been skipped.
-        for change in &mut changes.queue {
-            if let Change::Closed(_, previous) = change {
-                *previous = None;
+    /// A query that may deallocate statements has done something: `tag` is that of a `CommandComplete`. The unnamed statement is
+    /// none of them.
+    pub fn deallocated(&mut self, tag: &[u8], changes: &mut Changes) {
+        match tag {
+            b"DEALLOCATE" => {
+                let name = changes.deallocates.as_mut().and_then(VecDeque::pop_front);
+                if let Some(name) = name {
+                    self.forget(&name);
+                }
             }
+            b"DEALLOCATE ALL" | b"DISCARD ALL" => {
+                if let Some(names) = &mut self.named {
+                    names.clear();
+                }
+            }
+            _ => {}
         }
-        if let Some(names) = &mut self.named {
-            names.by_id.clear();
-            names.former.clear();
-            names.by_name.retain(|_, known| {
-                known.named = None;
-                known.pending > 0
-            });
-        }
-        self.unnamed = Unnamed::Empty;
     }
 
     /// Whether what `name` stands for is a ROLLBACK or COMMIT; the empty name is the unnamed statement's.
@@ -502,14 +593,20 @@ impl Statements {
     }
 
     /// The client was told how the statement `id` is described.
-    pub fn told(&mut self, id: u64, described: Described) {
+    pub fn told(&mut self, id: u64, described: Described, changes: &mut Changes) {
+        let mut is_known = false;
         if let Some(Named::Shared(_, told)) = self.named.as_mut().and_then(|names| names.of(id)) {
             *told = told.with(described);
+            is_known = true;
         }
         if let Unnamed::Holds(statement, told) = &mut self.unnamed
             && statement.id == id
         {
             *told = told.with(described);
+            is_known = true;
+        }
+        if !is_known {
+            changes.told(id, described);
         }
     }
 
@@ -549,6 +646,7 @@ impl Statements {
         let closed = || {
             changes.queue.iter().find_map(|change| match change {
                 Change::Closed(name, Some(Named::Shared(statement, _))) if statement.id == id => Some(&**name),
+                Change::Cleared(names) => names.by_id.get(&id).map(|name| &**name),
                 _ => None,
             })
         };
@@ -650,7 +748,7 @@ mod tests {
         };
         statements.parsed(b"a", shared(&one), &mut changes);
         statements.confirm(&mut changes);
-        statements.told(one.id, Described::rows(None));
+        statements.told(one.id, Described::rows(None), &mut changes);
         assert!(told(&statements, &changes, b"a"));
         // Another statement of ours, with the same text: what the client was told still holds.
         statements.rename(b"a", &two);
@@ -668,9 +766,52 @@ mod tests {
         statements.forget(b"a");
         assert_eq!((name(&statements, &changes, &one), name(&statements, &changes, &two)), (None, None));
         statements.parsed(b"b", shared(&two), &mut changes);
-        statements.clear(&mut changes);
+        statements.deallocated(b"DEALLOCATE ALL", &mut changes);
         statements.confirm(&mut changes);
         assert_eq!(name(&statements, &changes, &two), None);
+        assert!(statements.named.is_some_and(|names| names.by_name.is_empty() && names.by_id.is_empty()));
+    }
+
+    #[test]
+    fn what_never_deallocated_all_is_taken_back_and_what_a_query_deallocated_is_not() {
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes, mut held) = (Statements::default(), Changes::default(), Held::Empty);
+        let statement = |text: &[u8]| interner.intern(1, 0, text, b"\0\0", |_| Effects::default());
+        let (one, two) = (statement(b"SELECT 1"), statement(b"SELECT 2"));
+        let shared = |statement: &Rc<Statement>| Named::Shared(statement.clone(), Described::default());
+        statements.parsed(b"a", shared(&one), &mut changes);
+        statements.confirm(&mut changes);
+        // Of one batch: another is given, all are taken, and the first is given again, with the text of the other.
+        statements.parsed(b"b", shared(&two), &mut changes);
+        statements.cleared(&mut changes);
+        assert!(!knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes) && statements.is_full(0));
+        assert_eq!(statements.name_of(one.id, &changes), Some(&b"a"[..]), "an answer may still be about it");
+        statements.told(one.id, Described::rows(None), &mut changes);
+        statements.parsed(b"a", shared(&two), &mut changes);
+        assert!(matches!(statements.look(b"a", &changes), Look::Named(Named::Shared(s, _)) if Rc::ptr_eq(&s, &two)));
+        statements.undo(3, false, &mut changes, &mut held);
+        assert!(!knows(&statements, b"b", &changes));
+        let Look::Named(Named::Shared(a, told)) = statements.look(b"a", &changes) else { panic!("a is gone") };
+        assert_eq!((a.id, told.is_known(), changes.is_empty()), (one.id, true, true));
+        // The same, and the server got to it: of what was given before it nothing is left.
+        statements.parsed(b"b", shared(&two), &mut changes);
+        statements.cleared(&mut changes);
+        statements.parsed(b"a", shared(&two), &mut changes);
+        for _ in 0..3 {
+            statements.confirm(&mut changes);
+        }
+        assert!(knows(&statements, b"a", &changes) && !knows(&statements, b"b", &changes) && changes.is_empty());
+        // Two names in one query, which fails behind the first.
+        statements.parsed(b"b", shared(&one), &mut changes);
+        statements.confirm(&mut changes);
+        changes.begin_query([b"a"[..].into(), b"b"[..].into()].into());
+        changes.next_batch();
+        assert!(matches!(statements.look(b"b", &changes), Look::Unsettled));
+        statements.deallocated(b"SELECT 1", &mut changes);
+        statements.deallocated(b"DEALLOCATE", &mut changes);
+        changes.end_query();
+        assert!(!knows(&statements, b"a", &changes) && knows(&statements, b"b", &changes) && changes.is_empty());
+        statements.deallocated(b"DISCARD ALL", &mut changes);
         assert!(statements.named.is_some_and(|names| names.by_name.is_empty() && names.by_id.is_empty()));
     }
 
@@ -690,7 +831,7 @@ mod tests {
             }
             let begun = cpu_time();
             for _ in 0..TIMES {
-                statements.told(id, Described::rows(None));
+                statements.told(id, Described::rows(None), &mut changes);
                 statements.outdate(id);
                 assert!(statements.name_of(id, &changes).is_some());
             }

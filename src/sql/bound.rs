@@ -151,7 +151,7 @@ mod tests {
         const MANY: [Option<&[u8]>; 201] = [Some(b"a.b"); 201];
         type Values = &'static [Option<&'static [u8]>];
         #[rustfmt::skip]
-        let table: [(&str, &str, Values, EffectSet, &str, bool); 29] = [
+        let table: [(&str, &str, Values, EffectSet, &str, bool); 30] = [
             ("a setting",       SESSION, &[Some(b"TimeZone"), Some(b"UTC")],               SETTINGS, "", false),
             ("a custom one",    SESSION, &[Some(b"App.x"), Some(b"1")],                    CUSTOM, "app.x", false),
             ("the role",        SESSION, &[Some(b"role"), Some(b"a")],                     ROLE, "", false),
@@ -180,6 +180,7 @@ mod tests {
             ("one is none",     "SELECT set_config($2, '', false), set_config(a, '', false)", &[None, Some(b"c.d")], UNREAD, "c.d", false),
             ("beside another",  "SELECT set_config($1, '', false), nextval('q')", &[Some(b"a.b")],    CUSTOM | EffectSet::SEQUENCE, "a.b", false),
             ("a great number",  "SELECT set_config($201, '', false)", &MANY,           UNREAD, "", false),
+            ("in brackets",     "SELECT set_config($1, ARRAY[$2,$3,$4]::text, false)", &[Some(b"a.b"), Some(b"x"), Some(b"t"), Some(b"z")], CUSTOM, "a.b", false),
             ("no number",       "SELECT set_config($99999999999999999999, '', false)", &[],           UNREAD, "", false),
         ];
         for (name, text, values, set, names, resets) in table {
@@ -205,7 +206,7 @@ mod tests {
             ("a name",           &[19],       0, b"a.b",   b"f",    UNREAD),
             ("a number",         &[25, 23],   0, b"a.b",   b"1",    CUSTOM),
             ("no such format",   &[25, 16],   2, b"a.b",   b"t",    UNREAD),
-            ("no name matters",  &[19, 16],   0, b"a.b",   b"t",    EffectSet::LOCAL),
+            ("a name, and local", &[19, 16],  0, b"seed",  b"t",    UNREAD),
         ];
         for (name, types, format, first, second, set) in table {
             assert_eq!(filled(ALL, types, &[Some(first), Some(second)], format).0, set, "{name}");

@@ -345,7 +345,7 @@ fn declare(mut lexer: Lexer<'_>) -> EffectSet {
 }
 
 /// Moves past the options of `EXPLAIN`, in parentheses or bare.
-fn skip_explain(lexer: &mut Lexer<'_>) {
+pub(super) fn skip_explain(lexer: &mut Lexer<'_>) {
     let mut ahead = *lexer;
     // A parenthesis opens the options, or the explained query itself.
     let options =

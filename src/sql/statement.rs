@@ -7,6 +7,7 @@ use super::effects::EffectSet;
 use super::frozen::is_frozen;
 use super::head::{FirstWord, Head, is_role, is_seed};
 use super::lexer::{Backslash, Doubt, Lexer, Token};
+use super::names::{Naming, name};
 
 /// What one way of reading a text has found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,7 +28,7 @@ pub(super) struct Reading {
 
 /// Reads `text`; adds to `names` each custom setting it sets for the session, if asked to.
 pub(super) fn read<'a>(text: &'a [u8], backslash: Backslash, names: Option<&mut Vec<Cow<'a, str>>>) -> Reading {
-    read_bound(text, backslash, None, names)
+    read_with(text, backslash, None, names, None)
 }
 
 /// The same, with the values of the parameters: what `set_config` is called with is read as if they stood in the text.
@@ -37,7 +38,22 @@ pub(super) fn read_bound<'a>(
     bound: Option<&'a Bound<'a>>,
     names: Option<&mut Vec<Cow<'a, str>>>,
 ) -> Reading {
-    let mut reader = Reader { reading: Reading::default(), bound, names, statement: None, seen: false };
+    read_with(text, backslash, bound, names, None)
+}
+
+/// Reads `text`; adds to `prepared` what it does to prepared statements by their names, in its order.
+pub(super) fn read_prepared(text: &[u8], backslash: Backslash, prepared: &mut Vec<Naming>) -> Reading {
+    read_with(text, backslash, None, None, Some(prepared))
+}
+
+fn read_with<'a>(
+    text: &'a [u8],
+    backslash: Backslash,
+    bound: Option<&'a Bound<'a>>,
+    names: Option<&mut Vec<Cow<'a, str>>>,
+    prepared: Option<&mut Vec<Naming>>,
+) -> Reading {
+    let mut reader = Reader { reading: Reading::default(), bound, names, prepared, statement: None, seen: false };
     let mut lexer = Lexer::new(text, backslash);
     loop {
         let here = lexer;
@@ -52,6 +68,7 @@ struct Reader<'a, 'n> {
     reading: Reading,
     bound: Option<&'a Bound<'a>>,
     names: Option<&'n mut Vec<Cow<'a, str>>>,
+    prepared: Option<&'n mut Vec<Naming>>,
     statement: Option<Statement<'a>>,
     /// Whether a statement came before this one.
     seen: bool,
@@ -112,6 +129,8 @@ struct SetConfig<'a> {
     resets: bool,
     /// The value names the schema of temporary objects, or may.
     temp: bool,
+    /// A parameter tells whether the change is local.
+    is_bound: bool,
 }
 
 /// An argument that is of use only as a literal, or the value of a parameter.
@@ -137,6 +156,13 @@ impl<'a> Reader<'a, '_> {
             self.seen = true;
             return;
         }
+        if let Some(prepared) = &mut self.prepared
+            && statement.is_execute(token)
+        {
+            let mut behind = here;
+            behind.token();
+            prepared.push(Naming::Executes(name(&mut behind)));
+        }
         self.inside(statement, token, here);
     }
 
@@ -149,6 +175,9 @@ impl<'a> Reader<'a, '_> {
             self.reading.first = head.first;
         }
         self.reading.set |= head.set;
+        if let Some(prepared) = &mut self.prepared {
+            prepared.extend(Naming::of(here));
+        }
         if let Some(name) = head.custom {
             self.custom(name.is_spelled(), || name.spell());
         }
@@ -211,7 +240,10 @@ impl<'a> Reader<'a, '_> {
 
     /// A call of `set_config` in `statement` has been read to its end.
     fn set_config(&mut self, call: SetConfig<'a>, statement: &mut Statement<'a>) {
-        let is_local = matches!(call.local, Argument::Literal(()));
+        // Brackets have commas of their own: what stands third is the third argument only if it is the last.
+        let is_local = matches!(call.local, Argument::Literal(())) && call.argument == 2;
+        // Where a name cannot be read, a value may turn out to be no truth value.
+        let is_known = !call.is_bound || matches!(call.name, Argument::Literal(_));
         self.reading.means_else |= is_local && !matches!(&call.name, Argument::Literal(name) if !is_frozen(name));
         self.reading.resets |= call.resets;
         if call.temp {
@@ -222,7 +254,7 @@ impl<'a> Reader<'a, '_> {
             Argument::Literal(name) if is_seed(&name) => {
                 EffectSet::LOAD | if is_local { EffectSet::LOCAL } else { EffectSet::SETTINGS }
             }
-            _ if is_local => EffectSet::LOCAL,
+            _ if is_local && is_known => EffectSet::LOCAL,
             Argument::Literal(name) if is_role(&name) => EffectSet::SETTINGS | EffectSet::ROLE,
             Argument::Literal(name) if name.contains(&b'.') => {
                 self.custom(std::str::from_utf8(&name).is_ok(), || spell(name));
@@ -230,7 +262,7 @@ impl<'a> Reader<'a, '_> {
             }
             Argument::Literal(_) => EffectSet::SETTINGS,
             // All of them are settings that an audit finds. Should somebody's own table bear the name, nothing of it stays.
-            Argument::Column if statement.lists_settings() => {
+            Argument::Column if statement.lists_settings() && call.argument == 2 => {
                 self.reading.lists = true;
                 EffectSet::SETTINGS | EffectSet::OPAQUE
             }
@@ -269,6 +301,13 @@ impl Statement<'_> {
     fn lists_settings(&mut self) -> bool {
         let start = self.start;
         *self.lists.get_or_insert_with(|| lists_settings(start))
+    }
+
+    /// Whether `token` is the `EXECUTE` of a `CREATE TABLE ... AS EXECUTE`.
+    fn is_execute(&self, token: Token<'_>) -> bool {
+        self.command == FirstWord::Create
+            && self.last == Last::As
+            && matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(b"execute"))
     }
 
     /// What `word` does as a keyword behind `last`.
@@ -347,7 +386,15 @@ impl<'a> SetConfig<'a> {
         EffectSet::SETTINGS.union(EffectSet::ROLE).union(EffectSet::CUSTOM).union(EffectSet::OPAQUE);
 
     const fn open(depth: u32) -> Self {
-        Self { depth, argument: 0, name: Argument::Missing, local: Argument::Missing, resets: false, temp: false }
+        Self {
+            depth,
+            argument: 0,
+            name: Argument::Missing,
+            local: Argument::Missing,
+            resets: false,
+            temp: false,
+            is_bound: false,
+        }
     }
 
     /// A token somewhere inside the parentheses, with `depth` of them open before it; `here` stands before it.
@@ -386,6 +433,7 @@ impl<'a> SetConfig<'a> {
                     (Argument::Missing, Token::Parameter)
                         if bound.is_some_and(|bound| bound.is_true(here.parameter())) =>
                     {
+                        self.is_bound = true;
                         Argument::Literal(())
                     }
                     (Argument::Literal(()), token) if casts(token, b"boolean") || casts(token, b"bool") => {

@@ -120,6 +120,12 @@ impl Active {
         !self.stalled && !self.hold && !self.resume && self.backlog.input.is_empty() && self.local.is_none()
     }
 
+    /// It is blank, and may be another client's next.
+    #[inline]
+    pub fn end(&mut self) {
+        self.marks.placing.end();
+    }
+
     /// Whether forgetting it loses nothing.
     #[inline]
     pub(super) fn is_blank(&self) -> bool {
@@ -130,5 +136,22 @@ impl Active {
             && self.rerun.is_blank()
             && !self.aside.replaying
             && !self.aside.healing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_client_gets_knows_of_no_portal() {
+        let mut active = Active::new(Moment::default());
+        let (prepares, drops) = (&mut active.marks.placing.prepares, &mut active.marks.placing.drops);
+        (*prepares, *drops) = (true, true);
+        active.marks.placing.bound_to(true);
+        assert!(active.is_blank());
+        active.end();
+        let placing = &active.marks.placing;
+        assert!(!placing.prepares && !placing.drops && !placing.may_drop(true));
     }
 }

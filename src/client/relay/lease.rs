@@ -475,6 +475,7 @@ impl Relay {
             tracing::debug!(client = self.entry.pid, reason = reason.as_str(), "server connection pinned");
         }
         marks.pins = pins;
+        marks.placing.prepares |= pins.has(PinReason::Prepare);
         if !marks.tainted {
             marks.custom.clear();
             marks.hidden = false;

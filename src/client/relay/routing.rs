@@ -51,7 +51,7 @@ use crate::pool::Pool;
 use crate::prepared::REPLAY;
 use crate::replica::Seat;
 use crate::route::{Choice, Replicas, Router};
-use crate::sql::{self, Effects};
+use crate::sql::{self, EffectSet, Effects};
 use crate::stats::{PoolStats, RouteReason};
 
 /// How often a transaction that a follower began is begun on the primary before its client is told.
@@ -378,7 +378,7 @@ impl Relay {
                 return;
             };
             // Where the primary is nobody else knows.
-            verdict.hear(relay.judge(text, &suspects), || relay.is_unfit(text) || sql::shows_watermark(text));
+            verdict.hear(relay.judge(text, &suspects), || relay.must_not_leave(text));
             if begin.is_empty() && verdict.begins() {
                 begin.extend_from_slice(text);
             }
@@ -450,11 +450,13 @@ impl Relay {
         self.profile.get("search_path").map_or(Cow::Borrowed(""), String::from_utf8_lossy)
     }
 
-    /// Whether a text must not run in a transaction on a follower.
-    fn is_unfit(&self, text: &[u8]) -> bool {
-        self.is_unfit_by(self.effects(text), text)
+    /// Whether a text is to run at home, whatever a hint says: what has deallocated statements cannot run again elsewhere.
+    fn must_not_leave(&self, text: &[u8]) -> bool {
+        let effects = self.effects(text);
+        self.is_unfit_by(effects, text) || effects.set.intersects(FORGETS) || sql::shows_watermark(text)
     }
 
+    /// Whether a text with these `effects` must not run in a transaction on a follower.
     fn is_unfit_by(&self, effects: Effects, text: &[u8]) -> bool {
         let set = effects.set;
         verdict::is_unfit(set, text) || self.subscriber.is_some() && verdict::concerns_channels(set, text)
@@ -748,7 +750,7 @@ impl Relay {
             _ => {}
         }
         let course = routing.course;
-        let (mut unfit, mut proven, mut ended) = (None, true, false);
+        let (mut unfit, mut proven, mut ended, mut forgets) = (None, true, false, false);
         if !is_skipped && self.gives_unkept(input) {
             unfit = Some(Unfit::Unkept);
         }
@@ -762,6 +764,8 @@ impl Relay {
                     unfit = unfit.or(Some(Unfit::Behind));
                 }
                 ended |= verdict::ends(effects.set);
+                // Run again it would not find them.
+                forgets |= effects.set.intersects(FORGETS);
                 // On a server that was promoted it may be read-only no more.
                 proven &= !verdict::escapes(effects);
             }
@@ -782,6 +786,7 @@ impl Relay {
                 if course == Course::Begun
                     && is_settled
                     && found.len <= BATCH_MAX
+                    && !forgets
                     && !(found.changes && self.spoils(input)) =>
             {
                 (Course::First, found.len)
@@ -797,5 +802,8 @@ impl Relay {
         Ok(true)
     }
 }
+
+/// Effects of texts that may deallocate statements of their client's.
+const FORGETS: EffectSet = EffectSet::DEALLOCATE.union(EffectSet::DISCARD_ALL);
 
 const _: () = assert!(BATCH_MAX <= super::rerun::RERUN_BUFFER);

@@ -7,10 +7,11 @@
 //! has it not, the client was told nothing ──▶ parsed ──▶ passes
 //! has it not, the client was told ──▶ parsed, asked ──▶ as told: passes; else 0A000
 //! has it not, the client was told, and is of the rows anew ──▶ parsed with the parameters' types that it was told ──▶ passes
+//! the same, and it writes ──▶ so parsed, asked for the rows ──▶ as told: passes; else 0A000
 //! ```
 //!
 //! While the server is asked, the message waits: what is told otherwise than the rows will be is never bound. A client that
-//! describes the portal next is told of the rows there, and nothing is asked for it; its parameters are in the message, as they
+//! describes the portal next is told of the rows there, and nothing is asked for it, unless they are those of what writes; its parameters are in the message, as they
 //! were told: these types the server is given, where it would make out others by now, and casts.
 
 use std::rc::Rc;
@@ -20,11 +21,12 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::plan::Plan;
-use super::{Renamed, Request, Stop};
+use super::{Renamed, Renaming, Request, Stop, is_of};
 use crate::backend::Unnamed as Held;
 use crate::prepared::{
-    COLD_AFTER, DESCRIBES, Described, Fit, PROMOTE_AT, Parsed, Room, STALE, STRIPPED, Statement, UNNAMED,
+    COLD_AFTER, DESCRIBES, Described, Fit, NAMED, PROMOTE_AT, Parsed, Room, STALE, STRIPPED, Statement, UNNAMED,
 };
+use crate::sql::FirstWord;
 
 /// What is remembered from one message to the next of the statements that they name.
 #[derive(Debug, Default)]
@@ -52,6 +54,10 @@ pub struct Placing {
     pub late: bool,
     /// What was bound last may drop statements of ours when it is executed.
     pub drops: bool,
+    /// Portals that do something to names of the client's then. Where there are any, `portals_drop` says so.
+    renames: Vec<(Box<[u8]>, Renaming)>,
+    /// SQL may have prepared statements in this lease.
+    pub prepares: bool,
     /// The unnamed portal may, or one with a name.
     portals_drop: [bool; 2],
 }
@@ -61,7 +67,25 @@ impl Placing {
     pub fn begin(&mut self) {
         (self.asked, self.renewed, self.bound) = (false, None, 0);
         (self.shows, self.tells, self.resets) = (false, false, false);
-        self.end_portals();
+        self.prepares = false;
+        self.forget_portals();
+    }
+
+    /// It may be another client's next, without a lease that begins.
+    #[inline]
+    pub fn end(&mut self) {
+        if self.drops || self.prepares || self.portals_drop != [false; 2] {
+            self.begin();
+        }
+    }
+
+    /// Something is about to be bound to a portal, and nothing else is from now on.
+    #[inline]
+    pub fn binds(&mut self, portal: &[u8]) {
+        (self.shows, self.drops, self.resets) = (false, false, false);
+        if self.portals_drop != [false; 2] {
+            self.closes(portal);
+        }
     }
 
     /// What was just looked at is bound to a portal: the unnamed one, which has nothing else from now on, or another.
@@ -79,12 +103,52 @@ impl Placing {
         if unnamed { first } else { named }
     }
 
+    /// What is being bound to a portal does something to names of the client's when it is executed.
+    #[cold]
+    pub fn renames(&mut self, portal: &[u8], what: Renaming) {
+        if self.renames.len() == PORTALS_MAX {
+            // Who has so many may find names that it has deallocated.
+            self.renames.clear();
+        }
+        self.renames.push((portal.into(), what));
+    }
+
+    /// What the portal that `is_it` does. It does so once.
+    #[cold]
+    pub fn take_renaming(&mut self, is_it: impl Fn(&[u8]) -> bool) -> Option<Renaming> {
+        let at = self.renames.iter().position(|(portal, _)| is_it(portal))?;
+        Some(self.renames.swap_remove(at).1)
+    }
+
+    /// The note of an `Execute`.
+    #[inline]
+    pub(super) fn shown_by(&self, execute: &[u8]) -> u64 {
+        if self.shows && is_of(&self.portal, execute) { NAMED } else { 0 }
+    }
+
+    /// A portal is closed.
+    #[cold]
+    pub fn closes(&mut self, portal: &[u8]) {
+        self.renames.retain(|(other, _)| **other != *portal);
+    }
+
     /// The transaction is over, and its portals are with it.
     #[inline]
-    pub const fn end_portals(&mut self) {
-        self.portals_drop = [false; 2];
+    pub fn end_portals(&mut self) {
+        if self.portals_drop != [false; 2] {
+            self.forget_portals();
+        }
+    }
+
+    /// Nothing is known of any portal: neither in another lease nor by another client is one what it was.
+    fn forget_portals(&mut self) {
+        (self.drops, self.portals_drop) = (false, [false; 2]);
+        self.renames.clear();
     }
 }
+
+/// Portals that are remembered for what they do to names, at most.
+const PORTALS_MAX: usize = 16;
 
 /// What a statement is named for.
 #[derive(Clone, Copy)]
@@ -100,6 +164,17 @@ pub struct Use<'a> {
 impl Use<'_> {
     /// It is described.
     pub const DESCRIBED: Self = Self { runs: false, portal: b"", len: 0 };
+}
+
+/// How a statement is to be where it is bound.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// As the client was told, as far as that counts.
+    described: Described,
+    /// It is parsed with the types that the client was told.
+    spelled: bool,
+    /// The server has to be asked whether it is so.
+    asks: bool,
 }
 
 impl Request<'_> {
@@ -156,9 +231,7 @@ impl Request<'_> {
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
     ) -> Result<Renamed, Stop> {
-        let wanted = wanted(told, purpose, plan);
-        let spelled = statement.resolved.makes(wanted);
-        let asks = wanted.is_known() && !spelled;
+        let Wanted { described: wanted, spelled, asks } = self.wanted(statement, told, purpose, plan);
         if asks && self.marks.placing.asked {
             // One question at a time, so that its answer is not taken for another's: a statement is refused for what it says.
             return Err(Stop::Unsettled);
@@ -243,9 +316,7 @@ impl Request<'_> {
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
-        let wanted = wanted(told, purpose, plan);
-        let spelled = statement.resolved.makes(wanted);
-        let asks = wanted.is_known() && !spelled;
+        let Wanted { described: wanted, spelled, asks } = self.wanted(statement, told, purpose, plan);
         if asks && self.marks.placing.asked {
             return Err(Stop::Unsettled);
         }
@@ -290,6 +361,23 @@ impl Request<'_> {
         plan.insert(|out| statement.with_types(spelled, |types| encode::parse(out, b"", &statement.text, types)));
     }
 
+    /// What of that which the client was `told` has to be so when it is bound. A client that describes the portal with its very next
+    /// message is told there of the rows, and of nothing else; but the rows of what writes are to be as it was told before, as on
+    /// a server connection of its own. Where nothing is kept every execution would have to wait for that.
+    fn wanted(&self, statement: &Statement, told: Described, purpose: Use<'_>, plan: &Plan<'_>) -> Wanted {
+        if !purpose.runs {
+            // What is described now is told now.
+            return Wanted { described: Described::default(), spelled: false, asks: false };
+        }
+        let is_told = describes_next(b'P', purpose.portal, purpose.len, plan);
+        let anew = is_told && (self.mode == StatementMode::Strip || !returns(statement));
+        let described = if anew { told.without_rows() } else { told };
+        let spells = is_told || described.is_of_parameters();
+        let spelled = spells && statement.resolved.makes(described.without_rows());
+        let asks = described.is_known() && !(spelled && described.is_of_parameters());
+        Wanted { described, spelled, asks }
+    }
+
     /// The server is asked how it describes what it was just given. What waits for the answer stops here.
     fn ask(&mut self, renamed: &Renamed, statement: &Statement, plan: &mut Plan<'_>) -> Stop {
         self.marks.placing.asked = true;
@@ -314,14 +402,12 @@ pub(super) fn is_described_next(name: &[u8], len: usize, plan: &Plan<'_>) -> boo
     describes_next(b'S', name, len, plan)
 }
 
-/// What of that which the client was `told` has to be so when it is bound. A client that describes the portal with its very next
-/// message is told there of the rows, and of nothing else.
-fn wanted(told: Described, purpose: Use<'_>, plan: &Plan<'_>) -> Described {
-    if !purpose.runs {
-        // What is described now is told now.
-        return Described::default();
-    }
-    if describes_next(b'P', purpose.portal, purpose.len, plan) { told.without_rows() } else { told }
+/// Whether it changes tables and tells rows of that: what it has done cannot be taken back when these turn out to be other ones.
+fn returns(statement: &Statement) -> bool {
+    const CLAUSE: &[u8] = b"returning";
+    use FirstWord::{Delete, Insert, Merge, Update, With};
+    matches!(statement.effects.first, Insert | Update | Delete | Merge | With)
+        && statement.text.windows(CLAUSE.len()).any(|word| word.eq_ignore_ascii_case(CLAUSE))
 }
 
 fn describes_next(kind: u8, name: &[u8], len: usize, plan: &Plan<'_>) -> bool {

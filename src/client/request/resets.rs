@@ -11,20 +11,34 @@ use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::scanner::HEADER;
 
 use super::super::plan::Plan;
-use super::{Request, Stop, is_of};
+use super::{Request, Stop, is_of, names};
 use crate::prepared::{RESTORE, SPLICED};
 use crate::settings;
 use crate::sql::{EffectSet, Effects, FirstWord};
 
 impl Request<'_> {
-    /// A simple query that drops a statement or changes settings. True if something else was sent in its place; then only its
-    /// message is left to be passed over.
+    /// A simple query that is about names of statements, or changes settings. True if all is done that it asks for.
     #[cold]
-    pub(super) fn query_apart(&mut self, effects: Effects, text: &[u8], plan: &mut Plan<'_>) -> Result<bool, Stop> {
-        let is_done = effects.set.intersects(EffectSet::DEALLOCATE) && self.deallocate(effects, text, plan)?;
-        Ok(is_done || !self.startup.entries().is_empty() && self.splice(effects, text, plan))
+    pub(super) fn query_apart(
+        &mut self,
+        effects: Effects,
+        text: &[u8],
+        body: &[u8],
+        plan: &mut Plan<'_>,
+    ) -> Result<bool, Stop> {
+        if effects.set.intersects(names::BY_NAME) {
+            self.query_by_name(effects, text, HEADER + body.len(), plan)?;
+            return Ok(true);
+        }
+        if self.startup.entries().is_empty() || !self.splice(effects, text, plan) {
+            return Ok(false);
+        }
+        plan.skip(HEADER + body.len());
+        self.restore(Tag::Query, body, plan);
+        Ok(true)
     }
 
     /// A query that puts settings back to where they were at the start, with the client's own values in it.
@@ -43,7 +57,7 @@ impl Request<'_> {
         };
         self.forget_sequences(effects, plan);
         let before = (self.marks.resets, self.marks.resets_late);
-        self.noted_query(effects, text, SPLICED);
+        self.noted_query(SPLICED, effects, text);
         if !(spliced.more || effects.has(UNREAD)) {
             (self.marks.resets, self.marks.resets_late) = before;
         }

@@ -9,10 +9,11 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use proptest::prelude::*;
 
+use super::super::answer::Heard;
 use super::super::desk::{Desk, INSPECT_MAX, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
-use crate::prepared::AUDIT;
+use crate::prepared::{AUDIT, NAMED};
 use crate::settings::{self, Profiles};
 use crate::stats::PinReason;
 
@@ -182,7 +183,11 @@ fn a_client_that_listens_does_so_in_front_of_what_may_do_more_than_read_and_behi
     let mut desk = prepared();
     desk.channels = listening().channels;
     let (sent, stop) = desk.client(&query("DEALLOCATE s"));
-    assert!(sent.starts_with(&query("LISTEN \"c\";LISTEN \"d\"\"e\";")) && sent.len() > 100, "{}", sent.escape_ascii());
+    assert!(
+        sent.starts_with(&query("LISTEN \"c\";LISTEN \"d\"\"e\";")) && sent.ends_with(&sync()),
+        "{}",
+        sent.escape_ascii()
+    );
     assert_eq!(stop, Stop::Short);
     for (front, len) in
         [(parse("name", &"x".repeat(INSPECT_MAX), &[]), 8), (bind("portal", "s", &[Some(&[b'x'; 99])]), 9)]
@@ -483,19 +488,285 @@ fn start_up_values_are_put_back_behind_a_reset() {
 }
 
 #[test]
-fn a_stand_in_that_may_be_left_behind_costs_the_server_connection() {
-    for (name, answer, littered) in [
-        ("done", reply::done("DEALLOCATE"), false),
-        ("cancelled", reply::error("ERROR", "57014", "canceling statement due to user request"), true),
-    ] {
-        let mut desk = prepared();
-        let (sent, stop) = desk.client(&query("DEALLOCATE s"));
-        assert!(sent.starts_with(b"Q") && stop == Stop::Short, "{name}: {}", sent.escape_ascii());
-        desk.server(&[reply::done("PREPARE"), reply::ready(b'I')].concat());
-        desk.server(&[answer.clone(), reply::ready(b'I')].concat());
-        assert_eq!(desk.to_client, [answer, reply::ready(b'I')].concat(), "{name}");
-        assert_eq!((desk.conn.littered, desk.conn.pipeline.is_free()), (littered, true), "{name}");
+fn what_writes_has_the_rows_that_the_client_was_told_though_it_is_told_of_them_anew() {
+    for (text, asks) in [("INSERT INTO t VALUES ($1) returning a", true), ("SELECT a FROM t WHERE a = $1", false)] {
+        for (kind, fits) in [(23, true), (16, false)] {
+            let mut desk = Desk::new();
+            desk.client(&[parse("s", text, &[]), describe_statement("s"), sync()].concat());
+            desk.server(&[reply::bare(b'1'), described(23), reply::ready(b'I')].concat());
+            desk.conn.shelf.clear();
+            let our = desk.name(1);
+            let run =
+                |name: &str| [bind("", name, &[Some(b"1")]), describe_portal(""), execute("", 0), sync()].concat();
+            let parsed = parse(&our, text, &[23]);
+            let (sent, stop) = desk.client(&run("s"));
+            if !asks {
+                assert_eq!((sent, stop), ([parsed, run(&our)].concat(), Stop::Short), "{text}");
+                continue;
+            }
+            let first = [parsed, describe_statement(&our), flush()].concat();
+            assert_eq!((sent.escape_ascii().to_string(), stop), (first.escape_ascii().to_string(), Stop::Unsettled));
+            desk.server(&[reply::bare(b'1'), described(kind)].concat());
+            let (sent, _) = desk.client(b"");
+            assert_eq!(sent == run(&our), fits, "{text}: {}", sent.escape_ascii());
+        }
     }
+}
+
+/// The types of a stand-in: `internal`.
+const UNEXECUTABLE: [u32; 1] = [2281];
+
+#[test]
+fn what_a_portal_would_have_done_to_names_ends_with_it() {
+    let call = [parse("", "CALL p()", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let called = [reply::bare(b'1'), reply::bare(b'2'), reply::done("CALL"), reply::ready(b'I')].concat();
+    let bound = [reply::bare(b'1'), reply::bare(b'2')].concat();
+    let named = || {
+        let mut desk = prepared();
+        // Nothing has to be forgotten in front of a CALL.
+        desk.marks.own_values = true;
+        desk
+    };
+    for text in ["DEALLOCATE ALL", "DEALLOCATE s"] {
+        // Its transaction ended, and it was never executed.
+        let mut desk = named();
+        desk.client(&[parse("", text, &[]), bind("", "", &[]), sync()].concat());
+        desk.server(&[&*bound, &reply::ready(b'I')].concat());
+        let after = |mut desk: Desk| {
+            desk.client(&call);
+            desk.server(&called);
+            assert!(desk.marks.changes.is_empty() && desk.conn.pipeline.is_free(), "{text}");
+            assert_ne!(desk.client(&bind("", "s", &[])).0, bind("", "s", &[]), "{text}: it is still there");
+        };
+        after(desk);
+        // Something else was bound to it.
+        let mut desk = named();
+        desk.client(&[parse("", text, &[]), bind("", "", &[])].concat());
+        desk.server(&bound);
+        after(desk);
+        // It had a name, and another portal was given it.
+        let mut desk = named();
+        desk.client(&query("BEGIN"));
+        desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+        desk.client(&[parse("", text, &[]), bind("p", "", &[]), sync()].concat());
+        desk.server(&[&*bound, &reply::ready(b'T')].concat());
+        desk.client(&query("COMMIT"));
+        desk.server(&[reply::done("COMMIT"), reply::ready(b'I')].concat());
+        desk.client(&[parse("", "CALL p()", &[]), bind("p", "", &[]), execute("p", 0), sync()].concat());
+        desk.server(&called);
+        after(desk);
+        // Its client is another's.
+        let mut desk = named();
+        desk.client(&[parse("", text, &[]), bind("", "", &[]), sync()].concat());
+        desk.marks.placing.prepares = true;
+        desk.marks.placing.end();
+        assert!(!desk.marks.placing.may_drop(true) && !desk.marks.placing.prepares, "{text}");
+        assert!(desk.marks.placing.take_renaming(|_| true).is_none(), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_back_or_must_not_be_executed_is_not_lent() {
+    let in_transaction = |status: u8| {
+        let mut desk = prepared();
+        desk.client(&query("BEGIN"));
+        desk.server(&[reply::done("BEGIN"), reply::ready(status)].concat());
+        desk
+    };
+    let with = |text: &str| {
+        let mut desk = Desk::new();
+        desk.client(&[parse("s", text, &[]), sync()].concat());
+        desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+        desk
+    };
+    #[rustfmt::skip]
+    let table = [
+        ("the end of a transaction",  Box::new(prepared()),                  "EXECUTE s(1); COMMIT; DEALLOCATE s"),
+        ("its begin",                 Box::new(prepared()),                  "BEGIN; EXECUTE s(1)"),
+        ("one that ends it itself",   Box::new(with("COMMIT")),              "SELECT 1; EXECUTE s"),
+        ("one that reads data",       Box::new(with("COPY t FROM STDIN")),   "EXECUTE s"),
+        ("given anew",                Box::new(prepared()),                  "DEALLOCATE s; PREPARE s AS SELECT 2"),
+        ("executed and given anew",   Box::new(prepared()),                  "EXECUTE s(1); DEALLOCATE s; PREPARE s AS SELECT 2"),
+        ("given anew, of all",        Box::new(prepared()),                  "PREPARE s AS SELECT 2; DEALLOCATE ALL"),
+        ("refused",                   Box::new(in_transaction(b'E')),        "DEALLOCATE s"),
+    ];
+    for (name, mut desk, text) in table {
+        let (sent, stop) = desk.client(&query(text));
+        let sent = sent.strip_prefix(&*query("DISCARD SEQUENCES")).unwrap_or(&sent);
+        assert_eq!(
+            (sent.escape_ascii().to_string(), stop),
+            (query(text).escape_ascii().to_string(), Stop::Short),
+            "{name}"
+        );
+    }
+    let (sent, _) = in_transaction(b'E').client(&query("ROLLBACK; DEALLOCATE s"));
+    assert!(sent.starts_with(&close_statement("s")), "it is not refused: {}", sent.escape_ascii());
+    // A portal's, where the server refuses it.
+    let batch = [parse("d", "DEALLOCATE s", &[]), bind("", "d", &[]), execute("", 0), sync()].concat();
+    let (sent, _) = in_transaction(b'E').client(&batch);
+    assert!(memchr::memmem::find(&sent, &close_statement("s")).is_none(), "{}", sent.escape_ascii());
+}
+
+#[test]
+fn what_ends_otherwise_than_its_client_was_told_costs_the_connection() {
+    let failed = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
+    for (status, is_lost) in [(b'E', false), (b'I', true)] {
+        let mut desk = prepared();
+        desk.client(&query("BEGIN"));
+        desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+        desk.client(&query("EXECUTE s(1)"));
+        if desk.aside.replaying {
+            desk.server(&[reply::done("DISCARD SEQUENCES"), reply::ready(b'T')].concat());
+        }
+        desk.server(&[&reply::bare(b'3'), &failed, &reply::ready(b'E')[..]].concat());
+        let (_, heard) = desk.server(&[failed.clone(), reply::ready(status)].concat());
+        assert_eq!(matches!(heard, Heard::Lost(_)), is_lost, "{}", char::from(status));
+    }
+}
+
+#[test]
+fn a_portal_that_tells_the_name_does_so_beside_one_that_may_drop_statements() {
+    let mut desk = Desk::new();
+    desk.conn.tag = " [tag]".into();
+    let batch = [
+        parse("c", "CALL p()", &[]),
+        bind("q", "c", &[]),
+        parse("", "SHOW application_name", &[]),
+        bind("p", "", &[]),
+        execute("p", 0),
+    ];
+    desk.client(&batch.concat());
+    assert!(desk.conn.pipeline.iter().any(|owed| owed.expect == Expect::Execute && owed.note == NAMED));
+}
+
+#[test]
+fn a_query_that_names_very_many_is_read_in_time() {
+    let mut desk = prepared();
+    let text = "DEALLOCATE s;PREPARE s AS SELECT 1;".repeat(INSPECT_MAX / 40);
+    assert_eq!(desk.client(&query(&text)).0, query(&text));
+}
+
+#[test]
+fn what_a_query_is_about_is_lent_in_front_of_it_and_taken_back_behind_it() {
+    let close = [close_statement("s"), sync()].concat();
+    let (ready, closed) = (reply::ready(b'I'), [reply::bare(b'3'), reply::ready(b'I')].concat());
+    let lent = [reply::bare(b'3'), reply::bare(b'1'), reply::ready(b'I')].concat();
+    let cancelled = reply::error("ERROR", "57014", "canceling statement due to user request");
+    #[rustfmt::skip]
+    let table = [
+        ("deallocated",                "DEALLOCATE s",                 "",  reply::done("DEALLOCATE"), true),
+        ("a DEALLOCATE cancelled",     "DEALLOCATE s /* comment */",   "",  cancelled,                 false),
+        ("prepared again",             "PREPARE s AS SELECT 2",        "",  reply::error("ERROR", "42P05", "prepared statement \"s\" already exists"), false),
+        ("executed",                   "EXECUTE s(1)",                 ONE, [reply::row(b"1"), reply::done("SELECT 1")].concat(), false),
+        ("executed and deallocated",   "EXECUTE s(1); DEALLOCATE s",   ONE, [reply::done("SELECT 1"), reply::done("DEALLOCATE")].concat(), true),
+        ("explained",                  "EXPLAIN EXECUTE s(1)",         ONE, [reply::row(b"1"), reply::done("EXPLAIN")].concat(), false),
+        ("among others",               "SELECT 1; DEALLOCATE s",       "",  [reply::done("SELECT 1"), reply::done("DEALLOCATE")].concat(), true),
+        ("not reached among others",   "SELECT 1/0; DEALLOCATE s",     "",  reply::error("ERROR", "22012", "division by zero"), false),
+    ];
+    for (name, text, stands_in, answer, is_gone) in table {
+        let mut desk = prepared();
+        let (sent, stop) = desk.client(&query(text));
+        let types: &[u32] = if stands_in.is_empty() { &UNEXECUTABLE } else { &[] };
+        let want = [close_statement("s"), parse("s", stands_in, types), sync(), query(text), close.clone()].concat();
+        // EXPLAIN and EXECUTE may ask for what sequences gave.
+        let forget = query("DISCARD SEQUENCES");
+        let sent_own = sent.strip_prefix(&*forget).unwrap_or(&sent);
+        assert_eq!(
+            (sent_own.escape_ascii().to_string(), stop),
+            (want.escape_ascii().to_string(), Stop::Short),
+            "{name}"
+        );
+        if sent_own.len() < sent.len() {
+            desk.server(&[reply::done("DISCARD SEQUENCES"), ready.clone()].concat());
+        }
+        // What comes next waits for the answer.
+        assert_eq!(desk.client(&bind("", "s", &[Some(b"1")])), (vec![], Stop::Unsettled), "{name}");
+        desk.server(&lent);
+        assert_eq!(desk.to_client, b"", "{name}");
+        desk.server(&[&answer, &ready, &closed[..]].concat());
+        assert_eq!(desk.to_client, [answer, ready.clone()].concat(), "{name}");
+        assert!(desk.conn.pipeline.is_free() && !desk.conn.littered && !desk.conn.mixed, "{name}");
+        let (sent, _) = desk.client(b"");
+        let is_bound_as_it_is = sent == bind("", "s", &[Some(b"1")]);
+        assert_eq!(is_bound_as_it_is, is_gone, "{name}: {}", sent.escape_ascii());
+    }
+}
+
+#[test]
+fn what_cannot_be_lent_is_the_answer_to_its_execute() {
+    let failed = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
+    let unknown = reply::error("ERROR", "26000", "prepared statement \"s\" does not exist");
+    for status in [b'I', b'T'] {
+        let mut desk = prepared();
+        if status == b'T' {
+            desk.client(&query("BEGIN"));
+            desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+            desk.to_client.clear();
+        }
+        desk.client(&query("EXECUTE s(1)"));
+        let after = reply::ready(if status == b'T' { b'E' } else { b'I' });
+        if desk.aside.replaying {
+            desk.server(&[reply::done("DISCARD SEQUENCES"), reply::ready(status)].concat());
+        }
+        desk.server(&[&reply::bare(b'3'), &failed, &after[..]].concat());
+        assert_eq!(desk.to_client, [&failed, &after[..]].concat());
+        desk.server(&[&unknown, &after[..], &reply::bare(b'3'), &after].concat());
+        assert_eq!(desk.to_client, [failed.clone(), after].concat(), "it is told once");
+        assert!(desk.conn.pipeline.is_settled() && desk.marks.changes.is_empty());
+    }
+}
+
+#[test]
+fn what_a_portal_deallocates_is_lent_in_front_of_its_execute_alone() {
+    let batch = [parse("", "DEALLOCATE s", &[]), bind("", "", &[]), execute("", 0), sync()];
+    let told = [reply::bare(b'1'), reply::bare(b'2')].concat();
+    let cancelled = reply::error("ERROR", "57014", "canceling statement due to user request");
+    for (name, answer, littered) in
+        [("done", [reply::done("DEALLOCATE"), reply::bare(b'3')].concat(), false), ("cancelled", cancelled, true)]
+    {
+        let mut desk = prepared();
+        let (sent, stop) = desk.client(&batch.concat());
+        let [parsed, bound, executed, synced] = &batch;
+        let want = [
+            parsed,
+            bound,
+            &close_statement("s"),
+            &parse("s", "", &UNEXECUTABLE),
+            executed,
+            &close_statement("s"),
+            synced,
+        ]
+        .map(|part| &**part)
+        .concat();
+        assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Short), "{name}");
+        desk.server(&[&told, &reply::bare(b'3'), &reply::bare(b'1'), &*answer, &reply::ready(b'I')].concat());
+        assert!(desk.to_client.ends_with(&reply::ready(b'I')), "{name}");
+        assert_eq!((desk.conn.littered, desk.conn.pipeline.is_free()), (littered, true), "{name}");
+        let (sent, _) = desk.client(&bind("", "s", &[]));
+        assert_eq!(sent == bind("", "s", &[]), !littered, "{name}");
+    }
+    // Behind an error nothing of it runs.
+    let mut desk = prepared();
+    desk.client(&[vec![bind("", "nowhere", &[])], batch.to_vec()].concat().concat());
+    desk.server(&[reply::error("ERROR", "26000", "prepared statement does not exist"), reply::ready(b'I')].concat());
+    assert!(!desk.conn.littered && desk.conn.pipeline.is_free() && desk.marks.changes.is_empty());
+    assert_ne!(desk.client(&bind("", "s", &[])).0, bind("", "s", &[]), "it is still there");
+}
+
+#[test]
+fn a_name_that_sql_may_have_given_is_tried_before_it_is_given_again() {
+    let mut desk = Desk::new();
+    desk.client(&query("PREPARE p AS SELECT 1"));
+    desk.server(&[reply::done("PREPARE"), reply::ready(b'I')].concat());
+    let (sent, _) = desk.client(&[parse("p", ONE, &[]), sync()].concat());
+    let want = [parse("p", ONE, &[]), close_statement("p"), parse(&desk.name(1), ONE, &[]), sync()].concat();
+    assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+    let refused =
+        [reply::error("ERROR", "42P05", "prepared statement \"p\" already exists"), reply::ready(b'I')].concat();
+    desk.to_client.clear();
+    desk.server(&refused);
+    assert_eq!(desk.to_client, refused);
+    assert_eq!(desk.client(&bind("", "p", &[])).0, bind("", "p", &[]), "it is SQL's");
 }
 
 /// A message of a client that prepares and uses two statements, with texts and values of its own.

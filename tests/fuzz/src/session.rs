@@ -31,7 +31,6 @@ use crate::server::{Mode, Server, Transaction};
 /// Clients of one experiment, at most.
 const CLIENTS: usize = 3;
 
-/// pgweir takes it for done when it is sent; so it is sent only where it runs.
 const DEALLOCATE: &[u8] = b"DEALLOCATE ALL";
 const TEXTS: [&[u8]; 15] = [
     b"SELECT 1",
@@ -297,10 +296,7 @@ impl Client {
         }
         let (name, portal, text) = (source.pick(&NAMES), source.pick(&PORTALS), source.pick(&TEXTS));
         match kind % 20 {
-            0 if kind > 220 => {
-                let runs = self.judge.mode == Mode::Ready && self.judge.transaction != Transaction::Failed;
-                encode::query(&mut out, if runs { DEALLOCATE } else { b"" });
-            }
+            0 if kind > 220 => encode::query(&mut out, DEALLOCATE),
             0..3 => encode::query(&mut out, text),
             3..6 => encode::parse(&mut out, name, text, &[0, 0]),
             6..9 => encode::message(&mut out, b'B', |out| {

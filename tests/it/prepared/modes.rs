@@ -2,6 +2,7 @@
 
 use pgweir_harness::wire::Wire;
 use pgweir_harness::wire::build::{bind, close_statement, describe_statement, execute, parse, query, sync};
+use pgweir_harness::{SUPERUSER, SUPERUSER_PASSWORD};
 
 use super::{hold, prepare, run};
 use crate::support::{Site, assert_value};
@@ -119,6 +120,61 @@ async fn every_mode_answers_as_postgres_does() {
                 .ready(1)
                 .queries(&["DEALLOCATE ALL"])
                 .send(&[one(b"4"), sync()])
+                .ready(1),
+            Script::new("DEALLOCATE by the extended protocol, in strings and in pipelines")
+                .send(&[parse("s1", "SELECT $1::int", &[]), parse("s2", "SELECT 2", &[]), one(b"1"), sync()])
+                .ready(1)
+                .send(&[unnamed("DEALLOCATE s1", &[]), named("s2", &[]), one(b"2"), sync()])
+                .send(&[one(b"3"), sync(), parse("s1", "SELECT $1::text", &[]), one(b"a"), sync()])
+                .ready(3)
+                .send(&[
+                    unnamed("SELECT 1/0", &[]),
+                    unnamed("DEALLOCATE s1", &[]),
+                    unnamed("DEALLOCATE ALL", &[]),
+                    sync(),
+                ])
+                .send(&[one(b"b"), named("s2", &[]), sync()])
+                .ready(2)
+                .queries(&["DEALLOCATE s2; SELECT 1/0; DEALLOCATE s1", "DEALLOCATE s2"])
+                .send(&[one(b"c"), named("s2", &[]), sync()])
+                .ready(1)
+                .send(&[query("DEALLOCATE ALL; SELECT 1/0"), one(b"d"), sync()])
+                .ready(2)
+                .send(&[parse("s1", "SELECT $1::int", &[]), one(b"1"), sync()])
+                .send(&[unnamed("DEALLOCATE ALL", &[]), parse("s1", "SELECT $1::text", &[]), one(b"e"), sync()])
+                .send(&[one(b"f"), sync(), unnamed("DISCARD ALL", &[]), one(b"g"), sync()])
+                .ready(4),
+            Script::new("EXECUTE and PREPARE of a name of the protocol")
+                .send(&[parse("s1", "SELECT $1::int + 1", &[]), one(b"1"), sync()])
+                .ready(1)
+                .queries(&["EXECUTE s1 (2)", "EXPLAIN (COSTS OFF) EXECUTE s1 (2)", "EXECUTE s1", "execute \"s1\"('x')"])
+                .queries(&[
+                    "PREPARE s1 AS SELECT 3",
+                    "EXECUTE s1 (3)",
+                    "BEGIN",
+                    "EXECUTE s1 ('x')",
+                    "EXECUTE s1 (4)",
+                    "ROLLBACK",
+                ])
+                .send(&[one(b"5"), sync(), unnamed("PREPARE s1 AS SELECT 4", &[]), sync(), one(b"6"), sync()])
+                .ready(3)
+                .send(&[query("EXECUTE s1 (7)"), one(b"8"), sync(), query("DEALLOCATE s1"), query("EXECUTE s1 (9)")])
+                .ready(4),
+            Script::new("a Parse of a name that SQL gave")
+                // Which keeps its server connection.
+                .alone()
+                .queries(&["PREPARE s1 AS SELECT 1"])
+                .send(&[
+                    parse("s1", "SELECT $1::int", &[]),
+                    sync(),
+                    parse("s1", "SELEC", &[]),
+                    sync(),
+                    named("s1", &[]),
+                    sync(),
+                ])
+                .ready(3)
+                .queries(&["DEALLOCATE s1"])
+                .send(&[parse("s1", "SELECT $1::int", &[]), one(b"1"), sync()])
                 .ready(1),
         ];
         let scripts = scripts.into_iter().map(|script| if session { script.alone() } else { script });
@@ -308,5 +364,25 @@ async fn a_text_longer_than_inspect_max_is_not_shared_and_works_all_the_same() {
         echo(&mut client, "long", "second").await;
         client.terminate().await.unwrap();
         assert_value(&other.query("SELECT 1").await.unwrap(), "1");
+    }
+}
+
+#[tokio::test]
+async fn what_stands_in_for_a_statement_can_be_parsed_anywhere_and_executed_nowhere() {
+    let site = Site::start(&[]);
+    let mut direct =
+        Wire::open(site.place.cluster.addr(), SUPERUSER, &site.place.name, SUPERUSER_PASSWORD).await.unwrap();
+    // As it is lent: an empty text with a parameter that is `internal`.
+    let lent = [parse("s", "", &[2281]), sync()];
+    let arguments = ["", "(1)", "('x')", "(NULL)", "(ROW(1))", "(DEFAULT)", "(NULL::text)", "(1, 2)"];
+    for begin in ["SELECT 1", "BEGIN; SELECT 1/0"] {
+        direct.query(begin).await.unwrap();
+        assert_eq!(run(&mut direct, &lent).await.error, None, "{begin}");
+        direct.query("ROLLBACK").await.unwrap();
+        for given in arguments {
+            let outcome = direct.query(&format!("EXECUTE s{given}")).await.unwrap();
+            assert!(outcome.error.is_some(), "EXECUTE s{given}: {outcome:?}");
+        }
+        assert_eq!(direct.query("DEALLOCATE s").await.unwrap().error, None);
     }
 }
