@@ -61,7 +61,7 @@ pub use margins::margins;
 pub use names::{Naming, prepared_names};
 pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};
-pub use resets::{Resets, What, resets};
+pub use resets::{Reset, Resets, What, resets};
 pub use routine::{Mention, routine};
 
 use lexer::{Backslash, Doubt, Lexer, Token};

@@ -8,7 +8,6 @@ mod resets;
 mod tests;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use pgweir_config::StatementMode;
@@ -95,8 +94,8 @@ pub struct Marks {
     pub resets: bool,
     /// Behind the batch. Always with `resets`.
     pub resets_late: bool,
-    /// How the answers to queries are read that have statements of ours in them; the latest last, and of each that is owed.
-    pub spliced: VecDeque<settings::Splice>,
+    /// How the answer to a query is read that has statements of ours in it: the latest, and never another is owed.
+    pub spliced: Option<settings::Splice>,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
     pub own: Vec<Box<str>>,
     /// Changes of the client's statements that the server has not confirmed yet.
@@ -710,10 +709,10 @@ impl Request<'_> {
             self.forget_sequences(effects, plan);
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
             let before = std::mem::replace(&mut self.conn.unnamed, Held::parsed(statement.clone()));
-            forward_parse(parse, is_ours.then_some(&statement.text), len, plan);
             let unnamed = Unnamed::Holds(statement, Described::default());
             self.statements.parsed_unnamed(unnamed, before, &mut self.marks.changes);
             self.stats.server_parses += 1;
+            forward_parse(parse, is_ours, len, plan);
             return Ok(());
         }
         match self.statements.look(parse.statement, &self.marks.changes) {
@@ -754,20 +753,14 @@ impl Request<'_> {
                 self.marks.tainted = true;
                 self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
-                let filled = self.filled(parse.query);
-                let text = if sql::shows_watermark(parse.query) {
-                    Some(watermark::QUERY.as_bytes())
-                } else {
-                    filled.as_deref()
-                };
-                forward_parse(parse, text, len, plan);
+                forward_parse(parse, sql::shows_watermark(parse.query), len, plan);
             }
         }
         Ok(())
     }
 
     /// The statement that a client parses; and whether it is not the client's text, but what answers it: nobody but a server
-    /// knows the watermark, or but us what NULL stands for as the value of a start-up setting.
+    /// knows the watermark.
     #[inline]
     fn intern(&self, key: u32, parse: &Parse<'_>) -> (Rc<Statement>, bool) {
         let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
@@ -775,11 +768,6 @@ impl Request<'_> {
         if is_ours {
             let text = watermark::QUERY.as_bytes();
             return (self.interner.intern(self.pool, key, text, parse.types, sql::scan), true);
-        }
-        if statement.effects.has(EffectSet::SETTINGS.union(EffectSet::LOCAL))
-            && let Some(text) = self.filled(parse.query)
-        {
-            return (self.interner.intern(self.pool, key, &text, parse.types, sql::scan), true);
         }
         (statement, false)
     }
@@ -1167,11 +1155,13 @@ fn judge(key: u64, catalog: &Knowledge, library: &RefCell<sql::Library>, stateme
     statement.judge(key, |text, own| catalog.suspects().judge(text, own, &mut library.borrow_mut()))
 }
 
-/// Passes a `Parse` of so many bytes on under the client's name: its own text, or one of ours.
+/// Passes a `Parse` of so many bytes on under the client's name: its own text, or that which tells the watermark.
 #[inline]
-fn forward_parse(parse: Parse<'_>, ours: Option<&[u8]>, len: usize, plan: &mut Plan<'_>) {
-    let Some(text) = ours else { return plan.forward(len) };
-    plan.insert(|out| encode::parse(out, parse.statement, text, parse.types));
+fn forward_parse(parse: Parse<'_>, is_ours: bool, len: usize, plan: &mut Plan<'_>) {
+    if !is_ours {
+        return plan.forward(len);
+    }
+    plan.insert(|out| encode::parse(out, parse.statement, watermark::QUERY.as_bytes(), parse.types));
     plan.skip(len);
 }
 

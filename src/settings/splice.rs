@@ -1,13 +1,13 @@
 //! Texts in which settings go back to where their client began, and not to where the server connection did.
 //!
-//! Behind each reset of a start-up setting stands a SET of ours, which takes no snapshot, so that a SET TRANSACTION may follow; a
-//! `set_config(.., NULL, ..)` is given the value itself. The answers to what is ours are not the client's, and the positions
-//! in errors are made those of its own text.
+//! Behind each reset of a start-up setting stands a SET of ours, which takes no snapshot, so that a SET TRANSACTION may follow.
+//! The answers to what is ours are not the client's, and the positions in errors are made those of its own text. Where a SET
+//! might fail and a reset would not, or where anything else is in doubt, the text stays as it is.
 
-use std::ops::Range;
+use pgweir_proto::backend::TxStatus;
 
-use super::{APPLICATION_NAME, Profile, is_role, literal, may_reset, restore, tagged};
-use crate::sql::{self, EffectSet, Resets, What};
+use super::{APPLICATION_NAME, NAME_MAX, Profile, RISKY, is_role, literal, may_reset, tagged};
+use crate::sql::{self, EffectSet, Reset, Resets, What};
 
 /// What a RESET ALL leaves alone.
 ///
@@ -25,6 +25,46 @@ const LISTS: [&str; 5] = [
     "temp_tablespaces",
 ];
 
+/// What everybody may set, and nothing refuses that it has taken before: a RESET ALL asks nobody.
+///
+/// Source: `PostgreSQL` 17, `PGC_USERSET` in `guc_tables.c`.
+const FREE: [&str; 28] = [
+    "application_name",
+    "array_nulls",
+    "bytea_output",
+    "client_min_messages",
+    "constraint_exclusion",
+    "cpu_tuple_cost",
+    "datestyle",
+    "default_statistics_target",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "effective_cache_size",
+    "extra_float_digits",
+    "geqo",
+    "idle_in_transaction_session_timeout",
+    "intervalstyle",
+    "jit",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "plan_cache_mode",
+    "quote_all_identifiers",
+    "random_page_cost",
+    "row_security",
+    "search_path",
+    "seq_page_cost",
+    "synchronous_commit",
+    "timezone",
+    "work_mem",
+];
+
+/// What a snapshot must not stand in front of: the words of what has its own, or waits for others.
+const BEFORE_SNAPSHOT: [&[u8]; 4] = [b"begin", b"start", b"transaction", b"lock"];
+
+/// Resets in one text.
+const RESETS_MAX: usize = 16;
+
 /// Bytes that a text may grow by.
 const GROWTH_MAX: usize = 64 * 1024;
 
@@ -41,14 +81,12 @@ pub struct Splice {
     cuts: Vec<Cut>,
 }
 
-/// Where the server's text is another.
+/// Where the server's text has more.
 #[derive(Debug)]
 struct Cut {
-    /// Characters of the server's text in front of it.
+    /// Characters of the server's text in front of what is ours.
     at: usize,
-    /// Characters of the client's that are not there.
-    taken: usize,
-    /// Characters in their place.
+    /// Characters of it.
     put: usize,
 }
 
@@ -78,15 +116,14 @@ impl Splice {
     /// The place in the client's text of a character of the server's, both counted from 1. What is ours is where it was put.
     #[must_use]
     pub fn position(&self, position: usize) -> usize {
-        let (mut taken, mut put) = (0, 0);
+        let mut put = 0;
         for cut in self.cuts.iter().take_while(|cut| cut.at < position) {
             if position <= cut.at + cut.put {
-                return (cut.at + 1 + taken).saturating_sub(put);
+                return (cut.at + 1).saturating_sub(put);
             }
-            taken += cut.taken;
             put += cut.put;
         }
-        (position + taken).saturating_sub(put)
+        position.saturating_sub(put)
     }
 
     /// The body of an error or a notice with the position in it that the client is to be told. None if it is the same.
@@ -109,165 +146,140 @@ impl Splice {
     }
 }
 
-/// A text and what was put into it.
-struct Writer<'a> {
-    from: &'a [u8],
-    /// So much of it was copied.
-    at: usize,
-    out: Vec<u8>,
-    /// Characters in `out`.
-    chars: usize,
-    /// What a character is.
-    bytes: bool,
-    cuts: Vec<Cut>,
-}
-
-impl Writer<'_> {
-    /// Puts `put` where `place` is.
-    fn put(&mut self, place: &Range<usize>, put: &[u8]) {
-        let front = self.from.get(self.at..place.start).unwrap_or_default();
-        let taken = count(self.from.get(place.clone()).unwrap_or_default(), self.bytes);
-        self.chars += count(front, self.bytes);
-        self.out.extend_from_slice(front);
-        let len = count(put, self.bytes);
-        self.cuts.push(Cut { at: self.chars, taken, put: len });
-        self.out.extend_from_slice(put);
-        self.chars += len;
-        self.at = place.end;
-    }
-
-    fn finish(&mut self) {
-        self.out.extend_from_slice(self.from.get(self.at..).unwrap_or_default());
-    }
-}
-
-fn count(text: &[u8], bytes: bool) -> usize {
-    if bytes { text.len() } else { text.iter().filter(|byte| **byte & 0xc0 != 0x80).count() }
-}
-
-/// What the server is to get in place of a simple query of a client that began with `startup`. In a transaction it `is_inside`,
-/// if that is certain; its characters may be `bytes`. None if it is to get the text itself: nothing in it goes back to a start-up
-/// value, or nobody knows for certain where its statements end.
+/// What the server is to get in place of a simple query of a client that began with `startup`, in a transaction or not, as
+/// `status` tells. None if it is to get the text itself: nothing in it goes back to a start-up value that the rest of it could
+/// find, or something is not certain.
+///
+/// What the text ends with goes back behind it: the server commits before it says that its last statement is done, and that has
+/// to be the client's own. Nothing is committed behind a reset that is alone in a transaction.
 #[must_use]
-pub fn splice(text: &[u8], startup: &Profile, tag: &str, is_inside: bool, bytes: bool) -> Option<Spliced> {
-    let resets = sql::resets(text)?;
-    let mut writer = Writer { from: text, at: 0, out: Vec::new(), chars: 0, bytes, cuts: Vec::new() };
-    let mut ours = Vec::new();
-    for reset in &resets.all {
-        if let What::Null { name } = &reset.what {
-            if let Some(value) = value(startup, name, tag) {
-                writer.put(&reset.place, &value);
-            }
-            continue;
-        }
-        // Alone, and in no transaction, a SET LOCAL does nothing but warn; and a DISCARD ALL is alone.
-        let warns = matches!(reset.what, What::One { local: true, .. }) && resets.statements == 1 && !is_inside;
-        if warns || reset.what == What::Discard {
-            continue;
-        }
-        let mut put = Vec::new();
-        for set in sets(&reset.what, startup, tag)? {
-            ours.push(reset.nth + ours.len());
-            let parts: [&[u8]; 3] = if reset.ended { [b"", &set, b";"] } else { [b"\n;", &set, b""] };
-            put.extend(parts.concat());
-        }
-        if !put.is_empty() {
-            writer.put(&reset.place, &put);
-        }
-    }
-    writer.finish();
-    if writer.cuts.is_empty() || writer.out.len() > text.len() + GROWTH_MAX {
+pub fn splice(text: &[u8], startup: &Profile, tag: &str, status: TxStatus) -> Option<Spliced> {
+    // A position counts characters.
+    if !text.is_ascii() || !is_plain(startup) {
         return None;
     }
-    let splice = Splice { done: 0, ours, cuts: writer.cuts };
-    Some(Spliced { text: writer.out, splice, more: has_more(&resets, text) })
-}
-
-/// A prepared text of such a client, in which a `set_config(.., NULL, ..)` is given the start-up value. None if there is none.
-#[must_use]
-pub fn filled(text: &[u8], startup: &Profile, tag: &str) -> Option<Vec<u8>> {
     let resets = sql::resets(text)?;
-    let mut writer = Writer { from: text, at: 0, out: Vec::new(), chars: 0, bytes: true, cuts: Vec::new() };
+    if resets.all.len() > RESETS_MAX || resets.all.iter().any(|reset| !is_short(&reset.what)) {
+        return None;
+    }
+    let is_alone = resets.statements == 1 && status == TxStatus::Open;
+    let takes_snapshot = status == TxStatus::Idle && !spells(text, &BEFORE_SNAPSHOT);
+    let (mut out, mut at) = (Vec::new(), 0);
+    let (mut ours, mut cuts) = (Vec::new(), Vec::new());
+    let mut more = has_more(&resets, text);
     for reset in &resets.all {
-        if let What::Null { name } = &reset.what
-            && let Some(value) = value(startup, name, tag)
-        {
-            writer.put(&reset.place, &value);
+        if reset.nth == resets.statements && !is_alone || !is_startup(&reset.what, startup) {
+            more = true;
+            continue;
+        }
+        out.extend_from_slice(text.get(at..reset.place)?);
+        at = reset.place;
+        let cut = out.len();
+        for set in sets(&reset.what, startup, tag, takes_snapshot)? {
+            ours.push(reset.nth + ours.len());
+            put(reset, &set, &mut out);
+        }
+        cuts.push(Cut { at: cut, put: out.len() - cut });
+        if out.len() > at + GROWTH_MAX {
+            return None;
         }
     }
-    writer.finish();
-    (!writer.cuts.is_empty()).then_some(writer.out)
+    out.extend_from_slice(text.get(at..)?);
+    let splice = Splice { done: 0, ours, cuts };
+    (!splice.ours.is_empty()).then_some(Spliced { text: out, splice, more })
 }
 
-/// The texts that put start-up values back behind a prepared `text` that may have reset some: of the settings that it names,
-/// or of all that are not there but the client's `own`. Without `session`, its settings end with the transaction.
+/// A statement of ours behind that of a reset.
+fn put(reset: &Reset, set: &[u8], out: &mut Vec<u8>) {
+    let parts: [&[u8]; 3] = if reset.ended { [b"", set, b";"] } else { [b"\n;", set, b""] };
+    out.extend(parts.iter().copied().flatten());
+}
+
+/// Whether what a client began with means the same in each encoding, and is not cut.
+fn is_plain(startup: &Profile) -> bool {
+    let is_plain = |name: &str, value: &[u8]| {
+        name.len() <= NAME_MAX && name.is_ascii() && value.len() <= VALUE_MAX && value.is_ascii()
+    };
+    startup.entries().iter().all(|(name, value)| is_plain(name, value))
+}
+
+/// Whether its name is not cut.
+fn is_short(what: &What) -> bool {
+    if let What::One { name, .. } = what { name.len() <= NAME_MAX } else { true }
+}
+
+/// Whether it is certain which of the start-up settings are reset: not by another name, and as nothing but settings.
+fn is_startup(what: &What, startup: &Profile) -> bool {
+    match what {
+        What::All => true,
+        What::Discard => false,
+        What::One { name, .. } => startup.get(name).is_some() && !is_role(name) && !STAY.contains(&&**name),
+    }
+}
+
+fn spells(text: &[u8], words: &[&[u8]]) -> bool {
+    words.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
+}
+
+/// The statements that set what an Execute of a prepared `text` has reset, if that is all that the text does, and is certain.
 #[must_use]
-pub fn behind(text: &[u8], startup: &Profile, own: &[Box<str>], tag: &str, session: bool) -> Vec<Vec<u8>> {
-    let resets = sql::resets(text);
-    if let Some(Resets { all, statements: 1, .. }) = &resets
-        && let [reset] = &**all
-        && let Some(sets) = sets(&reset.what, startup, tag)
-    {
-        return sets;
+pub fn behind(text: &[u8], startup: &Profile, tag: &str) -> Option<Vec<Vec<u8>>> {
+    if !text.is_ascii() || !is_plain(startup) {
+        return None;
     }
-    let mut absent = Vec::new();
-    if session {
-        restore(startup, own, tag, &mut absent);
+    let Resets { all, statements: 1, .. } = sql::resets(text)? else { return None };
+    let [reset] = &*all else { return None };
+    if !is_short(&reset.what) || !is_startup(&reset.what, startup) {
+        return None;
     }
-    if absent.is_empty() { Vec::new() } else { vec![absent] }
+    sets(&reset.what, startup, tag, false)
 }
 
 /// Whether something in a text may reset more than what was found of it.
 fn has_more(resets: &Resets, text: &[u8]) -> bool {
     let is_reset = |part: &[u8]| may_reset(part) && sql::scan(part).has(EffectSet::SETTINGS.union(EffectSet::OPAQUE));
     resets.rest.iter().any(|range| is_reset(text.get(range.clone()).unwrap_or_default()))
-        || resets.all.iter().any(|reset| reset.what == What::Discard)
 }
 
-/// The statements that set what was reset. None if it cannot be done like this.
-fn sets(what: &What, startup: &Profile, tag: &str) -> Option<Vec<Vec<u8>>> {
-    let restored = |name: &str| !is_role(name) && !STAY.contains(&name);
-    match what {
-        What::All | What::Discard => startup
-            .entries()
-            .iter()
-            .filter(|(name, _)| restored(name))
-            .map(|(name, _)| set(name, false, startup, tag))
-            .collect(),
-        What::One { name, .. } if !restored(name) || startup.get(name).is_none() => Some(Vec::new()),
-        What::One { name, local } => Some(vec![set(name, *local, startup, tag)?]),
-        What::Null { .. } => None,
-    }
+/// The statements that set what was reset. None if one of them might fail where the reset does not, or takes a snapshot where
+/// there must be none.
+fn sets(what: &What, startup: &Profile, tag: &str, takes_snapshot: bool) -> Option<Vec<Vec<u8>>> {
+    let names: Vec<&str> = match what {
+        What::All => startup.names().filter(|name| !STAY.contains(name)).collect(),
+        What::One { name, .. } => vec![&**name],
+        What::Discard => return None,
+    };
+    let local = matches!(what, What::One { local: true, .. });
+    let is_safe = |name: &str| if *what == What::All { FREE.contains(&name) } else { !RISKY.contains(&name) };
+    let set = |name: &str| {
+        (is_safe(name) && (takes_snapshot || !LISTS.contains(&name))).then_some(())?;
+        set(name, local, startup, tag)
+    };
+    names.into_iter().map(set).collect()
 }
 
 /// A statement that gives a setting its start-up value.
 fn set(name: &str, local: bool, startup: &Profile, tag: &str) -> Option<Vec<u8>> {
-    let value = value(startup, name, tag)?;
+    let value = startup.get(name)?;
+    let mut given = Vec::new();
+    if name == APPLICATION_NAME {
+        literal(&mut given, &tagged(value, tag));
+    } else {
+        literal(&mut given, value);
+    }
     let mut out = Vec::new();
     if LISTS.contains(&name) {
         out.extend_from_slice(b"SELECT pg_catalog.set_config(");
         literal(&mut out, name.as_bytes());
         out.push(b',');
-        out.extend_from_slice(&value);
+        out.extend_from_slice(&given);
         out.extend_from_slice(if local { b",true)" } else { b",false)" });
         return Some(out);
     }
     out.extend_from_slice(if local { b"SET LOCAL \"" } else { b"SET \"" });
     out.extend_from_slice(name.replace('"', "\"\"").as_bytes());
     out.extend_from_slice(b"\" TO ");
-    out.extend_from_slice(&value);
-    Some(out)
-}
-
-/// A start-up value as a literal. None if there is none, or if it is too long.
-fn value(startup: &Profile, name: &str, tag: &str) -> Option<Vec<u8>> {
-    let value = startup.get(name).filter(|value| value.len() <= VALUE_MAX && !is_role(name))?;
-    let mut out = Vec::new();
-    if name == APPLICATION_NAME {
-        literal(&mut out, &tagged(value, tag));
-    } else {
-        literal(&mut out, value);
-    }
+    out.extend_from_slice(&given);
     Some(out)
 }
 
@@ -280,61 +292,110 @@ mod tests {
         Profiles::default().intern(all.iter().map(|(name, value)| ((*name).into(), value.as_bytes().into())))
     }
 
-    const BEGAN: [(&str, &str); 4] =
-        [("work_mem", "1MB"), ("search_path", "a, b"), ("app.x", "it's"), ("role", "somebody")];
+    const BEGAN: [(&str, &str); 2] = [("search_path", "a, b"), ("work_mem", "1MB")];
+
+    const MEM: &str = "SET \"work_mem\" TO E'1MB'";
+
+    /// With what it is and whether more is to follow, if it is another.
+    fn spliced(text: &str, startup: &[(&str, &str)], status: TxStatus) -> Option<(String, bool)> {
+        let spliced = splice(text.as_bytes(), &self::startup(startup), "", status)?;
+        Some((String::from_utf8(spliced.text).unwrap(), spliced.more))
+    }
 
     #[test]
     fn behind_each_reset_the_start_up_value_is_set() {
         const PATH: &str = "SELECT pg_catalog.set_config(E'search_path',E'a, b',false)";
-        let all = |front: &str, back: &str| {
-            format!("{front}SET \"app.x\" TO E'it''s'{back}{front}{PATH}{back}{front}SET \"work_mem\" TO E'1MB'{back}")
-        };
         #[rustfmt::skip]
-        let table: [(&str, Option<String>, &[usize], bool); 16] = [
-            ("RESET work_mem",                    Some("RESET work_mem\n;SET \"work_mem\" TO E'1MB'".into()), &[1], false),
-            ("RESET work_mem -- back",            Some("RESET work_mem -- back\n;SET \"work_mem\" TO E'1MB'".into()), &[1], false),
-            ("SELECT 1; RESET work_mem; SELECT 2", Some("SELECT 1; RESET work_mem;SET \"work_mem\" TO E'1MB'; SELECT 2".into()), &[2], false),
-            ("RESET ALL; RESET Work_Mem",         Some(format!("RESET ALL;{} RESET Work_Mem\n;SET \"work_mem\" TO E'1MB'", all("", ";"))), &[1, 2, 3, 5], false),
-            ("RESET ALL",                         Some(format!("RESET ALL{}", all("\n;", ""))), &[1, 2, 3], false),
-            ("RESET search_path;",                Some(format!("RESET search_path;{PATH};")), &[1], false),
-            ("SET app.x = DEFAULT",               Some("SET app.x = DEFAULT\n;SET \"app.x\" TO E'it''s'".into()), &[1], false),
-            ("SELECT 1; SET LOCAL work_mem TO DEFAULT", Some("SELECT 1; SET LOCAL work_mem TO DEFAULT\n;SET LOCAL \"work_mem\" TO E'1MB'".into()), &[2], false),
-            ("SELECT set_config('app.x', NULL, false)", Some("SELECT set_config('app.x', E'it''s', false)".into()), &[], false),
-            ("SELECT set_config('search_path', NULL, true), 1", Some("SELECT set_config('search_path', E'a, b', true), 1".into()), &[], false),
-            ("RESET work_mem; DO 'BEGIN RESET ALL; END'", Some("RESET work_mem;SET \"work_mem\" TO E'1MB'; DO 'BEGIN RESET ALL; END'".into()), &[1], true),
-            ("SET LOCAL work_mem TO DEFAULT",     None, &[], false),
-            ("RESET timezone",                    None, &[], false),
-            ("RESET ROLE",                        None, &[], false),
+        let table: [(&str, Option<String>, &[usize], bool); 15] = [
+            ("SELECT 1; RESET work_mem; SELECT 2", Some(format!("SELECT 1; RESET work_mem;{MEM}; SELECT 2")), &[2], false),
+            ("RESET work_mem; RESET ALL; SELECT 1", Some(format!("RESET work_mem;{MEM}; RESET ALL;{PATH};{MEM}; SELECT 1")), &[1, 3, 4], false),
+            ("RESET search_path; SELECT 1",       Some(format!("RESET search_path;{PATH}; SELECT 1")), &[1], false),
+            ("SET LOCAL work_mem TO DEFAULT; SELECT 1", Some("SET LOCAL work_mem TO DEFAULT;SET LOCAL \"work_mem\" TO E'1MB'; SELECT 1".into()), &[1], false),
+            ("RESET work_mem; DO 'BEGIN RESET ALL; END'", Some(format!("RESET work_mem;{MEM}; DO 'BEGIN RESET ALL; END'")), &[1], true),
+            // By another name, or the last.
+            ("RESET work_mem; RESET sort_mem; SELECT 1", Some(format!("RESET work_mem;{MEM}; RESET sort_mem; SELECT 1")), &[1], true),
+            ("RESET work_mem; RESET work_mem",    Some(format!("RESET work_mem;{MEM}; RESET work_mem")), &[1], true),
+            ("RESET work_mem; SELECT set_config('work_mem', NULL, false)", Some(format!("RESET work_mem;{MEM}; SELECT set_config('work_mem', NULL, false)")), &[1], true),
+            ("SELECT 1; RESET work_mem",          None, &[], false),
+            ("RESET work_mem;",                   None, &[], false),
+            ("RESET timezone; SELECT 1",          None, &[], false),
+            ("RESET ROLE; SELECT 1",              None, &[], false),
             ("DISCARD ALL",                       None, &[], false),
+            ("SELECT set_config('work_mem', NULL, false); SELECT 1", None, &[], false),
             ("RESET work_mem; SELECT 'open",      None, &[], false),
         ];
         let startup = startup(&BEGAN);
         for (text, want, ours, more) in table {
-            let got = splice(text.as_bytes(), &startup, "", false, false);
+            let got = splice(text.as_bytes(), &startup, "", TxStatus::Idle);
             assert_eq!(got.as_ref().map(|spliced| String::from_utf8(spliced.text.clone()).unwrap()), want, "{text}");
             if let Some(spliced) = got {
                 assert_eq!((&*spliced.splice.ours, spliced.more), (ours, more), "{text}");
             }
         }
-        let inside = splice(b"SET LOCAL work_mem TO DEFAULT", &startup, "", true, false);
-        assert!(inside.unwrap().text.ends_with(b"\n;SET LOCAL \"work_mem\" TO E'1MB'"));
-        let many = "RESET ALL;".repeat(1000);
-        assert!(splice(many.as_bytes(), &startup, "", false, false).is_none(), "too many");
+    }
+
+    #[test]
+    fn the_last_is_followed_only_where_it_is_alone_in_a_transaction() {
+        let of = |text, status| spliced(text, &BEGAN, status);
+        assert_eq!(of("RESET work_mem", TxStatus::Open), Some((format!("RESET work_mem\n;{MEM}"), false)));
+        assert_eq!(of("RESET work_mem;", TxStatus::Open), Some((format!("RESET work_mem;{MEM};"), false)));
+        for status in [TxStatus::Idle, TxStatus::Failed] {
+            assert_eq!(of("RESET work_mem", status), None);
+        }
+        assert_eq!(of("SELECT 1; RESET work_mem", TxStatus::Open), None);
+        assert!(of("ROLLBACK; RESET work_mem; SELECT 1", TxStatus::Failed).is_some());
+    }
+
+    #[test]
+    fn what_might_fail_or_take_a_snapshot_is_left_alone() {
+        let of = |text, startup: &[(&str, &str)]| spliced(text, startup, TxStatus::Idle).is_some();
+        let (all, one) = ("RESET ALL; SELECT 1", "RESET work_mem; SELECT 1");
+        assert!(of(all, &BEGAN) && of(one, &BEGAN));
+        // Rights, objects, libraries.
+        for name in ["log_statement", "default_tablespace", "app.x", "role", "client_encoding"] {
+            assert!(!of(all, &[BEGAN[1], (name, "x")]), "{name}");
+            assert!(of(one, &[BEGAN[1], (name, "x")]), "{name}");
+        }
+        assert!(!of("RESET statement_timeout; SELECT 1", &[("statement_timeout", "1")]));
+        // A snapshot.
+        for text in
+            ["BEGIN; RESET search_path; COMMIT", "RESET search_path; set Transaction READ ONLY", "RESET ALL; LOCK t"]
+        {
+            assert!(!of(text, &BEGAN), "{text}");
+        }
+        assert_eq!(spliced("RESET search_path; SELECT 1", &BEGAN, TxStatus::Open), None);
+        // Bytes, and names that are cut.
+        let long = "a".repeat(64);
+        assert!(!of("RESET work_mem; SELECT '\u{e9}'", &BEGAN));
+        assert!(!of(one, &[BEGAN[1], ("app.x", "\u{e9}")]));
+        assert!(!of(one, &[BEGAN[1], (&long, "x")]));
+        assert!(!of(&format!("RESET {long}; {one}"), &BEGAN));
+    }
+
+    #[test]
+    fn a_text_grows_by_a_bounded_number_of_values() {
+        let many = |count| format!("{}SELECT 1", "RESET work_mem;".repeat(count));
+        assert!(spliced(&many(RESETS_MAX), &BEGAN, TxStatus::Idle).is_some());
+        assert!(spliced(&many(RESETS_MAX + 1), &BEGAN, TxStatus::Idle).is_none());
+        let long = "x".repeat(VALUE_MAX);
+        let startup: Vec<(&str, &str)> = FREE.map(|name| (name, &*long)).to_vec();
+        let all = |count| format!("{}SELECT 1", "RESET ALL;".repeat(count));
+        assert!(spliced(&all(1), &startup, TxStatus::Idle).is_some());
+        assert!(spliced(&all(3), &startup, TxStatus::Idle).is_none());
+        assert!(spliced("RESET jit; SELECT 1", &[("jit", &format!("{long}x"))], TxStatus::Idle).is_none());
     }
 
     #[test]
     fn a_position_is_that_in_the_clients_own_text() {
         // Each character that is the client's, told by where the server finds it.
-        let text = "SELECT 'é'; RESET work_mem; SELECT set_config('app.x', NULL, false), 'ü'; RESET ALL; SELECT x";
-        let spliced =
-            splice(text.as_bytes(), &startup(&[("app.x", "größe"), ("work_mem", "1MB")]), "", false, false).unwrap();
+        let text = "SELECT 'e'; RESET work_mem; SELECT 'u'; RESET ALL; SELECT x";
+        let spliced = splice(text.as_bytes(), &startup(&BEGAN), "", TxStatus::Idle).unwrap();
         let sent = String::from_utf8(spliced.text).unwrap();
-        let find = |text: &str, part: &str| text.chars().count() - text[text.find(part).unwrap()..].chars().count() + 1;
-        for part in ["SELECT 'é'", "RESET work", "SELECT set", "false), 'ü'", "RESET ALL", "SELECT x", "x"] {
+        let find = |text: &str, part: &str| text.find(part).unwrap() + 1;
+        for part in ["SELECT 'e'", "RESET work", "SELECT 'u'", "RESET ALL", "SELECT x", "x"] {
             assert_eq!(spliced.splice.position(find(&sent, part)), find(text, part), "{part}");
         }
-        assert_eq!(spliced.splice.position(find(&sent, "SET \"work_mem")), find(text, " SELECT set"), "ours");
-        assert_eq!(spliced.splice.position(find(&sent, "größe")), find(text, "NULL"), "ours, in its place");
+        assert_eq!(spliced.splice.position(find(&sent, "SET \"work_mem")), find(text, " SELECT 'u'"), "ours");
         let at = find(&sent, "SELECT x");
         let body = |at: usize| format!("SERROR\0C42601\0Mno P7\0P{at}\0Fscan.l\0\0").into_bytes();
         assert_eq!(spliced.splice.shift(&body(at)), Some(body(find(text, "SELECT x"))));
@@ -344,23 +405,28 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_prepared_text_stands_what_it_reset() {
-        let startup = startup(&BEGAN);
-        let text = |text: &str, session| {
-            let texts = behind(text.as_bytes(), &startup, &[], "", session).into_iter();
-            texts.map(|text| String::from_utf8(text).unwrap()).collect::<Vec<_>>()
+    fn behind_a_prepared_text_stands_what_it_reset_if_that_is_all() {
+        let text = |text: &str, startup: &[(&str, &str)]| {
+            let texts = behind(text.as_bytes(), &self::startup(startup), "")?;
+            Some(texts.into_iter().map(|text| String::from_utf8(text).unwrap()).collect::<Vec<_>>())
         };
-        assert_eq!(text("RESET work_mem", true), ["SET \"work_mem\" TO E'1MB'"]);
-        assert_eq!(text("SET LOCAL work_mem TO DEFAULT;", false), ["SET LOCAL \"work_mem\" TO E'1MB'"]);
-        assert_eq!(text("DISCARD ALL", true).len(), 3);
-        assert!(text("RESET timezone", true).is_empty());
-        assert!(text("SELECT set_config($1, NULL, false)", true)[0].contains("AS startup"));
-        assert!(text("SELECT set_config($1, NULL, true)", false).is_empty());
-        let filled = |text: &str| filled(text.as_bytes(), &startup, "").map(|text| String::from_utf8(text).unwrap());
-        assert_eq!(
-            filled("SELECT set_config('work_mem', NULL, $1)").as_deref(),
-            Some("SELECT set_config('work_mem', E'1MB', $1)")
-        );
-        assert_eq!(filled("SELECT set_config('timezone', NULL, $1)"), None);
+        let mem = &BEGAN[1..];
+        assert_eq!(text("RESET work_mem", &BEGAN), Some(vec![MEM.to_owned()]));
+        assert_eq!(text("RESET ALL", mem), Some(vec![MEM.to_owned()]));
+        let local = "SET LOCAL \"work_mem\" TO E'1MB'".to_owned();
+        assert_eq!(text("SET LOCAL work_mem TO DEFAULT;", &BEGAN), Some(vec![local]));
+        for other in [
+            "RESET ALL",
+            "RESET search_path",
+            "RESET timezone",
+            "RESET sort_mem",
+            "DISCARD ALL",
+            "SELECT 1",
+            "SELECT set_config('work_mem', NULL, false)",
+            "COPY t FROM STDIN",
+        ] {
+            assert_eq!(text(other, &BEGAN), None, "{other}");
+        }
+        assert_eq!(text("RESET ALL", &[BEGAN[1], ("app.x", "y")]), None);
     }
 }

@@ -22,8 +22,8 @@ pub struct Resets {
 pub struct Reset {
     /// What it resets.
     pub what: What,
-    /// Its `NULL`; or the place behind its statement.
-    pub place: Range<usize>,
+    /// The place behind its statement.
+    pub place: usize,
     /// Statements up to its own.
     pub nth: usize,
     /// Whether its statement has a semicolon, which is in front of its place.
@@ -43,11 +43,6 @@ pub enum What {
         name: String,
         /// Only for the transaction.
         local: bool,
-    },
-    /// `set_config('name', NULL, ..)` in a query.
-    Null {
-        /// The setting.
-        name: String,
     },
 }
 
@@ -78,63 +73,34 @@ fn read(text: &[u8], backslash: Backslash) -> Option<Resets> {
             continue;
         }
         resets.statements += 1;
-        let mut start = at(&lexer);
+        let start = at(&lexer);
         let what = what(lexer);
-        let calls = ["select", "with", "values"].iter().any(|word| { lexer }.take_word(word.as_bytes()));
-        let nth = resets.statements;
-        let (nulls, ended) = skip(&mut lexer, calls, &at)?;
-        let end = at(&lexer);
+        let ended = skip(&mut lexer)?;
+        let place = at(&lexer);
         if let Some(what) = what {
-            resets.all.push(Reset { what, place: end..end, nth, ended });
-            continue;
+            resets.all.push(Reset { what, place, nth: resets.statements, ended });
+        } else {
+            resets.rest.push(start..place);
         }
-        for (name, place) in nulls {
-            resets.rest.push(start..place.start);
-            start = place.end;
-            resets.all.push(Reset { what: What::Null { name }, place, nth, ended });
-        }
-        resets.rest.push(start..end);
     }
     (lexer.doubt() == Doubt::None).then_some(resets)
 }
 
-/// The settings that a statement gives NULL, and these NULLs.
-type Nulls = Vec<(String, Range<usize>)>;
-
-/// Moves past the statement at `lexer`, with its semicolon if it has one. None if nobody knows where it ends.
-fn skip(lexer: &mut Lexer<'_>, calls: bool, at: &impl Fn(&Lexer<'_>) -> usize) -> Option<(Nulls, bool)> {
+/// Moves past the statement at `lexer`, with its semicolon: whether it has one. None if nobody knows where it ends.
+fn skip(lexer: &mut Lexer<'_>) -> Option<bool> {
     let creates = { *lexer }.take_word(b"create");
-    let (mut depth, mut nulls) = (0_u32, Vec::new());
+    let mut depth = 0_u32;
     loop {
         match lexer.token() {
-            None => return (depth == 0).then_some((nulls, false)),
-            Some(Token::Mark(b';')) if depth == 0 => return Some((nulls, true)),
+            None => return (depth == 0).then_some(false),
+            Some(Token::Mark(b';')) if depth == 0 => return Some(true),
             Some(Token::Mark(b'(')) => depth += 1,
             Some(Token::Mark(b')')) => depth = depth.checked_sub(1)?,
             // The semicolons of its body end nothing.
             Some(Token::Word(word)) if creates && word.eq_ignore_ascii_case(b"atomic") => return None,
-            Some(Token::Word(name) | Token::Quoted(name)) if calls && name.eq_ignore_ascii_case(b"set_config") => {
-                nulls.extend(null(*lexer, at));
-            }
             Some(_) => {}
         }
     }
-}
-
-/// The arguments of a `set_config` as far as they are a name and `NULL`.
-fn null(mut lexer: Lexer<'_>, at: &impl Fn(&Lexer<'_>) -> usize) -> Option<(String, Range<usize>)> {
-    lexer.take_mark(b'(').then_some(())?;
-    let Some(Token::Text { body, exact: true }) = lexer.token() else { return None };
-    let name = std::str::from_utf8(body).ok()?.to_ascii_lowercase();
-    if lexer.take_mark(b':') {
-        (lexer.take_mark(b':') && lexer.take_word(b"text")).then_some(())?;
-    }
-    lexer.take_mark(b',').then_some(())?;
-    lexer.skip_blank();
-    let start = at(&lexer);
-    lexer.take_word(b"null").then_some(())?;
-    let place = start..at(&lexer);
-    (lexer.take_mark(b',') || lexer.take_mark(b':')).then_some((name, place))
 }
 
 /// What the statement at `lexer` resets by itself, if it is one that does.
@@ -213,10 +179,9 @@ mod tests {
                 What::All => "all".to_owned(),
                 What::Discard => "discard".to_owned(),
                 What::One { name, local } => format!("{}{name}", if *local { "local " } else { "" }),
-                What::Null { name } => format!("null {name}"),
             };
             let end = if reset.ended { ";" } else { "" };
-            format!("{what}@{}{end}:{}", reset.nth, &text[reset.place.end..])
+            format!("{what}@{}{end}:{}", reset.nth, &text[reset.place..])
         };
         Some(resets.all.iter().map(show).collect::<Vec<_>>().join("|"))
     }
@@ -224,7 +189,7 @@ mod tests {
     #[test]
     fn a_reset_is_found_wherever_it_stands() {
         #[rustfmt::skip]
-        let table: [(&str, Option<&str>); 46] = [
+        let table: [(&str, Option<&str>); 42] = [
             ("RESET work_mem",                                     Some("work_mem@1:")),
             ("SELECT 1; RESET work_mem; SHOW work_mem",            Some("work_mem@2;: SHOW work_mem")),
             (";; reset /* x; */ Work_Mem -- back",                 Some("work_mem@1:")),
@@ -261,11 +226,7 @@ mod tests {
             ("SELECT $$;RESET a;$$; RESET c; RESET d",             Some("c@2;: RESET d|d@3:")),
             ("CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2); RESET a", Some("a@2:")),
             ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; RESET a", None),
-            ("SELECT set_config('A', NULL, false), 1; RESET b",    Some("null a@1;:, false), 1; RESET b|b@2:")),
-            ("SELECT pg_catalog.\"set_config\" ( 'a'::text, null::text, true)", Some("null a@1:::text, true)")),
-            ("SELECT set_config('a', NULL || 'b', false)",         Some("")),
-            ("SELECT set_config($1, NULL, false)",                 Some("")),
-            ("CREATE VIEW v AS SELECT set_config('a', NULL, false)", Some("")),
+            ("SELECT set_config('A', NULL, false), 1; RESET b",    Some("b@2:")),
             ("RESET a; SELECT 'C:\\dir'; RESET b",                 Some("a@1;: SELECT 'C:\\dir'; RESET b|b@3:")),
             ("RESET a; SELECT 'x\\', ' '; RESET b",                None),
             ("RESET a; SELECT 'open",                              None),
@@ -282,7 +243,7 @@ mod tests {
         let text = "RESET a; SELECT 1;; SELECT set_config('b', NULL, true); DO 'x'";
         let resets = resets(text.as_bytes()).unwrap();
         let rest: Vec<&str> = resets.rest.iter().map(|range| &text[range.clone()]).collect();
-        assert_eq!(rest, ["SELECT 1;", "SELECT set_config('b', ", ", true);", "DO 'x'"]);
+        assert_eq!(rest, ["SELECT 1;", "SELECT set_config('b', NULL, true);", "DO 'x'"]);
         assert_eq!(resets.statements, 4);
     }
 }

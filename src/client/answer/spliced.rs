@@ -9,15 +9,10 @@ use crate::prepared::SPLICED;
 use crate::settings::Splice;
 
 impl Answer<'_> {
-    /// How the answer under way is read, if it is one of these. Of queries that nobody is owed an answer to any more nothing is
-    /// kept.
+    /// How the answer under way is read, if it is one of these: never two of them are owed.
     pub(super) fn spliced(&mut self) -> Option<&mut Splice> {
-        let pipeline = &self.conn.pipeline;
-        pipeline.front().filter(|owed| owed.note == SPLICED)?;
-        let owed = pipeline.iter().filter(|owed| owed.note == SPLICED).count();
-        let all = &mut self.marks.spliced;
-        all.drain(..all.len().saturating_sub(owed));
-        all.front_mut()
+        self.conn.pipeline.front().filter(|owed| owed.note == SPLICED)?;
+        self.marks.spliced.as_mut()
     }
 
     /// Whether a message is part of the answer to a statement of ours.

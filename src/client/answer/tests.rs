@@ -10,6 +10,7 @@ use pgweir_proto::pipeline::{Expect, Origin};
 use proptest::prelude::*;
 
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
+use super::super::statements::Unnamed;
 use super::{Heard, Unserved};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::state::Findings;
@@ -457,23 +458,26 @@ fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
     let (given, one) = (reply::done("SET"), reply::done("SELECT 1"));
     let ready = reply::ready(b'I');
     let mut desk = splices("work_mem");
-    // Two at once: each answer is read by its own.
-    let (sent, _) = desk.client(&[query("SELECT 1; RESET ALL; SELECT 2"), query("RESET work_mem")].concat());
+    // What is sent before that is answered has nothing of ours in it, and is followed by a query instead.
+    let text = "RESET work_mem; SELECT 3";
+    let (sent, _) = desk.client(&[query("SELECT 1; RESET ALL; SELECT 2"), query(text)].concat());
     let path = "SELECT pg_catalog.set_config(E'search_path',E'a, b',false);";
-    let all = format!("SELECT 1; RESET ALL;{path}SET \"work_mem\" TO E'1MB'; SELECT 2");
-    assert_eq!(show(&sent), show(&[query(&all), query("RESET work_mem\n;SET \"work_mem\" TO E'1MB'")].concat()));
+    let all = query(&format!("SELECT 1; RESET ALL;{path}SET \"work_mem\" TO E'1MB'; SELECT 2"));
+    assert!(sent.starts_with(&[all, query(text)].concat()), "{}", show(&sent));
+    assert_eq!(memchr::memmem::find_iter(&sent, "AS startup").count(), 1);
     let row = |value: &[u8]| [message(b'T', b"\0\0"), reply::row(value), one.clone()].concat();
     let parameter = reply::parameter("TimeZone", "UTC");
     let reset = reply::done("RESET");
     let answer =
         [&row(b"1"), &reset, &row(b"a, b"), &given, &row(b"2"), &parameter, &ready].map(|part| &part[..]).concat();
-    let (got, _) = desk.server(&[&*answer, &reset, &given, &ready].concat());
-    let want = [&row(b"1"), &reset, &row(b"2"), &parameter, &ready, &reset, &ready].map(|part| &part[..]).concat();
-    assert_eq!(show(&got), show(&want));
+    let behind = [&*reset, &row(b"3"), &ready].concat();
+    let (got, _) = desk.server(&[&*answer, &behind, &reply::done("SELECT 0"), &ready].concat());
+    let want = [&row(b"1"), &reset, &row(b"2"), &parameter, &ready].map(|part| &part[..]).concat();
+    assert_eq!(show(&got), show(&[want, behind].concat()));
     assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
     // One that fails behind it, with a warning before.
     let mut desk = splices("work_mem");
-    let text = "RESET work_mem; SELECT 'a\u{e9}', x";
+    let text = "RESET work_mem; SELECT 'a', x";
     let (sent, _) = desk.client(&query(text));
     let at = |text: &[u8]| String::from_utf8_lossy(text).split(", x").next().unwrap().chars().count() + 2;
     let body = |at: usize| format!("SERROR\0VERROR\0C42703\0Mno x\0P{at}\0\0").into_bytes();
@@ -531,15 +535,53 @@ fn behind_an_execute_that_resets_stands_what_puts_it_back() {
 }
 
 #[test]
-fn null_is_the_start_up_value_where_a_setting_is_given_it() {
+fn behind_an_execute_that_does_more_stands_nothing_before_its_sync() {
+    let late = |sent: &[u8]| memchr::memmem::find(sent, b"AS startup").is_some();
+    let early = |sent: &[u8]| memchr::memmem::find(sent, b"TO E'1MB'").is_some();
+    #[rustfmt::skip]
+    let table: [(&str, i32, bool); 5] = [
+        ("RESET work_mem",                               0, true),
+        ("RESET work_mem",                               1, false),
+        ("DISCARD ALL",                                  0, false),
+        ("SELECT set_config('work_mem', NULL, false)",   0, false),
+        // Another name, perhaps.
+        ("RESET sort_mem",                               0, false),
+    ];
+    for (text, rows, want) in table {
+        let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+        let (sent, _) = desk.client(&[parse("", text, &[]), bind("", "", &[]), execute("", rows)].concat());
+        assert!(early(&sent) == want && !late(&sent), "{text}: {}", show(&sent));
+        let (sent, _) = desk.client(&sync());
+        assert!(late(&sent) != want, "{text}: {}", show(&sent));
+    }
+    // Nobody but the server has its unnamed statement, and the client may name it again.
     let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
-    let text = |value: &str| format!("SELECT set_config('work_mem', {value}, false)");
-    let all = [query(&text("NULL")), parse("", &text("null"), &[]), parse("s", &text("NULL"), &[])].concat();
-    let (sent, _) = desk.client(&all);
-    let want = [query(&text("E'1MB'")), parse("", &text("E'1MB'"), &[])].concat();
-    let named = format!("\0{}\0\0\0", text("E'1MB'"));
-    assert!(sent.starts_with(&want) && sent.ends_with(named.as_bytes()), "{}", show(&sent));
-    assert!(!desk.marks.resets);
-    let mut plain = Desk::new();
-    assert_eq!(plain.client(&query(&text("NULL"))).0, query(&text("NULL")));
+    desk.client(&[parse("s", "RESET work_mem", &[]), bind("", "s", &[])].concat());
+    desk.statements.unnamed = Unnamed::Raw;
+    let (sent, _) = desk.client(&[execute("", 0), sync()].concat());
+    assert!(!early(&sent) && late(&sent), "{}", show(&sent));
+}
+
+#[test]
+fn of_resets_nothing_is_left_to_the_next_client_and_no_more_is_kept_than_once() {
+    let mut desk = Desk::logged_in_with(&[("app.x", "1"), ("work_mem", "1MB")]);
+    let text = "RESET work_mem; SET app.x = ''";
+    for _ in 0..3 {
+        desk.client(&[parse("", text, &[]), bind("", "", &[])].concat());
+    }
+    assert_eq!(desk.marks.own.len(), 1);
+    desk.client(&[parse("", "RESET work_mem", &[]), bind("", "", &[])].concat());
+    assert!(desk.marks.resets && desk.marks.resets_late && desk.marks.placing.late);
+    desk.marks.forget_resets();
+    let marks = &desk.marks;
+    assert!(marks.spliced.is_none() && marks.own.is_empty() && !marks.resets && !marks.resets_late);
+    assert!(marks.placing.restores.is_empty() && !marks.placing.resets && !marks.placing.late);
+    // What a text needs nothing late for, it keeps nothing for; and of texts with statements of ours the last is kept alone.
+    let mut desk = Desk::logged_in_with(&[("app.x", "1"), ("work_mem", "1MB")]);
+    for _ in 0..3 {
+        desk.client(&query(text));
+        assert!(desk.marks.own.is_empty() && !desk.marks.resets && desk.marks.spliced.is_some());
+        desk.server(&[reply::done("RESET"), reply::done("SET"), reply::done("SET"), reply::ready(b'I')].concat());
+    }
+    assert!(desk.conn.pipeline.is_free());
 }

@@ -124,6 +124,7 @@ impl Active {
     #[inline]
     pub fn end(&mut self) {
         self.marks.placing.end();
+        self.marks.forget_resets();
     }
 
     /// Whether forgetting it loses nothing.

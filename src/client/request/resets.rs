@@ -7,17 +7,26 @@
 //! of anything else ──▶ a query of ours behind the Sync
 //! ```
 
-use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::HEADER;
 
 use super::super::plan::Plan;
-use super::{Request, Stop, is_of, names};
+use super::super::statements::Unnamed;
+use super::{Marks, Request, Stop, is_of, names};
 use crate::prepared::{RESTORE, SPLICED};
 use crate::settings;
-use crate::sql::{EffectSet, Effects, FirstWord};
+use crate::sql::{EffectSet, Effects};
+
+impl Marks {
+    /// The next client knows nothing of what this one has reset.
+    pub fn forget_resets(&mut self) {
+        (self.resets, self.resets_late, self.spliced, self.own) = (false, false, None, Vec::new());
+        let placing = &mut self.placing;
+        (placing.resets, placing.late, placing.restores) = (false, false, Vec::new());
+    }
+}
 
 impl Request<'_> {
     /// A simple query that is about names of statements, or changes settings. True if all is done that it asks for.
@@ -41,18 +50,15 @@ impl Request<'_> {
         Ok(true)
     }
 
-    /// A query that puts settings back to where they were at the start, with the client's own values in it.
+    /// A query that puts settings back to where they were at the start, with the client's own values in it. Only where nothing is
+    /// owed to the client: then it is certain how it finds the server, and that nothing skips it.
     fn splice(&mut self, effects: Effects, text: &[u8], plan: &mut Plan<'_>) -> bool {
         const UNREAD: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE).union(EffectSet::UNJUDGED);
-        let pipeline = &self.conn.pipeline;
-        if pipeline.is_skipping() || pipeline.is_copy_in() || !settings::may_reset(text) {
+        if !settings::may_reset(text) || self.is_owed_to() {
             return false;
         }
-        let is_inside = pipeline.certain_status() == Some(TxStatus::Open);
-        let encoding = self.conn.profile.get(settings::ENCODING);
-        let is_unicode = |name: &[u8]| name.eq_ignore_ascii_case(b"utf8") || name.eq_ignore_ascii_case(b"utf-8");
-        let bytes = encoding.is_some_and(|name| !is_unicode(name));
-        let Some(spliced) = settings::splice(text, self.startup, &self.conn.tag, is_inside, bytes) else {
+        let status = self.conn.pipeline.status();
+        let Some(spliced) = settings::splice(text, self.startup, &self.conn.tag, status) else {
             return false;
         };
         self.forget_sequences(effects, plan);
@@ -60,20 +66,25 @@ impl Request<'_> {
         self.noted_query(SPLICED, effects, text);
         if !(spliced.more || effects.has(UNREAD)) {
             (self.marks.resets, self.marks.resets_late) = before;
+            self.forget_own();
         }
         self.marks.placing.tells = true;
-        self.marks.spliced.push_back(spliced.splice);
+        self.marks.spliced = Some(spliced.splice);
         plan.insert(|out| encode::query(out, &spliced.text));
         true
     }
 
-    /// A prepared text in which NULL, as the value of a start-up setting, is what it stands for.
-    #[cold]
-    pub(super) fn filled(&self, text: &[u8]) -> Option<Vec<u8>> {
-        if self.startup.entries().is_empty() || !settings::may_reset(text) {
-            return None;
+    fn is_owed_to(&self) -> bool {
+        let pipeline = &self.conn.pipeline;
+        let is_busy = pipeline.is_skipping() || pipeline.is_copy_in() || pipeline.is_batch_open();
+        is_busy || pipeline.iter().any(|owed| owed.origin != Origin::Pooler)
+    }
+
+    /// Nothing is to be put back that they are to be left out of.
+    fn forget_own(&mut self) {
+        if !self.marks.resets_late {
+            self.marks.own = Vec::new();
         }
-        settings::filled(text, self.startup, &self.conn.tag)
     }
 
     /// A text that changes settings may put some back to where they were at the start: when it is executed, if it is only bound.
@@ -84,29 +95,25 @@ impl Request<'_> {
         }
         let own = &mut self.marks.own;
         for name in self.startup.names().filter(|name| name.contains('.')) {
-            if settings::is_set_last(text, name) {
+            let is_known = own.iter().any(|known| **known == *name);
+            if !settings::is_set_last(text, name) {
+                own.retain(|known| !may_reset || **known != *name);
+            } else if !is_known {
                 own.push(name.into());
-            } else if may_reset {
-                own.retain(|known| **known != *name);
             }
         }
         if !may_reset {
             return;
         }
         let is_session = effects.has(EffectSet::SETTINGS);
-        let restores = settings::behind(text, self.startup, own, &self.conn.tag, is_session);
-        if restores.is_empty() {
-            return;
-        }
-        if bound {
+        if bound && let Some(restores) = settings::behind(text, self.startup, &self.conn.tag) {
             let placing = &mut self.marks.placing;
-            // Behind a COPY, the server may read on.
-            placing.resets = effects.first != FirstWord::Copy;
-            placing.restores = restores;
-            placing.late = self.marks.resets_late;
+            (placing.resets, placing.restores, placing.late) = (true, restores, self.marks.resets_late);
+            self.marks.resets = true;
         }
-        self.marks.resets = true;
+        self.marks.resets |= is_session;
         self.marks.resets_late |= is_session;
+        self.forget_own();
     }
 
     /// Behind what may have reset something.
@@ -125,11 +132,14 @@ impl Request<'_> {
         }
     }
 
-    /// Behind the portal bound last.
+    /// Behind the portal bound last, if all of it is run; but not in place of an unnamed statement that nobody but the server has.
     fn put_back_in_batch(&mut self, body: &[u8], plan: &mut Plan<'_>) {
         let pipeline = &self.conn.pipeline;
         let placing = &mut self.marks.placing;
         if !placing.resets || !is_of(&placing.portal, body) || pipeline.is_skipping() || pipeline.is_copy_in() {
+            return;
+        }
+        if !body.ends_with(&[0; 4]) || matches!(self.statements.unnamed, Unnamed::Raw) {
             return;
         }
         placing.resets = false;
@@ -138,6 +148,7 @@ impl Request<'_> {
         for text in std::mem::take(&mut placing.restores) {
             self.run_in_batch(&text, plan);
         }
+        self.forget_own();
     }
 
     /// Behind the batch.
