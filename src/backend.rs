@@ -36,10 +36,10 @@ pub use credentials::{
     Credential, CredentialError, Credentials, Derivations, Password, PasswordCommand, PasswordFile, ProvenKeys, Source,
 };
 pub use farewell::bury;
-pub use login::{DialError, LoggedIn, WHO_ARE_YOU, dial};
+pub use login::{DialError, Introduction, LoggedIn, Start, WHO_ARE_YOU, dial};
 pub use pgweir_proto::backend::row_columns;
 pub use roster::Roster;
-pub use settle::{SettleError, Settled};
+pub use settle::{Applied, SettleError, Settled};
 pub use values::Values;
 
 use roster::Enrolled;
@@ -283,6 +283,8 @@ pub struct ServerConn {
     pub tag: Box<str>,
     /// A client took the tag away: nobody sees whose connection it is.
     pub untagged: bool,
+    /// It was opened with the start-up parameters of one client, and is never another's.
+    pub own: bool,
     /// What the operator's queries have left on it, if somebody looked.
     pub baseline: Option<Box<Baseline>>,
     /// Whether its server is one that is written to.
@@ -556,6 +558,7 @@ impl ServerConn {
             values: Values::None,
             tag: Box::default(),
             untagged: false,
+            own: false,
             baseline: None,
             standby: Standby::No,
             defaults: 0,

@@ -7,6 +7,7 @@ mod knowledge;
 mod leaving;
 mod limits;
 mod listener;
+mod own;
 mod sequences;
 mod watch;
 
@@ -33,6 +34,8 @@ pub use knowledge::{Definitions, Knowledge};
 use leaving::Course;
 pub use limits::{Limits, SharedLimit, TimeLimits};
 pub use listener::{Life, Listener};
+use own::Turned;
+pub use own::{Own, PinnedPlace};
 pub use sequences::{Sequences, Taken};
 use watch::Watch;
 
@@ -177,6 +180,12 @@ pub struct Pool {
     logging_in: Cell<u32>,
     backoff: RefCell<Backoff>,
     learned: RefCell<Option<Rc<Learned>>>,
+    /// Start-up parameters that the server has refused.
+    turned: RefCell<Turned>,
+    /// Logins with a client's start-up parameters that are under way.
+    opening_own: Cell<u32>,
+    /// When the next may be, behind one that failed.
+    own_not_before: Cell<Option<Instant>>,
     /// What sessions begin with has changed since, as far as that is seen in it.
     outdated: Cell<bool>,
     /// From when on server connections could be replaced again for that, if that were done at an even pace; see [`Knowledge::defaults`].
@@ -265,6 +274,9 @@ impl Pool {
             logging_in: Cell::new(0),
             backoff: RefCell::default(),
             learned: RefCell::default(),
+            turned: RefCell::default(),
+            opening_own: Cell::new(0),
+            own_not_before: Cell::new(None),
             outdated: Cell::new(true),
             replaced: Cell::new(None),
             health: Cell::default(),
@@ -416,7 +428,7 @@ impl Pool {
         if !is_clean(&conn) {
             self.discard(conn, DiscardReason::Protocol);
             self.dial_if_wanted();
-        } else if conn.gate.poisoned.get() || conn.mixed || conn.littered {
+        } else if conn.own || conn.gate.poisoned.get() || conn.mixed || conn.littered {
             self.discard(conn, DiscardReason::Dirty);
             self.dial_if_wanted();
         } else if conn.standby == Standby::Refused && !self.is_given_up(&conn) {
@@ -432,7 +444,7 @@ impl Pool {
 
     /// Takes back a server connection whose cancel requests have all arrived.
     pub fn unpark(self: &Rc<Self>, mut conn: Box<ServerConn>) {
-        let reason = if conn.gate.poisoned.get() {
+        let reason = if conn.own || conn.gate.poisoned.get() {
             DiscardReason::Dirty
         } else if !conn.is_alive(&mut Context::from_waker(Waker::noop())) {
             DiscardReason::Lost
@@ -445,6 +457,7 @@ impl Pool {
 
     /// Gives a free server connection to the first waiter, or to the idle stack.
     fn offer(self: &Rc<Self>, conn: Box<ServerConn>) {
+        debug_assert!(!conn.own, "it is one client's alone");
         if self.is_draining() && self.inner.borrow().queue.is_empty() {
             return self.discard(conn, DiscardReason::Shutdown);
         }

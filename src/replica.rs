@@ -42,7 +42,7 @@ const HEADER_MAX: u64 = 40;
 pub struct Incarnation {
     /// `pg_control_system().system_identifier`; empty if the server would not tell.
     pub system_identifier: Box<str>,
-    /// `pg_postmaster_start_time()`; empty if the server would not tell.
+    /// `pg_postmaster_start_time()`, in microseconds; empty if the server would not tell.
     pub started: Box<str>,
     /// `inet_server_addr()` and port; empty on a Unix socket.
     pub address: Box<str>,

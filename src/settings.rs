@@ -30,6 +30,46 @@ const RISKY: [&str; 7] = [
     "transaction_timeout",
 ];
 
+/// The names that a server takes, or that do something, at the beginning of a session alone.
+///
+/// Source: `PostgreSQL`'s source, `guc_tables.c`: those of `PGC_BACKEND`, `PGC_SU_BACKEND` and `CLIENT_CONN_PRELOAD`.
+const AT_START: [&str; 8] = [
+    "ignore_system_indexes",
+    "jit_debugging_support",
+    "jit_profiling_support",
+    "local_preload_libraries",
+    "log_connections",
+    "log_disconnections",
+    "post_auth_delay",
+    "session_preload_libraries",
+];
+
+/// Whether a server takes the setting, or does something for it, at the beginning of a session alone.
+#[must_use]
+pub fn is_of_the_start(name: &str) -> bool {
+    AT_START.contains(&name)
+}
+
+/// Whether start-up parameters, or a switch in `options`, may have a session begin late: its login might be given up by then, and
+/// the server's process sleep on, where nobody counts it. `settings` are all of them, if `options` can be read.
+#[must_use]
+pub fn may_delay(options: &[u8], parameters: &[(Box<[u8]>, Box<[u8]>)], settings: Option<&[Entry]>) -> bool {
+    const NAME: &str = "post_auth_delay";
+    let is_name = |name: &[u8]| setting_name(name).replace('-', "_") == NAME;
+    // Without any digit it is no number, and refused.
+    let delays = |value: &[u8]| value.iter().any(u8::is_ascii_digit) && value.iter().any(|byte| *byte != b'0');
+    // `-W` among other letters is the same, and its name may be spelled with hyphens.
+    let names = |word: &[u8]| setting_name(word).replace('-', "_").contains(NAME);
+    let switches = |word: &[u8]| word.starts_with(b"-") && !word.starts_with(b"--") && word.contains(&b'W');
+    match settings {
+        Some(settings) => settings.iter().any(|(name, value)| is_name(name.as_bytes()) && delays(value)),
+        None => {
+            parameters.iter().any(|(name, value)| is_name(name) && delays(value))
+                || split_words(options).iter().any(|word| names(word) || switches(word))
+        }
+    }
+}
+
 /// The seed of `random()`: a setting that is never shown, and that no reset puts back.
 pub const SEED: &str = "seed";
 
@@ -54,6 +94,8 @@ pub struct Profile {
     /// What the server reported when this profile was applied for a login: names and values in its own
     /// spelling. None until then.
     reported: RefCell<Option<Rc<[Entry]>>>,
+    /// Bodies of the notices that came with it.
+    notices: RefCell<Box<[Box<[u8]>]>>,
     /// The lives of servers on which it was applied, as the login role; the latest last.
     proven: Cell<[u64; LIVES_MAX]>,
 }
@@ -89,9 +131,21 @@ impl Profile {
         self.reported.borrow().clone()
     }
 
-    /// The profile was applied to a plain connection, and the server reported `values` meanwhile.
-    pub fn prove(&self, values: Vec<Entry>) {
+    /// The profile was applied to a plain connection, and the server reported `values` meanwhile, with notices.
+    pub fn prove(&self, values: Vec<Entry>, notices: Vec<Box<[u8]>>) {
         *self.reported.borrow_mut() = Some(values.into());
+        *self.notices.borrow_mut() = notices.into();
+    }
+
+    /// Bodies of the notices that a client is sent who logs in with this profile.
+    #[must_use]
+    pub fn notices(&self) -> Vec<Box<[u8]>> {
+        let level = self.get("client_min_messages").map(<[u8]>::to_ascii_lowercase);
+        if matches!(level.as_deref(), Some(b"warning" | b"error")) {
+            Vec::new()
+        } else {
+            self.notices.borrow().to_vec()
+        }
     }
 
     /// Whether putting it on, or taking it off, may fail though it has worked before: then nothing may be sent behind a replay
@@ -152,7 +206,8 @@ const SWEEP_AT: usize = 1024;
 impl Default for Profiles {
     fn default() -> Self {
         let reported = RefCell::new(Some(Rc::from([])));
-        let plain = Profile { entries: Vec::new(), parse_key: 0, reported, proven: Cell::default() };
+        let notices = RefCell::default();
+        let plain = Profile { entries: Vec::new(), parse_key: 0, reported, notices, proven: Cell::default() };
         Self {
             plain: Rc::new(plain),
             known: RefCell::default(),
@@ -191,8 +246,8 @@ impl Profiles {
         }
         self.note_custom(&sorted);
         let parse_key = self.parse_key(&sorted);
-        let (reported, proven) = (RefCell::default(), Cell::default());
-        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, proven });
+        let (reported, notices, proven) = (RefCell::default(), RefCell::default(), Cell::default());
+        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, notices, proven });
         let mut known = self.known.borrow_mut();
         if known.len() >= SWEEP_AT {
             known.retain(|_, weak| weak.strong_count() > 0);
@@ -394,6 +449,17 @@ pub fn restore(startup: &Profile, own: &[Box<str>], tag: &str, out: &mut Vec<u8>
     }
 }
 
+/// The same for the role, behind a text that has put it back: to none, where the session began with one.
+pub fn restore_role(startup: &Profile, out: &mut Vec<u8>) {
+    let Some(role) = startup.get("role") else { return };
+    if !out.is_empty() {
+        out.push(b';');
+    }
+    out.extend_from_slice(b"SELECT pg_catalog.set_config('role',");
+    literal(out, role);
+    out.extend_from_slice(b",false)WHERE pg_catalog.current_setting('role')OPERATOR(pg_catalog.=)'none'");
+}
+
 /// The settings that the session has not: the catalog tells, but for custom ones.
 const ABSENT: &[u8] = b")AS startup(name,value)WHERE CASE WHEN pg_catalog.strpos(name,'.')OPERATOR(pg_catalog.>)0 \
     THEN pg_catalog.current_setting(name,true)IS NULL OR pg_catalog.current_setting(name,true)OPERATOR(pg_catalog.=)'' \
@@ -409,7 +475,7 @@ pub fn name(value: &[u8]) -> Vec<u8> {
 }
 
 /// Of one that the server knows.
-fn reset(out: &mut Vec<u8>, name: &str) {
+pub fn reset(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"RESET \"");
     for byte in name.bytes() {
         if byte == b'"' {
@@ -580,6 +646,44 @@ mod tests {
              SELECT pg_catalog.set_config(E'b',E'1',false);"
         );
         assert_eq!(text(&profiles, &[], &[("b", "1")], "CONNECT"), "SELECT pg_catalog.set_config(E'b',E'1',false);");
+    }
+
+    #[test]
+    fn a_session_that_would_begin_late_is_seen_however_it_is_spelled() {
+        #[rustfmt::skip]
+        let table: [(&str, &[(&str, &str)], bool); 21] = [
+            ("",                                     &[],                             false),
+            ("-c work_mem=3600",                     &[],                             false),
+            ("-c post_auth_delay=0",                 &[],                             false),
+            ("-c post_auth_delay=1",                 &[],                             true),
+            ("--post-auth-delay=3600",               &[],                             true),
+            ("-cPOST_AUTH_DELAY=1min",               &[],                             true),
+            ("-c post_auth_delay=\\ 3600",           &[],                             true),
+            ("-c post_auth_delay=0xA",               &[],                             true),
+            ("-c post_auth_delay=4 -c post_auth_delay=0", &[],                        true),
+            ("-c post_auth_delay=soon",              &[],                             false),
+            ("-e",                                   &[],                             false),
+            ("-W 0",                                 &[],                             true),
+            ("-eW3600",                              &[],                             true),
+            ("-e --Post-Auth-Delay=3600",            &[],                             true),
+            ("-e -c post_auth_delay=1",              &[],                             true),
+            ("",                                     &[("post_auth_delay", "1s")],    true),
+            ("",                                     &[("Post_Auth_Delay", "00")],    false),
+            ("-e",                                   &[("post_auth_delay", "2147")],  true),
+            ("-e",                                   &[("POST_AUTH_DELAY", "1")],     true),
+            ("-e",                                   &[("post_auth_delay", "0")],     false),
+            ("-e",                                   &[("work_mem", "2147")],         false),
+        ];
+        for (options, parameters, want) in table {
+            let parameters: Vec<(Box<[u8]>, Box<[u8]>)> =
+                parameters.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into())).collect();
+            let mut settings = parse_options(options.as_bytes()).ok();
+            if let Some(settings) = &mut settings {
+                settings.extend(parameters.iter().map(|(name, value)| (setting_name(name).into(), value.clone())));
+            }
+            let got = may_delay(options.as_bytes(), &parameters, settings.as_deref());
+            assert_eq!(got, want, "{options} {parameters:?}");
+        }
     }
 
     #[test]

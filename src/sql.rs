@@ -38,6 +38,7 @@ mod opening;
 mod outline;
 mod prefilter;
 mod resets;
+mod role;
 mod routine;
 mod statement;
 #[cfg(test)]
@@ -62,6 +63,7 @@ pub use names::{Naming, prepared_names};
 pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};
 pub use resets::{Reset, Resets, What, resets};
+pub use role::{RoleWord, role_word};
 pub use routine::{Mention, routine};
 
 use lexer::{Backslash, Doubt, Lexer, Token};

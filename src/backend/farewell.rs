@@ -19,14 +19,27 @@ const CANCEL_EVERY: Duration = Duration::from_secs(1);
 
 impl Drop for ServerConn {
     fn drop(&mut self) {
-        let stream = std::mem::replace(&mut self.stream, Stream::Closed);
-        let Some(permit) = self.permit.take() else {
-            return;
-        };
-        if matches!(stream, Stream::Closed) || tokio::runtime::Handle::try_current().is_err() {
-            return;
+        if let Some(farewell) = self.farewell()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            tokio::task::spawn_local(async move { drop(farewell.run().await) });
         }
-        let farewell = Farewell {
+    }
+}
+
+impl ServerConn {
+    /// Ends the connection, and returns its permit when the server has let go, or is not waited for any longer. None if it had
+    /// ended already.
+    pub async fn hang_up(mut self: Box<Self>) -> Option<Permit> {
+        let farewell = self.farewell()?;
+        drop(self);
+        Some(farewell.run().await)
+    }
+
+    fn farewell(&mut self) -> Option<Farewell> {
+        let stream = std::mem::replace(&mut self.stream, Stream::Closed);
+        let permit = self.permit.take().filter(|_| !matches!(stream, Stream::Closed))?;
+        Some(Farewell {
             key: CancelKey::new(&stream, self.pid, std::mem::take(&mut self.secret)),
             stream,
             permit,
@@ -35,8 +48,7 @@ impl Drop for ServerConn {
             busy: !self.pipeline.is_settled(),
             target: self.target.clone(),
             clock: self.clock.clone(),
-        };
-        tokio::task::spawn_local(farewell.run());
+        })
     }
 }
 
@@ -50,7 +62,7 @@ pub fn bury(left: Left, target: Rc<Target>, clock: Rc<Clock>, mut permit: Permit
     // Nobody knows where its worker was in a message.
     let key = CancelKey { address: stream.peer_address(), encrypted, pid, secret };
     let farewell = Farewell { stream, permit, terminate: false, busy: false, key, target, clock };
-    tokio::task::spawn_local(farewell.run());
+    tokio::task::spawn_local(async move { drop(farewell.run().await) });
 }
 
 struct Farewell {
@@ -64,7 +76,7 @@ struct Farewell {
 }
 
 impl Farewell {
-    async fn run(mut self) {
+    async fn run(mut self) -> Permit {
         let clock = self.clock.clone();
         if clock.limit(LIMIT, self.say()).await.is_err() {
             tracing::error!(
@@ -74,7 +86,7 @@ impl Farewell {
             );
         }
         drop(self.stream);
-        drop(self.permit);
+        self.permit
     }
 
     async fn say(&mut self) {

@@ -2,6 +2,7 @@
 
 mod auth;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -45,12 +46,57 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(15);
 const MESSAGES_MAX: u32 = 1000;
 const BYTES_MAX: usize = 1 << 20;
 
-/// What is learnt of every server at login; sent behind the last word of the authentication.
+/// What is learnt of every server at login; sent behind the last word of the authentication. The time of its start is a number,
+/// in microseconds: a session's own settings may be in effect already, and would spell it in their way.
 pub const WHO_ARE_YOU: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
-    pg_catalog.pg_postmaster_start_time(), pg_catalog.inet_server_addr(), pg_catalog.inet_server_port()";
+    (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
+    pg_catalog.inet_server_addr(), pg_catalog.inet_server_port()";
 
 /// `options` of the start-up packet: what a RESET leads back to.
 const READ_ONLY: &str = "-c default_transaction_read_only=on";
+
+/// What a server connection says of itself when it logs in, besides its role and database.
+#[derive(Debug, Default)]
+pub struct Introduction {
+    /// Whose it is; empty for nothing, as it always is with a `start`.
+    pub tag: Box<str>,
+    /// The start-up parameters of the one client that it is for; none if it is for any.
+    pub start: Option<Start>,
+}
+
+/// A client's start-up parameters, as it gave them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// `options`; empty for none.
+    pub options: Box<[u8]>,
+    /// The others, but for its role and database, in their order.
+    pub parameters: Vec<(Box<[u8]>, Box<[u8]>)>,
+    /// The settings that are given a value, as far as that can be read.
+    pub names: Vec<Box<str>>,
+}
+
+impl Introduction {
+    /// The parameters of the start-up packet, besides role and database; of a session that `is_read_only` unless the client
+    /// says otherwise.
+    fn parameters(&self, is_read_only: bool) -> Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+        let mut options = if is_read_only { READ_ONLY.as_bytes().to_vec() } else { Vec::new() };
+        let mut all = Vec::new();
+        if let Some(start) = &self.start {
+            if !(options.is_empty() || start.options.is_empty()) {
+                options.push(b' ');
+            }
+            options.extend_from_slice(&start.options);
+            all.extend(start.parameters.iter().map(|(name, value)| (Cow::from(&**name), Cow::from(&**value))));
+        }
+        if !self.tag.is_empty() {
+            all.push((Cow::from(APPLICATION_NAME.as_bytes()), Cow::from(self.tag.as_bytes())));
+        }
+        if !options.is_empty() {
+            all.push((Cow::from(&b"options"[..]), Cow::from(options)));
+        }
+        all
+    }
+}
 
 /// A new server connection and what the server told while it logged in.
 #[derive(Debug)]
@@ -166,6 +212,9 @@ pub enum DialError {
         /// How much is accepted.
         limit: usize,
     },
+    /// The server does not tell which one it is, and has told before.
+    #[error("the server did not tell its identity")]
+    Untold,
     /// A transaction is open where none may be.
     #[error("a transaction is open after {after}")]
     InTransaction {
@@ -195,6 +244,12 @@ impl DialError {
             Self::Io(_) | Self::Timeout | Self::Credential(CredentialError::Command { .. }) => false,
             _ => true,
         }
+    }
+
+    /// Whether the server may take the very same in a moment: it is full, or starts, or ends.
+    #[must_use]
+    pub fn is_of_the_moment(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if matches!(code.as_str(), "53300" | "57P03"))
     }
 
     /// Whether what the server has against us is our password, or what stands for one.
@@ -228,7 +283,7 @@ impl DialError {
 }
 
 /// Connects to the server and logs in, with a newer password once if the server refuses the one that was known. The
-/// permit is given back when this fails, after the server closed. The connection says `tag` of itself; empty for nothing.
+/// permit is given back when this fails, after the server closed.
 ///
 /// # Errors
 ///
@@ -238,11 +293,11 @@ pub async fn dial(
     clock: Rc<Clock>,
     plain: Rc<Profile>,
     permit: Permit,
-    tag: Box<str>,
+    intro: Introduction,
 ) -> Result<LoggedIn, DialError> {
     let credential = target.credentials.current(Instant::now()).await?;
-    let (error, failed) = match attempt(&target, &clock, &credential, &tag).await {
-        Ok(login) => return Ok(login.into_logged_in(target, clock, plain, permit, tag)),
+    let (error, failed) = match attempt(&target, &clock, &credential, &intro).await {
+        Ok(login) => return Ok(login.into_logged_in(target, clock, plain, permit, intro)),
         Err(failed) => failed,
     };
     let newer = if matches!(&error, DialError::Refused { code, .. } if code == "28P01") {
@@ -259,8 +314,8 @@ pub async fn dial(
         // Two would count against the server's limits where one is permitted.
         let _ = clock.limit(CLOSING_LIMIT, failed.until_closed()).await;
     }
-    match attempt(&target, &clock, &newer, &tag).await {
-        Ok(login) => Ok(login.into_logged_in(target, clock, plain, permit, tag)),
+    match attempt(&target, &clock, &newer, &intro).await {
+        Ok(login) => Ok(login.into_logged_in(target, clock, plain, permit, intro)),
         Err((error, failed)) => {
             close(failed, clock, permit);
             Err(error)
@@ -273,10 +328,10 @@ async fn attempt(
     target: &Target,
     clock: &Clock,
     credential: &Credential,
-    tag: &str,
+    intro: &Introduction,
 ) -> Result<Login, (DialError, Option<Login>)> {
     let mut login = None;
-    let outcome = clock.limit(target.connect_timeout, log_in(target, credential, tag, &mut login)).await;
+    let outcome = clock.limit(target.connect_timeout, log_in(target, credential, intro, &mut login)).await;
     match (outcome, login) {
         (Ok(Ok(())), Some(login)) => Ok(login),
         (Ok(Err(error)), login) => Err((error, login)),
@@ -326,14 +381,14 @@ impl From<ConnectError> for DialError {
 async fn log_in(
     target: &Target,
     credential: &Credential,
-    tag: &str,
+    intro: &Introduction,
     slot: &mut Option<Login>,
 ) -> Result<(), DialError> {
     let mut ways = target.tries().iter().copied();
     let mut way = ways.next().unwrap_or(Try::Plain);
     let mut version = target.version.get();
     loop {
-        let Err(error) = introduce(target, (way, version), credential, tag, slot).await else { break };
+        let Err(error) = introduce(target, (way, version), credential, intro, slot).await else { break };
         let encrypted = slot.as_ref().is_some_and(|login| login.stream.tls().is_some());
         if version > PROTOCOL_3_0 && may_be_the_version(&error, slot.as_ref()) {
             version = PROTOCOL_3_0;
@@ -387,7 +442,7 @@ async fn introduce(
     target: &Target,
     (way, version): (Try, u32),
     credential: &Credential,
-    tag: &str,
+    intro: &Introduction,
     slot: &mut Option<Login>,
 ) -> Result<(), DialError> {
     let stream = target.connect(way, None).await?;
@@ -409,12 +464,10 @@ async fn introduce(
     // The server does not tell when it has let us in: it does so when its session is ready, which may take long.
     login.mark(target);
     let mut out = Vec::new();
-    let options = if target.is_read_only { READ_ONLY } else { "" };
-    let params = [("user", &*target.user), ("database", &target.dbname), (APPLICATION_NAME, tag), ("options", options)];
-    let optional = [APPLICATION_NAME, "options"];
-    let params = params.into_iter().filter(|(name, value)| !optional.contains(name) || !value.is_empty());
-    let params = params.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-    encode::startup(&mut out, version, params);
+    let who = [("user", &target.user), ("database", &target.dbname)];
+    let who = who.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let more = intro.parameters(target.is_read_only);
+    encode::startup(&mut out, version, who.chain(more.iter().map(|(name, value)| (&**name, &**value))));
     login.send(&out).await?;
     login.authenticate(target, credential).await
 }
@@ -592,12 +645,12 @@ impl Login {
         clock: Rc<Clock>,
         plain: Rc<Profile>,
         permit: Permit,
-        tag: Box<str>,
+        intro: Introduction,
     ) -> LoggedIn {
         let born = clock.now();
         let mut parameters = std::mem::take(&mut self.parameters);
         // The tag is none of the clients' business.
-        let name = parameters.iter_mut().find(|(name, _)| **name == *APPLICATION_NAME && !tag.is_empty());
+        let name = parameters.iter_mut().find(|(name, _)| **name == *APPLICATION_NAME && !intro.tag.is_empty());
         if let Some((_, value)) = name {
             *value = tag::without(value).into();
         }
@@ -606,8 +659,9 @@ impl Login {
         let is_standby = |(name, value): &Entry| **name == *"in_hot_standby" && **value == *b"on";
         let standby = !target.is_read_only && parameters.iter().any(is_standby);
         let mut conn = self.into_conn(target, clock, plain, permit, born);
-        conn.untagged = is_renamed && !tag.is_empty();
-        conn.tag = tag;
+        conn.untagged = is_renamed && !intro.tag.is_empty();
+        conn.own = intro.start.is_some();
+        conn.tag = intro.tag;
         conn.standby = if standby { Standby::Told } else { Standby::No };
         LoggedIn { parameters, notices, conn: Box::new(conn) }
     }
@@ -645,6 +699,7 @@ impl Login {
             values: super::Values::None,
             tag: Box::default(),
             untagged: false,
+            own: false,
             baseline: None,
             standby: Standby::No,
             defaults: 0,
@@ -682,4 +737,37 @@ fn belongs_to_an_answer(tag: Tag) -> bool {
 fn refused(body: &[u8]) -> DialError {
     let (code, message) = super::describe_error(body);
     DialError::Refused { code, message, body: body.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(intro: &Introduction, is_read_only: bool) -> String {
+        let all = intro.parameters(is_read_only);
+        let all = all.iter().map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii()));
+        all.collect::<Vec<_>>().join(";")
+    }
+
+    #[test]
+    fn a_clients_own_parameters_stand_behind_the_pools() {
+        let start = |options: &str, parameters: &[(&str, &str)]| {
+            let bytes = |text: &str| Box::<[u8]>::from(text.as_bytes());
+            let parameters = parameters.iter().map(|(name, value)| (bytes(name), bytes(value))).collect();
+            Some(Start { options: bytes(options), parameters, names: Vec::new() })
+        };
+        let named = [("post_auth_delay", "0"), ("Application_Name", "me"), ("work_mem", "1MB")];
+        #[rustfmt::skip]
+        let table = [
+            ("",      None,                                 false, ""),
+            ("",      None,                                 true,  "options=-c default_transaction_read_only=on"),
+            ("[tag]", None,                                 false, "application_name=[tag]"),
+            ("",      start("-P", &named),                  false, "post_auth_delay=0;Application_Name=me;work_mem=1MB;options=-P"),
+            ("",      start("-c x=y", &[]),             true,  "options=-c default_transaction_read_only=on -c x=y"),
+        ];
+        for (tag, start, is_read_only, want) in table {
+            let intro = Introduction { tag: tag.into(), start };
+            assert_eq!(shown(&intro, is_read_only), want);
+        }
+    }
 }

@@ -15,10 +15,23 @@ use super::{ServerConn, Unnamed, Values, longest};
 use crate::audit::{Baseline, Findings};
 use crate::budget::tag;
 use crate::prepared::{Leavings, named_id};
-use crate::settings::{self, APPLICATION_NAME, Entry, Profile};
+use crate::settings::{self, APPLICATION_NAME, Entry, NAME_MAX, Profile};
 
 /// The most that is heard of what the operator's queries have left; bytes.
 const BASELINE_MAX: usize = 1 << 20;
+
+/// Notices that are kept of what was heard, and the longest of them; bytes.
+const NOTICES_MAX: usize = 4;
+const NOTICE_MAX: usize = 4096;
+
+/// What the server told when settings were applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Names and values that it reported.
+    pub reported: Vec<Entry>,
+    /// Bodies of its notices.
+    pub notices: Vec<Box<[u8]>>,
+}
 
 /// What settling a connection had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,18 +118,34 @@ impl ServerConn {
     ///
     /// [`SettleError`].
     pub async fn apply(&mut self, to: &Rc<Profile>) -> Result<Result<Vec<Entry>, Box<[u8]>>, SettleError> {
-        let mut queries = Vec::new();
-        self.replay(to, |text| {
-            let mut query = Vec::new();
-            encode::query(&mut query, text);
-            queries.push(query);
-        });
+        Ok(self.apply_hearing(to).await?.map(|applied| applied.reported))
+    }
+
+    /// The same, with all that a client is told to whom the server itself applies them at its start.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`].
+    pub async fn prove(&mut self, to: &Rc<Profile>) -> Result<Result<Applied, Box<[u8]>>, SettleError> {
+        let name = to.get(APPLICATION_NAME).filter(|name| name.len() > NAME_MAX && !self.tag.is_empty());
+        let mut first = Heard::default();
+        if let Some(name) = name {
+            // With the tag it is cut here, and the server would say nothing of that.
+            self.ask_hearing(&settings::name(name), &mut first).await?;
+        }
+        let mut applied = self.apply_hearing(to).await?;
+        if let Ok(applied) = &mut applied {
+            applied.notices.splice(..0, first.notices);
+        }
+        Ok(applied)
+    }
+
+    async fn apply_hearing(&mut self, to: &Rc<Profile>) -> Result<Result<Applied, Box<[u8]>>, SettleError> {
+        let mut texts = Vec::new();
+        self.replay(to, |text| texts.push(text.to_vec()));
         let mut heard = Heard::default();
-        for query in queries {
-            self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
-            self.unnamed = Unnamed::Empty;
-            self.send(&query).await?;
-            self.until_settled_hearing(&mut heard).await?;
+        for text in texts {
+            self.ask_hearing(&text, &mut heard).await?;
             if let Some(body) = heard.error {
                 return Ok(Err(body));
             }
@@ -126,7 +155,34 @@ impl ServerConn {
         for (name, value) in heard.parameters.iter_mut().filter(|(name, _)| **name == *APPLICATION_NAME) {
             *value = self.shown(value, to.get(name)).into();
         }
-        Ok(Ok(heard.parameters))
+        Ok(Ok(Applied { reported: heard.parameters, notices: heard.notices }))
+    }
+
+    /// Puts the values back that the session was opened with, where `connect_query` may have set others.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`].
+    pub async fn prefer_start(&mut self, names: &[Box<str>]) -> Result<(), SettleError> {
+        if !self.has_connect_query() {
+            return Ok(());
+        }
+        for name in names {
+            let mut text = Vec::new();
+            settings::reset(&mut text, name);
+            // What cannot be reset was not set either.
+            self.ask_hearing(&text, &mut Heard::default()).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask_hearing(&mut self, text: &[u8], heard: &mut Heard) -> Result<(), SettleError> {
+        let mut query = Vec::new();
+        encode::query(&mut query, text);
+        self.pipeline.sent(Expect::Query, Origin::Pooler, 0);
+        self.unnamed = Unnamed::Empty;
+        self.send(&query).await?;
+        self.until_settled_hearing(heard).await
     }
 
     /// Hands to `send` the texts of the simple queries that make its settings those of `to`; see [`settings::replay`].
@@ -328,6 +384,8 @@ struct Heard {
     fatal: bool,
     /// `ParameterStatus`es.
     parameters: Vec<Entry>,
+    /// Bodies of notices, the first few.
+    notices: Vec<Box<[u8]>>,
 }
 
 impl Heard {
@@ -336,6 +394,9 @@ impl Heard {
             Tag::ErrorResponse => {
                 self.fatal |= Fields::parse(body).map_or(true, |fields| fields.is_fatal());
                 self.error.get_or_insert_with(|| body.into());
+            }
+            Tag::NoticeResponse if self.notices.len() < NOTICES_MAX && body.len() <= NOTICE_MAX => {
+                self.notices.push(body.into());
             }
             Tag::ParameterStatus => {
                 if let Ok((name, value)) = backend::parameter_status(body) {

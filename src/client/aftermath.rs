@@ -53,6 +53,7 @@ impl Orphan {
             replicas.stamp(clock.moment(), &self.conn);
         }
         let reason = match reason {
+            None if self.conn.own => Some(DiscardReason::Dirty),
             None if self.dirty => self.clean().await.err().map(|()| DiscardReason::Dirty),
             reason => reason,
         };

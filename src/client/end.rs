@@ -78,11 +78,7 @@ impl End {
             }
             Self::Hopeless(refusal) => return Some(refused(refusal)),
             Self::Told(order) => told(*order)?,
-            Self::PinLimit { limit } => (
-                "53300",
-                format!("{limit} server connections of this pool are pinned by their clients' session state"),
-                "Raise max_pinned or the pool size, or avoid session state; /blame of the HTTP listener names the reasons.".to_owned(),
-            ),
+            Self::PinLimit { limit } => return Some(pin_limit(*limit)),
             Self::Deaf(Over::Untaken) => (
                 "53400",
                 format!(
@@ -137,6 +133,14 @@ impl End {
             _ => self.failure().map_or_else(String::new, |failure| failure.message),
         }
     }
+}
+
+/// What a client is told that would need a server connection for itself, where there are `limit` such.
+pub fn pin_limit(limit: u32) -> Failure {
+    let message = format!("{limit} server connections of this pool are pinned by their clients' session state");
+    let hint =
+        "Raise max_pinned or the pool size, or avoid session state; /blame of the HTTP listener names the reasons.";
+    Failure { code: "53300", message, detail: String::new(), hint: hint.to_owned() }
 }
 
 fn told(order: Order) -> Option<(&'static str, String, String)> {

@@ -17,6 +17,7 @@ use pgweir_proto::startup::{First, MAX_STARTUP, PROTOCOL_3_2, Startup, first_len
 
 use super::relay::Relay;
 use super::{Context, local::Failure};
+use crate::backend::Start;
 use crate::net::{Peer, Stream};
 use crate::settings::{self, Entry, setting_name};
 use crate::stats::{Reason as _, RefusalReason};
@@ -145,7 +146,9 @@ struct Door {
 struct Wish {
     database: String,
     user: String,
-    settings: Vec<Entry>,
+    start: Start,
+    /// The settings in it; see [`settings_of`].
+    settings: Result<Vec<Entry>, String>,
     /// Its protocol knows long cancel keys.
     long_key: bool,
 }
@@ -304,7 +307,7 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
         return Err(Refused::new(RefusalReason::Protocol, "28000", message));
     };
     let database = text("database")?.unwrap_or_else(|| user.clone());
-    let mut settings = Vec::new();
+    let mut start = Start::default();
     for (name, value) in startup.params() {
         match name {
             b"user" | b"database" => {}
@@ -314,19 +317,53 @@ fn wish(startup: &Startup<'_>) -> Result<Wish, Refused> {
                 let message = "replication connections do not go through the pooler";
                 return Err(Refused::with_hint(RefusalReason::Protocol, "0A000", message, hint));
             }
-            b"options" => settings.extend(settings::parse_options(value).map_err(|argument| {
-                let message = format!("invalid command-line argument for server process: {argument}");
-                Refused::new(RefusalReason::Protocol, "42601", &message)
-            })?),
+            b"options" => start.options = value.into(),
             name if name.starts_with(b"_pq_.") => {}
-            name => settings.push((setting_name(name).into(), value.into())),
+            name => start.parameters.push((name.into(), value.into())),
         }
     }
-    // Postgres takes it from a running session alone, and would take ours for one.
-    settings.retain(|(name, _)| **name != *settings::SEED);
-    if settings.len() > PARAMETERS_MAX {
+    let settings = settings_of(&start);
+    if settings.as_ref().map_or(start.parameters.len(), Vec::len) > PARAMETERS_MAX {
         let message = format!("more than {PARAMETERS_MAX} startup parameters");
         return Err(Refused::new(RefusalReason::Protocol, "08P01", &message));
     }
-    Ok(Wish { database, user, settings, long_key: startup.version() >= PROTOCOL_3_2 })
+    Ok(Wish { database, user, start, settings, long_key: startup.version() >= PROTOCOL_3_2 })
+}
+
+/// The settings that start-up parameters give values; of equal names the last wins: what has a name of its own comes behind
+/// `options`, wherever that stands. If these hold something else, or nothing that can be read, that word of them.
+fn settings_of(start: &Start) -> Result<Vec<Entry>, String> {
+    let mut settings = settings::parse_options(&start.options)?;
+    settings.extend(start.parameters.iter().map(|(name, value)| (setting_name(name).into(), value.clone())));
+    // Postgres takes it from a running session alone, and would take ours for one.
+    settings.retain(|(name, _)| **name != *settings::SEED);
+    Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_their_own_come_behind_options_and_what_is_no_setting_is_told_apart() {
+        let start = |options: &str, parameters: &[(&str, &str)]| Start {
+            options: options.as_bytes().into(),
+            parameters: parameters.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())).collect(),
+            ..Start::default()
+        };
+        #[rustfmt::skip]
+        let table = [
+            (start("", &[]),                                              Some("")),
+            (start("-c A=1 -c b-c=2", &[("A", "3"), ("Seed", "1")]),      Some("a=1 b_c=2 a=3")),
+            (start("-e", &[("a", "3")]),                                  None),
+            (start("-c a", &[]),                                          None),
+        ];
+        for (start, want) in table {
+            let got = settings_of(&start).map(|settings| {
+                let words = settings.iter().map(|(name, value)| format!("{name}={}", value.escape_ascii()));
+                words.collect::<Vec<_>>().join(" ")
+            });
+            assert_eq!(got.as_deref().ok(), want);
+        }
+    }
 }

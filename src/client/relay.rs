@@ -43,6 +43,7 @@ use crate::net::Stream;
 use crate::pool::{Pool, Ticket};
 use crate::settings::Profile;
 use crate::state::Subscriber;
+use crate::stats::PinReason;
 
 pub use active::Active;
 use active::Proof;
@@ -86,6 +87,8 @@ pub struct Relay {
     active: Option<Box<Active>>,
     /// What it listens to by the hub.
     subscriber: Option<Box<Subscriber>>,
+    /// It keeps its server connection from the start to the end: in session mode, and if that was opened for it alone.
+    keeps: bool,
     /// The server connection is counted as pinned.
     pinned: bool,
     /// The server connection's waker was set when it was taken, just now.
@@ -118,7 +121,9 @@ impl Relay {
     ) -> Self {
         pool.clients.set(pool.clients.get() + 1);
         let scanner = Scanner::new(u32::try_from(context.config.client.max_packet_size).unwrap_or(u32::MAX));
+        let own = conn.as_ref().is_some_and(|conn| conn.own);
         let routing = Routing::of(&context.router, &pool);
+        let is_session = pool.limits.mode == PoolMode::Session;
         let mut relay = Self {
             context,
             entry,
@@ -133,7 +138,8 @@ impl Relay {
             statements: Statements::default(),
             active: None,
             subscriber: None,
-            pinned: false,
+            keeps: own || is_session,
+            pinned: own && !is_session,
             armed: false,
             ear: Ear::Open,
             eager: 0,
@@ -142,11 +148,17 @@ impl Relay {
             at_work: false,
             ended: false,
         };
-        relay.entry.keeps.set(relay.pool.limits.mode == PoolMode::Session);
+        relay.entry.keeps.set(relay.keeps);
         if let Some(mut conn) = conn {
             let own = relay.owns_values(&mut conn);
-            relay.active().marks.begin_values(own);
-            relay.active().marks.listening = true;
+            let marks = &mut relay.active().marks;
+            marks.begin_values(own);
+            marks.listening = true;
+            if conn.own {
+                marks.pins.add(PinReason::Startup);
+                // Texts mean what its start-up parameters make of them, which its profile does not tell.
+                marks.unsettled = true;
+            }
             relay.lease = Lease::Held(conn);
         }
         if !input.is_empty() {

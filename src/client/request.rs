@@ -96,6 +96,10 @@ pub struct Marks {
     pub resets_late: bool,
     /// How the answer to a query is read that has statements of ours in it: the latest, and never another is owed.
     pub spliced: Option<settings::Splice>,
+    /// The role of the start is to be put back likewise.
+    pub resets_role: bool,
+    /// The client itself has taken another role than that of its start, or none: it is not to be put back.
+    pub leaves_role: bool,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
     pub own: Vec<Box<str>>,
     /// Changes of the client's statements that the server has not confirmed yet.
@@ -139,12 +143,16 @@ impl Marks {
             resets_late: _,
             // Of what is owed.
             spliced: _,
+            // With `resets`.
+            resets_role: _,
+            leaves_role,
             // Of those that may have been reset.
             own: _,
             changes,
             placing: _,
         } = self;
-        let any = *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets;
+        let any =
+            *tainted || *unsettled || *scrub || *listening || *commit_sent || *begin_sent || *resets || *leaves_role;
         let none = pins.is_empty() && channels.is_empty() && custom.is_empty() && changes.is_empty();
         none && !any && !*hidden && !*defines && !*redefaults
     }

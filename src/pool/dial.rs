@@ -7,7 +7,7 @@ use pgweir_proto::error::Fields;
 use rand::RngExt;
 
 use super::{Learned, Pool, Refusal, micros};
-use crate::backend::{self, DialError, LoggedIn, Permit, ServerConn, SettleError};
+use crate::backend::{self, DialError, Introduction, LoggedIn, Permit, ServerConn, SettleError};
 use crate::net::Left;
 use crate::stats::{PoolHealth, Sqlstate};
 
@@ -15,7 +15,7 @@ use crate::stats::{PoolHealth, Sqlstate};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest look at what the operator's queries have left.
-const BASELINE_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const BASELINE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The pauses between failed logins.
 #[derive(Debug, Default)]
@@ -80,7 +80,12 @@ impl Pool {
     pub(super) fn may_dial(&self, oldest_wait: Duration) -> bool {
         let size = self.size(oldest_wait);
         let paused = self.backoff.borrow().not_before.is_some_and(|at| at > self.clock.now());
-        self.open() < size && !paused && self.logging_in.get() < self.most_logins()
+        self.open() < size && !paused && self.all_logins() < self.most_logins()
+    }
+
+    /// Logins that are under way.
+    pub(super) fn all_logins(&self) -> u32 {
+        self.logging_in.get() + self.opening_own.get()
     }
 
     /// Logins that may be under way at once. Behind a failure one finds out for all, whatever older ones hang in.
@@ -101,7 +106,8 @@ impl Pool {
         let (plain, begun) = (self.profiles.plain(), self.clock.now());
         // What is changed from here on may be missing in it.
         let defaults = self.defaults.get();
-        let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, tag).await;
+        let intro = Introduction { tag, start: None };
+        let outcome = backend::dial(self.target.clone(), self.clock.clone(), plain, permit, intro).await;
         let outcome = match outcome {
             Ok(mut logged_in) => {
                 let learned = self.learn_baseline(&mut logged_in.conn, "").await;
@@ -172,7 +178,8 @@ impl Pool {
         backend::bury(left, self.target.clone(), self.clock.clone(), permit, self.watch.roster());
     }
 
-    fn mourn(&self, error: &DialError, begun: Instant) {
+    /// Notes a failure of a login that began then.
+    pub(super) fn mourn(&self, error: &DialError, begun: Instant) {
         let hopeless = error.is_hopeless();
         {
             let mut stats = self.stats.borrow_mut();

@@ -160,7 +160,8 @@ fn entropy() -> u64 {
 
 impl Pool {
     /// Whether logins are the fleet's to allow.
-    pub(super) fn is_budgeted(&self) -> bool {
+    #[must_use]
+    pub fn is_budgeted(&self) -> bool {
         self.fleet.as_ref().is_some_and(|fleet| !fleet.is_static.get())
     }
 
@@ -454,7 +455,7 @@ impl Pool {
         self.open().saturating_sub(u32::try_from(there).unwrap_or(u32::MAX) + self.coming())
     }
 
-    fn new_tag(&self) -> Box<str> {
+    pub(super) fn new_tag(&self) -> Box<str> {
         let Some(fleet) = &self.fleet else { return Box::default() };
         let mut member = fleet.member.borrow_mut();
         let number = member.number();

@@ -1,5 +1,7 @@
 //! Logging in: who gets in, what the others are told, and what a client is told when it is in.
 
+mod own;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

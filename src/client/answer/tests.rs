@@ -441,7 +441,7 @@ fn a_reset_setting_is_reported_once_and_only_if_the_client_has_not_heard_of_its_
     ];
     for (name, before, by_reset, by_us, want) in table {
         let mut desk = Desk::logged_in_with(&[("timezone", "asia/kolkata")]);
-        desk.conn.profile.prove(vec![("TimeZone".into(), b"Asia/Kolkata"[..].into())]);
+        desk.conn.profile.prove(vec![("TimeZone".into(), b"Asia/Kolkata"[..].into())], Vec::new());
         desk.client(&query("SET x TO y"));
         desk.server(&[&reply::done("SET"), &*reported(before), &reply::ready(b'I')].concat());
         desk.client(&query("DISCARD ALL"));

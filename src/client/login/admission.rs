@@ -3,22 +3,28 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use pgweir_config::PoolMode;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode::{self, Report};
 
-use super::{Door, Refused, Wish};
-use crate::backend::{Credential, ServerConn, SettleError};
+use super::{Door, Refused, Wish, settings_of};
+use crate::backend::{Applied, Credential, DialError, ServerConn, SettleError, Start, describe_error};
 use crate::cancel;
 use crate::client::Context;
-use crate::client::end::refused;
+use crate::client::end::{pin_limit, refused};
 use crate::client::relay::Relay;
 use crate::net::Peer;
-use crate::pool::{Learned, Pool, Refusal};
+use crate::pool::{Learned, Own, PinnedPlace, Pool, Refusal};
 use crate::route::NoPool;
-use crate::settings::{Entry, Profile};
-use crate::stats::{DiscardReason, RefusalReason};
+use crate::settings::{self, Entry, Profile, setting_name};
+use crate::stats::{DiscardReason, PinReason, RefusalReason};
+
+/// How long a client that asks for one more pinned server connection than there may be waits for another to leave: it may be the
+/// one that it has just left itself. And how often it looks.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A server connection lent for a moment of a login. A login may end at any await: then it is closed.
 pub(super) struct Loan {
@@ -67,6 +73,55 @@ pub(super) struct Admitted {
     entry: Option<Rc<cancel::Entry>>,
     /// In session mode: its server connection.
     conn: Option<Box<ServerConn>>,
+    /// The one that was opened for it alone.
+    own: Option<Own>,
+}
+
+/// What a client's start-up parameters come to.
+enum Terms {
+    /// Settings, for whatever server connection it has.
+    Shared(Rc<Profile>),
+    /// A server connection that was opened with them.
+    Own(Own),
+}
+
+impl Terms {
+    fn profile(&self, pool: &Pool) -> Rc<Profile> {
+        match self {
+            Self::Shared(profile) => profile.clone(),
+            // The server itself has the rest for its session's own.
+            Self::Own(_) => pool.profiles.plain(),
+        }
+    }
+
+    /// What the client is greeted with in front of its key: what a fresh session of its own would be.
+    fn greet(&self, learned: &Learned, out: &mut Vec<u8>) {
+        match self {
+            Self::Shared(profile) => {
+                notices(&profile.notices(), out);
+                parameters(learned, profile, out);
+            }
+            Self::Own(own) => {
+                for (name, value) in &own.parameters {
+                    encode::parameter_status(out, name.as_bytes(), value);
+                }
+            }
+        }
+    }
+
+    fn notices<'a>(&'a self, learned: &'a Learned) -> &'a [Box<[u8]>] {
+        match self {
+            Self::Shared(_) => &learned.notices,
+            Self::Own(own) => &own.notices,
+        }
+    }
+
+    fn into_own(self) -> Option<Own> {
+        match self {
+            Self::Shared(_) => None,
+            Self::Own(own) => Some(own),
+        }
+    }
 }
 
 impl Drop for Admitted {
@@ -98,7 +153,12 @@ impl Admitted {
         {
             door.context.registry.note_origin(&entry, address);
         }
-        let conn = self.conn.take();
+        let own = self.own.take().and_then(Own::into_conn);
+        if own.is_some() && self.pool.limits.mode != PoolMode::Session {
+            self.pool.stats.borrow_mut().pins.add(PinReason::Startup);
+            tracing::debug!(client = entry.pid, reason = "startup", "server connection pinned");
+        }
+        let conn = own.or_else(|| self.conn.take());
         let (pool, profile) = (self.pool.clone(), self.profile.clone());
         Some(Relay::new(door.context, entry, pool, door.stream, profile, conn, door.input))
     }
@@ -117,32 +177,152 @@ impl Door {
             Some(learned) => learned,
             None => self.learn(&pool).await?,
         };
-        let wanted = wish.settings.into_iter().filter(|entry| !is_default(&learned, entry));
-        let profile = pool.profiles.intern(wanted);
-        if profile.reported().is_none() {
-            self.prove(&pool, &profile).await?;
-        }
-        parameters(&learned, &profile, &mut out);
-        let conn = match pool.limits.mode {
-            PoolMode::Session => Some(self.keep(&pool, &profile).await?),
-            PoolMode::Transaction | PoolMode::Statement => None,
+        let terms = self.agree(&pool, &learned, wish.start, wish.settings).await?;
+        let profile = terms.profile(&pool);
+        terms.greet(&learned, &mut out);
+        let conn = match (&terms, pool.limits.mode) {
+            (Terms::Shared(_), PoolMode::Session) => Some(self.keep(&pool, &profile).await?),
+            _ => None,
         };
-        let real_pid = conn.as_ref().map(|conn| conn.pid);
+        let real_pid = match &terms {
+            Terms::Shared(_) => conn.as_ref().map(|conn| conn.pid),
+            Terms::Own(own) => own.pid(),
+        };
         let (times, now) = (pool.limits.times.clone(), self.context.clock.moment());
         let entry = self.context.registry.enter(real_pid, wish.long_key, times, now);
         encode::backend_key_data(&mut out, entry.pid, &self.context.registry.secret(&entry));
-        // Each client is told, as by a server of its own.
-        for notice in &learned.notices {
-            encode::message(&mut out, b'N', |out| out.extend_from_slice(notice));
-        }
+        notices(terms.notices(&learned), &mut out);
         let notify = &self.context.config.client.login_notify_message;
         if !notify.is_empty() {
             Report { severity: "NOTICE", code: "00000", message: notify, detail: "", hint: "" }.notice(&mut out);
         }
         encode::ready_for_query(&mut out, TxStatus::Idle);
-        let admitted = Admitted { context: self.context.clone(), pool, profile, entry: Some(entry), conn };
+        let own = terms.into_own();
+        let admitted = Admitted { context: self.context.clone(), pool, profile, entry: Some(entry), conn, own };
         self.write(&out).await?;
         Ok(admitted)
+    }
+
+    /// Finds out what the server makes of a client's start-up parameters: settings that it takes on any server connection are
+    /// shared; for the rest one is opened with the parameters as they came. Then they are the session's own, or what is said
+    /// against them is what a client of the server itself is told.
+    ///
+    /// Not where logins are the fleet's to allow: what is closed to make room may be another's by the time of the login.
+    async fn agree(
+        &self,
+        pool: &Rc<Pool>,
+        learned: &Learned,
+        mut start: Start,
+        settings: Result<Vec<Entry>, String>,
+    ) -> Result<Terms, Refused> {
+        if settings::may_delay(&start.options, &start.parameters, settings.as_deref().ok()) {
+            let message = "post_auth_delay among the start-up parameters is to be 0";
+            return Err(Refused::new(RefusalReason::Protocol, "22023", message));
+        }
+        let may_own = !pool.is_budgeted();
+        let (mut profile, mut is_of_the_start) = (pool.profiles.plain(), true);
+        match settings {
+            Ok(settings) => {
+                is_of_the_start = may_own && settings.iter().any(|(name, _)| settings::is_of_the_start(name));
+                profile = pool.profiles.intern(settings.into_iter().filter(|entry| !is_default(learned, entry)));
+            }
+            Err(argument) if !may_own => {
+                let message = format!("invalid command-line argument for server process: {argument}");
+                return Err(Refused::new(RefusalReason::Protocol, "42601", &message));
+            }
+            Err(_) => {}
+        }
+        if !is_of_the_start && profile.reported().is_some() {
+            return Ok(Terms::Shared(profile));
+        }
+        start.names = names(&start);
+        while pool.is_wary() {
+            self.context.clock.sleep(LOOK_EVERY).await;
+        }
+        if let Some(body) = pool.turned_away(&start) {
+            return Err(Refused::body(RefusalReason::Protocol, &body));
+        }
+        // It may be there soon, or be allowed.
+        let lasts = !profile.is_risky();
+        if is_of_the_start {
+            let until = self.context.clock.now() + PATIENCE;
+            while !pool.may_pin() {
+                if self.context.clock.now() >= until {
+                    return Err(full(pool));
+                }
+                self.context.clock.sleep(LOOK_EVERY).await;
+            }
+            return self.open(pool, None, start, lasts).await.map(Terms::Own);
+        }
+        let Some((loan, body)) = self.prove(pool, &profile).await? else { return Ok(Terms::Shared(profile)) };
+        if !may_own || !pool.may_pin() {
+            // Half of them may be applied.
+            loan.discard(DiscardReason::Dirty);
+            let may_be_taken = may_own && describe_error(&body).0 == "55P02";
+            return Err(if may_be_taken { full(pool) } else { Refused::body(RefusalReason::Protocol, &fatal(&body)) });
+        }
+        self.open(pool, Some(loan), start, lasts).await.map(Terms::Own)
+    }
+
+    /// Opens a server connection with the client's own parameters, in the place of the one that is lent, or else of the next.
+    /// While the server has no room, the client waits as it would for any.
+    async fn open(&self, pool: &Rc<Pool>, mut first: Option<Loan>, start: Start, lasts: bool) -> Result<Own, Refused> {
+        let limit = pool.limits.query_wait_timeout;
+        let until = if limit.is_zero() { None } else { self.context.clock.now().checked_add(limit) };
+        loop {
+            let place = first.as_ref().filter(|_| pool.may_open_own()).and_then(|_| pool.pinned_place());
+            let (mut loan, place) = match (first.take(), place) {
+                (Some(loan), Some(place)) => (loan, place),
+                (first, _) => {
+                    if let Some(loan) = first {
+                        // Half of what the client wants may be applied.
+                        loan.discard(DiscardReason::Dirty);
+                    }
+                    self.turn(pool, until).await?
+                }
+            };
+            let lent = loan.take().ok_or_else(lost)?;
+            match pool.open_own(lent, start.clone(), lasts, place).await {
+                Ok(own) => return Ok(own),
+                Err(error) if error.is_of_the_moment() => {}
+                Err(DialError::Refused { code, body, .. }) => {
+                    let is_auth = code.starts_with("28");
+                    let reason = if is_auth { RefusalReason::AuthFailed } else { RefusalReason::Protocol };
+                    return Err(Refused::body(reason, &body));
+                }
+                Err(error) => {
+                    let message =
+                        format!("no server connection with these start-up parameters: {}", error.for_client());
+                    return Err(Refused::new(RefusalReason::Deadline, "08006", &message));
+                }
+            }
+        }
+    }
+
+    /// Waits for a server connection whose place is to be another's, and for the time at which that may log in.
+    async fn turn(&self, pool: &Rc<Pool>, until: Option<Instant>) -> Result<(Loan, PinnedPlace), Refused> {
+        let clock = &self.context.clock;
+        loop {
+            while !pool.may_open_own() {
+                if until.is_some_and(|until| until <= clock.now()) {
+                    return Err(late(pool));
+                }
+                clock.sleep(LOOK_EVERY).await;
+            }
+            // Zero would be no limit.
+            let left = |until: Instant| until.saturating_duration_since(clock.now()).max(LOOK_EVERY);
+            let loan = clock.limit(until.map_or(Duration::ZERO, left), self.lease(pool)).await;
+            let loan = loan.map_err(|_| late(pool))??;
+            if !pool.may_open_own() {
+                loan.release();
+                continue;
+            }
+            let Some(place) = pool.pinned_place() else {
+                loan.release();
+                return Err(full(pool));
+            };
+            return Ok((loan, place));
+        }
     }
 
     /// The first login of a pool: what the server says of itself is learnt from a server connection.
@@ -183,27 +363,24 @@ impl Door {
     }
 
     /// Settings that no client had before: applied once, so that the server itself accepts or refuses them, and
-    /// tells how it spells them.
-    async fn prove(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<(), Refused> {
+    /// tells how it spells them. Of what it refuses half may be applied: the server connection is returned, with the body of the
+    /// error.
+    async fn prove(&self, pool: &Rc<Pool>, profile: &Rc<Profile>) -> Result<Option<(Loan, Box<[u8]>)>, Refused> {
         let mut loan = self.lease(pool).await?;
         let limit = self.context.config.pool.server_connect_timeout;
         let plain = pool.profiles.plain();
         let outcome = self.context.clock.limit(limit, async {
             let conn = loan.conn()?;
             conn.apply(&plain).await?.map_err(|_| SettleError)?;
-            conn.apply(profile).await
+            conn.prove(profile).await
         });
         match outcome.await {
-            Ok(Ok(Ok(reported))) => {
-                profile.prove(reported);
+            Ok(Ok(Ok(Applied { reported, notices }))) => {
+                profile.prove(reported, notices);
                 loan.release();
-                Ok(())
+                Ok(None)
             }
-            Ok(Ok(Err(body))) => {
-                // Half of them may be applied.
-                loan.discard(DiscardReason::Dirty);
-                Err(Refused::body(RefusalReason::Protocol, &fatal(&body)))
-            }
+            Ok(Ok(Err(body))) => Ok(Some((loan, body))),
             Ok(Err(_)) | Err(_) => Err(lost()),
         }
     }
@@ -242,6 +419,32 @@ fn parameters(learned: &Learned, profile: &Profile, out: &mut Vec<u8>) {
         let own = reported.iter().find(|(own, _)| same(own, name));
         encode::parameter_status(out, name.as_bytes(), own.map_or(value, |(_, value)| value));
     }
+}
+
+/// Each client is told, as by a server of its own.
+fn notices(bodies: &[Box<[u8]>], out: &mut Vec<u8>) {
+    for body in bodies {
+        encode::message(out, b'N', |out| out.extend_from_slice(body));
+    }
+}
+
+/// No further server connection may be kept for one client.
+fn full(pool: &Pool) -> Refused {
+    Refused::failure(RefusalReason::Deadline, &pin_limit(pool.limits.max_pinned))
+}
+
+/// There was no server connection in time.
+fn late(pool: &Pool) -> Refused {
+    let refusal = Refusal::Timeout { limit: pool.limits.query_wait_timeout, picture: Box::new(pool.picture()) };
+    Refused::failure(RefusalReason::Deadline, &refused(&refusal))
+}
+
+/// The settings that start-up parameters give values, as far as they can be read.
+fn names(start: &Start) -> Vec<Box<str>> {
+    settings_of(start).map_or_else(
+        |_| start.parameters.iter().map(|(name, _)| setting_name(name).into()).collect(),
+        |settings| settings.into_iter().map(|(name, _)| name).collect(),
+    )
 }
 
 fn lost() -> Refused {

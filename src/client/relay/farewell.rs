@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgweir_config::{CancelOnDisconnect, PoolMode};
+use pgweir_config::CancelOnDisconnect;
 
 use super::super::aftermath::{Orphan, say_goodbye};
 use super::super::end::End;
@@ -73,7 +73,7 @@ impl Relay {
                 || active.aside.audit.is_some()
                 || active.aside.scrubbing
         };
-        self.pool.limits.mode == PoolMode::Session || self.pinned || self.active.as_deref().is_some_and(traced)
+        self.keeps || self.pinned || self.active.as_deref().is_some_and(traced)
     }
 
     pub(super) fn last_words(&mut self, end: &End, cut_answer: bool) {

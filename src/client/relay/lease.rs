@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::task::Context as Task;
 
-use pgweir_config::{PoolMode, SequenceValues};
+use pgweir_config::SequenceValues;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
@@ -168,7 +168,7 @@ impl Relay {
             && conn.unsent.is_empty()
             && !conn.scanner.is_inside()
             && !self.scanner.is_inside()
-            && self.pool.limits.mode != PoolMode::Session
+            && !self.keeps
             && !self.pinned
             && !active.marks.tainted
             && active.marks.pins.is_empty()
@@ -198,7 +198,7 @@ impl Relay {
         if std::mem::take(&mut active.marks.redefaults) {
             self.pool.renew();
         }
-        if self.pool.limits.mode == PoolMode::Session {
+        if self.keeps {
             self.note(Activity::Idle);
             return Ok(());
         }
@@ -451,7 +451,8 @@ impl Relay {
             let mut settings = findings.settings;
             // What was set and is not any more was RESET, and so is as at the client's start-up; unless the client has
             // changed it again since.
-            for (name, value) in self.startup.entries().iter().filter(|_| !marks.tainted) {
+            let is_left = |name: &str| marks.leaves_role && name == "role";
+            for (name, value) in self.startup.entries().iter().filter(|(name, _)| !marks.tainted && !is_left(name)) {
                 if conn.profile.get(name).is_none() && self.profile.get(name).is_some() {
                     settings.push((name.clone(), value.clone()));
                     // The client may have the front of a row of its next answer: nothing can be told in the middle of it.
@@ -479,6 +480,7 @@ impl Relay {
         if !marks.tainted {
             marks.custom.clear();
             marks.hidden = false;
+            marks.leaves_role = false;
         }
         marks.settle();
         // What the client sent meanwhile may have changed things again.
@@ -521,7 +523,7 @@ impl Relay {
 
     pub(super) fn unpin(&mut self) {
         if std::mem::take(&mut self.pinned) {
-            self.entry.keeps.set(self.pool.limits.mode == PoolMode::Session);
+            self.entry.keeps.set(self.keeps);
             self.pool.pinned.set(self.pool.pinned.get().saturating_sub(1));
         }
     }

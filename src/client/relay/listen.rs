@@ -187,7 +187,13 @@ impl Relay {
         let (Lease::Held(conn), Some(active), true) = (&self.lease, &mut self.active, spares) else {
             return false;
         };
-        if conn.gate.in_flight.get() > 0 || conn.gate.poisoned.get() || conn.mixed || conn.littered || conn.untagged {
+        if conn.own
+            || conn.gate.in_flight.get() > 0
+            || conn.gate.poisoned.get()
+            || conn.mixed
+            || conn.littered
+            || conn.untagged
+        {
             return false;
         }
         let marks = &mut active.marks;

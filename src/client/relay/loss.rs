@@ -3,7 +3,6 @@
 use std::task::Context as Task;
 use std::time::Duration;
 
-use pgweir_config::PoolMode;
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::frontend::Tag;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
@@ -125,7 +124,7 @@ impl Relay {
         let owed: Vec<_> =
             held.into_iter().chain(pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler)).collect();
         let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
-        let kept = unread || self.pinned || !marks.pins.is_empty() || self.pool.limits.mode == PoolMode::Session;
+        let kept = unread || self.pinned || !marks.pins.is_empty() || self.keeps;
         let mid_message = conn.scanner.is_inside();
         let batch = batch.filter(|_| !mid_message && !kept && !ready_held);
         if let Some(routing) = &mut self.routing {

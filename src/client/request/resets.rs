@@ -17,12 +17,13 @@ use super::super::statements::Unnamed;
 use super::{Marks, Request, Stop, is_of, names};
 use crate::prepared::{RESTORE, SPLICED};
 use crate::settings;
-use crate::sql::{EffectSet, Effects};
+use crate::sql::{self, EffectSet, Effects, RoleWord};
 
 impl Marks {
     /// The next client knows nothing of what this one has reset.
     pub fn forget_resets(&mut self) {
         (self.resets, self.resets_late, self.spliced, self.own) = (false, false, None, Vec::new());
+        (self.resets_role, self.leaves_role) = (false, false);
         let placing = &mut self.placing;
         (placing.resets, placing.late, placing.restores) = (false, false, Vec::new());
     }
@@ -64,7 +65,7 @@ impl Request<'_> {
         self.forget_sequences(effects, plan);
         let before = (self.marks.resets, self.marks.resets_late);
         self.noted_query(SPLICED, effects, text);
-        if !(spliced.more || effects.has(UNREAD)) {
+        if !(spliced.more || self.marks.resets_role || effects.has(UNREAD)) {
             (self.marks.resets, self.marks.resets_late) = before;
             self.forget_own();
         }
@@ -90,6 +91,7 @@ impl Request<'_> {
     /// A text that changes settings may put some back to where they were at the start: when it is executed, if it is only bound.
     pub(super) fn resets(&mut self, effects: Effects, text: &[u8], bound: bool) {
         let may_reset = settings::may_reset(text);
+        self.takes_role(text);
         if !may_reset && !self.marks.resets_late {
             return;
         }
@@ -106,7 +108,10 @@ impl Request<'_> {
             return;
         }
         let is_session = effects.has(EffectSet::SETTINGS);
-        if bound && let Some(restores) = settings::behind(text, self.startup, &self.conn.tag) {
+        if bound
+            && !self.marks.resets_role
+            && let Some(restores) = settings::behind(text, self.startup, &self.conn.tag)
+        {
             let placing = &mut self.marks.placing;
             (placing.resets, placing.restores, placing.late) = (true, restores, self.marks.resets_late);
             self.marks.resets = true;
@@ -114,6 +119,16 @@ impl Request<'_> {
         self.marks.resets |= is_session;
         self.marks.resets_late |= is_session;
         self.forget_own();
+    }
+
+    /// A client that began with a role may go back to it, or leave it.
+    fn takes_role(&mut self, text: &[u8]) {
+        if self.startup.get("role").is_some()
+            && let Some(word) = sql::role_word(text)
+        {
+            self.marks.resets_role = word == RoleWord::Reset;
+            self.marks.leaves_role = word == RoleWord::Set;
+        }
     }
 
     /// Behind what may have reset something.
@@ -156,6 +171,9 @@ impl Request<'_> {
         let own = std::mem::take(&mut self.marks.own);
         let mut text = Vec::new();
         settings::restore(self.startup, &own, &self.conn.tag, &mut text);
+        if std::mem::take(&mut self.marks.resets_role) {
+            settings::restore_role(self.startup, &mut text);
+        }
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.destroy_held();
             plan.insert(|out| encode::query(out, &text));

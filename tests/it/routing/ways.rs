@@ -456,3 +456,24 @@ fn pgweir_route_says_where_a_statement_goes_and_why() {
     assert!(said.starts_with("to the primary: read_routing is off\n"), "{said}");
     assert!(said.contains("read_routing = auto and transaction mode: to a follower (read)"), "{said}");
 }
+
+#[test]
+fn a_client_with_a_session_of_its_own_stays_there_and_what_it_writes_others_read() {
+    let family = family();
+    let stage = family.stage(&[("read_freshness", "pool")]);
+    stage.own_sql("CREATE TABLE kept (id int)");
+    run(Duration::from_mins(1), async {
+        let mut other = stage.client().await;
+        family.until_routed(&mut other).await;
+        let mut client = stage
+            .client_with(&[("ignore_system_indexes", "on"), ("TimeZone", "Asia/Tokyo"), ("DateStyle", "SQL")])
+            .await;
+        for number in 0..20 {
+            succeed(&mut client, &format!("INSERT INTO kept VALUES ({number})")).await;
+            let count = (number + 1).to_string();
+            assert_eq!(value(&mut other, "SELECT count(*) FROM kept /* read by others */").await, count);
+            assert_eq!(value(&mut client, "SELECT count(*) FROM kept /* read by itself */").await, count);
+        }
+        assert_eq!(family.ran("read by itself"), (20, 0));
+    });
+}
