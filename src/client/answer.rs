@@ -103,8 +103,9 @@ impl Aside {
     /// A lease begins: of what was told in others nobody knows whether it is still so.
     #[inline]
     pub fn begin_reports(&mut self) {
-        self.held.clear();
-        self.told.clear();
+        if !(self.held.is_empty() && self.told.is_empty()) {
+            (self.held, self.told) = (Vec::new(), Vec::new());
+        }
     }
 
     /// Whether an audit that nobody has looked at yet found that the server connection does not listen to a channel. What it brings
@@ -250,11 +251,8 @@ impl Answer<'_> {
                     self.settled(reply.origin, len, plan);
                     return Ok(());
                 }
-                match tag {
-                    Tag::DataRow => {}
-                    Tag::ParameterDescription => self.parameters(body),
-                    tag if self.marks.changes.awaits_query() => self.deallocated(tag, body),
-                    _ => {}
+                if tag == Tag::ParameterDescription {
+                    self.parameters(body);
                 }
                 if reply.origin == Origin::Pooler || self.marks.placing.tells {
                     self.look_at(tag, reply.origin, body, plan)
@@ -481,9 +479,12 @@ impl Answer<'_> {
     }
 
     /// What is not merely passed on: the answer to a question of ours, or one that may tell a name, or may be to a statement of
-    /// ours in a query of the client's. Whose it is.
+    /// ours in a query of the client's, or takes names of the client's. Whose it is.
     #[cold]
     fn look_at(&mut self, tag: Tag, origin: Origin, body: &[u8], plan: &mut Plan<'_>) -> Origin {
+        if self.marks.changes.awaits_query() {
+            self.deallocated(tag, body);
+        }
         if origin == Origin::Pooler {
             if tag == Tag::DataRow {
                 self.own_row(body);

@@ -96,6 +96,8 @@ pub struct Marks {
     pub resets_late: bool,
     /// How the answer to a query is read that has statements of ours in it: the latest, and never another is owed.
     pub spliced: Option<settings::Splice>,
+    /// Something of these may be left when the session ends.
+    pub remembers: bool,
     /// The role of the start is to be put back likewise.
     pub resets_role: bool,
     /// The client itself has taken another role than that of its start, or none: it is not to be put back.
@@ -141,6 +143,7 @@ impl Marks {
             resets,
             // With it.
             resets_late: _,
+            remembers: _,
             // Of what is owed.
             spliced: _,
             // With `resets`.

@@ -128,6 +128,7 @@ impl Request<'_> {
                 Naming::Deallocates(name) => Some(name),
                 Naming::Prepares(_) | Naming::Executes(_) => None,
             });
+            self.marks.placing.tells = true;
             self.marks.changes.begin_query(deallocates.collect());
         }
         let is_plain = effects.set == EffectSet::DEALLOCATE && !loans.is_empty();

@@ -21,9 +21,17 @@ use crate::sql::{self, EffectSet, Effects, RoleWord};
 
 impl Marks {
     /// The next client knows nothing of what this one has reset.
+    #[inline]
     pub fn forget_resets(&mut self) {
+        if self.remembers {
+            self.forget_all_resets();
+        }
+    }
+
+    #[cold]
+    fn forget_all_resets(&mut self) {
         (self.resets, self.resets_late, self.spliced, self.own) = (false, false, None, Vec::new());
-        (self.resets_role, self.leaves_role) = (false, false);
+        (self.resets_role, self.leaves_role, self.remembers) = (false, false, false);
         let placing = &mut self.placing;
         (placing.resets, placing.late, placing.restores) = (false, false, Vec::new());
     }
@@ -71,6 +79,7 @@ impl Request<'_> {
         }
         self.marks.placing.tells = true;
         self.marks.spliced = Some(spliced.splice);
+        self.marks.remembers = true;
         plan.insert(|out| encode::query(out, &spliced.text));
         true
     }
@@ -91,6 +100,7 @@ impl Request<'_> {
     /// A text that changes settings may put some back to where they were at the start: when it is executed, if it is only bound.
     pub(super) fn resets(&mut self, effects: Effects, text: &[u8], bound: bool) {
         let may_reset = settings::may_reset(text);
+        self.marks.remembers = true;
         self.takes_role(text);
         if !may_reset && !self.marks.resets_late {
             return;
