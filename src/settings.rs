@@ -306,7 +306,7 @@ pub const fn is_private(parse_key: u32) -> bool {
 }
 
 /// The setting by which all others are read.
-pub const ENCODING: &str = "client_encoding";
+const ENCODING: &str = "client_encoding";
 
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";

@@ -566,7 +566,7 @@ impl Request<'_> {
         let filled = bound.read();
         self.marks.set_custom(filled.names.into_iter().map(|name| Box::from(&*name)));
         if filled.resets && filled.set.intersects(EffectSet::SETTINGS) && !self.startup.entries().is_empty() {
-            self.marks.resets = true;
+            (self.marks.resets, self.marks.resets_late, self.marks.remembers) = (true, true, true);
             self.marks.own.clear();
         }
         Effects { set: filled.set | statement.through(), ..effects }

@@ -455,7 +455,7 @@ impl Pool {
         self.open().saturating_sub(u32::try_from(there).unwrap_or(u32::MAX) + self.coming())
     }
 
-    pub(super) fn new_tag(&self) -> Box<str> {
+    fn new_tag(&self) -> Box<str> {
         let Some(fleet) = &self.fleet else { return Box::default() };
         let mut member = fleet.member.borrow_mut();
         let number = member.number();

@@ -454,6 +454,12 @@ fn a_setting_named_by_a_parameter_is_asked_for_by_its_name() {
             assert!(marks.unsettled && !marks.scrub && !marks.placing.drops, "{name}: no more than it says");
         }
     }
+    // NULL puts a start-up value back, and what follows is to find that.
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    desk.client(&[parse("", "SELECT set_config($1, $2, false)", &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    let (sent, _) = desk.client(&[bind("", "", &[Some(b"work_mem"), None]), execute("", 0), sync()].concat());
+    assert!(memchr::memmem::find(&sent, b"AS startup").is_some(), "{}", sent.escape_ascii());
     // In one batch, each has its own.
     let mut desk = Desk::new();
     let both = [bind("", "s", &values("a.b", "f")), execute("", 0), bind("", "s", &values("c.d", "f"))].concat();
