@@ -251,6 +251,8 @@ pub struct ServerConn {
     pub profile: Rc<Profile>,
     /// Its named statements: those that the server has, or will have when what was sent has run.
     pub shelf: Shelf,
+    /// Something of what it holds was run under settings by which it may have been read anew.
+    pub strays: bool,
     /// Its unnamed statement.
     pub unnamed: Unnamed,
     /// The server's process id.
@@ -480,6 +482,14 @@ impl ServerConn {
         self.unnamed = Unnamed::Unknown;
     }
 
+    /// Whoever comes next needs what it holds as it was parsed.
+    #[cold]
+    pub fn end_strays(&mut self) {
+        self.strays = false;
+        self.shelf.doubt_strays();
+        self.unnamed = Unnamed::Unknown;
+    }
+
     /// A cancel request for what this connection runs now, to be sent by a task of its own.
     #[must_use]
     pub fn cancel_order(&self) -> CancelOrder {
@@ -542,6 +552,7 @@ impl ServerConn {
             carry: Vec::new(),
             profile,
             shelf: Shelf::default(),
+            strays: false,
             unnamed: Unnamed::Empty,
             pid: 1,
             secret: Box::default(),

@@ -77,9 +77,11 @@ pub const NAMES: u64 = u64::MAX - 9;
 pub const TAKEN: u64 = u64::MAX - 10;
 /// The note of a query of the client's with statements of ours in it.
 pub const SPLICED: u64 = u64::MAX - 11;
+/// The note of what has a statement parsed anew under the settings that it was prepared under; nobody is told if it fails.
+pub const ORIGINAL: u64 = u64::MAX - 12;
 
 /// The notes that stand for themselves begin here.
-const WHOLE: u64 = SPLICED;
+const WHOLE: u64 = ORIGINAL;
 
 /// What an error leaves behind of that which was lent under a client's own names.
 #[derive(Debug, Default)]
@@ -146,8 +148,10 @@ pub struct Statement {
     pub text: Box<[u8]>,
     /// Parameter types: a count and as many object ids, as in the `Parse` message.
     pub types: Box<[u8]>,
-    /// The parse-time settings; see [`crate::settings::Profile::parse_key`].
+    /// The parse-time settings that it is shared under; see [`crate::settings::Profile::parse_key`].
     pub parse_key: u32,
+    /// Those of its client's own `Parse`, if it is run under others; else the same.
+    pub origin: u32,
     /// Not 0: the statement is not shared, but belongs to one name of one client that has another name for the text.
     pub twin: u64,
     /// The pool whose clients may share it.
@@ -273,6 +277,7 @@ fn write_number(id: u64, out: &mut Vec<u8>) {
 struct Key<'a> {
     pool: u32,
     parse_key: u32,
+    origin: u32,
     twin: u64,
     text: &'a [u8],
     types: &'a [u8],
@@ -357,6 +362,19 @@ impl Interner {
         types: &[u8],
         effects: impl FnOnce(&[u8]) -> Effects,
     ) -> Rc<Statement> {
+        self.intern_as(pool, (parse_key, parse_key), text, types, effects)
+    }
+
+    /// The same, of one that is run under other settings than those of its `Parse`: how it is shared, and the key of these.
+    #[must_use]
+    pub fn intern_as(
+        &self,
+        pool: u32,
+        (parse_key, origin): (u32, u32),
+        text: &[u8],
+        types: &[u8],
+        effects: impl FnOnce(&[u8]) -> Effects,
+    ) -> Rc<Statement> {
         let hash = self.hasher.hash_one((text, types, parse_key, pool));
         let same = |(_, s): &(u64, Rc<Statement>)| {
             s.twin == 0 && s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types
@@ -365,7 +383,7 @@ impl Interner {
             found.used.set(true);
             return found.clone();
         }
-        self.insert(hash, Key { pool, parse_key, twin: 0, text, types }, effects(text))
+        self.insert(hash, Key { pool, parse_key, origin, twin: 0, text, types }, effects(text))
     }
 
     /// A number that no statement has or will have.
@@ -379,15 +397,15 @@ impl Interner {
     /// A statement like `of` that no one shares.
     #[must_use]
     pub fn twin(&self, of: &Statement) -> Rc<Statement> {
-        let Statement { pool, parse_key, effects, .. } = *of;
+        let Statement { pool, parse_key, origin, effects, .. } = *of;
         let hash = self.hasher.hash_one((&*of.text, &*of.types, parse_key, pool));
         let twin = self.next_id.get();
-        self.insert(hash, Key { pool, parse_key, twin, text: &of.text, types: &of.types }, effects)
+        self.insert(hash, Key { pool, parse_key, origin, twin, text: &of.text, types: &of.types }, effects)
     }
 
     #[cold]
     fn insert(&self, hash: u64, key: Key<'_>, effects: Effects) -> Rc<Statement> {
-        let Key { pool, parse_key, twin, text, types } = key;
+        let Key { pool, parse_key, origin, twin, text, types } = key;
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let statement = Rc::new(Statement {
@@ -396,6 +414,7 @@ impl Interner {
             text: text.into(),
             types: types.into(),
             parse_key,
+            origin,
             twin,
             pool,
             effects,

@@ -192,6 +192,8 @@ pub struct Profiles {
     plain: Rc<Profile>,
     known: RefCell<HashMap<Vec<Entry>, Weak<Profile>, foldhash::fast::RandomState>>,
     parse_keys: RefCell<HashMap<Vec<Entry>, u32, foldhash::fast::RandomState>>,
+    /// Keys of what is run under other settings than it was prepared under, by the keys of both.
+    pairs: RefCell<HashMap<(u32, u32), Option<u32>, foldhash::fast::RandomState>>,
     next_key: Cell<u32>,
     /// Custom settings that were in one.
     custom: RefCell<Vec<Box<str>>>,
@@ -212,6 +214,7 @@ impl Default for Profiles {
             plain: Rc::new(plain),
             known: RefCell::default(),
             parse_keys: RefCell::default(),
+            pairs: RefCell::default(),
             next_key: Cell::new(1),
             custom: RefCell::default(),
         }
@@ -271,6 +274,42 @@ impl Profiles {
         }
     }
 
+    /// The settings `present`, but for those that a text took from them when it was prepared under the settings of `origin`, and keeps.
+    /// None if that is not known, or they are the same.
+    ///
+    /// Where the `search_path` is another one Postgres reads the text anew under the settings of the moment, but not its strings.
+    ///
+    /// Source: `PostgreSQL` 17, `RevalidateCachedQuery` in `plancache.c`.
+    #[must_use]
+    pub fn original(&self, origin: u32, present: &Rc<Profile>) -> Option<Rc<Profile>> {
+        let frozen = match origin {
+            0 => Vec::new(),
+            key => self.parse_keys.borrow().iter().find(|(_, known)| **known == key)?.0.clone(),
+        };
+        let then = |name: &str| frozen.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value);
+        let looks_anew = then(SEARCH_PATH) != present.get(SEARCH_PATH);
+        let keeps = |name: &str| sql::stays_frozen(name.as_bytes(), looks_anew);
+        let others = present.entries().iter().filter(|(name, _)| !keeps(name));
+        let original = self.intern(others.chain(frozen.iter().filter(|(name, _)| keeps(name))).cloned());
+        (!Rc::ptr_eq(&original, present)).then_some(original)
+    }
+
+    /// The key of what was prepared under the settings of `origin` and is run under those of `present`: Postgres may come to read it
+    /// anew under these, so whoever runs it under others must have one of its own. None if it means the same under both.
+    #[must_use]
+    pub fn pair(&self, origin: u32, present: &Rc<Profile>) -> Option<u32> {
+        let mut pairs = self.pairs.borrow_mut();
+        if let Some(known) = pairs.get(&(origin, present.parse_key)) {
+            return *known;
+        }
+        let key = self.original(origin, present).map(|_| self.new_key());
+        if pairs.len() >= SWEEP_AT {
+            pairs.clear();
+        }
+        pairs.insert((origin, present.parse_key), key);
+        key
+    }
+
     /// A parse key that no profile has: for statements parsed while a setting's value is not known.
     pub fn private_key(&self) -> u32 {
         PRIVATE | self.new_key()
@@ -304,6 +343,9 @@ const PRIVATE: u32 = 1 << 31;
 pub const fn is_private(parse_key: u32) -> bool {
     parse_key & PRIVATE != 0
 }
+
+/// The setting by which names are looked up.
+const SEARCH_PATH: &str = "search_path";
 
 /// The setting by which all others are read.
 const ENCODING: &str = "client_encoding";
@@ -608,6 +650,36 @@ mod tests {
             literal(&mut out, value);
             assert_eq!(out.escape_ascii().to_string(), want.escape_ascii().to_string());
         }
+    }
+
+    #[test]
+    fn a_text_keeps_some_of_the_settings_that_it_was_prepared_under() {
+        type Settings = &'static [(&'static str, &'static str)];
+        let profiles = Profiles::default();
+        #[rustfmt::skip]
+        let table: [(&str, Settings, Settings, Option<Settings>); 9] = [
+            ("the same",        &[("timezone", "a")], &[("timezone", "a")], None),
+            ("others alone",    &[],                  &[("work_mem", "1MB"), ("app.x", "1")], None),
+            ("one set",         &[],                  &[("timezone", "a"), ("work_mem", "1MB")], Some(&[("work_mem", "1MB")])),
+            ("one reset",       &[("datestyle", "b")], &[], Some(&[("datestyle", "b")])),
+            ("another value",   &[("datestyle", "b")], &[("datestyle", "c")], Some(&[("datestyle", "b")])),
+            ("another role",    &[("role", "a")],     &[("role", "b")], None),
+            ("both",            &[("role", "a")],     &[("role", "b"), ("timezone", "a")], Some(&[("role", "b")])),
+            ("another path",    &[("timezone", "a")], &[("search_path", "b")], None),
+            ("and its strings", &[("standard_conforming_strings", "off"), ("timezone", "a")], &[("search_path", "b")],
+                Some(&[("search_path", "b"), ("standard_conforming_strings", "off")])),
+        ];
+        for (name, then, now, want) in table {
+            let (then, now) = (profiles.intern(entries(then)), profiles.intern(entries(now)));
+            let got = profiles.original(then.parse_key(), &now);
+            assert_eq!(got.map(|got| got.entries().to_vec()), want.map(entries), "{name}");
+            let pair = profiles.pair(then.parse_key(), &now);
+            assert_eq!(pair.is_some(), want.is_some(), "{name}");
+            assert_eq!(pair, profiles.pair(then.parse_key(), &now), "{name}");
+            assert!(pair.is_none_or(|pair| pair != then.parse_key() && pair != now.parse_key()), "{name}");
+        }
+        let (now, unknown) = (profiles.intern(entries(&[("timezone", "a")])), profiles.private_key());
+        assert!(profiles.original(unknown, &now).is_none());
     }
 
     #[test]

@@ -683,6 +683,7 @@ impl Login {
             carry: Vec::new(),
             profile: plain,
             shelf: Shelf::default(),
+            strays: false,
             unnamed: Unnamed::Empty,
             pid,
             secret,

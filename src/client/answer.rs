@@ -21,8 +21,8 @@ use super::verdict::may_do_elsewhere;
 use crate::backend::{Lost, ServerConn, longest, row_columns};
 use crate::clock::Moment;
 use crate::prepared::{
-    AUDIT, CHANGES, DESCRIBES, Described, LENT, Leavings, MARK, NAMED, NAMES, NO_MEMORY, Prefix, REFUSED, REPLAY,
-    RESTORE, SPLICED, STALE, STRIPPED, UNNAMED, named_id, notes, statement_id,
+    AUDIT, CHANGES, DESCRIBES, Described, LENT, Leavings, MARK, NAMED, NAMES, NO_MEMORY, ORIGINAL, Prefix, REFUSED,
+    REPLAY, RESTORE, SPLICED, STALE, STRIPPED, UNNAMED, named_id, notes, statement_id,
 };
 use crate::settings::{self, Entry, Profile};
 use crate::state::{Findings, Subscriber, channel};
@@ -394,8 +394,9 @@ impl Answer<'_> {
             // Without findings it was cancelled, and is to be done again.
             Some(AUDIT) => self.aside.audited = self.aside.audit.is_some(),
             // Settings take several queries, and more of ours may be behind them.
-            Some(MARK | REPLAY) => {
-                self.aside.replaying = self.conn.pipeline.iter().any(|owed| matches!(owed.note, MARK | REPLAY));
+            Some(MARK | REPLAY | ORIGINAL) => {
+                let mut rest = self.conn.pipeline.iter();
+                self.aside.replaying = rest.any(|owed| matches!(owed.note, MARK | REPLAY | ORIGINAL));
             }
             // It may be behind what the client was told last.
             Some(LENT) => self.rests(status),
@@ -507,7 +508,7 @@ impl Answer<'_> {
     /// A setting changed: by a replay of the client's own, which it knows; or by its statement, at the end of its
     /// transaction, or from outside.
     fn parameter(&mut self) -> Origin {
-        if self.conn.pipeline.front().is_some_and(|owed| owed.note == REPLAY) {
+        if self.conn.pipeline.front().is_some_and(|owed| matches!(owed.note, REPLAY | ORIGINAL)) {
             return Origin::Pooler;
         }
         self.marks.tainted = true;
@@ -645,6 +646,11 @@ impl Answer<'_> {
         if front.note == REPLAY {
             return Err(Heard::ReplayFailed(body.into()));
         }
+        if self.is_of_the_original(front) {
+            self.fail(front, fields.code)?;
+            plan.skip(len);
+            return Ok(());
+        }
         if std::mem::take(&mut self.marks.forgets_values) {
             // It may have been skipped.
             self.marks.own_values = false;
@@ -728,6 +734,12 @@ impl Answer<'_> {
         }
         self.answer_locally(plan);
         Ok(())
+    }
+
+    /// Whether what failed was to have a statement parsed as it was prepared.
+    fn is_of_the_original(&self, front: Owed) -> bool {
+        let is_parsed = || self.conn.pipeline.iter().any(|owed| owed.note == ORIGINAL);
+        front.note == ORIGINAL || front.origin == Origin::Pooler && front.note < ORIGINAL && is_parsed()
     }
 
     /// Whether the batch that failed can run again, unseen: nothing of it was done, told (but by us), or is in a transaction of

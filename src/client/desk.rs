@@ -94,6 +94,17 @@ impl Desk {
         }
     }
 
+    /// The client's settings are these by now.
+    pub fn set(&mut self, settings: &[(&str, &str)]) {
+        self.startup = self.profiles.intern(settings.iter().map(|(n, v)| ((*n).into(), v.as_bytes().into())));
+        self.replayed();
+    }
+
+    /// And on the server connection.
+    pub fn replayed(&mut self) {
+        self.conn.profile = self.startup.clone();
+    }
+
     /// Another client takes the place of this one, on the same server connection.
     pub fn next_client(&mut self) {
         assert!(self.conn.pipeline.is_free() && self.from_client.is_empty());

@@ -733,10 +733,11 @@ impl Relay {
     #[inline]
     fn stopped(&mut self, stop: &Stop, cx: &mut Task<'_>) -> Result<(), End> {
         match *stop {
-            Stop::Short | Stop::Full | Stop::Unsettled => {
+            Stop::Short | Stop::Full | Stop::Unsettled | Stop::Held => {
                 let short = matches!(stop, Stop::Short);
                 if let Some(active) = &mut self.active {
                     active.stalled = !short;
+                    active.hold |= matches!(stop, Stop::Held);
                 }
                 // A lease may end here: nothing was owed, and the message that kept it is complete.
                 if short && self.is_owed_ready() { Ok(()) } else { self.rest(cx) }

@@ -2,6 +2,7 @@
 
 mod listen;
 mod names;
+mod original;
 mod place;
 mod resets;
 #[cfg(test)]
@@ -295,6 +296,8 @@ pub enum Stop {
     Full,
     /// What a name stands for depends on answers still to come: go on when they have.
     Unsettled,
+    /// The same, and nothing of the client's is on its way: it is to keep the server connection all the same.
+    Held,
     /// The client said goodbye.
     Quit,
     /// The client broke the protocol.
@@ -892,21 +895,6 @@ impl Request<'_> {
         }
     }
 
-    /// The statement, or, if this server connection has it not and the client's settings are no longer those it was
-    /// parsed under, the same text under the present ones: what is parsed now must not be shared as what it was then.
-    fn under_present_settings(&self, name: &[u8], statement: Rc<Statement>) -> Rc<Statement> {
-        let same = statement.parse_key == self.parse_key && !self.marks.unsettled;
-        if same || self.conn.shelf.has(statement.id) || self.is_stripped(&statement) {
-            return statement;
-        }
-        let key = self.present_key();
-        let shared = self.interner.intern(self.pool, key, &statement.text, &statement.types, sql::scan);
-        let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
-        let shared = if other { self.interner.twin(&shared) } else { shared };
-        shared.resolved.learn_from(&statement.resolved);
-        shared
-    }
-
     /// Makes the server's unnamed statement the client's.
     #[inline]
     fn ensure_unnamed(&mut self, purpose: Use<'_>, plan: &mut Plan<'_>) -> Result<Renamed, Stop> {
@@ -916,7 +904,9 @@ impl Request<'_> {
             (Unnamed::Holds(mine, told), theirs) => {
                 let (mut statement, told) = (mine.clone(), *told);
                 let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
-                if !held && (statement.parse_key != self.parse_key || self.marks.unsettled) {
+                let is_other = statement.parse_key != self.parse_key || self.marks.unsettled;
+                self.conn.strays |= is_other && sql::is_read_by_settings(&statement.text);
+                if !held && is_other {
                     let key = self.present_key();
                     statement = self.interner.intern(self.pool, key, &mine.text, &mine.types, sql::scan);
                     statement.resolved.learn_from(&mine.resolved);
@@ -964,7 +954,7 @@ impl Request<'_> {
         Ok(match self.statements.look(name, &self.marks.changes) {
             Look::Unsettled => return Err(Stop::Unsettled),
             Look::Named(Named::Shared(statement, told)) => {
-                let statement = self.under_present_settings(name, statement);
+                let statement = self.under_its_settings(name, statement, plan)?;
                 let mut effects = if runs { self.effects(&statement) } else { Effects::default() };
                 if runs {
                     effects = self.before_bind(effects, Some(&statement), purpose, plan);

@@ -33,6 +33,8 @@ pub struct Place {
     size: usize,
     /// The server has it, or will have when what was sent has run; else it is not certain whether it has.
     certain: bool,
+    /// It was run under settings by which it may have been read anew: it may not mean the same any more.
+    strayed: bool,
     /// What is known of it.
     pub parsed: Parsed,
     /// When it was used last; see [`Shelf::uses`].
@@ -200,6 +202,20 @@ impl Shelf {
         }
     }
 
+    /// It is run under settings by which it may be read anew.
+    pub fn stray(&mut self, id: u64) {
+        if let Some(place) = self.by_id.get(&id).and_then(|at| self.places.get_mut(*at)) {
+            place.strayed = true;
+        }
+    }
+
+    /// Whoever comes next needs each as it was parsed.
+    pub fn doubt_strays(&mut self) {
+        for (_, place) in &mut self.places {
+            place.certain &= !place.strayed;
+        }
+    }
+
     /// The server may have any of them or not.
     pub fn doubt_all(&mut self) {
         for (_, place) in &mut self.places {
@@ -215,7 +231,8 @@ impl Shelf {
     fn insert(&mut self, id: u64, size: usize, epoch: u32, certain: bool) {
         self.uses += 1;
         let parsed = Parsed { epoch, ..Parsed::default() };
-        let place = Place { id, size, certain, parsed, used: self.uses, newer: NOWHERE, older: NOWHERE };
+        let place =
+            Place { id, size, certain, strayed: false, parsed, used: self.uses, newer: NOWHERE, older: NOWHERE };
         let at = self.places.insert(place);
         self.by_id.insert(id, at);
         self.bytes += size;

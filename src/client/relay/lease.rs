@@ -50,6 +50,9 @@ impl Relay {
         let temporary =
             self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
         let catalog = self.pool.catalog.key();
+        if conn.strays {
+            conn.end_strays();
+        }
         let own = self.owns_values(&mut conn);
         let is_home = Rc::ptr_eq(&self.pool, &self.lender);
         let forgets = !own && is_home && self.pool.catalog.sequences.are_asked_for() && !lacks(Guard::Sequences);

@@ -57,7 +57,7 @@ impl Request<'_> {
 }
 
 /// Whether no transaction and no batch is open.
-fn is_between(pipeline: &Pipeline) -> bool {
+pub(super) fn is_between(pipeline: &Pipeline) -> bool {
     pipeline.status() == TxStatus::Idle
         && !pipeline.is_batch_open()
         && !pipeline.is_copy_in()

@@ -36,6 +36,8 @@ pub struct Placing {
     pub asked: bool,
     /// A statement that was parsed anew in this lease, because it was not as the client was told.
     pub renewed: Option<u64>,
+    /// A statement that was to be parsed as it was prepared, under other settings than these.
+    pub original: Option<u64>,
     /// The portal bound last.
     pub portal: Vec<u8>,
     /// Its statement's note, if its description is to be kept.
@@ -65,7 +67,7 @@ pub struct Placing {
 impl Placing {
     /// A lease begins.
     pub fn begin(&mut self) {
-        (self.asked, self.renewed, self.bound) = (false, None, 0);
+        (self.asked, self.renewed, self.original, self.bound) = (false, None, None, 0);
         (self.shows, self.tells, self.resets) = (false, false, false);
         self.prepares = false;
         self.forget_portals();

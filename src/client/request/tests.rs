@@ -821,3 +821,68 @@ proptest! {
         prop_assert_eq!(pieces.marks.tainted, whole.marks.tainted);
     }
 }
+
+/// A client that has prepared `text` as `s`, and then set its time zone.
+fn elsewhen(text: &str) -> Desk {
+    let mut desk = Desk::new();
+    desk.client(&[parse("s", text, &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.set(&[("timezone", "Asia/Tokyo")]);
+    desk
+}
+
+#[test]
+fn a_statement_is_parsed_under_the_settings_that_it_was_prepared_under() {
+    const TEXT: &str = "SELECT timestamptz '2024-01-01'";
+    let plain = Profiles::default().plain();
+    let mut desk = elsewhen(TEXT);
+    let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
+    let (sent, stop) = desk.client(&run);
+    let anew = |desk: &Desk| [parse(&desk.name(2), TEXT, &[]), describe_statement(&desk.name(2)), sync()].concat();
+    let want = [query("RESET \"timezone\";"), anew(&desk)].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Held));
+    assert!(desk.aside.replaying && desk.conn.profile.entries() == plain.entries(), "what is in force now");
+    // All of it is ours, and what it is about to be refused is told to nobody.
+    let all = [reply::done("RESET"), reply::parameter("TimeZone", "GMT"), reply::ready(b'I')].concat();
+    assert_eq!(desk.server(&all).0, b"");
+    assert!(desk.aside.replaying);
+    let described = [reply::bare(b'1'), message(b't', &[0, 0]), reply::bare(b'n'), reply::ready(b'I')].concat();
+    assert_eq!(desk.server(&described).0, b"");
+    assert!(!desk.aside.replaying && !desk.marks.tainted);
+    desk.replayed();
+    let (sent, _) = desk.client(b"");
+    let want = [bind("", &desk.name(2), &[]), execute("", 0), sync()].concat();
+    assert_eq!(sent.escape_ascii().to_string(), want.escape_ascii().to_string());
+
+    // Refused, it is parsed under those of the moment, and once.
+    let mut desk = elsewhen(TEXT);
+    let (_, stop) = desk.client(&run);
+    assert_eq!(stop, Stop::Held);
+    let refused =
+        [reply::done("RESET"), reply::ready(b'I'), reply::error("ERROR", "42P01", "gone"), reply::ready(b'I')];
+    assert_eq!(desk.server(&refused.concat()).0, b"");
+    desk.replayed();
+    let (sent, stop) = desk.client(b"");
+    let want = [parse(&desk.name(2), TEXT, &[]), bind("", &desk.name(2), &[]), execute("", 0), sync()].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Short));
+
+    // In a transaction all is as before when it is done.
+    let mut desk = elsewhen(TEXT);
+    desk.client(&query("BEGIN"));
+    desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
+    let (sent, stop) = desk.client(&run);
+    let point = format!("{}original", String::from_utf8_lossy(desk.interner.prefix.as_bytes()));
+    let front = [query(&format!("SAVEPOINT {point}")), query("RESET \"timezone\";")].concat();
+    let behind = query(&format!("ROLLBACK TO {point};RELEASE {point}"));
+    assert_eq!(sent.escape_ascii().to_string(), [front, anew(&desk), behind].concat().escape_ascii().to_string());
+    assert_eq!((stop, desk.conn.profile.get("timezone")), (Stop::Held, Some(&b"Asia/Tokyo"[..])));
+
+    // What has no constants means the same.
+    let mut desk = elsewhen("SELECT $1::int + 1");
+    let (sent, stop) = desk.client(&run);
+    assert_eq!(stop, Stop::Short, "{}", sent.escape_ascii());
+    // In the middle of a batch there is no way back.
+    let mut desk = elsewhen(TEXT);
+    let (sent, stop) = desk.client(&[parse("", "SELECT 1", &[]), run].concat());
+    assert_eq!(stop, Stop::Short, "{}", sent.escape_ascii());
+}

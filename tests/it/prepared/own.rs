@@ -144,3 +144,74 @@ async fn a_text_parsed_behind_what_a_function_sets_for_its_transaction_is_nobody
         }
     }
 }
+
+/// Has the server read anew what it has prepared of the table.
+fn touch(site: &Site<'_>, round: usize) {
+    site.place.psql(&format!("ALTER TABLE t SET (fillfactor = {})", 90 - round));
+}
+
+#[tokio::test]
+async fn what_the_server_reads_anew_under_the_settings_of_one_client_is_nobody_elses() {
+    let text = "SELECT extract(epoch FROM timestamptz '2024-01-01 00:00')::int8 FROM t";
+    let (utc, tokyo) = ("1704067200", "1704034800");
+    for mode in ["rewrite", "adaptive", "strip"] {
+        let (site, mut other, mut client) = shelved(mode, text, utc).await;
+        prepare(&mut client, "s", text).await;
+        assert_value(&run(&mut client, &execution("s")).await, utc);
+        for round in 0..4 {
+            // For a transaction, as Postgres does: read anew, it means what it would mean now.
+            succeed(&mut client, "BEGIN").await;
+            succeed(&mut client, "SET LOCAL TimeZone = 'Asia/Tokyo'").await;
+            touch(&site, round);
+            let told = run(&mut client, &execution("s")).await;
+            assert_eq!(told.value(), Some(tokyo), "{mode}, {round}: {told:?}");
+            succeed(&mut client, "COMMIT").await;
+            assert_value(&run(&mut other, &execution("s")).await, utc);
+            run(&mut client, &[close_statement("s"), sync()]).await;
+            prepare(&mut client, "s", text).await;
+        }
+        // For the session: what was prepared before keeps its meaning as long as the server keeps it.
+        succeed(&mut client, "SET TimeZone = 'Asia/Tokyo'").await;
+        for round in 4..8 {
+            touch(&site, round);
+            let told = run(&mut client, &execution("s")).await;
+            assert!([utc, tokyo].map(Some).contains(&told.value()), "{mode}, {round}: {told:?}");
+            assert_value(&run(&mut other, &execution("s")).await, utc);
+        }
+        // And back.
+        succeed(&mut client, "RESET TimeZone").await;
+        assert_value(&run(&mut client, &execution("s")).await, utc);
+    }
+}
+
+#[tokio::test]
+async fn a_statement_means_what_it_meant_when_it_was_prepared_wherever_it_runs() {
+    let text = "SELECT extract(epoch FROM timestamptz '2024-01-01 00:00')::int8, current_setting('TimeZone')";
+    for mode in ["rewrite", "adaptive", "session"] {
+        let site = Site::start(&[("default_pool_size", "2"), ("prepared_statements", mode)]);
+        let (mut client, mut other) = (site.client().await, site.client().await);
+        succeed(&mut client, "SET TimeZone = 'Asia/Kolkata'").await;
+        prepare(&mut client, "s", text).await;
+        succeed(&mut client, "SET TimeZone = 'Asia/Tokyo'").await;
+        let (kolkata, tokyo) = ("1704047400", "Asia/Tokyo");
+        for round in 0..6 {
+            // Another server connection, if there is one to choose.
+            succeed(&mut other, "BEGIN").await;
+            for in_transaction in [false, true] {
+                if in_transaction {
+                    succeed(&mut client, "BEGIN").await;
+                }
+                let told = run(&mut client, &execution("s")).await;
+                let row = [Some(kolkata.to_owned()), Some(tokyo.to_owned())];
+                assert_eq!(told.rows, [row], "{mode}, {round}, {in_transaction}: {told:?}");
+                assert_value(&client.query("SHOW TimeZone").await.unwrap(), tokyo);
+                if in_transaction {
+                    succeed(&mut client, "ROLLBACK").await;
+                }
+            }
+            succeed(&mut other, "DEALLOCATE ALL").await;
+            succeed(&mut other, "ROLLBACK").await;
+            assert_value(&other.query("SHOW TimeZone").await.unwrap(), "GMT");
+        }
+    }
+}
