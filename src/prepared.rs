@@ -37,6 +37,7 @@ pub use sketch::Sketch;
 
 use pgweir_proto::pipeline::{Expect, Owed};
 
+use crate::settings::Splice;
 use crate::sql::{EffectSet, Effects};
 
 /// Bytes of the part that all server-side names of ours begin with.
@@ -146,6 +147,8 @@ pub struct Statement {
     pub hash: u64,
     /// The text.
     pub text: Box<[u8]>,
+    /// Where it is not the client's own text, but has start-up values in it. Clients that sent it so share another.
+    pub put: Option<Box<Splice>>,
     /// Parameter types: a count and as many object ids, as in the `Parse` message.
     pub types: Box<[u8]>,
     /// The parse-time settings that it is shared under; see [`crate::settings::Profile::parse_key`].
@@ -171,8 +174,9 @@ pub struct Statement {
 impl Statement {
     /// Bytes it takes, and those that it may come to take: always the same.
     #[must_use]
-    pub const fn size(&self) -> usize {
-        self.text.len() + self.types.len() + self.resolved.room() + size_of::<Self>()
+    pub fn size(&self) -> usize {
+        let put = self.put.as_ref().map_or(0, |put| put.size());
+        self.text.len() + self.types.len() + self.resolved.room() + size_of::<Self>() + put
     }
 
     /// What servers have parsed of it is of no more use: it is to be parsed anew.
@@ -281,6 +285,14 @@ struct Key<'a> {
     twin: u64,
     text: &'a [u8],
     types: &'a [u8],
+    put: Option<&'a Splice>,
+}
+
+impl<'a> Key<'a> {
+    fn of(statement: &'a Statement) -> Self {
+        let Statement { pool, parse_key, origin, twin, ref text, ref types, ref put, .. } = *statement;
+        Self { pool, parse_key, origin, twin, text, types, put: put.as_deref() }
+    }
 }
 
 /// Bytes of texts that no client names, at most: they are kept only because they may come again.
@@ -362,28 +374,46 @@ impl Interner {
         types: &[u8],
         effects: impl FnOnce(&[u8]) -> Effects,
     ) -> Rc<Statement> {
-        self.intern_as(pool, (parse_key, parse_key), text, types, effects)
+        self.intern_put(pool, parse_key, text, types, None, effects)
     }
 
-    /// The same, of one that is run under other settings than those of its `Parse`: how it is shared, and the key of these.
+    /// The same of a text with start-up values in it.
     #[must_use]
-    pub fn intern_as(
+    pub fn intern_put(
         &self,
         pool: u32,
-        (parse_key, origin): (u32, u32),
+        parse_key: u32,
         text: &[u8],
         types: &[u8],
+        put: Option<&Splice>,
         effects: impl FnOnce(&[u8]) -> Effects,
     ) -> Rc<Statement> {
+        self.intern_key(Key { pool, parse_key, origin: parse_key, twin: 0, text, types, put }, effects)
+    }
+
+    /// A statement like `of` for those who run it under other settings: how it is shared among them, and the key of the settings
+    /// that it keeps.
+    #[must_use]
+    pub fn intern_again(&self, of: &Statement, (parse_key, origin): (u32, u32)) -> Rc<Statement> {
+        self.intern_key(Key { parse_key, origin, twin: 0, ..Key::of(of) }, |_| of.effects)
+    }
+
+    fn intern_key(&self, key: Key<'_>, effects: impl FnOnce(&[u8]) -> Effects) -> Rc<Statement> {
+        let Key { pool, parse_key, text, types, put, .. } = key;
         let hash = self.hasher.hash_one((text, types, parse_key, pool));
         let same = |(_, s): &(u64, Rc<Statement>)| {
-            s.twin == 0 && s.parse_key == parse_key && s.pool == pool && *s.text == *text && *s.types == *types
+            s.twin == 0
+                && s.parse_key == parse_key
+                && s.pool == pool
+                && *s.text == *text
+                && *s.types == *types
+                && s.put.as_deref() == put
         };
         if let Some((_, found)) = self.table.borrow().find(hash, same) {
             found.used.set(true);
             return found.clone();
         }
-        self.insert(hash, Key { pool, parse_key, origin, twin: 0, text, types }, effects(text))
+        self.insert(hash, key, effects(text))
     }
 
     /// A number that no statement has or will have.
@@ -397,21 +427,20 @@ impl Interner {
     /// A statement like `of` that no one shares.
     #[must_use]
     pub fn twin(&self, of: &Statement) -> Rc<Statement> {
-        let Statement { pool, parse_key, origin, effects, .. } = *of;
-        let hash = self.hasher.hash_one((&*of.text, &*of.types, parse_key, pool));
-        let twin = self.next_id.get();
-        self.insert(hash, Key { pool, parse_key, origin, twin, text: &of.text, types: &of.types }, effects)
+        let hash = self.hasher.hash_one((&*of.text, &*of.types, of.parse_key, of.pool));
+        self.insert(hash, Key { twin: self.next_id.get(), ..Key::of(of) }, of.effects)
     }
 
     #[cold]
     fn insert(&self, hash: u64, key: Key<'_>, effects: Effects) -> Rc<Statement> {
-        let Key { pool, parse_key, origin, twin, text, types } = key;
+        let Key { pool, parse_key, origin, twin, text, types, put } = key;
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let statement = Rc::new(Statement {
             id,
             hash,
             text: text.into(),
+            put: put.map(|put| Box::new(put.clone())),
             types: types.into(),
             parse_key,
             origin,

@@ -11,7 +11,7 @@ use std::rc::{Rc, Weak};
 
 use hashbrown::HashMap;
 
-pub use splice::{Splice, behind, splice};
+pub use splice::{Splice, behind, filled, splice};
 
 use crate::sql;
 

@@ -34,6 +34,7 @@ mod lexer;
 mod library;
 mod margins;
 mod names;
+mod nulls;
 mod opening;
 mod outline;
 mod prefilter;
@@ -48,7 +49,7 @@ use std::borrow::Cow;
 
 pub(crate) use body::LASTS;
 pub use body::{Body, body, changes_defaults, defines, hidden_names, lasts, mentions_definition, mentions_seed};
-pub use bound::{Bound, Filled};
+pub use bound::{Bound, Filled, is_text};
 pub use cache::Cache;
 pub use effects::{EffectSet, Effects};
 #[cfg(test)]
@@ -60,6 +61,7 @@ pub use head::FirstWord;
 pub use library::{Library, Reading};
 pub use margins::margins;
 pub use names::{Naming, prepared_names};
+pub use nulls::{Null, nulls};
 pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};
 pub use resets::{Reset, Resets, What, resets};

@@ -662,7 +662,7 @@ impl Answer<'_> {
             self.conn.refused_write();
         }
         let renamed = self.rename(fields.code, body);
-        let renamed = match self.spliced().and_then(|splice| splice.shift(&renamed)) {
+        let renamed = match self.shifted(&renamed) {
             Some(shifted) => Cow::Owned(shifted),
             None => renamed,
         };

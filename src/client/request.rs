@@ -721,12 +721,14 @@ impl Request<'_> {
             let (statement, is_ours) = self.intern(key, &parse);
             let effects = self.effects(&statement);
             self.forget_sequences(effects, plan);
-            self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED);
+            // By its number an error of it is read.
+            let number = if statement.put.is_some() { statement.id } else { 0 };
+            self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED | number);
             let before = std::mem::replace(&mut self.conn.unnamed, Held::parsed(statement.clone()));
-            let unnamed = Unnamed::Holds(statement, Described::default());
+            let unnamed = Unnamed::Holds(statement.clone(), Described::default());
             self.statements.parsed_unnamed(unnamed, before, &mut self.marks.changes);
             self.stats.server_parses += 1;
-            forward_parse(parse, is_ours, len, plan);
+            forward_parse(parse, is_ours.then_some(&*statement.text), len, plan);
             return Ok(());
         }
         match self.statements.look(parse.statement, &self.marks.changes) {
@@ -767,14 +769,15 @@ impl Request<'_> {
                 self.marks.tainted = true;
                 self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
-                forward_parse(parse, sql::shows_watermark(parse.query), len, plan);
+                let is_ours = sql::shows_watermark(parse.query);
+                forward_parse(parse, is_ours.then_some(watermark::QUERY.as_bytes()), len, plan);
             }
         }
         Ok(())
     }
 
     /// The statement that a client parses; and whether it is not the client's text, but what answers it: nobody but a server
-    /// knows the watermark.
+    /// knows the watermark, nor does one know the client's start-up values.
     #[inline]
     fn intern(&self, key: u32, parse: &Parse<'_>) -> (Rc<Statement>, bool) {
         let statement = self.interner.intern(self.pool, key, parse.query, parse.types, sql::scan);
@@ -782,6 +785,11 @@ impl Request<'_> {
         if is_ours {
             let text = watermark::QUERY.as_bytes();
             return (self.interner.intern(self.pool, key, text, parse.types, sql::scan), true);
+        }
+        if statement.effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::LOCAL))
+            && let Some(filled) = self.filled(key, parse)
+        {
+            return (filled, true);
         }
         (statement, false)
     }
@@ -908,7 +916,7 @@ impl Request<'_> {
                 self.conn.strays |= is_other && sql::is_read_by_settings(&statement.text);
                 if !held && is_other {
                     let key = self.present_key();
-                    statement = self.interner.intern(self.pool, key, &mine.text, &mine.types, sql::scan);
+                    statement = self.interner.intern_again(mine, (key, key));
                     statement.resolved.learn_from(&mine.resolved);
                     self.statements.unnamed = Unnamed::Holds(statement.clone(), told);
                 }
@@ -1156,13 +1164,11 @@ fn judge(key: u64, catalog: &Knowledge, library: &RefCell<sql::Library>, stateme
     statement.judge(key, |text, own| catalog.suspects().judge(text, own, &mut library.borrow_mut()))
 }
 
-/// Passes a `Parse` of so many bytes on under the client's name: its own text, or that which tells the watermark.
+/// Passes a `Parse` of so many bytes on under the client's name: its own text, or one in its place.
 #[inline]
-fn forward_parse(parse: Parse<'_>, is_ours: bool, len: usize, plan: &mut Plan<'_>) {
-    if !is_ours {
-        return plan.forward(len);
-    }
-    plan.insert(|out| encode::parse(out, parse.statement, watermark::QUERY.as_bytes(), parse.types));
+fn forward_parse(parse: Parse<'_>, text: Option<&[u8]>, len: usize, plan: &mut Plan<'_>) {
+    let Some(text) = text else { return plan.forward(len) };
+    plan.insert(|out| encode::parse(out, parse.statement, text, parse.types));
     plan.skip(len);
 }
 

@@ -630,6 +630,23 @@ impl Statements {
         }
     }
 
+    /// The statement `id` of the client's, if it is known, or was until what is on its way: for the positions in errors.
+    #[cold]
+    #[must_use]
+    pub fn find<'a>(&'a self, id: u64, changes: &'a Changes) -> Option<&'a Rc<Statement>> {
+        let named = |named: &'a Named| if let Named::Shared(statement, _) = named { Some(statement) } else { None };
+        let unnamed =
+            |unnamed: &'a Unnamed| if let Unnamed::Holds(statement, _) = unnamed { Some(statement) } else { None };
+        let taken = changes.queue.iter().filter_map(|change| match change {
+            Change::Closed(_, taken) => taken.as_ref().and_then(named),
+            Change::Cleared(all) => all.get(id).and_then(named),
+            Change::Unnamed(before, ..) => unnamed(before),
+            Change::Parsed(_) | Change::Held(_) | Change::Refused(_) => None,
+        });
+        let known = self.named.as_ref().and_then(|names| names.get(id)).and_then(named);
+        known.into_iter().chain(unnamed(&self.unnamed)).chain(taken).find(|statement| statement.id == id)
+    }
+
     /// `DEALLOCATE` of one name: it stands for nothing any more. None of its changes may be unconfirmed.
     pub fn forget(&mut self, name: &[u8]) {
         if let Some(names) = &mut self.named {

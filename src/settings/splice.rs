@@ -1,10 +1,15 @@
 //! Texts in which settings go back to where their client began, and not to where the server connection did.
 //!
 //! Behind each reset of a start-up setting stands a SET of ours, which takes no snapshot, so that a SET TRANSACTION may follow.
-//! The answers to what is ours are not the client's, and the positions in errors are made those of its own text. Where a SET
+//! The value in the place of the NULL of a `set_config` is that of the start. The answers to what is ours are not the client's, and the positions in errors are made those of its own text. Where a SET
 //! might fail and a reset would not, or where anything else is in doubt, the text stays as it is.
 
+mod puts;
+
 use pgweir_proto::backend::TxStatus;
+
+use puts::Puts;
+pub use puts::filled;
 
 use super::{APPLICATION_NAME, NAME_MAX, Profile, RISKY, is_role, literal, may_reset, tagged};
 use crate::sql::{self, EffectSet, Reset, Resets, What};
@@ -72,7 +77,7 @@ const GROWTH_MAX: usize = 64 * 1024;
 const VALUE_MAX: usize = 1024;
 
 /// A text for the server, and what tells its answers from those that the client is owed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Splice {
     /// The answers: how many have come.
     done: usize,
@@ -81,13 +86,15 @@ pub struct Splice {
     cuts: Vec<Cut>,
 }
 
-/// Where the server's text has more.
-#[derive(Debug)]
+/// Where the server's text has more, or something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Cut {
     /// Characters of the server's text in front of what is ours.
     at: usize,
     /// Characters of it.
     put: usize,
+    /// Characters of the client's text that it replaces.
+    gone: usize,
 }
 
 /// What becomes of a text.
@@ -102,6 +109,12 @@ pub struct Spliced {
 }
 
 impl Splice {
+    /// Bytes it takes.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        size_of::<Self>() + self.ours.len() * size_of::<usize>() + self.cuts.len() * size_of::<Cut>()
+    }
+
     /// Whether the answer under way is that to something of ours.
     #[must_use]
     pub fn is_ours(&self) -> bool {
@@ -116,14 +129,15 @@ impl Splice {
     /// The place in the client's text of a character of the server's, both counted from 1. What is ours is where it was put.
     #[must_use]
     pub fn position(&self, position: usize) -> usize {
-        let mut put = 0;
+        let (mut put, mut gone) = (0, 0);
         for cut in self.cuts.iter().take_while(|cut| cut.at < position) {
             if position <= cut.at + cut.put {
-                return (cut.at + 1).saturating_sub(put);
+                return (cut.at + 1 + gone).saturating_sub(put);
             }
             put += cut.put;
+            gone += cut.gone;
         }
-        position.saturating_sub(put)
+        (position + gone).saturating_sub(put)
     }
 
     /// The body of an error or a notice with the position in it that the client is to be told. None if it is the same.
@@ -166,12 +180,14 @@ pub fn splice(text: &[u8], startup: &Profile, tag: &str, status: TxStatus) -> Op
     let takes_snapshot = status == TxStatus::Idle && !spells(text, &BEFORE_SNAPSHOT);
     let (mut out, mut at) = (Vec::new(), 0);
     let (mut ours, mut cuts) = (Vec::new(), Vec::new());
-    let mut more = has_more(&resets, text);
+    let mut puts = Puts::of(text, None, startup, tag);
+    let mut more = has_more(&resets, text, &puts);
     for reset in &resets.all {
         if reset.nth == resets.statements && !is_alone || !is_startup(&reset.what, startup) {
             more = true;
             continue;
         }
+        puts.write(text, reset.place, &mut at, &mut out, &mut cuts)?;
         out.extend_from_slice(text.get(at..reset.place)?);
         at = reset.place;
         let cut = out.len();
@@ -179,14 +195,18 @@ pub fn splice(text: &[u8], startup: &Profile, tag: &str, status: TxStatus) -> Op
             ours.push(reset.nth + ours.len());
             put(reset, &set, &mut out);
         }
-        cuts.push(Cut { at: cut, put: out.len() - cut });
+        cuts.push(Cut { at: cut, put: out.len() - cut, gone: 0 });
         if out.len() > at + GROWTH_MAX {
             return None;
         }
     }
+    puts.write(text, text.len(), &mut at, &mut out, &mut cuts)?;
     out.extend_from_slice(text.get(at..)?);
+    if out.len() > text.len() + GROWTH_MAX {
+        return None;
+    }
     let splice = Splice { done: 0, ours, cuts };
-    (!splice.ours.is_empty()).then_some(Spliced { text: out, splice, more })
+    (!splice.cuts.is_empty()).then_some(Spliced { text: out, splice, more })
 }
 
 /// A statement of ours behind that of a reset.
@@ -236,9 +256,9 @@ pub fn behind(text: &[u8], startup: &Profile, tag: &str) -> Option<Vec<Vec<u8>>>
 }
 
 /// Whether something in a text may reset more than what was found of it.
-fn has_more(resets: &Resets, text: &[u8]) -> bool {
+fn has_more(resets: &Resets, text: &[u8], puts: &Puts) -> bool {
     let is_reset = |part: &[u8]| may_reset(part) && sql::scan(part).has(EffectSet::SETTINGS.union(EffectSet::OPAQUE));
-    resets.rest.iter().any(|range| is_reset(text.get(range.clone()).unwrap_or_default()))
+    resets.rest.iter().any(|range| is_reset(&puts.filled(text, range.clone())))
 }
 
 /// The statements that set what was reset. None if one of them might fail where the reset does not, or takes a snapshot where
@@ -288,7 +308,7 @@ mod tests {
     use super::super::Profiles;
     use super::*;
 
-    fn startup(all: &[(&str, &str)]) -> std::rc::Rc<Profile> {
+    pub(super) fn startup(all: &[(&str, &str)]) -> std::rc::Rc<Profile> {
         Profiles::default().intern(all.iter().map(|(name, value)| ((*name).into(), value.as_bytes().into())))
     }
 
@@ -315,13 +335,13 @@ mod tests {
             // By another name, or the last.
             ("RESET work_mem; RESET sort_mem; SELECT 1", Some(format!("RESET work_mem;{MEM}; RESET sort_mem; SELECT 1")), &[1], true),
             ("RESET work_mem; RESET work_mem",    Some(format!("RESET work_mem;{MEM}; RESET work_mem")), &[1], true),
-            ("RESET work_mem; SELECT set_config('work_mem', NULL, false)", Some(format!("RESET work_mem;{MEM}; SELECT set_config('work_mem', NULL, false)")), &[1], true),
+            ("RESET work_mem; SELECT set_config('work_mem', $1, false) -- null", Some(format!("RESET work_mem;{MEM}; SELECT set_config('work_mem', $1, false) -- null")), &[1], true),
             ("SELECT 1; RESET work_mem",          None, &[], false),
             ("RESET work_mem;",                   None, &[], false),
             ("RESET timezone; SELECT 1",          None, &[], false),
             ("RESET ROLE; SELECT 1",              None, &[], false),
             ("DISCARD ALL",                       None, &[], false),
-            ("SELECT set_config('work_mem', NULL, false); SELECT 1", None, &[], false),
+            ("SELECT set_config('timezone', NULL, false); SELECT 1", None, &[], false),
             ("RESET work_mem; SELECT 'open",      None, &[], false),
         ];
         let startup = startup(&BEGAN);
@@ -332,6 +352,25 @@ mod tests {
                 assert_eq!((&*spliced.splice.ours, spliced.more), (ours, more), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn in_the_place_of_null_stands_the_start_up_value() {
+        let of = |text: &str| spliced(text, &BEGAN, TxStatus::Idle);
+        let set = |value: &str| format!("SELECT set_config('work_mem', {value}, false)");
+        let (null, value) = (set("NULL"), set("E'1MB'"));
+        assert_eq!(of(&null), Some((value.clone(), false)));
+        assert_eq!(of(&format!("{null}; RESET timezone")), Some((format!("{value}; RESET timezone"), true)));
+        let want = format!("{value}; RESET work_mem;{MEM}; {value};;{value}");
+        let got =
+            splice(format!("{null}; RESET work_mem; {null};;{null}").as_bytes(), &startup(&BEGAN), "", TxStatus::Open)
+                .unwrap();
+        assert_eq!((String::from_utf8(got.text).unwrap(), &*got.splice.ours, got.more), (want, &[2][..], false));
+        // What else may go back.
+        let beside =
+            |value: &str| format!("SELECT set_config('work_mem', {value}, false), set_config($1, NULL, false)");
+        assert_eq!(of(&beside("NULL")), Some((beside("E'1MB'"), true)));
+        assert_eq!(of(&format!("{null}; RESET ALL")), Some((format!("{value}; RESET ALL"), true)));
     }
 
     #[test]
@@ -397,6 +436,17 @@ mod tests {
         }
         assert_eq!(spliced.splice.position(find(&sent, "SET \"work_mem")), find(text, " SELECT 'u'"), "ours");
         let at = find(&sent, "SELECT x");
+        let text = "SELECT set_config('work_mem', NULL, x); RESET work_mem; SELECT y, set_config('work_mem', NULL, z)";
+        let both = splice(text.as_bytes(), &startup(&[("work_mem", "16384kB")]), "", TxStatus::Idle).unwrap();
+        let both_sent = String::from_utf8(both.text).unwrap();
+        for part in ["NULL, x", "x)", "RESET", "y,", "NULL, z", "z)"] {
+            assert_eq!(
+                both.splice.position(find(&both_sent, &part.replace("NULL", "E'16384kB'"))),
+                find(text, part),
+                "{part}"
+            );
+        }
+        let text = "SELECT 'e'; RESET work_mem; SELECT 'u'; RESET ALL; SELECT x";
         let body = |at: usize| format!("SERROR\0C42601\0Mno P7\0P{at}\0Fscan.l\0\0").into_bytes();
         assert_eq!(spliced.splice.shift(&body(at)), Some(body(find(text, "SELECT x"))));
         for same in [body(1), b"SERROR\0\0".to_vec(), b"P".to_vec(), b"Px\0\0".to_vec(), b"".to_vec()] {

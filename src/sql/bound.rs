@@ -12,6 +12,23 @@ const NUMBER_MAX: usize = 200;
 /// Types whose values are what `set_config` is told, however they are sent: `text` and `varchar`.
 const TEXTS: [u32; 2] = [25, 1043];
 const BOOLEAN: u32 = 16;
+/// The type is whatever its place makes it.
+const UNKNOWN: [u32; 2] = [0, 705];
+
+/// Whether the value of a parameter is text: by its type, as the client has given it in a `Parse`, or, if it has given none, for being
+/// where one belongs and `alone`, nowhere else in the text.
+#[must_use]
+pub fn is_text(types: &[u8], number: usize, alone: bool) -> bool {
+    let kind = kind(types, number);
+    TEXTS.contains(&kind) || UNKNOWN.contains(&kind) && alone
+}
+
+/// The type that the client has given a parameter; 0 if none.
+fn kind(types: &[u8], number: usize) -> u32 {
+    let types = types.get(2..).unwrap_or_default();
+    let kind = number.checked_sub(1).and_then(|at| types.get(4 * at..)).and_then(<[u8]>::first_chunk);
+    kind.map_or(0, |kind| u32::from_be_bytes(*kind))
+}
 
 /// A statement and the values that a `Bind` brings for its parameters.
 #[derive(Debug)]
@@ -111,15 +128,12 @@ impl<'a> Bound<'a> {
 
     /// Whether the type of a parameter is the one that its only place in the text gives it.
     fn is_inferred(&self, number: usize) -> bool {
-        const UNKNOWN: [u32; 2] = [0, 705];
         UNKNOWN.contains(&self.kind(number)) && self.mentions.get(number) == Some(&1)
     }
 
     /// The type that the client has given a parameter; 0 if none.
     fn kind(&self, number: usize) -> u32 {
-        let types = self.types.get(2..).unwrap_or_default();
-        let kind = number.checked_sub(1).and_then(|at| types.get(4 * at..)).and_then(<[u8]>::first_chunk);
-        kind.map_or(0, |kind| u32::from_be_bytes(*kind))
+        kind(self.types, number)
     }
 }
 

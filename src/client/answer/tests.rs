@@ -535,6 +535,49 @@ fn behind_an_execute_that_resets_stands_what_puts_it_back() {
 }
 
 #[test]
+fn the_start_up_value_in_the_place_of_null_is_parsed_and_moves_no_position() {
+    const TEXT: &str = "SELECT set_config('work_mem', NULL, false), x";
+    let given = TEXT.replace("NULL", "E'16384kB'");
+    let body = |text: &str| {
+        let at = text.find(", x").unwrap() + 3;
+        format!("SERROR\0VERROR\0C42703\0Mno x\0P{at}\0\0").into_bytes()
+    };
+    let (theirs, ours) = (message(b'E', &body(&given)), message(b'E', &body(TEXT)));
+    let ready = reply::ready(b'I');
+    for name in ["", "s"] {
+        let mut desk = Desk::logged_in_with(&[("work_mem", "16384kB")]);
+        let batch =
+            |name: &str, text: &str| [parse(name, text, &[16]), bind("", name, &[]), execute("", 0), sync()].concat();
+        let (sent, _) = desk.client(&batch(name, TEXT));
+        // The client's own text was the first.
+        let our = if name.is_empty() { String::new() } else { desk.name(2) };
+        // Nothing is to be put back behind it.
+        assert_eq!(show(&sent), show(&batch(&our, &given)));
+        let (got, _) = desk.server(&[&*theirs, &ready].concat());
+        assert_eq!(show(&got), show(&[&*ours, &ready].concat()), "{name}");
+        assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
+    }
+    // Behind it in the batch stands another text; and what was said of that is as it is.
+    let mut desk = Desk::logged_in_with(&[("work_mem", "16384kB")]);
+    let batch = [parse("", TEXT, &[]), parse("", "SELECT 1", &[]), sync()].concat();
+    desk.client(&batch);
+    let notice = |text: &str| message(b'N', &body(text));
+    let (got, _) = desk.server(&[&*notice(&given), &theirs, &ready].concat());
+    assert_eq!(show(&got), show(&[&*notice(TEXT), &ours, &ready].concat()));
+    desk.client(&batch);
+    let (got, _) = desk.server(&[&*reply::bare(b'1'), &theirs, &ready].concat());
+    assert_eq!(show(&got), show(&[&*reply::bare(b'1'), &theirs, &ready].concat()));
+    // One that the client has taken the name from, and one that it sent itself.
+    let mut desk = Desk::logged_in_with(&[("work_mem", "16384kB")]);
+    desk.client(&[parse("s", TEXT, &[]), close_statement("s"), sync()].concat());
+    let (got, _) = desk.server(&[&*theirs, &ready].concat());
+    assert_eq!(show(&got), show(&[&*ours, &ready].concat()));
+    desk.client(&[parse("s", &given, &[]), sync()].concat());
+    let (got, _) = desk.server(&[&*theirs, &ready].concat());
+    assert_eq!(show(&got), show(&[&*theirs, &ready].concat()));
+}
+
+#[test]
 fn behind_an_execute_that_does_more_stands_nothing_before_its_sync() {
     let late = |sent: &[u8]| memchr::memmem::find(sent, b"AS startup").is_some();
     let early = |sent: &[u8]| memchr::memmem::find(sent, b"TO E'1MB'").is_some();
@@ -543,7 +586,7 @@ fn behind_an_execute_that_does_more_stands_nothing_before_its_sync() {
         ("RESET work_mem",                               0, true),
         ("RESET work_mem",                               1, false),
         ("DISCARD ALL",                                  0, false),
-        ("SELECT set_config('work_mem', NULL, false)",   0, false),
+        ("SELECT set_config('work_mem' || '', NULL, false)", 0, false),
         // Another name, perhaps.
         ("RESET sort_mem",                               0, false),
     ];

@@ -95,7 +95,7 @@ impl Request<'_> {
         if statement.parse_key == keys.0 {
             return statement.clone();
         }
-        let shared = self.interner.intern_as(self.pool, keys, &statement.text, &statement.types, sql::scan);
+        let shared = self.interner.intern_again(statement, keys);
         let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
         let shared = if other { self.interner.twin(&shared) } else { shared };
         shared.resolved.learn_from(&statement.resolved);

@@ -2,20 +2,23 @@
 //! values are put back where the text says so, if it can be read: so that what follows finds them.
 //!
 //! ```text
+//! set_config(name, NULL, ..) ──▶ the start-up value in place of the NULL
 //! a simple query ──▶ SETs of ours behind each of its resets; else a query of ours behind it
 //! an Execute of what was bound last ──▶ the same, as Parse, Bind and Execute behind it
 //! of anything else ──▶ a query of ours behind the Sync
 //! ```
 
+use std::rc::Rc;
+
 use pgweir_proto::encode;
-use pgweir_proto::frontend::Tag;
+use pgweir_proto::frontend::{Parse, Tag};
 use pgweir_proto::pipeline::{Expect, Origin};
 use pgweir_proto::scanner::HEADER;
 
 use super::super::plan::Plan;
 use super::super::statements::Unnamed;
 use super::{Marks, Request, Stop, is_of, names};
-use crate::prepared::{RESTORE, SPLICED};
+use crate::prepared::{RESTORE, SPLICED, Statement};
 use crate::settings;
 use crate::sql::{self, EffectSet, Effects, RoleWord};
 
@@ -82,6 +85,16 @@ impl Request<'_> {
         self.marks.remembers = true;
         plan.insert(|out| encode::query(out, &spliced.text));
         true
+    }
+
+    /// The statement in place of one that sets a start-up setting to NULL, or to a parameter, which may be. Its values never change while the client is there.
+    #[cold]
+    pub(super) fn filled(&self, key: u32, parse: &Parse<'_>) -> Option<Rc<Statement>> {
+        if self.startup.entries().is_empty() {
+            return None;
+        }
+        let (text, put) = settings::filled(parse.query, parse.types, self.startup, &self.conn.tag)?;
+        Some(self.interner.intern_put(self.pool, key, &text, parse.types, Some(&put), sql::scan))
     }
 
     fn is_owed_to(&self) -> bool {
