@@ -28,7 +28,7 @@ use crate::net::tls::{ConnectError, Gear, Try};
 use crate::net::{Stream, TcpOptions, TlsInfo};
 use crate::prepared::{Described, Parsed, Shelf, Statement};
 use crate::replica::Incarnation;
-use crate::settings::{Entry, Profile};
+use crate::settings::{Encodings, Entry, Profile};
 use crate::stats::{DiscardReason, PoolName};
 
 pub use ask::Answer;
@@ -295,6 +295,8 @@ pub struct ServerConn {
     pub defaults: u64,
     /// It was lent before.
     pub used: bool,
+    /// What its texts are in.
+    pub encodings: Encodings,
     /// Its place among the pool's lent connections.
     pub lent: usize,
     target: Rc<Target>,
@@ -574,6 +576,7 @@ impl ServerConn {
             standby: Standby::No,
             defaults: 0,
             used: true,
+            encodings: Encodings::default(),
             lent: 0,
             target: Rc::new(Target::nowhere()),
             clock: Rc::default(),

@@ -4,6 +4,8 @@
 //! a connection whose profile is another one sends the difference first. A profile is plain data
 //! ([`Profile::entries`]), so that a session can be written out and read back.
 
+mod encoding;
+mod list;
 mod splice;
 
 use std::cell::{Cell, RefCell};
@@ -11,7 +13,8 @@ use std::rc::{Rc, Weak};
 
 use hashbrown::HashMap;
 
-pub use splice::{Splice, behind, filled, splice};
+pub use encoding::{Encoding, Encodings};
+pub use splice::{Behind, Splice, behind, filled, splice};
 
 use crate::sql;
 
@@ -287,7 +290,7 @@ impl Profiles {
             key => self.parse_keys.borrow().iter().find(|(_, known)| **known == key)?.0.clone(),
         };
         let then = |name: &str| frozen.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value);
-        let looks_anew = then(SEARCH_PATH) != present.get(SEARCH_PATH);
+        let looks_anew = then(PATH) != present.get(PATH);
         let keeps = |name: &str| sql::stays_frozen(name.as_bytes(), looks_anew);
         let others = present.entries().iter().filter(|(name, _)| !keeps(name));
         let original = self.intern(others.chain(frozen.iter().filter(|(name, _)| keeps(name))).cloned());
@@ -344,11 +347,11 @@ pub const fn is_private(parse_key: u32) -> bool {
     parse_key & PRIVATE != 0
 }
 
-/// The setting by which names are looked up.
-const SEARCH_PATH: &str = "search_path";
-
 /// The setting by which all others are read.
-const ENCODING: &str = "client_encoding";
+pub const ENCODING: &str = "client_encoding";
+
+/// The list of schemas in which names are looked up.
+const PATH: &str = "search_path";
 
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";
@@ -500,6 +503,25 @@ pub fn restore_role(startup: &Profile, out: &mut Vec<u8>) {
     out.extend_from_slice(b"SELECT pg_catalog.set_config('role',");
     literal(out, role);
     out.extend_from_slice(b",false)WHERE pg_catalog.current_setting('role')OPERATOR(pg_catalog.=)'none'");
+}
+
+/// The same for `search_path`, behind SETs that have spelled it as Postgres does: if it is that still.
+pub fn restore_spelling(startup: &Profile, out: &mut Vec<u8>) {
+    let Some((value, names)) = startup.get(PATH).and_then(|value| Some((value, list::names(value)?))) else { return };
+    if !out.is_empty() {
+        out.push(b';');
+    }
+    out.extend_from_slice(b"SELECT pg_catalog.set_config('search_path',");
+    literal(out, value);
+    out.extend_from_slice(
+        b",false)WHERE pg_catalog.current_setting('search_path')OPERATOR(pg_catalog.=)pg_catalog.concat_ws(', '",
+    );
+    for name in names {
+        out.extend_from_slice(b",pg_catalog.quote_ident(");
+        literal(out, name.as_bytes());
+        out.push(b')');
+    }
+    out.push(b')');
 }
 
 /// The settings that the session has not: the catalog tells, but for custom ones.
@@ -849,6 +871,23 @@ mod tests {
         assert_eq!(text(&[("own.a", "x")]), "");
         let got = text(&[("a", "1"), ("b.c", "it's"), ("own.a", "1"), ("role", "x")]);
         assert!(got.contains("(VALUES(E'a',E'1'),(E'b.c',E'it''s'))AS startup"), "{got}");
+    }
+
+    #[test]
+    fn a_list_is_spelled_as_at_the_start_if_it_is_what_a_set_made_of_it() {
+        let profiles = Profiles::default();
+        let text = |all: &[(&str, &str)]| {
+            let mut out = b"SELECT 1".to_vec();
+            restore_spelling(&profiles.intern(entries(all)), &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(text(&[("work_mem", "1MB")]), "SELECT 1");
+        assert_eq!(text(&[("search_path", "a b")]), "SELECT 1");
+        assert_eq!(
+            text(&[("search_path", "A,\"it's\"")]),
+            "SELECT 1;SELECT pg_catalog.set_config('search_path',E'A,\"it''s\"',false)WHERE pg_catalog.current_setting('search_path')\
+             OPERATOR(pg_catalog.=)pg_catalog.concat_ws(', ',pg_catalog.quote_ident(E'a'),pg_catalog.quote_ident(E'it''s'))"
+        );
     }
 
     #[test]

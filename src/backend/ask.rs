@@ -120,6 +120,7 @@ impl ServerConn {
                     Tag::ReadyForQuery => status = TxStatus::parse(body).ok(),
                     _ => {}
                 }
+                self.encodings.hear(tag, body);
                 self.take_reply(tag, status, fatal)?;
             }
             self.carry.drain(..at);
@@ -164,6 +165,7 @@ impl ServerConn {
                 Tag::ReadyForQuery => status = TxStatus::parse(body).ok(),
                 _ => {}
             }
+            self.encodings.hear(tag, body);
             self.take_reply(tag, status, fatal)?;
             at += used;
         }

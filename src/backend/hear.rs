@@ -60,6 +60,7 @@ impl ServerConn {
                     let is_error = tag == Tag::ErrorResponse;
                     let is_fatal = is_error && Fields::parse(body).map_or(true, |fields| fields.is_fatal());
                     well &= !is_error;
+                    self.encodings.hear(tag, body);
                     if tag == Tag::NotificationResponse {
                         notified(body);
                     } else if self.take_reply(tag, status, is_fatal).is_err() {

@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::net::tls::{ConnectError, Try};
 use crate::net::{self, Stream};
 use crate::prepared::Shelf;
-use crate::settings::{APPLICATION_NAME, Entry, Profile};
+use crate::settings::{APPLICATION_NAME, Encodings, Entry, Profile};
 use crate::stats::DiscardReason;
 
 /// The longest message accepted before a login is complete; bytes.
@@ -365,6 +365,7 @@ struct Login {
     incarnation: Incarnation,
     /// `connect_query` has changed the name.
     is_renamed: bool,
+    encodings: Encodings,
     /// The version asked for, or the older one that the server has.
     version: u32,
 }
@@ -459,6 +460,7 @@ async fn introduce(
         key: None,
         incarnation: Incarnation::default(),
         is_renamed: false,
+        encodings: Encodings::default(),
         version,
     });
     // The server does not tell when it has let us in: it does so when its session is ready, which may take long.
@@ -522,6 +524,7 @@ impl Login {
 
     fn keep_parameter(&mut self, body: &[u8]) -> Result<(), DialError> {
         let (name, value) = backend::parameter_status(body)?;
+        self.encodings.hear(Tag::ParameterStatus, body);
         self.parameters_len += body.len();
         if self.parameters_len > KEPT_MAX {
             return Err(DialError::TooMuch { what: "bytes of parameters", limit: KEPT_MAX });
@@ -604,6 +607,7 @@ impl Login {
                 (Tag::ErrorResponse, body) => failure = Some(refused(&body)),
                 (Tag::ParameterStatus, body) => {
                     let (name, _) = backend::parameter_status(&body)?;
+                    self.encodings.hear(Tag::ParameterStatus, &body);
                     self.is_renamed |= name == APPLICATION_NAME.as_bytes();
                 }
                 (Tag::ReadyForQuery, body) => return failure.map_or_else(|| idle(&body, "connect_query"), Err),
@@ -648,6 +652,7 @@ impl Login {
         intro: Introduction,
     ) -> LoggedIn {
         let born = clock.now();
+        self.encodings.begin();
         let mut parameters = std::mem::take(&mut self.parameters);
         // The tag is none of the clients' business.
         let name = parameters.iter_mut().find(|(name, _)| **name == *APPLICATION_NAME && !intro.tag.is_empty());
@@ -705,6 +710,7 @@ impl Login {
             standby: Standby::No,
             defaults: 0,
             used: false,
+            encodings: self.encodings,
             lent: 0,
             target,
             clock,

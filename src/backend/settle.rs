@@ -321,6 +321,7 @@ impl ServerConn {
                     let used = HEADER + body.len();
                     // The body is in `carry`: what is kept of it is copied.
                     heard.note(tag, body);
+                    self.encodings.hear(tag, body);
                     let status = if tag == Tag::ReadyForQuery { TxStatus::parse(body).ok() } else { None };
                     self.take_reply(tag, status, heard.fatal)?;
                     used

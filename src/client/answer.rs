@@ -276,6 +276,7 @@ impl Answer<'_> {
         let before = plan.planned();
         let origin = match tag {
             Tag::ParameterStatus => {
+                self.hear_encoding(tag, body);
                 let origin = if self.rules.follower && self.is_followers_own(body, plan)? {
                     Origin::Pooler
                 } else {
@@ -592,6 +593,14 @@ impl Answer<'_> {
         }
         self.aside.healing = true;
         Ok(())
+    }
+
+    /// Where nobody has set one, the server has another default now.
+    fn hear_encoding(&mut self, tag: Tag, body: &[u8]) {
+        let is_plain = self.conn.profile.get(settings::ENCODING).is_none() && !self.marks.tainted;
+        if self.conn.encodings.hear(tag, body) && is_plain {
+            self.conn.encodings.begin();
+        }
     }
 
     /// A name is told without the tag. True if that was it.

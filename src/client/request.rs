@@ -97,6 +97,8 @@ pub struct Marks {
     pub resets_late: bool,
     /// How the answer to a query is read that has statements of ours in it: the latest, and never another is owed.
     pub spliced: Option<settings::Splice>,
+    /// With what is put back behind the batch, a list is spelled as at the start.
+    pub respells: bool,
     /// Something of these may be left when the session ends.
     pub remembers: bool,
     /// The role of the start is to be put back likewise.
@@ -144,6 +146,7 @@ impl Marks {
             resets,
             // With it.
             resets_late: _,
+            respells: _,
             remembers: _,
             // Of what is owed.
             spliced: _,

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::super::statements::Unnamed;
 use super::{Heard, Unserved};
-use crate::prepared::{AUDIT, REPLAY};
+use crate::prepared::{AUDIT, REPLAY, RESTORE};
 use crate::state::Findings;
 
 fn show(bytes: &[u8]) -> String {
@@ -498,6 +498,49 @@ fn what_is_put_into_a_query_is_answered_to_nobody_and_moves_no_position() {
 }
 
 #[test]
+fn a_query_that_is_not_ascii_is_read_in_the_encoding_in_force() {
+    let spliced = |sent: &[u8]| memchr::memmem::find(sent, b"TO E'1MB'").is_some();
+    let text = query("RESET work_mem; SELECT 'é'");
+    let parameters = |values: &[(&str, &str)]| -> Vec<u8> {
+        values.iter().flat_map(|(name, value)| reply::parameter(name, value)).collect()
+    };
+    let told = |values: &[(&str, &str)], desk: &mut Desk| {
+        desk.client(&query("SET x TO y"));
+        desk.server(&[reply::done("SET"), parameters(values), reply::ready(b'I')].concat());
+    };
+    let (server, client) = (("server_encoding", "UTF8"), ("client_encoding", "UTF8"));
+    #[rustfmt::skip]
+    let table: [(Values<'_>, bool); 6] = [
+        (&[],                                          false),
+        (&[client],                                    false),
+        (&[server, client],                            true),
+        (&[server, ("client_encoding", "LATIN1")],     true),
+        (&[server, client, ("client_encoding", "SJIS")], false),
+        (&[client, ("server_encoding", "SQL_ASCII")],  false),
+    ];
+    for (values, want) in table {
+        let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+        told(values, &mut desk);
+        let (sent, _) = desk.client(&text);
+        assert_eq!(spliced(&sent), want, "{values:?}: {}", show(&sent));
+    }
+    // What is put back may be the encoding; what is replayed is known, where nothing else was set.
+    for (note, encoding, unsettled, want) in [
+        (RESTORE, "UTF8", false, false),
+        (REPLAY, "UTF8", false, true),
+        (REPLAY, "UTF8", true, false),
+        (REPLAY, "SJIS", false, false),
+    ] {
+        let mut desk = Desk::logged_in_with(&[("client_encoding", encoding), ("work_mem", "1MB")]);
+        told(&[server, client], &mut desk);
+        desk.marks.unsettled = unsettled;
+        desk.conn.pipeline.sent(Expect::Query, Origin::Pooler, note);
+        let (sent, _) = desk.client(&text);
+        assert_eq!(spliced(&sent), want, "{encoding} {unsettled}: {}", show(&sent));
+    }
+}
+
+#[test]
 fn behind_an_execute_that_resets_stands_what_puts_it_back() {
     let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
     let reset = [parse("", "RESET work_mem", &[]), bind("", "", &[]), execute("", 0)].concat();
@@ -585,7 +628,7 @@ fn behind_an_execute_that_does_more_stands_nothing_before_its_sync() {
     let table: [(&str, i32, bool); 5] = [
         ("RESET work_mem",                               0, true),
         ("RESET work_mem",                               1, false),
-        ("DISCARD ALL",                                  0, false),
+        ("DISCARD ALL",                                  1, false),
         ("SELECT set_config('work_mem' || '', NULL, false)", 0, false),
         // Another name, perhaps.
         ("RESET sort_mem",                               0, false),
@@ -603,6 +646,64 @@ fn behind_an_execute_that_does_more_stands_nothing_before_its_sync() {
     desk.statements.unnamed = Unnamed::Raw;
     let (sent, _) = desk.client(&[execute("", 0), sync()].concat());
     assert!(!early(&sent) && late(&sent), "{}", show(&sent));
+}
+
+#[test]
+fn behind_a_discard_all_stands_a_transaction_of_ours() {
+    let late = |sent: &[u8]| memchr::memmem::find(sent, b"AS startup").is_some();
+    let early = |sent: &[u8]| memchr::memmem::find(sent, b"TO E'1MB'").is_some();
+    let discard = [parse("", "DISCARD ALL", &[]), bind("", "", &[]), execute("", 0)].concat();
+    let show = [parse("", "SHOW work_mem", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let (sent, _) = desk.client(&[&*discard, &show].concat());
+    assert!(
+        early(&sent) && late(&sent) && memchr::memmem::find(&sent, b"\0COMMIT\0").is_some(),
+        "{}",
+        self::show(&sent)
+    );
+    // The server warns of ours, and tells the client nothing of it.
+    let (parsed, bound, closed) = (reply::bare(b'1'), reply::bare(b'2'), reply::bare(b'3'));
+    let ours = |extra: &[u8], tag| [&*parsed, &bound, extra, &reply::done(tag), &closed].concat();
+    let warning = message(b'N', b"SWARNING\0C25P01\0Mno transaction\0\0");
+    let theirs = [&*parsed, &bound, &reply::done("DISCARD ALL")].concat();
+    let behind = [&*parsed, &bound, &reply::row(b"1MB"), &reply::done("SHOW"), &reply::ready(b'I')].concat();
+    let back = [reply::done("SELECT 0"), reply::ready(b'I')].concat();
+    let (got, _) = desk.server(&[&*theirs, &ours(b"", "SET"), &ours(&warning, "COMMIT"), &behind, &back].concat());
+    assert_eq!(self::show(&got), self::show(&[theirs, behind].concat()));
+    assert!(desk.conn.pipeline.is_free() && !desk.marks.resets);
+    // Where it is refused, ours is skipped with what the client sent behind it.
+    desk.client(&[&*discard, &show].concat());
+    let refused = message(b'E', b"SERROR\0C25001\0Mno\0\0");
+    let answer = [&*parsed, &bound, &refused, &reply::ready(b'I')].concat();
+    let (got, _) = desk.server(&[&*answer, &back].concat());
+    assert_eq!(self::show(&got), self::show(&answer));
+    assert!(desk.conn.pipeline.is_free());
+    // A Sync is followed by all of it.
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let (sent, _) = desk.client(&[discard.clone(), sync()].concat());
+    assert!(!early(&sent) && late(&sent) && !desk.marks.resets, "{}", self::show(&sent));
+    // What is in front of it is not committed by us.
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let first = [parse("", "INSERT INTO t VALUES (1)", &[]), bind("", "", &[]), execute("", 0)].concat();
+    let (sent, _) = desk.client(&[&*first, &discard, &show].concat());
+    assert!(!early(&sent) && late(&sent), "{}", self::show(&sent));
+}
+
+#[test]
+fn a_list_that_was_spelled_anew_is_spelled_as_at_the_start_behind_the_batch() {
+    let spelled = |sent: &[u8]| memchr::memmem::find(sent, b"quote_ident").is_some();
+    let reset = [parse("", "RESET search_path", &[]), bind("", "", &[]), execute("", 0)].concat();
+    for (value, want) in [("a,b", true), ("a, b", false)] {
+        let mut desk = Desk::logged_in_with(&[("search_path", value)]);
+        let (sent, _) = desk.client(&reset);
+        assert!(memchr::memmem::find(&sent, b"TO E'a',E'b'").is_some(), "{}", show(&sent));
+        let (sent, _) = desk.client(&sync());
+        assert_eq!(spelled(&sent), want, "{}", show(&sent));
+        assert!(!desk.marks.respells && !desk.marks.resets);
+        let mut desk = Desk::logged_in_with(&[("search_path", value)]);
+        let (sent, _) = desk.client(&query("BEGIN; RESET search_path; COMMIT"));
+        assert_eq!(spelled(&sent), want, "{}", show(&sent));
+    }
 }
 
 #[test]

@@ -52,8 +52,10 @@ pub struct Placing {
     pub resets: bool,
     /// The texts that put the client's own start-up values back behind it.
     pub restores: Vec<Vec<u8>>,
-    /// Something in front of it is still to be followed by them.
+    /// They are put back behind the batch as well.
     pub late: bool,
+    /// It is a transaction of its own.
+    pub alone: bool,
     /// What was bound last may drop statements of ours when it is executed.
     pub drops: bool,
     /// Portals that do something to names of the client's then. Where there are any, `portals_drop` says so.

@@ -18,8 +18,8 @@ use pgweir_proto::scanner::HEADER;
 use super::super::plan::Plan;
 use super::super::statements::Unnamed;
 use super::{Marks, Request, Stop, is_of, names};
-use crate::prepared::{RESTORE, SPLICED, Statement};
-use crate::settings;
+use crate::prepared::{REPLAY, RESTORE, SPLICED, Statement};
+use crate::settings::{self, Encoding};
 use crate::sql::{self, EffectSet, Effects, RoleWord};
 
 impl Marks {
@@ -34,7 +34,7 @@ impl Marks {
     #[cold]
     fn forget_all_resets(&mut self) {
         (self.resets, self.resets_late, self.spliced, self.own) = (false, false, None, Vec::new());
-        (self.resets_role, self.leaves_role, self.remembers) = (false, false, false);
+        (self.resets_role, self.leaves_role, self.remembers, self.respells) = (false, false, false, false);
         let placing = &mut self.placing;
         (placing.resets, placing.late, placing.restores) = (false, false, Vec::new());
     }
@@ -70,13 +70,14 @@ impl Request<'_> {
             return false;
         }
         let status = self.conn.pipeline.status();
-        let Some(spliced) = settings::splice(text, self.startup, &self.conn.tag, status) else {
+        let Some(spliced) = settings::splice(text, self.startup, &self.conn.tag, status, self.encoding()) else {
             return false;
         };
         self.forget_sequences(effects, plan);
         let before = (self.marks.resets, self.marks.resets_late);
         self.noted_query(SPLICED, effects, text);
-        if !(spliced.more || self.marks.resets_role || effects.has(UNREAD)) {
+        self.marks.respells |= spliced.respells;
+        if !(spliced.more || spliced.respells || self.marks.resets_role || effects.has(UNREAD)) {
             (self.marks.resets, self.marks.resets_late) = before;
             self.forget_own();
         }
@@ -95,6 +96,16 @@ impl Request<'_> {
         }
         let (text, put) = settings::filled(parse.query, parse.types, self.startup, &self.conn.tag)?;
         Some(self.interner.intern_put(self.pool, key, &text, parse.types, Some(&put), sql::scan))
+    }
+
+    /// That of a query sent now, where nothing is owed to the client, if it is certain: what is ours and on its way may be another.
+    fn encoding(&self) -> Encoding {
+        let owes = |note: u64| self.conn.pipeline.iter().any(|owed| owed.note == note);
+        let replays = owes(REPLAY);
+        if owes(RESTORE) || replays && self.marks.unsettled {
+            return Encoding::Other;
+        }
+        self.conn.encodings.of_text(replays.then_some(&*self.conn.profile))
     }
 
     fn is_owed_to(&self) -> bool {
@@ -133,15 +144,27 @@ impl Request<'_> {
         let is_session = effects.has(EffectSet::SETTINGS);
         if bound
             && !self.marks.resets_role
-            && let Some(restores) = settings::behind(text, self.startup, &self.conn.tag)
+            && let Some(behind) = settings::behind(text, self.startup, &self.conn.tag)
+            && !(behind.is_alone && self.is_behind_another())
         {
+            // What is rolled back may be respelled, and is put back late as well.
+            let late = self.marks.resets_late || behind.is_alone || behind.respells;
             let placing = &mut self.marks.placing;
-            (placing.resets, placing.restores, placing.late) = (true, restores, self.marks.resets_late);
+            (placing.resets, placing.restores, placing.late) = (true, behind.texts, late);
+            placing.alone = behind.is_alone;
+            self.marks.respells |= behind.respells;
             self.marks.resets = true;
         }
         self.marks.resets |= is_session;
         self.marks.resets_late |= is_session;
         self.forget_own();
+    }
+
+    /// Whether something is executed in front of what is being bound, in its batch. What is a transaction of its own is refused
+    /// then; servers of old take it, and it is not to be committed by us.
+    fn is_behind_another(&self) -> bool {
+        let owed = self.conn.pipeline.iter();
+        owed.fold(false, |is_behind, owed| !owed.earns_ready() && (is_behind || owed.expect == Expect::Execute))
     }
 
     /// A client that began with a role may go back to it, or leave it.
@@ -180,6 +203,11 @@ impl Request<'_> {
         if !body.ends_with(&[0; 4]) || matches!(self.statements.unnamed, Unnamed::Raw) {
             return;
         }
+        if placing.alone && plan.rest().first() == Some(&(Tag::Sync as u8)) {
+            // What follows that is soon enough.
+            placing.resets = false;
+            return;
+        }
         placing.resets = false;
         self.marks.resets_late = placing.late;
         self.marks.resets = placing.late;
@@ -196,6 +224,9 @@ impl Request<'_> {
         settings::restore(self.startup, &own, &self.conn.tag, &mut text);
         if std::mem::take(&mut self.marks.resets_role) {
             settings::restore_role(self.startup, &mut text);
+        }
+        if std::mem::take(&mut self.marks.respells) {
+            settings::restore_spelling(self.startup, &mut text);
         }
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.destroy_held();
