@@ -67,6 +67,7 @@ pub use outline::{OUTLINE_TEXT_MAX, outline};
 pub use resets::{Reset, Resets, What, resets};
 pub use role::{RoleWord, role_word};
 pub use routine::{Mention, routine};
+pub use statement::names_temp_schema;
 
 use lexer::{Backslash, Doubt, Lexer, Token};
 
@@ -223,6 +224,7 @@ fn read_bound<'a>(
             effects.first = reading.first;
         }
         effects.set |= reading.set;
+        effects.by_values |= reading.by_values;
         resets |= reading.resets;
         cut &= reading.doubt != Doubt::None;
         if reading.doubt == Doubt::Encoding {

@@ -545,7 +545,11 @@ impl Request<'_> {
         plan: &mut Plan<'_>,
     ) -> Effects {
         let any = EffectSet::CURRVAL.union(EffectSet::OPAQUE);
-        if effects.set.intersects(any) { self.before_opaque(effects, named, purpose, plan) } else { effects }
+        if effects.set.intersects(any) || effects.by_values {
+            self.before_opaque(effects, named, purpose, plan)
+        } else {
+            effects
+        }
     }
 
     #[cold]
@@ -561,7 +565,7 @@ impl Request<'_> {
             (Some(statement), _) | (None, Unnamed::Holds(statement, _)) => statement.clone(),
             (None, _) => return effects,
         };
-        if !statement.effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
+        if !statement.effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) && !statement.effects.by_values {
             return effects;
         }
         // What is here of the message.

@@ -65,6 +65,12 @@ impl Described {
         self.parameters | self.rows != 0
     }
 
+    /// Whether it is known that there are no rows.
+    #[must_use]
+    pub fn has_no_rows(self) -> bool {
+        self.rows == Self::rows(None).rows
+    }
+
     /// Without the rows': whoever is told of them at once reads them right.
     #[must_use]
     #[inline]
@@ -176,5 +182,6 @@ mod tests {
         assert_eq!(int.with(row).fits(row), Fit::Same);
         assert_eq!(int.with(text), text, "the later counts");
         assert!(!Described::default().is_known() && row.is_known());
+        assert!(Described::rows(None).with(int).has_no_rows() && !row.has_no_rows() && !int.has_no_rows());
     }
 }

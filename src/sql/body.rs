@@ -176,6 +176,10 @@ pub fn body(text: &[u8]) -> Body {
             body.set |= one;
         }
     }
+    if reading.by_values || reading.is_made {
+        // It may be the seed, or lead to the schema of temporary objects.
+        body.set |= EffectSet::SUSPECT | EffectSet::OPAQUE;
+    }
     if reading.means_else {
         body.set |= EffectSet::LOCAL;
     }
@@ -323,7 +327,7 @@ mod tests {
         const LOCKS: EffectSet = SUSPECT.union(EffectSet::XACT_LOCK);
         const DEFINES: EffectSet = SUSPECT.union(EffectSet::DDL);
         #[rustfmt::skip]
-        let table: [(&str, EffectSet, &str); 50] = [
+        let table: [(&str, EffectSet, &str); 54] = [
             ("SELECT 1",                                                                NONE,     ""),
             ("BEGIN RETURN $1 + 1; END",                                                NONE,     ""),
             ("BEGIN UPDATE t SET a = 1; INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET b = 2; END", NONE, ""),
@@ -333,7 +337,11 @@ mod tests {
             ("BEGIN SET LOCAL work_mem = '1MB'; SET LOCAL time.zone = 'x'; END",        NONE,     ""),
             ("BEGIN PERFORM set_config('work_mem', v, true); END",                      NONE,     ""),
             ("BEGIN PERFORM set_config('TimeZone', 'Asia/Tokyo', true); END",           LOCAL,    ""),
-            ("BEGIN PERFORM set_config(n, v, true); END",                               LOCAL,    ""),
+            ("BEGIN PERFORM set_config(n, v, true); END",                               LOCAL.union(RUNS), ""),
+            ("SELECT set_config($1, $2, true)",                                         LOCAL.union(RUNS), ""),
+            ("BEGIN PERFORM set_config('app.' || n, v, true); END",                     NONE,     ""),
+            ("BEGIN PERFORM set_config('search_path', 'x', true); END",                 LOCAL,    ""),
+            ("BEGIN PERFORM set_config('search_path', v, true); END",                   LOCAL.union(SUSPECT), ""),
             ("BEGIN IF a THEN SET LOCAL search_path = x; END IF; END",                  LOCAL,    ""),
             ("SET LOCAL TIME ZONE 'Asia/Tokyo'; SELECT 1",                              LOCAL,    ""),
             ("BEGIN SET LOCAL ROLE x; END",                                             LOCAL,    ""),

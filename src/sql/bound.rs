@@ -204,6 +204,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_for_a_transaction_leaves_something_by_some_values_alone() {
+        const LOCAL: EffectSet = EffectSet::LOCAL;
+        const SEED: EffectSet = LOCAL.union(EffectSet::LOAD);
+        const TEMP: EffectSet = LOCAL.union(EffectSet::TEMP);
+        const MADE: EffectSet = LOCAL.union(EffectSet::OPAQUE);
+        const NAME: &str = "SELECT set_config($1, $2, true)";
+        const PATH: &str = "SELECT set_config('search_path', $1, true), set_config('app.x', $2, true)";
+        const PAIRS: &str = "select set_config(el->>0, el->>1, TRUE) from json_array_elements($1::json) el;";
+        type Values = &'static [Option<&'static [u8]>];
+        #[rustfmt::skip]
+        let table: [(&str, &str, Values, EffectSet); 22] = [
+            ("an ordinary name",   NAME,  &[Some(b"app.tenant"), Some(b"7")],                       LOCAL),
+            ("a name, and pg_temp", NAME, &[Some(b"app.tenant"), Some(b"pg_temp")],                 LOCAL),
+            ("the seed",           NAME,  &[Some(b"Seed"), Some(b"0.5")],                           SEED),
+            ("a path",             NAME,  &[Some(b"search_path"), Some(b"tenant_7, public")],       LOCAL),
+            ("a temporary path",   NAME,  &[Some(b"SEARCH_PATH"), Some(b"tenant_7,\"pg_temp\"")], TEMP),
+            ("no name",            NAME,  &[None, Some(b"a")],                                      LOCAL),
+            ("beyond ASCII",       NAME,  &[Some(b"s\xc3\xa9ed"), Some(b"a")],                    MADE),
+            ("no values",          NAME,  &[],                                                      MADE.union(TEMP)),
+            ("no value",           NAME,  &[Some(b"search_path")],                                  TEMP),
+            ("a tenant's",         PATH,  &[Some(b"tenant_7"), Some(b"pg_temp")],                   LOCAL),
+            ("shouted",            PATH,  &[Some(b"a, PG_TEMP"), Some(b"x")],                       TEMP),
+            ("by number",          PATH,  &[Some(b"pg_temp_3"), Some(b"x")],                        TEMP),
+            ("none",               PATH,  &[None, Some(b"x")],                                      LOCAL),
+            ("not here",           PATH,  &[],                                                      TEMP),
+            ("and more",           "SELECT set_config('search_path', $1 || '_temp', true), set_config($2, '', true)", &[Some(b"pg"), Some(b"x")], TEMP),
+            ("a name that is cast", "SELECT set_config($1::name, $2, true), set_config($3, '', true)", &[Some(b"seed"), None, Some(b"x")], MADE),
+            ("a list",             PAIRS, &[Some(br#"[["role", "a"], ["x.claims", "{\"a\": \"b\\n\"}"]]"#)], LOCAL),
+            ("a list, the seed",   PAIRS, &[Some(br#"[["seed", "0.5"]]"#)],                         MADE),
+            ("the same, escaped",  PAIRS, &[Some(br#"[["\u0073eed", "0.5"]]"#)],                   MADE),
+            ("a temporary one",    PAIRS, &[Some(br#"[["search_path", "a, Pg_Temp"]]"#)],           MADE),
+            ("no list",            PAIRS, &[None],                                                  MADE),
+            ("none here",          PAIRS, &[],                                                      MADE),
+        ];
+        for (name, text, values, set) in table {
+            let (got, names, _) = filled(text, &[], values, 0);
+            assert_eq!((got, &*names), (set, ""), "{name}");
+            assert!(scan(text.as_bytes()).by_values, "{name}: nothing to be filled");
+        }
+    }
+
+    #[test]
     fn what_a_value_is_hangs_on_its_type_and_format() {
         const ALL: &str = "SELECT set_config($1, 'a', $2)";
         #[rustfmt::skip]
@@ -232,7 +274,8 @@ mod tests {
 
     #[test]
     fn a_bind_that_is_cut_tells_what_is_there() {
-        let text = "SELECT set_config($1, 'a', false), set_config('b', $2, false), set_config($3, 'a', false)";
+        let text =
+            "SELECT set_config($1, 'a', false), set_config('search_path', $2, false), set_config($3, 'a', false)";
         let body = build::bind("", "", &[Some(b"a.b"), Some(&[b'x'; 100]), Some(b"c.d")]);
         let read = |end: usize| {
             let bound = Bound::new(text.as_bytes(), b"\0\0", Bind::parse(&body[5..end]).unwrap());

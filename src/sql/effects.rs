@@ -17,6 +17,8 @@ pub struct Effects {
     /// It may take values from sequences: it writes, calls something, or cannot be read. What a view, an operator or a cast
     /// calls is left out.
     pub takes_values: bool,
+    /// The values of its parameters tell more of what it does: see [`Bound`](super::Bound).
+    pub by_values: bool,
 }
 
 impl Effects {

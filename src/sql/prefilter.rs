@@ -30,7 +30,7 @@ pub(super) fn clear(text: &[u8]) -> Option<Effects> {
         FirstWord::Rollback if is_over(rest) => EffectSet::ROLLBACK,
         _ => return None,
     };
-    Some(Effects { set, first, harmless: false, takes_values: false })
+    Some(Effects { set, first, harmless: false, takes_values: false, by_values: false })
 }
 
 /// Whether nothing but blanks and semicolons is left.

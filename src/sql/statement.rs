@@ -11,6 +11,7 @@ use super::names::{Naming, name};
 
 /// What one way of reading a text has found.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub(super) struct Reading {
     /// Everything that any of the statements may do.
     pub(super) set: EffectSet,
@@ -24,6 +25,10 @@ pub(super) struct Reading {
     pub(super) lists: bool,
     /// A call of `set_config` may reset a setting, by a parameter that is NULL.
     pub(super) resets: bool,
+    /// What a call of `set_config` sets until the end of the transaction is in parameters, whose values are not here.
+    pub(super) by_values: bool,
+    /// It is not to be known.
+    pub(super) is_made: bool,
 }
 
 /// Reads `text`; adds to `names` each custom setting it sets for the session, if asked to.
@@ -117,6 +122,7 @@ enum Callee {
 }
 
 /// A call of `set_config(name, value, is_local)` as far as it has been read.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 struct SetConfig<'a> {
     /// Parentheses open inside it, its own included.
     depth: u32,
@@ -129,6 +135,10 @@ struct SetConfig<'a> {
     resets: bool,
     /// The value names the schema of temporary objects, or may.
     temp: bool,
+    /// It may, too: it is no literal and no parameter.
+    is_made: bool,
+    /// It is a parameter's, which is not here.
+    by_value: bool,
     /// A parameter tells whether the change is local.
     is_bound: bool,
 }
@@ -137,6 +147,10 @@ struct SetConfig<'a> {
 enum Argument<T> {
     Missing,
     Literal(T),
+    /// A parameter whose value is not here.
+    Parameter,
+    /// A custom setting's name, of which the beginning is a literal.
+    Custom,
     /// What `pg_settings` calls the names of settings.
     Column,
     Unreadable,
@@ -244,9 +258,13 @@ impl<'a> Reader<'a, '_> {
         let is_local = matches!(call.local, Argument::Literal(())) && call.argument == 2;
         // Where a name cannot be read, a value may turn out to be no truth value.
         let is_known = !call.is_bound || matches!(call.name, Argument::Literal(_));
-        self.reading.means_else |= is_local && !matches!(&call.name, Argument::Literal(name) if !is_frozen(name));
+        let is_plain = match &call.name {
+            Argument::Literal(name) => !is_frozen(name),
+            name => matches!(name, Argument::Custom),
+        };
+        self.reading.means_else |= is_local && !is_plain;
         self.reading.resets |= call.resets;
-        if call.temp {
+        if call.temp && call.may_lead() {
             self.reading.set |= EffectSet::TEMP;
         }
         let set = match call.name {
@@ -254,7 +272,7 @@ impl<'a> Reader<'a, '_> {
             Argument::Literal(name) if is_seed(&name) => {
                 EffectSet::LOAD | if is_local { EffectSet::LOCAL } else { EffectSet::SETTINGS }
             }
-            _ if is_local && is_known => EffectSet::LOCAL,
+            _ if is_local && is_known => self.sets_locally(&call, statement),
             Argument::Literal(name) if is_role(&name) => EffectSet::SETTINGS | EffectSet::ROLE,
             Argument::Literal(name) if name.contains(&b'.') => {
                 self.custom(std::str::from_utf8(&name).is_ok(), || spell(name));
@@ -266,9 +284,33 @@ impl<'a> Reader<'a, '_> {
                 self.reading.lists = true;
                 EffectSet::SETTINGS | EffectSet::OPAQUE
             }
-            Argument::Column | Argument::Missing | Argument::Unreadable => SetConfig::UNREAD,
+            Argument::Parameter | Argument::Custom | Argument::Column | Argument::Missing | Argument::Unreadable => {
+                SetConfig::UNREAD
+            }
         };
         self.reading.set |= set;
+    }
+
+    /// What a call does that changes something until the end of the transaction: all of it is over then, unless that is the seed, or
+    /// the path on which a table is made in between.
+    fn sets_locally(&mut self, call: &SetConfig<'a>, statement: &Statement<'a>) -> EffectSet {
+        match &call.name {
+            Argument::Parameter => self.reading.by_values = true,
+            Argument::Literal(name) if is_path(name) && call.is_made => return EffectSet::LOCAL | EffectSet::TEMP,
+            Argument::Literal(name) => self.reading.by_values |= is_path(name) && call.by_value,
+            Argument::Custom => {}
+            Argument::Column | Argument::Missing | Argument::Unreadable => {
+                match sets_pairs(statement.start).map(|number| self.bound.map(|bound| bound.value(number))) {
+                    Some(None) => self.reading.by_values = true,
+                    Some(Some(Value::Bytes(pairs))) if !may_lead(pairs) => {}
+                    _ => {
+                        self.reading.is_made = true;
+                        return EffectSet::LOCAL | EffectSet::OPAQUE;
+                    }
+                }
+            }
+        }
+        EffectSet::LOCAL
     }
 
     /// The text sets a custom setting; `spelled` if its name can be read.
@@ -393,14 +435,16 @@ impl<'a> SetConfig<'a> {
             local: Argument::Missing,
             resets: false,
             temp: false,
+            is_made: false,
+            by_value: false,
             is_bound: false,
         }
     }
 
     /// A token somewhere inside the parentheses, with `depth` of them open before it; `here` stands before it.
     fn token(&mut self, token: Token<'a>, here: Lexer<'a>, depth: u32, bound: Option<&'a Bound<'a>>) {
-        if let (1, Token::Parameter, Some(bound)) = (self.argument, token, bound) {
-            self.value(bound.value(here.parameter()));
+        if self.argument == 1 {
+            self.second(token, here, bound);
         }
         if depth != self.depth || token == Token::Mark(b')') {
             return;
@@ -416,11 +460,20 @@ impl<'a> SetConfig<'a> {
                     (Argument::Missing, Token::Text { body, exact: false }) => {
                         here.unescape(body).map_or(Argument::Unreadable, |name| Argument::Literal(Cow::Owned(name)))
                     }
-                    (Argument::Missing, Token::Parameter) => bound
-                        .and_then(|bound| bound.text(here.parameter()))
-                        .map_or(Argument::Unreadable, |name| Argument::Literal(Cow::Borrowed(name))),
+                    (Argument::Missing, Token::Parameter) => match bound {
+                        Some(bound) => bound
+                            .text(here.parameter())
+                            .map_or(Argument::Unreadable, |name| Argument::Literal(Cow::Borrowed(name))),
+                        None => Argument::Parameter,
+                    },
                     (Argument::Missing, Token::Word(word)) if word.eq_ignore_ascii_case(b"name") => Argument::Column,
-                    (name @ (Argument::Literal(_) | Argument::Column), token) if casts(token, b"text") => name,
+                    (name @ (Argument::Literal(_) | Argument::Parameter | Argument::Column), token)
+                        if casts(token, b"text") =>
+                    {
+                        name
+                    }
+                    (Argument::Literal(name), Token::Mark(b'|')) if begins_custom(&name) => Argument::Custom,
+                    (Argument::Custom, _) => Argument::Custom,
                     _ => Argument::Unreadable,
                 }
             }
@@ -446,6 +499,23 @@ impl<'a> SetConfig<'a> {
         }
     }
 
+    /// A token in the second argument.
+    fn second(&mut self, token: Token<'a>, here: Lexer<'a>, bound: Option<&'a Bound<'a>>) {
+        match (token, bound) {
+            (Token::Parameter, Some(bound)) => self.value(bound.value(here.parameter())),
+            (Token::Parameter, None) => self.by_value = true,
+            (Token::Text { exact: true, .. } | Token::Mark(b',' | b')'), _) => {}
+            (Token::Text { body, exact: false }, _) => match here.unescape(body) {
+                Some(value) => self.temp |= names_temp_schema(&value),
+                None => self.is_made = true,
+            },
+            (token, _) => {
+                let is_null = matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(b"null"));
+                self.is_made |= !is_null && !casts(token, b"text");
+            }
+        }
+    }
+
     /// A parameter in the second argument.
     fn value(&mut self, value: Value<'_>) {
         self.resets |= !matches!(value, Value::Bytes(_));
@@ -455,6 +525,23 @@ impl<'a> SetConfig<'a> {
             Value::Bytes(value) => names_temp_schema(value),
         };
     }
+
+    /// Whether its value may be where tables are made.
+    fn may_lead(&self) -> bool {
+        !matches!(&self.name, Argument::Literal(name) if !is_path(name))
+    }
+}
+
+/// Whether the setting `name` is the path on which objects are looked for, and made.
+fn is_path(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"search_path")
+}
+
+/// Whether `name` is the beginning of a custom setting's, and of nothing else: with an operator behind it, it is still text.
+fn begins_custom(name: &[u8]) -> bool {
+    let is_letter = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
+    let may_follow = |byte: &u8| is_letter(byte) || byte.is_ascii_digit() || *byte == b'.';
+    name.contains(&b'.') && name.first().is_some_and(is_letter) && name.iter().all(may_follow)
 }
 
 /// Whether the statement that begins here is a `SELECT` from `pg_settings` and from nothing else.
@@ -487,6 +574,33 @@ fn lists_settings(mut lexer: Lexer<'_>) -> bool {
     found
 }
 
+/// The parameter from which the statement that begins here takes names and values, in JSON: `PostGraphile` has it so.
+fn sets_pairs(mut lexer: Lexer<'_>) -> Option<usize> {
+    const TEXT: &[u8] =
+        b"select set_config ( el - > > 0 , el - > > 1 , true ) from json_array_elements ( $ : : json ) el";
+    let mut number = None;
+    for piece in TEXT.split(|byte| *byte == b' ') {
+        lexer.skip_blank();
+        let here = lexer;
+        let token = lexer.token()?;
+        let length = here.rest().len() - lexer.rest().len();
+        if token == Token::Parameter && piece == b"$" {
+            number = Some(here.parameter());
+        } else if !here.rest().get(..length)?.eq_ignore_ascii_case(piece) {
+            return None;
+        }
+    }
+    let ends = matches!(lexer.token(), None | Some(Token::Mark(b';')));
+    number.filter(|_| ends)
+}
+
+/// Whether names or values of settings in this JSON may be the seed, or a path on which tables are made that are temporary.
+fn may_lead(json: &[u8]) -> bool {
+    let has = |part: &[u8]| json.windows(part.len()).any(|here| here.eq_ignore_ascii_case(part));
+    // What else is escaped is no letter.
+    has(br"\u") || has(b"seed") || names_temp_schema(json)
+}
+
 /// Whether `token` can be part of a cast to the type `name`, written with two colons.
 fn casts(token: Token<'_>, name: &[u8]) -> bool {
     match token {
@@ -497,7 +611,8 @@ fn casts(token: Token<'_>, name: &[u8]) -> bool {
 }
 
 /// Whether the schema of temporary objects is named somewhere in `bytes`: `pg_temp`, or `pg_temp_3` as the server calls it.
-fn names_temp_schema(bytes: &[u8]) -> bool {
+#[must_use]
+pub fn names_temp_schema(bytes: &[u8]) -> bool {
     bytes.windows(7).any(|name| name.eq_ignore_ascii_case(b"pg_temp"))
 }
 

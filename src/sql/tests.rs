@@ -18,6 +18,7 @@ const ROLE: Set = SETTINGS.union(Set::ROLE);
 const CUSTOM: Set = SETTINGS.union(Set::CUSTOM);
 const UNREAD: Set = ROLE.union(CUSTOM).union(OPAQUE);
 const LISTED: Set = SETTINGS.union(OPAQUE);
+const MADE: Set = Set::LOCAL.union(OPAQUE);
 const CURRVAL: Set = Set::SEQUENCE.union(Set::CURRVAL);
 const TEMP_TABLE: Set = Set::DDL.union(Set::TEMP);
 
@@ -168,6 +169,9 @@ fn settings_are_told_by_scope_and_name() {
     ]);
 }
 
+/// As `PostGraphile` has it.
+const PAIRS: &str = "select set_config(el->>0, el->>1, true) from json_array_elements($1::json) el";
+
 #[test]
 fn set_config_is_told_by_its_arguments() {
     check(&[
@@ -197,7 +201,23 @@ fn set_config_is_told_by_its_arguments() {
             "select a, 1+length(Set_Config(NAME::text, 'x', false)) from pg_catalog . pg_settings;",
             LISTED,
         ),
-        ("names of settings, locally", "SELECT set_config(name, 'off', true) FROM pg_settings", Set::LOCAL),
+        ("names of settings, locally", "SELECT set_config(name, 'off', true) FROM pg_settings", MADE),
+        ("name in a parameter, locally", "SELECT set_config($1, 'x', true)", Set::LOCAL),
+        ("name in a cast parameter, locally", "SELECT set_config($1::text, 'x', true)", Set::LOCAL),
+        ("name in another cast, locally", "SELECT set_config($1::name, 'x', true)", MADE),
+        ("name in an expression, locally", "SELECT set_config('se' || 'ed', '0.5', true)", MADE),
+        ("name of a function, locally", "SELECT set_config(f('app.x'), '0.5', true)", MADE),
+        ("name in parentheses, locally", "SELECT set_config(('seed'), '0.5', true)", MADE),
+        ("name in pieces, locally", "SELECT set_config('se'\n'ed', '0.5', true)", MADE),
+        ("custom name in an expression, locally", "SELECT set_config('app.' || f(a), '0.5', true)", Set::LOCAL),
+        ("custom name in an expression", "SELECT set_config('app.' || f(a), '0.5', false)", UNREAD),
+        ("names in JSON, locally", PAIRS, Set::LOCAL),
+        (
+            "names in other JSON, locally",
+            "SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1) el",
+            MADE,
+        ),
+        ("no custom name, locally", "SELECT set_config('{\"a.\":\"seed\"}' || j ->> 'a.', '0.5', true)", MADE),
         ("in order", "SELECT set_config(name, 'a', false) FROM pg_settings ORDER BY name LIMIT 1", LISTED),
         ("names of another table", "SELECT set_config(name, 'off', false) FROM settings", UNREAD),
         ("another column", "SELECT set_config(setting, 'off', false) FROM pg_settings", UNREAD),
@@ -212,6 +232,14 @@ fn set_config_is_told_by_its_arguments() {
         ("named arguments", "SELECT set_config(setting_name => 'a', new_value => 'b', is_local => true)", UNREAD),
         ("two calls", "SELECT set_config('a', 'b', true), set_config('role', 'b', false)", ROLE | Set::LOCAL),
         ("one in another", "SELECT set_config('a', set_config('b', 'c', true), true)", UNREAD | Set::LOCAL),
+        ("path in a parameter", "SELECT set_config('search_path', $1, true)", Set::LOCAL),
+        ("path in a cast parameter", "SELECT set_config('Search_Path', $1::text, true)", Set::LOCAL),
+        ("path in an expression", "SELECT set_config('search_path', 'x,' || $1, true)", Set::LOCAL | Set::TEMP),
+        ("path of a function", "SELECT set_config('search_path', f(), true)", Set::LOCAL | Set::TEMP),
+        ("path with escapes", r"SELECT set_config('search_path', E'PG\x5ftemp', true)", Set::LOCAL | Set::TEMP),
+        ("path in pieces", "SELECT set_config('search_path', 'pg_'\n'temp', true)", Set::LOCAL | Set::TEMP),
+        ("path that is plain", "SELECT set_config('search_path', E'a\x5fb, \"$user\"'::text, true)", Set::LOCAL),
+        ("no path", "SELECT set_config('search_path', NULL, true)", Set::LOCAL),
         ("in a subquery", "UPDATE t SET a = 1 WHERE (SELECT set_config('x', '1', false)) = '1'", SETTINGS),
         ("temporary schema", "SELECT set_config('search_path', 'pg_temp', true)", Set::LOCAL | Set::TEMP),
         ("open", "SELECT set_config('a', 'b', true", UNREAD),
@@ -556,7 +584,7 @@ proptest! {
         if let Some(cleared) = prefilter::clear(&text) {
             for backslash in [Backslash::Plain, Backslash::Escape] {
                 let reading = statement::read(&text, backslash, None);
-                prop_assert_eq!(Effects { set: reading.set, first: reading.first, harmless: false, takes_values: false }, cleared);
+                prop_assert_eq!(Effects { set: reading.set, first: reading.first, harmless: false, takes_values: false, by_values: false }, cleared);
             }
         }
     }
@@ -571,7 +599,7 @@ proptest! {
 
     #[test]
     fn ordinary_text_is_cleared_without_reading(words in "([b-df-mo-su-z]{1,9}[ ,=.'\"()]{1,2}){0,60};? ?") {
-        let cleared = Effects { set: NONE, first: FirstWord::Update, harmless: false, takes_values: false };
+        let cleared = Effects { set: NONE, first: FirstWord::Update, harmless: false, takes_values: false, by_values: false };
         prop_assert_eq!(prefilter::clear(format!("UPDATE {words}").as_bytes()), Some(cleared));
     }
 

@@ -296,11 +296,12 @@ CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM
 CREATE TABLE seeded (a int); CREATE TRIGGER t BEFORE INSERT ON seeded FOR EACH ROW EXECUTE FUNCTION on_insert();
 CREATE TABLE by_default (a int, b text DEFAULT setseed(0.5)::text);
 CREATE VIEW seeding AS SELECT setseed(0.5)::text AS s;
+CREATE FUNCTION locally(n text, v text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set_config(n, v, true); END $$;
 ";
 
 /// The ways, and whether who goes them keeps what follows from the seed.
 #[rustfmt::skip]
-const SEEDING: [(&str, bool); 14] = [
+const SEEDING: [(&str, bool); 18] = [
     ("SELECT setseed(0.5)",                                  true),
     ("SELECT \"setseed\" (0.5) FROM (VALUES (1)) AS x",      true),
     ("SET seed TO 0.5",                                      true),
@@ -315,6 +316,20 @@ const SEEDING: [(&str, bool); 14] = [
     ("SELECT by_parts()",                                    false),
     ("SELECT under_it()",                                    false),
     ("SELECT * FROM seeding",                                false),
+    ("SELECT set_config('se' || 'ed', '0.5', true)",         false),
+    ("SELECT set_config(lower('SEED'), '0.5', true)",        false),
+    ("SELECT set_config(s, '0.5', true) FROM (VALUES ('seed')) AS v (s)", false),
+    ("SELECT locally('seed', '0.5')",                        false),
+];
+
+/// The same with values for parameters, and whether a server connection is kept for it.
+#[rustfmt::skip]
+const SEEDING_BY_VALUE: [(&str, &[&str], bool); 5] = [
+    ("SELECT set_config($1, '0.5', true)",                   &["seed"],                true),
+    ("SELECT set_config($1, $2, true)",                      &["SEED", "0.5"],         true),
+    ("SELECT set_config($1::name, $2, true)",                &["seed", "0.5"],         false),
+    ("SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el", &[r#"[["seed", "0.5"]]"#], false),
+    ("SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el", &[r#"[["\u0073eed", "0.5"]]"#], false),
 ];
 
 /// A client of Postgres itself.
@@ -362,6 +377,164 @@ async fn a_seed_is_its_clients_own_and_tells_nobody_else_what_is_random() {
             }
         }
     }
+}
+
+/// What is bound to the unnamed statement, or to one with a name that was prepared in another batch.
+async fn run_with(wire: &mut Wire, name: &str, text: &str, values: &[&str]) {
+    let values: Vec<Option<&[u8]>> = values.iter().map(|value| Some(value.as_bytes())).collect();
+    if !name.is_empty() {
+        wire.send(&[parse(name, text, &[]), sync()].concat()).await.unwrap();
+        assert_eq!(wire.outcome().await.unwrap().error, None, "{text}");
+    }
+    let first = if name.is_empty() { parse(name, text, &[]) } else { Vec::new() };
+    wire.send(&[first, bind("", name, &values), execute("", 0), sync()].concat()).await.unwrap();
+    assert_eq!(wire.outcome().await.unwrap().error, None, "{text}");
+}
+
+#[tokio::test]
+async fn a_seed_whose_setting_is_named_by_a_value_is_its_clients_own() {
+    let stage = stage("1");
+    let mut direct = direct(&stage).await;
+    succeed(&mut direct, "SELECT setseed(0.5)").await;
+    let want = sequence(&mut direct, 4).await;
+    for name in ["", "s"] {
+        for (text, values, keeps) in SEEDING_BY_VALUE {
+            let mut one = stage.client().await;
+            run_with(&mut one, name, text, values).await;
+            if keeps {
+                assert_eq!(value(&mut one, "SELECT random()").await, want[0], "{text}: lost");
+            }
+            one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+            let told = sequence(&mut stage.client().await, 2).await;
+            assert!(told.iter().all(|one| !want.contains(one)), "{name} {text}: leaked");
+        }
+    }
+}
+
+/// Ways to set the path for a transaction, and whether a table made there is temporary.
+#[rustfmt::skip]
+const PATHS: [(&str, &[&str], bool); 8] = [
+    ("SELECT set_config('search_path', $1, true)",           &["pg_temp"],                    true),
+    ("SELECT set_config('search_path', $1, true)",           &["PG_Temp, public"],            true),
+    ("SELECT set_config('search_path', $1, true)",           &["\"pg_temp\",public"],         true),
+    ("SELECT set_config('search_path', $1 || '_temp', true)", &["pg"],                        true),
+    ("SELECT set_config($1, $2, true)",                      &["search_path", "pg_temp"],     true),
+    ("SELECT set_config(lower($1), $2, true)",               &["search_path", "pg_temp"],     true),
+    ("SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el", &[r#"[["search_path", "pg_temp"]]"#], true),
+    ("SELECT set_config('search_path', $1, true)",           &["public"],                     false),
+];
+
+#[tokio::test]
+async fn a_table_that_a_path_by_value_makes_temporary_is_found_by_nobody_else() {
+    const FIND: &str = "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND relnamespace = pg_my_temp_schema()";
+    let stage = stage("2");
+    for name in ["", "s"] {
+        for (text, values, is_temporary) in PATHS {
+            for creates in ["SELECT 1 AS a INTO mine", "CREATE TABLE mine (a int)"] {
+                let mut one = stage.client().await;
+                succeed(&mut one, "BEGIN").await;
+                run_with(&mut one, name, text, values).await;
+                succeed(&mut one, creates).await;
+                succeed(&mut one, "COMMIT").await;
+                let mut two = stage.client().await;
+                for _ in 0..4 {
+                    assert_eq!(value(&mut two, FIND).await, "0", "{text}, {values:?}: leaked");
+                    let own = value(&mut one, FIND).await;
+                    assert_eq!(own, if is_temporary { "1" } else { "0" }, "{text}, {values:?}");
+                }
+                succeed(&mut one, "DROP TABLE mine").await;
+            }
+        }
+    }
+    // For the whole session, spelled in a way of one's own.
+    let mut one = stage.client().await;
+    succeed(&mut one, "SELECT set_config('search_path', 'PG_TEMP', false)").await;
+    succeed(&mut one, "SELECT 1 AS a INTO mine").await;
+    for _ in 0..4 {
+        assert_eq!(value(&mut stage.client().await, FIND).await, "0", "leaked");
+        assert_eq!(value(&mut one, FIND).await, "1");
+    }
+    one.send(&pgweir_harness::wire::build::terminate()).await.unwrap();
+    settle(&stage);
+}
+
+/// Settings of libraries, what they are made, what they are where nobody sets them, and what loads the library.
+#[rustfmt::skip]
+const OF_LIBRARIES: [(&str, &str, &str, &str); 2] = [
+    ("PG_trgm.similarity_threshold", "0.7", "0.3",  "SELECT show_limit()"),
+    ("plpgsql.extra_warnings",       "all", "none", "DO 'BEGIN END'"),
+];
+
+/// How a client sets them for its session: in one text, or by what it binds.
+#[rustfmt::skip]
+const FOR_SESSIONS: [(&str, &[&str]); 3] = [
+    ("SELECT set_config('NAME', 'VALUE', false)", &[]),
+    ("SELECT set_config($1, $2, false)",          &["NAME", "VALUE"]),
+    ("SELECT set_config($1, $2, $3)",             &["NAME", "VALUE", "f"]),
+];
+
+#[tokio::test]
+async fn settings_of_libraries_are_their_clients_own_however_they_are_named() {
+    for (name, set, plain, loads) in OF_LIBRARIES {
+        let read = format!("SELECT coalesce(current_setting('{name}', true), '')");
+        let fill = |text: &str| text.replace("NAME", name).replace("VALUE", set);
+        for (text, values) in FOR_SESSIONS {
+            let values: Vec<String> = values.iter().map(|value| fill(value)).collect();
+            let values: Vec<&str> = values.iter().map(String::as_str).collect();
+            // Who loads the library, if anybody does, and before which round. A server connection that has it has it for good.
+            for (who, when) in [("one", 0), ("one", 2), ("two", 2), ("none", 0)] {
+                let stage = stage("1");
+                let (mut one, mut two) = (stage.client().await, stage.client().await);
+                if when == 0 && who == "one" {
+                    succeed(&mut one, loads).await;
+                }
+                succeed(&mut one, "BEGIN").await;
+                run_with(&mut one, "", &fill(text), &values).await;
+                succeed(&mut one, "ROLLBACK").await;
+                assert_ne!(value(&mut one, &read).await, set, "{name}, {text}, {who} in {when}: not rolled back");
+                run_with(&mut one, "s", &fill(text), &values).await;
+                for round in 1..5 {
+                    let loader = match who {
+                        "one" => Some(&mut one),
+                        "two" => Some(&mut two),
+                        _ => None,
+                    };
+                    if let Some(wire) = loader.filter(|_| round == when) {
+                        succeed(wire, loads).await;
+                    }
+                    let is_loaded = who != "none" && round >= when;
+                    let told = value(&mut two, &read).await;
+                    assert_eq!(told, if is_loaded { plain } else { "" }, "{name}, {text}, {who}, {when}: leaked");
+                    assert_eq!(value(&mut one, &read).await, set, "{name}, {text}, {who}, {when}: lost");
+                }
+                assert!(stage.metric("pgweir_servers_pinned") < 0.5, "{name}, {text}: a name that is read pins nobody");
+                settle(&stage);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn ordinary_settings_of_a_transaction_by_value_cost_nothing_of_ours() {
+    let stage = Stage::new(&[("default_pool_size", "1"), ("catalog_check_interval", "1h")]);
+    succeed(&mut stage.client().await, "SELECT 1").await;
+    #[rustfmt::skip]
+    let rows: [(&str, &[&str]); 6] = [
+        ("SELECT set_config($1, $2, true)",                            &["app.tenant", "7"]),
+        ("SELECT set_config('app.tenant', $1, true)",                  &["pg_temp"]),
+        ("SELECT set_config('app.' || $1, $2, true)",                  &["tenant", "7"]),
+        ("SELECT set_config('search_path', $1, true), set_config('role', $2, true)", &["tenant_7, public", "none"]),
+        ("SELECT set_config($1, $2, true), set_config($3, $4, true)",  &["search_path", "tenant_7", "app.tenant", "pg_temp"]),
+        ("SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el", &[r#"[["search_path", "a"], ["app.x", "{\"a\": 1}"]]"#]),
+    ];
+    for (text, values) in rows {
+        for name in ["", "s"] {
+            let mut one = stage.client().await;
+            run_with(&mut one, name, text, values).await;
+            assert_eq!(last_query(&stage), text, "nothing of ours follows it");
+        }
+    }
+    assert!(stage.metric("pgweir_servers_pinned") < 0.5);
 }
 
 #[tokio::test]
@@ -629,13 +802,12 @@ async fn what_mentions_no_suspect_is_not_audited() {
             continue;
         }
         succeed(&mut one, text).await;
-        let last = stage.place.cluster.psql(
-            "postgres",
-            &format!(
-                "SELECT query FROM pg_stat_activity WHERE usename = '{}' AND backend_type = 'client backend'",
-                stage.name()
-            ),
-        );
-        assert_eq!(last.unwrap(), text, "nothing of ours follows it");
+        assert_eq!(last_query(&stage), text, "nothing of ours follows it");
     }
+}
+
+/// What the only server connection has run last.
+fn last_query(stage: &Stage<'_>) -> String {
+    let text = "SELECT query FROM pg_stat_activity WHERE usename = 'NAME' AND backend_type = 'client backend'";
+    stage.place.cluster.psql("postgres", &text.replace("NAME", stage.name())).unwrap()
 }

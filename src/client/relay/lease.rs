@@ -19,6 +19,7 @@ use crate::mutant::{Guard, lacks};
 use crate::pool::{Pool, Taken};
 use crate::prepared::{AUDIT, REPLAY};
 use crate::settings;
+use crate::sql;
 use crate::state::{self, Findings, Known};
 use crate::stats::{PinReason, Reason as _};
 
@@ -47,8 +48,7 @@ impl Relay {
         let now = self.context.clock.moment();
         self.entry.begun.set(now);
         // Ordinary tables may be temporary ones under such a path.
-        let temporary =
-            self.profile.get("search_path").is_some_and(|path| memchr::memmem::find(path, b"pg_temp").is_some());
+        let temporary = self.profile.get("search_path").is_some_and(sql::names_temp_schema);
         let catalog = self.pool.catalog.key();
         if conn.strays {
             conn.end_strays();

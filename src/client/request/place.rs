@@ -8,6 +8,7 @@
 //! has it not, the client was told ──▶ parsed, asked ──▶ as told: passes; else 0A000
 //! has it not, the client was told, and is of the rows anew ──▶ parsed with the parameters' types that it was told ──▶ passes
 //! the same, and it writes ──▶ so parsed, asked for the rows ──▶ as told: passes; else 0A000
+//! has it not, and would refuse to parse it ──▶ parses an empty text with the same parameters, which is answered as it would be
 //! ```
 //!
 //! While the server is asked, the message waits: what is told otherwise than the rows will be is never bound. A client that
@@ -17,6 +18,7 @@
 use std::rc::Rc;
 
 use pgweir_config::StatementMode;
+use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
@@ -255,6 +257,9 @@ impl Request<'_> {
                 Fit::Unknown | Fit::Other => self.conn.shelf.doubt(statement.id),
             }
         }
+        if self.stand_in(statement, told, purpose, plan) {
+            return Ok(Renamed::Stripped(statement.id));
+        }
         // What waited for an answer is not run once more.
         let counts = purpose.runs && !renewed;
         if self.goes_by_name(statement, counts) && self.make_room(statement, self.cold(), plan) {
@@ -337,6 +342,9 @@ impl Request<'_> {
                 Fit::Unknown | Fit::Other => {}
             }
         }
+        if self.stand_in(statement, told, purpose, plan) {
+            return Ok(());
+        }
         self.parse_stripped(statement, Origin::Pooler, 0, spelled, plan);
         if asks {
             if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
@@ -345,6 +353,34 @@ impl Request<'_> {
             return Err(self.ask(&Renamed::Stripped(statement.id), statement, plan));
         }
         Ok(())
+    }
+
+    /// In a transaction that has failed the server parses nothing but what ends that; a statement that it has it describes, unless
+    /// there are rows, and never binds. So that the client is told what it would be told of its own, an empty text with the same
+    /// parameters is parsed in its place, which is never refused, and never bound there either. False if it would be answered
+    /// otherwise, or that is not known.
+    ///
+    /// Source: `PostgreSQL` 17, `exec_parse_message`, `exec_bind_message` and `exec_describe_statement_message` in postgres.c.
+    fn stand_in(&mut self, statement: &Statement, told: Described, purpose: Use<'_>, plan: &mut Plan<'_>) -> bool {
+        use FirstWord::{Abort, Commit, End, Prepare, Rollback};
+        let pipeline = &self.conn.pipeline;
+        // To be described it serves wherever it gets; bound behind what has ended the transaction, it would be run.
+        let is_refused = pipeline.status() == TxStatus::Failed && (pipeline.is_settled() || !purpose.runs);
+        if !is_refused || matches!(statement.effects.first, Commit | End | Rollback | Abort | Prepare) {
+            return false;
+        }
+        let spelled = statement.resolved.makes(told.without_rows());
+        let is_known = spelled || memchr::memchr(b'$', &statement.text).is_none();
+        let is_described = purpose.runs || told.has_no_rows() || never_has_rows(statement.effects.first);
+        if !(is_known && is_described) {
+            return false;
+        }
+        self.marks.placing.bound = 0;
+        self.conn.pipeline.sent(Expect::Parse, Origin::Pooler, UNNAMED);
+        self.replace_held(Held::Unknown);
+        self.stats.server_parses += 1;
+        plan.insert(|out| statement.with_types(spelled, |types| encode::parse(out, b"", b"", types)));
+        true
     }
 
     /// An unnamed `Parse` of the statement; `spelled` with the types that a client was told.
@@ -404,6 +440,28 @@ impl Request<'_> {
 /// Whether the client describes the statement `name` with the message behind the next `len` bytes.
 pub(super) fn is_described_next(name: &[u8], len: usize, plan: &Plan<'_>) -> bool {
     describes_next(b'S', name, len, plan)
+}
+
+/// Whether a statement of this command tells no rows, whatever it is about.
+const fn never_has_rows(first: FirstWord) -> bool {
+    use FirstWord::{Begin, Close, Deallocate, Discard, Listen, Lock, Notify, Release, Reset, Savepoint};
+    use FirstWord::{Set, Start, Unlisten};
+    matches!(
+        first,
+        Begin
+            | Close
+            | Deallocate
+            | Discard
+            | Listen
+            | Lock
+            | Notify
+            | Release
+            | Reset
+            | Savepoint
+            | Set
+            | Start
+            | Unlisten
+    )
 }
 
 /// Whether it changes tables and tells rows of that: what it has done cannot be taken back when these turn out to be other ones.

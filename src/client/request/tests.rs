@@ -519,6 +519,63 @@ fn what_writes_has_the_rows_that_the_client_was_told_though_it_is_told_of_them_a
     }
 }
 
+#[test]
+fn in_a_transaction_that_has_failed_an_empty_text_stands_in_for_what_is_described_without_rows_or_bound() {
+    const INSERT: &str = "INSERT INTO t VALUES ($1)";
+    #[rustfmt::skip]
+    let table: [(&str, Option<&[u32]>, bool, bool); 8] = [
+        // A text, the types of its parameters if its client was told that there are these and no rows; whether one stands in for it
+        // to be described, and to be bound.
+        ("BEGIN",             None,            true,  true),
+        ("SAVEPOINT s",       None,            true,  true),
+        ("BEGIN",             Some(&[]),       true,  true),
+        (INSERT,              Some(&[23]),     true,  true),
+        (INSERT,              None,            false, false),
+        ("SELECT 1",          None,            false, true),
+        ("COMMIT",            Some(&[]),       false, false),
+        ("ROLLBACK TO s",     None,            false, false),
+    ];
+    for name in ["", "s"] {
+        for (text, types, describes, binds) in table {
+            let desk = |status: u8| {
+                let mut desk = Desk::new();
+                desk.client(&[parse(name, text, &[]), sync()].concat());
+                desk.server(&[reply::bare(b'1'), reply::ready(status)].concat());
+                if let Some(types) = types {
+                    let ids = types.iter().flat_map(|kind| kind.to_be_bytes()).collect::<Vec<_>>();
+                    let count = u16::try_from(types.len()).unwrap().to_be_bytes();
+                    desk.client(&[describe_statement(name), sync()].concat());
+                    let told = message(b't', &[&count[..], &ids].concat());
+                    desk.server(&[told, reply::bare(b'n'), reply::ready(status)].concat());
+                }
+                // The server has it no more.
+                desk.conn.shelf.clear();
+                desk.conn.unnamed = Held::Unknown;
+                desk
+            };
+            let stand_in = parse("", "", types.unwrap_or_default());
+            let begins = |desk: &mut Desk, input: &[u8]| desk.client(input).0.starts_with(&stand_in);
+            let bound = bind("", name, &[]);
+            assert_eq!(begins(&mut desk(b'E'), &describe_statement(name)), describes, "{name} {text}: described");
+            assert_eq!(begins(&mut desk(b'E'), &bound), binds, "{name} {text}: bound");
+            assert!(
+                !begins(&mut desk(b'T'), &describe_statement(name)),
+                "{name} {text}: described, and nothing failed"
+            );
+            assert!(!begins(&mut desk(b'T'), &bound), "{name} {text}: bound, and nothing failed");
+            // It is not taken for the statement.
+            let mut desk = desk(b'E');
+            desk.client(&describe_statement(name));
+            assert!(!matches!(desk.conn.unnamed, Held::Holds(..)) || !describes, "{name} {text}");
+            if describes {
+                // What stands in front may have ended the transaction: there it would be run.
+                let sent = desk.client(&bound).0;
+                assert!(!begins(&mut desk, &bound) && !sent.starts_with(&stand_in), "{name} {text}: bound behind it");
+            }
+        }
+    }
+}
+
 /// The types of a stand-in: `internal`.
 const UNEXECUTABLE: [u32; 1] = [2281];
 
