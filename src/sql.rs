@@ -60,7 +60,7 @@ pub use frozen::{is_frozen, is_read_by_settings, stays_frozen};
 pub use head::FirstWord;
 pub use library::{Library, Reading};
 pub use margins::margins;
-pub use names::{Naming, prepared_names};
+pub use names::{Naming, prepared_names, reads_copy, spelled_executions};
 pub use nulls::{Null, nulls};
 pub use opening::{Opening, opens};
 pub use outline::{OUTLINE_TEXT_MAX, outline};

@@ -353,18 +353,6 @@ impl Pipeline {
         Ok(Reply { origin: front.origin, done: None })
     }
 
-    /// Behind an error of the pooler's own that the client was told for the query behind the `Sync` at the front: the `Sync`'s
-    /// `ReadyForQuery` is that of the query, whose own answer is the pooler's from now on. The `Sync` is to have no note any more.
-    pub fn answer_by_sync(&mut self) {
-        let [Some(sync), Some(query)] = [0, 1].map(|at| self.owed.get(at).copied()) else { return };
-        if sync.expect == Expect::Sync && query.expect == Expect::Query {
-            let now = [Owed { origin: query.origin, note: 0, ..sync }, Owed { origin: sync.origin, ..query }];
-            for (entry, now) in self.owed.iter_mut().zip(now) {
-                *entry = now;
-            }
-        }
-    }
-
     /// The next entry if it is the pooler's to answer, taken out. To be called, until it gives
     /// nothing, whenever an entry was made or settled.
     #[inline]
@@ -476,24 +464,6 @@ mod tests {
         for (n, expect) in all.iter().enumerate() {
             pipeline.sent(*expect, Client, u64::try_from(n).unwrap());
         }
-    }
-
-    #[test]
-    fn a_query_whose_need_has_failed_is_answered_by_the_sync_in_front_of_it() {
-        let mut pipeline = Pipeline::default();
-        let all = [(Parse, Pooler), (Sync, Pooler), (Query, Client), (Close, Pooler), (Sync, Pooler)];
-        for (expect, origin) in all {
-            pipeline.sent(expect, origin, 7);
-        }
-        pipeline.error(|_| {}).unwrap();
-        pipeline.answer_by_sync();
-        let entry = |expect, origin, note| Owed { expect, origin, note };
-        let want = [entry(Sync, Client, 0), entry(Query, Pooler, 7), entry(Close, Pooler, 7), entry(Sync, Pooler, 7)];
-        assert_eq!(pipeline.iter().collect::<Vec<_>>(), want);
-        assert_eq!(pipeline.ready(TxStatus::Idle).unwrap().origin, Client);
-        // Nothing else is like that.
-        pipeline.answer_by_sync();
-        assert_eq!(pipeline.iter().collect::<Vec<_>>(), want[1..]);
     }
 
     #[test]

@@ -356,14 +356,9 @@ impl Answer<'_> {
     /// The same, and a query that may deallocate statements may have come to its end.
     #[cold]
     fn ready_by_name(&mut self, status: TxStatus) -> Result<Reply, Heard> {
-        let told = self.conn.pipeline.status();
         let reply = self.conn.pipeline.ready(status).map_err(|_| Heard::Lost(Lost::Protocol))?;
         if reply.done.is_some_and(|owed| owed.note == NAMES) {
             self.marks.changes.end_query();
-            if reply.origin == Origin::Pooler && status != told {
-                // The client was told that all of it has failed, and with which status.
-                return Err(Heard::Lost(Lost::Protocol));
-            }
         }
         Ok(reply)
     }
@@ -703,13 +698,10 @@ impl Answer<'_> {
             plan.skip(len);
             return Ok(());
         }
-        if matches!(front.note, AUDIT | RESTORE | MARK) || front.note == NAMES && front.origin == Origin::Pooler {
+        let is_of_lent = matches!(front.note, LENT | NAMES) && self.is_of_refused(front.note, fields.code, body, plan);
+        if is_of_lent || matches!(front.note, AUDIT | RESTORE | MARK) {
             plan.skip(len);
             return Ok(());
-        }
-        if front.note == LENT {
-            // The query that needs it says no more than that.
-            self.conn.pipeline.answer_by_sync();
         }
         if let REFUSED | NO_MEMORY | STALE = front.note {
             let mut told = Vec::new();
@@ -749,6 +741,21 @@ impl Answer<'_> {
     fn is_of_the_original(&self, front: Owed) -> bool {
         let is_parsed = || self.conn.pipeline.iter().any(|owed| owed.note == ORIGINAL);
         front.note == ORIGINAL || front.origin == Origin::Pooler && front.note < ORIGINAL && is_parsed()
+    }
+
+    /// Whether an error refuses what a query executes, in front of it, which is told where the query gets there; or says there that
+    /// it was refused: the client is told why.
+    #[cold]
+    fn is_of_refused(&mut self, note: u64, code: &[u8], body: &[u8], plan: &mut Plan<'_>) -> bool {
+        if note == LENT {
+            self.marks.changes.refused_lent(body);
+            return true;
+        }
+        let Some(refusal) = self.marks.changes.take_refusal(code, body) else { return false };
+        let code = Fields::parse(&refusal).map_or(&b""[..], |fields| fields.code);
+        self.stats.errors.add(Blame::Server, code);
+        plan.insert(|out| encode::message(out, b'E', |out| out.extend_from_slice(&refusal)));
+        true
     }
 
     /// Whether the batch that failed can run again, unseen: nothing of it was done, told (but by us), or is in a transaction of

@@ -44,7 +44,7 @@ pub const PIPELINE_MAX: usize = 16 * 1024;
 pub const FORGET: &[u8] = b"DISCARD SEQUENCES";
 
 /// Effects of a simple query that may ask for more than to pass it on.
-const APART: EffectSet = names::BY_NAME.union(EffectSet::SETTINGS).union(EffectSet::LOCAL);
+const APART: EffectSet = names::BY_NAME.union(EffectSet::SETTINGS).union(EffectSet::LOCAL).union(EffectSet::OPAQUE);
 
 /// The longest name of a statement or portal; bytes.
 const NAME_MAX: usize = 16 * 1024;
@@ -91,7 +91,8 @@ pub struct Marks {
     pub defines: bool,
     /// What sessions begin with may be another when the transaction is over.
     pub redefaults: bool,
-    /// Start-up values may be reset: they are to be put back behind the portal bound last, or the batch.
+    /// Start-up values may be reset: they are to be put back behind the portal bound last, or the batch. Or something was lent
+    /// until the end of the batch.
     pub resets: bool,
     /// Behind the batch. Always with `resets`.
     pub resets_late: bool,
@@ -465,6 +466,9 @@ impl Request<'_> {
             Tag::CopyDone | Tag::CopyFail => drop(pipeline.sent(Expect::CopyEnd, Origin::Client, 0)),
             Tag::FunctionCall => {
                 self.conn.mixed |= pipeline.is_batch_open();
+                // What was lent is not taken back behind this.
+                self.conn.littered |= !self.marks.placing.lent.is_empty();
+                self.marks.placing.lent.clear();
                 pipeline.sent(Expect::FunctionCall, Origin::Client, 0);
                 self.marks.changes.next_batch();
                 self.runs_unknown();
@@ -499,6 +503,8 @@ impl Request<'_> {
         match tag {
             Tag::CopyData | Tag::FunctionCall => self.note_plain(tag, seen)?,
             Tag::Query if body_len as usize > self.inspect_max => {
+                self.conn.littered |= !self.marks.placing.lent.is_empty();
+                self.marks.placing.lent.clear();
                 self.query(Effects::default(), b"");
                 self.runs_unknown();
                 self.marks.defines = true;
@@ -543,12 +549,12 @@ impl Request<'_> {
         named: Option<&Rc<Statement>>,
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
-    ) -> Effects {
+    ) -> Result<Effects, Stop> {
         let any = EffectSet::CURRVAL.union(EffectSet::OPAQUE);
         if effects.set.intersects(any) || effects.by_values {
             self.before_opaque(effects, named, purpose, plan)
         } else {
-            effects
+            Ok(effects)
         }
     }
 
@@ -559,19 +565,20 @@ impl Request<'_> {
         named: Option<&Rc<Statement>>,
         purpose: Use<'_>,
         plan: &mut Plan<'_>,
-    ) -> Effects {
+    ) -> Result<Effects, Stop> {
         self.forget_strangers(effects, plan);
         let statement = match (named, &self.statements.unnamed) {
             (Some(statement), _) | (None, Unnamed::Holds(statement, _)) => statement.clone(),
-            (None, _) => return effects,
+            (None, _) => return Ok(effects),
         };
+        self.lend_executed(&statement, plan)?;
         if !statement.effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) && !statement.effects.by_values {
-            return effects;
+            return Ok(effects);
         }
         // What is here of the message.
         let rest = plan.rest();
         let body = rest.get(HEADER..purpose.len.min(rest.len())).unwrap_or_default();
-        let Ok(bind) = Bind::parse(body) else { return effects };
+        let Ok(bind) = Bind::parse(body) else { return Ok(effects) };
         let bound = Bound::new(&statement.text, &statement.types, bind);
         let filled = bound.read();
         self.marks.set_custom(filled.names.into_iter().map(|name| Box::from(&*name)));
@@ -579,7 +586,34 @@ impl Request<'_> {
             (self.marks.resets, self.marks.resets_late, self.marks.remembers) = (true, true, true);
             self.marks.own.clear();
         }
-        Effects { set: filled.set | statement.through(), ..effects }
+        Ok(Effects { set: filled.set | statement.through(), ..effects })
+    }
+
+    /// A text is about to be parsed.
+    #[inline]
+    fn before_parse(
+        &mut self,
+        effects: Effects,
+        statement: &mut Rc<Statement>,
+        plan: &mut Plan<'_>,
+    ) -> Result<(), Stop> {
+        let any = EffectSet::CURRVAL.union(EffectSet::OPAQUE);
+        if effects.set.intersects(any) { self.before_opaque_parse(effects, statement, plan) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn before_opaque_parse(
+        &mut self,
+        effects: Effects,
+        statement: &mut Rc<Statement>,
+        plan: &mut Plan<'_>,
+    ) -> Result<(), Stop> {
+        self.forget_strangers(effects, plan);
+        if self.lend_executed(statement, plan)? && statement.twin == 0 {
+            // What it is described as hangs on what the client has under the name.
+            *statement = self.interner.twin(statement);
+        }
+        Ok(())
     }
 
     #[cold]
@@ -703,7 +737,8 @@ impl Request<'_> {
             self.conn.doubt_all();
             self.marks.placing.drops = true;
         }
-        if effects.set.intersects(names::BY_NAME) {
+        self.marks.placing.copies |= effects.set.intersects(EffectSet::COPY);
+        if effects.set.intersects(names::BY_NAME.union(EffectSet::OPAQUE)) {
             self.runs_by_name(effects, text, portal);
         }
     }
@@ -714,6 +749,7 @@ impl Request<'_> {
         self.marks.runs_unknown();
         self.conn.shelf.doubt_all();
         self.marks.placing.drops = true;
+        self.marks.placing.copies = true;
     }
 
     fn parse(&mut self, body: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
@@ -725,9 +761,9 @@ impl Request<'_> {
         let parse = Parse::parse(body).map_err(Stop::Malformed)?;
         let key = self.present_key();
         if parse.statement.is_empty() {
-            let (statement, is_ours) = self.intern(key, &parse);
+            let (mut statement, is_ours) = self.intern(key, &parse);
             let effects = self.effects(&statement);
-            self.forget_sequences(effects, plan);
+            self.before_parse(effects, &mut statement, plan)?;
             // By its number an error of it is read.
             let number = if statement.put.is_some() { statement.id } else { 0 };
             self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES | UNNAMED | number);
@@ -757,9 +793,9 @@ impl Request<'_> {
                     // Two names of one client for one text: each its own, so that errors bear the right one.
                     statement = self.interner.twin(&statement);
                 }
-                let named = Named::Shared(statement.clone(), Described::default());
                 let effects = self.effects(&statement);
-                self.forget_sequences(effects, plan);
+                self.before_parse(effects, &mut statement, plan)?;
+                let named = Named::Shared(statement.clone(), Described::default());
                 self.statements.parsed(parse.statement, named, &mut self.marks.changes);
                 // What is described now has to be as it is now.
                 let is_described = place::is_described_next(parse.statement, len, plan);
@@ -956,7 +992,10 @@ impl Request<'_> {
                 }
                 _ => None,
             };
-            let effects = effects.map(|effects| self.before_bind(effects, None, purpose, plan));
+            let effects = match effects {
+                Some(effects) => Some(self.before_bind(effects, None, purpose, plan)?),
+                None => None,
+            };
             self.ensure_unnamed(purpose, plan)?;
             if let (Some(effects), Unnamed::Holds(statement, _)) = (effects, &self.statements.unnamed) {
                 let statement = statement.clone();
@@ -971,8 +1010,11 @@ impl Request<'_> {
             Look::Named(Named::Shared(statement, told)) => {
                 let statement = self.under_its_settings(name, statement, plan)?;
                 let mut effects = if runs { self.effects(&statement) } else { Effects::default() };
+                if !runs && statement.effects.set.intersects(EffectSet::EXECUTE) {
+                    self.lend_executed(&statement, plan)?;
+                }
                 if runs {
-                    effects = self.before_bind(effects, Some(&statement), purpose, plan);
+                    effects = self.before_bind(effects, Some(&statement), purpose, plan)?;
                 }
                 self.statements.rename(name, &statement);
                 let renamed = self.place(&statement, told, purpose, plan)?;

@@ -108,8 +108,34 @@ pub struct Changes {
     own: u32,
     /// The batch of the last of them.
     own_batch: u32,
-    /// A query on its way may deallocate statements: the names in it, in its order.
-    deallocates: Option<VecDeque<Box<[u8]>>>,
+    /// A query on its way may deallocate statements, or execute some.
+    awaited: Option<Box<Awaited>>,
+}
+
+/// What is awaited of a query that is about statements of the client's by their names.
+#[derive(Debug, Default)]
+struct Awaited {
+    /// The names that it deallocates, in its order.
+    deallocates: VecDeque<Box<[u8]>>,
+    /// Those that it executes, and that the server was lent.
+    executes: Vec<Box<[u8]>>,
+    /// The body of the error with which the server refused to take one of them.
+    refusal: Option<Box<[u8]>>,
+}
+
+impl Awaited {
+    /// Whether an error says no more than that what was refused is not there: in a transaction, that it has failed.
+    fn is_of_refused(&self, code: &[u8], body: &[u8]) -> bool {
+        let tells = |name: &[u8]| QUOTES.iter().any(|[open, close]| is_quoted(body, name, open, close));
+        code == b"25P02" || code == b"26000" && self.executes.iter().any(|name| tells(name))
+    }
+}
+
+/// What stands around names in the errors of servers, whatever their language.
+const QUOTES: [[&str; 2]; 5] = [["\"", "\""], ["»", "«"], ["«", "»"], ["„", "“"], ["“", "”"]];
+
+fn is_quoted(body: &[u8], name: &[u8], open: &str, close: &str) -> bool {
+    memchr::memmem::find(body, &[open.as_bytes(), name, close.as_bytes()].concat()).is_some()
 }
 
 impl Changes {
@@ -250,23 +276,37 @@ impl Changes {
     }
 
     /// A query is about to be passed on that may deallocate statements: all, or those with these names. Each is forgotten when the
-    /// server says that it is gone, whatever becomes of the rest of the query. Only one such is on its way at a time.
-    pub fn begin_query(&mut self, deallocates: VecDeque<Box<[u8]>>) {
-        debug_assert!(self.deallocates.is_none(), "two queries that deallocate are on their way");
+    /// server says that it is gone, whatever becomes of the rest of the query. It may also execute some, which were lent for it.
+    /// Only one such is on its way at a time.
+    pub fn begin_query(&mut self, deallocates: VecDeque<Box<[u8]>>, executes: Vec<Box<[u8]>>) {
+        debug_assert!(self.awaited.is_none(), "two queries that deallocate are on their way");
         self.begin_named();
-        self.deallocates = Some(deallocates);
+        self.awaited = Some(Box::new(Awaited { deallocates, executes, refusal: None }));
+    }
+
+    /// The server refused to take what that query executes: the error's body.
+    pub fn refused_lent(&mut self, body: &[u8]) {
+        if let Some(awaited) = &mut self.awaited {
+            awaited.refusal.get_or_insert_with(|| body.into());
+        }
+    }
+
+    /// What is to be told in the place of an error of that query, if that says no more than that something was not taken.
+    pub fn take_refusal(&mut self, code: &[u8], body: &[u8]) -> Option<Box<[u8]>> {
+        let awaited = self.awaited.as_mut()?;
+        if awaited.is_of_refused(code, body) { awaited.refusal.take() } else { None }
     }
 
     /// Whether such a query is on its way.
     #[must_use]
     #[inline]
     pub const fn awaits_query(&self) -> bool {
-        self.deallocates.is_some()
+        self.awaited.is_some()
     }
 
     /// It came to its end, or never ran.
     pub fn end_query(&mut self) {
-        if self.deallocates.take().is_some() {
+        if self.awaited.take().is_some() {
             self.end_named();
         }
     }
@@ -413,6 +453,12 @@ impl Statements {
         known.and_then(|known| known.named.clone()).map_or(Look::Unknown, Look::Named)
     }
 
+    /// Whether any name may stand for something.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        self.named.as_ref().is_some_and(|names| !names.by_name.is_empty())
+    }
+
     /// Whether `most` names are in use.
     #[must_use]
     pub fn is_full(&self, most: usize) -> bool {
@@ -538,7 +584,7 @@ impl Statements {
     pub fn undo_all(&mut self, changes: &mut Changes) {
         self.undo(changes.queue.len(), false, changes, &mut Held::Empty);
         (changes.named, changes.unnamed, changes.own) = (0, 0, 0);
-        changes.deallocates = None;
+        changes.awaited = None;
     }
 
     fn take_back(&mut self, name: &[u8], before: Option<Named>) {
@@ -552,7 +598,7 @@ impl Statements {
     pub fn deallocated(&mut self, tag: &[u8], changes: &mut Changes) {
         match tag {
             b"DEALLOCATE" => {
-                let name = changes.deallocates.as_mut().and_then(VecDeque::pop_front);
+                let name = changes.awaited.as_mut().and_then(|awaited| awaited.deallocates.pop_front());
                 if let Some(name) = name {
                     self.forget(&name);
                 }
@@ -821,7 +867,7 @@ mod tests {
         // Two names in one query, which fails behind the first.
         statements.parsed(b"b", shared(&one), &mut changes);
         statements.confirm(&mut changes);
-        changes.begin_query([b"a"[..].into(), b"b"[..].into()].into());
+        changes.begin_query([b"a"[..].into(), b"b"[..].into()].into(), Vec::new());
         changes.next_batch();
         assert!(matches!(statements.look(b"b", &changes), Look::Unsettled));
         statements.deallocated(b"SELECT 1", &mut changes);

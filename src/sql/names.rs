@@ -75,6 +75,58 @@ pub fn prepared_names(text: &[u8]) -> Vec<Naming> {
     found.unwrap_or_default()
 }
 
+/// The names that `text` spells out behind the word `execute`, wherever that is: in strings, and in comments, too. SQL that is made
+/// when the text runs may be made of them.
+pub fn spelled_executions(text: &[u8]) -> impl Iterator<Item = Box<[u8]>> {
+    const WORD: &[u8] = b"execute";
+    // The rarest of its letters tells where to look.
+    memchr::memchr2_iter(b'x', b'X', text).filter_map(|second| {
+        let (before, at) = text.split_at_checked(second.checked_sub(1)?)?;
+        let (word, behind) = at.split_at_checked(WORD.len())?;
+        if !word.eq_ignore_ascii_case(WORD) || before.last().copied().is_some_and(is_in_word) {
+            return None;
+        }
+        Some(name_behind(behind)).filter(|name| !name.is_empty())
+    })
+}
+
+/// Whether a byte may be one of an unquoted name, behind its first.
+const fn is_in_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 128..)
+}
+
+/// The name behind a word that ends here; empty if none is.
+fn name_behind(text: &[u8]) -> Box<[u8]> {
+    let trimmed = text.trim_ascii_start();
+    let length = |part: &[u8]| part.iter().take_while(|byte| is_in_word(**byte)).count();
+    let name = match trimmed.strip_prefix(b"\"") {
+        Some(quoted) => quoted.get(..memchr::memchr(b'"', quoted).unwrap_or(0)).unwrap_or_default().to_vec(),
+        None if trimmed.len() == text.len() => Vec::new(),
+        None => trimmed.get(..length(trimmed)).unwrap_or_default().to_ascii_lowercase(),
+    };
+    if name.len() > IDENTIFIER_MAX { Box::default() } else { name.into() }
+}
+
+/// Whether `text`, in which there is a `COPY`, may be one that reads what its client sends. Cold: reads it once more.
+#[must_use]
+pub fn reads_copy(text: &[u8]) -> bool {
+    readings(text).iter().any(|backslash| {
+        let mut lexer = Lexer::new(text, *backslash);
+        let mut is_behind_from = false;
+        while let Some(token) = lexer.token() {
+            let is = |words: &[&[u8]]| {
+                matches!(token, Token::Word(word) if words.iter().any(|known| word.eq_ignore_ascii_case(known)))
+            };
+            // Either word is taken for the other.
+            if is_behind_from && is(&[b"stdin", b"stdout"]) {
+                return true;
+            }
+            is_behind_from = is(&[b"from"]);
+        }
+        lexer.doubt() != Doubt::None
+    })
+}
+
 /// The name at `lexer`; empty if it cannot be read.
 pub(super) fn name(lexer: &mut Lexer<'_>) -> Box<[u8]> {
     let name = match lexer.token() {
@@ -146,5 +198,48 @@ mod tests {
             assert_eq!(prepared_names(text.as_bytes()), want, "{text}");
         }
         assert_eq!(prepared_names(format!("DEALLOCATE {long}").as_bytes()), [Deallocates(Box::default())]);
+    }
+
+    #[test]
+    fn what_sql_made_at_run_time_may_execute_is_found_by_its_spelling() {
+        #[rustfmt::skip]
+        let table: [(&str, &[&str]); 10] = [
+            ("DO $$ BEGIN EXECUTE 'EXECUTE s1(NULL)'; END $$",  &["s1"]),
+            ("DO 'BEGIN execute ''execute S_1''; END'",         &["s_1"]),
+            ("DO $$ BEGIN EXECUTE 'EXECUTE \"S 1\"'; END $$", &["S 1"]),
+            ("DO $$ BEGIN EXECUTE q; EXECUTE\n\tr; END $$",   &["q", "r"]),
+            ("SELECT reexecute a, execute_b c, $execute d",     &[]),
+            ("execute",                                         &[]),
+            ("execute \"a",                                    &[]),
+            ("execute execute a",                               &["execute", "a"]),
+            ("-- execute a",                                    &["a"]),
+            ("EXECUTE'a'",                                      &[]),
+        ];
+        for (text, want) in table {
+            let found: Vec<_> =
+                spelled_executions(text.as_bytes()).map(|name| String::from_utf8(name.into()).unwrap()).collect();
+            assert_eq!(found, want, "{text}");
+        }
+        assert!(spelled_executions("EXECUTE ".repeat(3).as_bytes()).all(|name| &*name == b"execute"));
+        assert!(spelled_executions(format!("execute {}", "x".repeat(64)).as_bytes()).next().is_none());
+    }
+
+    #[test]
+    fn a_copy_that_reads_from_its_client_is_told_from_one_that_does_not() {
+        #[rustfmt::skip]
+        let table = [
+            ("COPY t FROM STDIN",                                true),
+            ("copy t (a) from /* c */ stdin with (format csv)",  true),
+            ("COPY t FROM STDOUT",                               true),
+            ("SELECT 1; COPY t FROM STDIN",                      true),
+            ("COPY t FROM '/tmp/stdin'",                         false),
+            ("COPY t TO STDOUT",                                 false),
+            ("COPY (SELECT a FROM t) TO STDOUT",                 false),
+            ("COPY t TO STDOUT -- from stdin",                   false),
+            ("COPY t TO STDOUT; SELECT 'cut",                    true),
+        ];
+        for (text, want) in table {
+            assert_eq!(reads_copy(text.as_bytes()), want, "{text}");
+        }
     }
 }

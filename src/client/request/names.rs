@@ -7,15 +7,24 @@
 //! ```text
 //! DEALLOCATE s, PREPARE s AS ..   Close s, Parse s (a stand-in), Sync    │ the query   │ Close s, Sync
 //! EXECUTE s                       Close s, Parse s (its own text), Sync  │ the query   │ Close s, Sync
+//! DEALLOCATE s; PREPARE s AS ..   Close s, Parse s (a stand-in), Sync    │ the query   │ nothing
 //! DEALLOCATE s, as a portal       Close s, Parse s (a stand-in)          │ its Execute │ Close s
 //! PREPARE s AS .., as a portal                                           │ a Parse that is refused, in place of its Execute
+//! EXECUTE s, by messages          Close s, Parse s (its own text), once  │ its Parse, Bind, Execute .. Sync │ Close s, Sync
 //! a Parse of p, behind a PREPARE  Parse p, Close p                       │ the Parse, as always
 //! ```
 //!
-//! A stand-in is an empty text, which is never refused, not even in a transaction that has failed; and it cannot be executed. If
-//! a statement's own text is refused, that is the answer to its `EXECUTE`, which then fails, too: nobody is told. The first
-//! `Close` is for a name that only a function can have given to another statement, so that nothing else is refused, and that
-//! statement is not run.
+//! A stand-in is an empty text, which is never refused, not even in a transaction that has failed; and it cannot be executed. The
+//! first `Close` is for a name that only a function can have given to another statement, so that nothing else is refused, and
+//! that statement is not run.
+//!
+//! A statement's own text may be refused: its table is gone, say. In front of a query nobody is told. The query runs, as far as it
+//! would on Postgres, up to its `EXECUTE`, which says that there is no such statement; or, in a transaction that the refusal has
+//! failed, up to its first statement. In the place of that error the client is told why. (So nothing is lent where that would
+//! turn a `COMMIT` into a `ROLLBACK`.)
+//!
+//! What cannot be taken back behind a text, because the name may be another statement's by then (SQL has given it anew) or because a
+//! `COPY` would read it, is left there: it is on that server connection, which nobody else is lent.
 
 use std::rc::Rc;
 
@@ -28,10 +37,9 @@ use pgweir_proto::scanner::HEADER;
 
 use super::super::plan::Plan;
 use super::super::statements::{Look, Named};
-use super::{Request, Stop, is_of, judge};
+use super::{Request, Stop, is_of};
 use crate::prepared::{CHANGES, LENT, NAMES, Statement, TAKEN};
-use crate::settings;
-use crate::sql::{self, EffectSet, Effects, Naming};
+use crate::sql::{self, EffectSet, Effects, FirstWord, Naming};
 
 /// Statements lent for one text, at most. What else it names is not found.
 const LENT_MAX: usize = 64;
@@ -48,10 +56,6 @@ const FORGETS: EffectSet = EffectSet::DEALLOCATE.union(EffectSet::DISCARD_ALL);
 /// Effects of those that may deallocate all.
 const FORGETS_ALL: EffectSet = EffectSet::DEALLOCATE_ALL.union(EffectSet::DISCARD_ALL);
 
-/// Effects of those in which a transaction may end.
-const ENDS: EffectSet =
-    EffectSet::BEGIN.union(EffectSet::COMMIT).union(EffectSet::ROLLBACK).union(EffectSet::ROLLBACK_TO);
-
 /// Effects of what ends a transaction that has failed.
 const ENDS_FAILED: EffectSet = EffectSet::COMMIT.union(EffectSet::ROLLBACK).union(EffectSet::ROLLBACK_TO);
 
@@ -61,7 +65,7 @@ const ENDS_FAILED: EffectSet = EffectSet::COMMIT.union(EffectSet::ROLLBACK).unio
 /// Source: `PostgreSQL` 17, `pg_type.dat` and `EvaluateParams` in prepare.c.
 const UNEXECUTABLE: &[u8] = &[0, 1, 0, 0, 8, 233];
 
-/// What executing a portal does to names of the client's.
+/// What executing a portal does to names of the client's, or with them.
 #[derive(Debug)]
 pub enum Renaming {
     /// It deallocates all.
@@ -70,6 +74,8 @@ pub enum Renaming {
     Without(Box<[u8]>),
     /// It gives this one.
     With(Box<[u8]>),
+    /// It may execute what these stand for.
+    Executes(Vec<Box<[u8]>>),
 }
 
 impl Renaming {
@@ -82,7 +88,7 @@ impl Renaming {
         match sql::prepared_names(text).pop()? {
             Naming::Deallocates(name) => Some(Self::Without(name)),
             Naming::Prepares(name) => Some(Self::With(name)),
-            Naming::Executes(_) => None,
+            Naming::Executes(name) => Some(Self::Executes(vec![name])),
         }
     }
 }
@@ -92,9 +98,32 @@ struct Loan {
     name: Box<[u8]>,
     /// What is lent; none, if all that matters is that it is there.
     statement: Option<Rc<Statement>>,
+    /// It is not taken back behind the text.
+    is_left: bool,
 }
 
 impl Request<'_> {
+    /// Whether a text may make SQL, when it runs, that executes something of the client's.
+    #[cold]
+    pub(super) fn may_make(&self, effects: Effects, text: &[u8]) -> bool {
+        effects.set.intersects(EffectSet::OPAQUE) && !self.made(text).is_empty()
+    }
+
+    /// The names of the client's that SQL which is made when `text` runs may execute: those that it spells out.
+    fn made(&self, text: &[u8]) -> Vec<Box<[u8]>> {
+        let mut made: Vec<Box<[u8]>> = Vec::new();
+        if !self.statements.has_names() {
+            return made;
+        }
+        let is_known = |name: &[u8]| !matches!(self.statements.look(name, &self.marks.changes), Look::Unknown);
+        for name in sql::spelled_executions(text).take(NAMES_MAX) {
+            if made.len() < LENT_MAX && is_known(&name) && !made.contains(&name) {
+                made.push(name);
+            }
+        }
+        made
+    }
+
     /// A simple query that is about prepared statements by their names.
     #[cold]
     pub(super) fn query_by_name(
@@ -104,19 +133,19 @@ impl Request<'_> {
         len: usize,
         plan: &mut Plan<'_>,
     ) -> Result<(), Stop> {
-        let names = sql::prepared_names(text);
         let is_read = !self.conn.pipeline.is_skipping() && !self.conn.pipeline.is_copy_in();
         if is_read && self.marks.changes.awaits_query() {
             return Err(Stop::Unsettled);
         }
-        let loans = if is_read { self.loans(effects, &names)? } else { Vec::new() };
+        let names = if is_read { self.names_in(effects, text)? } else { Vec::new() };
+        let loans = if is_read { self.loans(effects, text, &names)? } else { Vec::new() };
         self.forget_sequences(effects, plan);
         for statement in loans.iter().filter_map(|loan| loan.statement.as_ref()) {
             // Under an EXPLAIN, say.
             let effects = self.effects(statement);
             self.forget_sequences(effects, plan);
         }
-        for Loan { name, statement } in &loans {
+        for Loan { name, statement, .. } in &loans {
             self.lend(name, statement.as_deref(), LENT, plan);
         }
         if !loans.is_empty() {
@@ -128,8 +157,9 @@ impl Request<'_> {
                 Naming::Deallocates(name) => Some(name),
                 Naming::Prepares(_) | Naming::Executes(_) => None,
             });
+            let executes = loans.iter().filter(|loan| loan.statement.is_some()).map(|loan| loan.name.clone());
             self.marks.placing.tells = true;
-            self.marks.changes.begin_query(deallocates.collect());
+            self.marks.changes.begin_query(deallocates.collect(), executes.collect());
         }
         let is_plain = effects.set == EffectSet::DEALLOCATE && !loans.is_empty();
         // Nothing but what was lent is deallocated by that: what is shared stays.
@@ -141,37 +171,66 @@ impl Request<'_> {
         }
         plan.forward(len);
         self.restore(Tag::Query, b"", plan);
-        for Loan { name, .. } in &loans {
-            self.take_back(name, plan);
-        }
-        if !loans.is_empty() {
+        self.conn.littered |= loans.iter().any(|loan| loan.is_left);
+        let mut taken = loans.iter().filter(|loan| !loan.is_left).peekable();
+        if taken.peek().is_some() {
+            for Loan { name, .. } in taken {
+                self.take_back(name, plan);
+            }
             self.end_loan(plan);
         }
         Ok(())
     }
 
-    /// A text that is about statements by their names is about to run: of a portal, or at once.
+    /// A text that is about statements by their names, or may make such SQL, is about to run: of a portal, or at once.
     #[cold]
     pub(super) fn runs_by_name(&mut self, effects: Effects, text: &[u8], portal: Option<&[u8]>) {
         self.marks.placing.prepares |= effects.set.intersects(EffectSet::PREPARE);
-        if let (Some(portal), Some(what)) = (portal, Renaming::of(effects, text)) {
+        let Some(portal) = portal else { return };
+        let what = if effects.set.intersects(BY_NAME) { Renaming::of(effects, text) } else { None };
+        let made = || Some(Renaming::Executes(self.made(text))).filter(|_| effects.set.intersects(EffectSet::OPAQUE));
+        let is_empty = |what: &Renaming| matches!(what, Renaming::Executes(names) if names.is_empty());
+        if let Some(what) = what.or_else(made).filter(|what| !is_empty(what)) {
             self.marks.placing.drops = true;
             self.marks.placing.renames(portal, what);
         }
     }
 
-    /// What has to be lent for a text that is about `names`.
-    fn loans(&self, effects: Effects, names: &[Naming]) -> Result<Vec<Loan>, Stop> {
-        let mut loans: Vec<Loan> = Vec::new();
+    /// What a text is about, in its order: in front, what SQL that it makes may execute. What it executes may itself be about others.
+    fn names_in(&self, effects: Effects, text: &[u8]) -> Result<Vec<Naming>, Stop> {
+        let prepared = if effects.set.intersects(BY_NAME) { sql::prepared_names(text) } else { Vec::new() };
+        if !self.may_lend(effects) {
+            return Ok(prepared);
+        }
+        let made = if effects.set.intersects(EffectSet::OPAQUE) { self.made(text) } else { Vec::new() };
+        let mut names: Vec<Naming> = made.into_iter().map(Naming::Executes).collect();
+        for naming in prepared {
+            if let Naming::Executes(name) = &naming
+                && names.len() < NAMES_MAX
+                && let Some(statement) = self.own(name)?
+                && statement.effects.set.intersects(BY_NAME)
+            {
+                names.extend(sql::prepared_names(&statement.text));
+            }
+            names.push(naming);
+        }
+        Ok(names)
+    }
+
+    /// Whether something can be put in front of a query at all, and that is not refused anyway.
+    fn may_lend(&self, effects: Effects) -> bool {
         let pipeline = &self.conn.pipeline;
-        if pipeline.is_batch_open() || effects.set.intersects(EffectSet::COPY) {
-            // Nothing can be put in front of it, or behind.
+        let is_refused = pipeline.certain_status() == Some(TxStatus::Failed) && !effects.set.intersects(ENDS_FAILED);
+        !pipeline.is_batch_open() && !is_refused
+    }
+
+    /// What has to be lent for a text that is about `names`.
+    fn loans(&self, effects: Effects, text: &[u8], names: &[Naming]) -> Result<Vec<Loan>, Stop> {
+        let mut loans: Vec<Loan> = Vec::new();
+        if !self.may_lend(effects) {
             return Ok(loans);
         }
-        if pipeline.certain_status() == Some(TxStatus::Failed) && !effects.set.intersects(ENDS_FAILED) {
-            // All of it is refused.
-            return Ok(loans);
-        }
+        let mut reads = effects.set.intersects(EffectSet::COPY) && sql::reads_copy(text);
         let mut left = Used::all(effects, names);
         for naming in names.iter().take(NAMES_MAX) {
             let name = naming.name();
@@ -180,25 +239,43 @@ impl Request<'_> {
                 break;
             }
             let Some(statement) = self.own(name)? else { continue };
-            // What would be taken back behind a text that gives the name anew is what that made.
-            if used.is_prepared && used.is_deallocated || used.is_executed && !self.may_execute(effects, &statement)? {
+            if used.is_executed && !self.may_execute(effects)? {
                 continue;
             }
-            let is_first = matches!(naming, Naming::Executes(_));
-            loans.push(Loan { name: name.into(), statement: is_first.then_some(statement) });
+            // What would be taken back behind a text that gives the name anew is what that made.
+            let is_first =
+                |naming: &Naming| effects.set.intersects(FORGETS_ALL) || !matches!(naming, Naming::Prepares(_));
+            let is_left = used.is_prepared && used.is_deallocated && is_first(naming);
+            let is_executed = matches!(naming, Naming::Executes(_));
+            reads |= is_executed && reads_copy(&statement);
+            loans.push(Loan { name: name.into(), statement: is_executed.then_some(statement), is_left });
+        }
+        if reads {
+            // What stands behind the text would be read as data, and end it.
+            for loan in &mut loans {
+                loan.is_left = true;
+            }
         }
         Ok(loans)
     }
 
-    /// Whether a text with these `effects` may execute `statement` under its own name.
-    fn may_execute(&self, effects: Effects, statement: &Statement) -> Result<bool, Stop> {
-        let own = judge(self.catalog_key, self.catalog, self.library, statement);
-        // What is in the same text must not outlast an error that is told in front of it; and what is taken back behind the data
-        // of a COPY would end that.
-        let never = own.set.intersects(ENDS.union(EffectSet::COPY)) || effects.set.intersects(ENDS);
-        // It would be read under other settings than when it was prepared, as far as these are known.
-        let is_other = statement.parse_key != self.parse_key && !settings::is_private(statement.parse_key);
-        Ok(!never && !is_other && self.may_fail()?)
+    /// Whether a text with these `effects` may execute what is lent in front of it, and what may be refused. A transaction that
+    /// this fails must not be told to commit by the text's first words; and one that has failed already takes nothing.
+    fn may_execute(&self, effects: Effects) -> Result<bool, Stop> {
+        let commits = match effects.first {
+            FirstWord::Commit | FirstWord::End => true,
+            FirstWord::Prepare => !effects.set.intersects(EffectSet::PREPARE),
+            _ => false,
+        };
+        // What is ours in front of it is no reason to wait: a lease in which nothing was passed on yet would end meanwhile.
+        if !self.conn.pipeline.is_settled() && !self.is_first_of_lease() {
+            return Err(Stop::Unsettled);
+        }
+        Ok(match self.conn.pipeline.status() {
+            TxStatus::Idle => true,
+            TxStatus::Open => !commits,
+            TxStatus::Failed => false,
+        })
     }
 
     /// The statement of the client's that `name` stands for, if the server does not keep it under that name anyway.
@@ -211,15 +288,6 @@ impl Request<'_> {
             Look::Named(Named::Shared(statement, _)) => Ok(Some(statement)),
             Look::Named(Named::Raw) | Look::Unknown => Ok(None),
         }
-    }
-
-    /// Whether something that may be refused can be put in front of a query: not where the server refuses all.
-    fn may_fail(&self) -> Result<bool, Stop> {
-        // What is ours in front of it is no reason to wait: a lease in which nothing was passed on yet would end meanwhile.
-        if !self.conn.pipeline.is_settled() && !self.is_first_of_lease() {
-            return Err(Stop::Unsettled);
-        }
-        Ok(self.conn.pipeline.status() != TxStatus::Failed)
     }
 
     /// What `name` stands for, unless it is one that may be ours. Names have to be settled.
@@ -242,6 +310,9 @@ impl Request<'_> {
             return Err(Stop::Unsettled);
         }
         let renaming = self.marks.placing.take_renaming(|portal| is_of(portal, body));
+        if let Some(Renaming::With(name) | Renaming::Without(name)) = &renaming {
+            self.take_back_early(name, plan);
+        }
         if let Some(Renaming::With(name)) = &renaming
             && let Some(named @ Named::Shared(..)) = self.named(name)
         {
@@ -252,7 +323,13 @@ impl Request<'_> {
         let gives = matches!(renaming, Some(Renaming::With(_)));
         let (mut lent, mut note) = (None, CHANGES);
         match renaming {
-            Some(Renaming::None) => self.statements.cleared(&mut self.marks.changes),
+            Some(Renaming::None) => {
+                self.statements.cleared(&mut self.marks.changes);
+                // Also what was lent.
+                for (_, id) in &mut self.marks.placing.lent {
+                    *id = 0;
+                }
+            }
             Some(Renaming::Without(name)) if let Some(named) = self.named(&name) => {
                 let is_refused = self.conn.pipeline.certain_status() == Some(TxStatus::Failed);
                 if matches!(named, Named::Shared(..)) && !is_refused {
@@ -260,6 +337,12 @@ impl Request<'_> {
                     lent = Some(name.clone());
                 }
                 self.statements.closed(&name, &mut self.marks.changes);
+            }
+            Some(Renaming::Executes(names)) => {
+                for name in names {
+                    self.execute_lent(&name, plan)?;
+                }
+                note = self.marks.placing.shown_by(body);
             }
             _ => note = self.marks.placing.shown_by(body),
         }
@@ -272,6 +355,83 @@ impl Request<'_> {
             self.take_back(&name, plan);
         }
         Ok(())
+    }
+
+    /// What executes a statement of the client's is about to be parsed, bound or described: the server knows it by then. True if it
+    /// is the client's.
+    #[cold]
+    pub(super) fn lend_executed(&mut self, executing: &Statement, plan: &mut Plan<'_>) -> Result<bool, Stop> {
+        if !executing.effects.set.intersects(EffectSet::EXECUTE) {
+            return Ok(false);
+        }
+        match sql::prepared_names(&executing.text).pop() {
+            Some(Naming::Executes(name)) => self.lend_in_batch(&name, plan).map(|lent| lent.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    /// A portal that may execute `name` is about to run.
+    fn execute_lent(&mut self, name: &[u8], plan: &mut Plan<'_>) -> Result<(), Stop> {
+        if let Some(statement) = self.lend_in_batch(name, plan)? {
+            let effects = self.effects(&statement);
+            self.runs(effects, &statement.text, None);
+        }
+        Ok(())
+    }
+
+    /// The server has what `name` stands for under that name until the end of the batch; unless it refuses all, or is the only one
+    /// to know.
+    fn lend_in_batch(&mut self, name: &[u8], plan: &mut Plan<'_>) -> Result<Option<Rc<Statement>>, Stop> {
+        let pipeline = &self.conn.pipeline;
+        if pipeline.is_skipping() || pipeline.certain_status() == Some(TxStatus::Failed) {
+            return Ok(None);
+        }
+        let Some(statement) = self.own(name)? else {
+            self.take_back_early(name, plan);
+            return Ok(None);
+        };
+        let placing = &mut self.marks.placing;
+        let is_full = placing.lent.len() == LENT_MAX;
+        match placing.lent.iter_mut().find(|(known, _)| **known == *name) {
+            Some((_, id)) if *id == statement.id => return Ok(Some(statement)),
+            Some((_, id)) => *id = statement.id,
+            None if is_full => return Ok(None),
+            None => placing.lent.push((name.into(), statement.id)),
+        }
+        placing.copies |= reads_copy(&statement);
+        // Whoever is gone before the end of the batch leaves it there.
+        (self.marks.resets, self.marks.tainted) = (true, true);
+        let effects = self.effects(&statement);
+        self.forget_sequences(effects, plan);
+        self.lend_executed(&statement, plan)?;
+        self.lend(name, Some(&statement), 0, plan);
+        Ok(Some(statement))
+    }
+
+    /// What was lent in this batch under a name that is not what it stands for any more.
+    fn take_back_early(&mut self, name: &[u8], plan: &mut Plan<'_>) {
+        let lent = &mut self.marks.placing.lent;
+        if let Some(at) = lent.iter().position(|(known, _)| **known == *name) {
+            lent.swap_remove(at);
+            self.send_close_of(name, TAKEN, plan);
+        }
+    }
+
+    /// The end of a batch was passed on: behind it, what was lent is taken back. Not in front, where an error would have it
+    /// skipped; and not where it may be read as data.
+    pub(super) fn end_batch_loans(&mut self, plan: &mut Plan<'_>) {
+        let lent = std::mem::take(&mut self.marks.placing.lent);
+        if lent.is_empty() {
+            return;
+        }
+        if self.marks.placing.copies || self.conn.pipeline.is_copy_in() {
+            self.conn.littered = true;
+            return;
+        }
+        for (name, _) in &lent {
+            self.take_back(name, plan);
+        }
+        self.end_loan(plan);
     }
 
     /// A `Parse` of a name that SQL may have given: if it has, the server says so.
@@ -314,6 +474,11 @@ impl Request<'_> {
         self.marks.changes.next_batch();
         plan.insert(|out| out.extend_from_slice(&encode::SYNC));
     }
+}
+
+/// Whether executing a statement may read what the client sends.
+fn reads_copy(statement: &Statement) -> bool {
+    statement.effects.set.intersects(EffectSet::COPY) && sql::reads_copy(&statement.text)
 }
 
 /// What a text does to what a name stands for.

@@ -25,7 +25,7 @@ use super::listen::is_between;
 use super::{Renamed, Request, Stop};
 use crate::prepared::{AUDIT, DESCRIBES, ORIGINAL, Statement};
 use crate::settings::{self, Profile};
-use crate::sql;
+use crate::sql::{self, EffectSet};
 
 impl Request<'_> {
     /// The statement, or the one that is to be run in its place where the settings are others than those that it was prepared under.
@@ -96,7 +96,9 @@ impl Request<'_> {
             return statement.clone();
         }
         let shared = self.interner.intern_again(statement, keys);
-        let other = self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
+        let is_own = statement.twin != 0 && statement.effects.set.intersects(EffectSet::EXECUTE);
+        let other =
+            is_own || self.statements.name_of(shared.id, &self.marks.changes).is_some_and(|known| known != name);
         let shared = if other { self.interner.twin(&shared) } else { shared };
         shared.resolved.learn_from(&statement.resolved);
         shared

@@ -64,6 +64,10 @@ pub struct Placing {
     renames: Vec<(Box<[u8]>, Renaming)>,
     /// SQL may have prepared statements in this lease.
     pub prepares: bool,
+    /// What the server has under the client's own names until the end of the batch: each with the number of the statement.
+    pub lent: Vec<(Box<[u8]>, u64)>,
+    /// Something of this lease may read the messages behind it as data.
+    pub copies: bool,
     /// The unnamed portal may, or one with a name.
     portals_drop: [bool; 2],
 }
@@ -73,7 +77,8 @@ impl Placing {
     pub fn begin(&mut self) {
         (self.asked, self.renewed, self.original, self.bound) = (false, None, None, 0);
         (self.shows, self.tells, self.resets) = (false, false, false);
-        self.prepares = false;
+        (self.prepares, self.copies) = (false, false);
+        self.lent.clear();
         self.forget_portals();
     }
 

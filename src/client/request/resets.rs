@@ -50,9 +50,12 @@ impl Request<'_> {
         body: &[u8],
         plan: &mut Plan<'_>,
     ) -> Result<bool, Stop> {
-        if effects.set.intersects(names::BY_NAME) {
+        if effects.set.intersects(names::BY_NAME) || self.may_make(effects, text) {
             self.query_by_name(effects, text, HEADER + body.len(), plan)?;
             return Ok(true);
+        }
+        if !effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::LOCAL)) {
+            return Ok(false);
         }
         if self.startup.entries().is_empty() || !self.splice(effects, text, plan) {
             return Ok(false);
@@ -188,6 +191,7 @@ impl Request<'_> {
                 if std::mem::take(&mut self.marks.resets_late) {
                     self.put_back_late(plan);
                 }
+                self.end_batch_loans(plan);
             }
             _ => {}
         }
@@ -210,7 +214,7 @@ impl Request<'_> {
         }
         placing.resets = false;
         self.marks.resets_late = placing.late;
-        self.marks.resets = placing.late;
+        self.marks.resets = placing.late || !placing.lent.is_empty();
         for text in std::mem::take(&mut placing.restores) {
             self.run_in_batch(&text, plan);
         }

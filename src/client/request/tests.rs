@@ -9,7 +9,6 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use proptest::prelude::*;
 
-use super::super::answer::Heard;
 use super::super::desk::{Desk, INSPECT_MAX, STATEMENTS_MAX, reply};
 use super::{PIPELINE_MAX, Stop};
 use crate::backend::Unnamed as Held;
@@ -628,63 +627,167 @@ fn what_a_portal_would_have_done_to_names_ends_with_it() {
     }
 }
 
+/// The client of [`prepared`] in a transaction.
+fn in_transaction(status: u8) -> Desk {
+    let mut desk = prepared();
+    desk.marks.own_values = true;
+    desk.client(&query("BEGIN"));
+    desk.server(&[reply::done("BEGIN"), reply::ready(status)].concat());
+    desk.to_client.clear();
+    desk
+}
+
+/// A client whose statement `s` is this, and for whom nothing has to be forgotten in front of what may ask.
+fn with(text: &str) -> Desk {
+    let mut desk = Desk::new();
+    desk.marks.own_values = true;
+    desk.client(&[parse("s", text, &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    desk.to_client.clear();
+    desk
+}
+
 #[test]
-fn what_cannot_be_taken_back_or_must_not_be_executed_is_not_lent() {
-    let in_transaction = |status: u8| {
-        let mut desk = prepared();
-        desk.client(&query("BEGIN"));
-        desk.server(&[reply::done("BEGIN"), reply::ready(status)].concat());
-        desk
-    };
-    let with = |text: &str| {
-        let mut desk = Desk::new();
-        desk.client(&[parse("s", text, &[]), sync()].concat());
-        desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
-        desk
-    };
+fn what_is_lent_stays_only_where_it_cannot_be_taken_back() {
+    const READ: &str = "COPY t FROM STDIN";
+    const TOLD: &str = "COPY t TO STDOUT";
     #[rustfmt::skip]
-    let table = [
-        ("the end of a transaction",  Box::new(prepared()),                  "EXECUTE s(1); COMMIT; DEALLOCATE s"),
-        ("its begin",                 Box::new(prepared()),                  "BEGIN; EXECUTE s(1)"),
-        ("one that ends it itself",   Box::new(with("COMMIT")),              "SELECT 1; EXECUTE s"),
-        ("one that reads data",       Box::new(with("COPY t FROM STDIN")),   "EXECUTE s"),
-        ("given anew",                Box::new(prepared()),                  "DEALLOCATE s; PREPARE s AS SELECT 2"),
-        ("executed and given anew",   Box::new(prepared()),                  "EXECUTE s(1); DEALLOCATE s; PREPARE s AS SELECT 2"),
-        ("given anew, of all",        Box::new(prepared()),                  "PREPARE s AS SELECT 2; DEALLOCATE ALL"),
-        ("refused",                   Box::new(in_transaction(b'E')),        "DEALLOCATE s"),
+    let table = vec![
+        ("the end of a transaction",   with(ONE),             "EXECUTE s(1); COMMIT; DEALLOCATE s",                 ONE,      false),
+        ("its begin",                  with(ONE),             "BEGIN; EXECUTE s(1)",                                ONE,      false),
+        ("one that ends it itself",    with("COMMIT"),        "SELECT 1; EXECUTE s",                                "COMMIT", false),
+        ("in a transaction",           in_transaction(b'T'),  "ROLLBACK; EXECUTE s(1)",                             ONE,      false),
+        ("one that reads data",        with(READ),            "EXECUTE s",                                          READ,     true),
+        ("one that tells data",        with(TOLD),            "EXECUTE s",                                          TOLD,     false),
+        ("beside what reads data",     with(ONE),             "EXECUTE s(1); COPY t FROM STDIN",                    ONE,      true),
+        ("beside what tells data",     with(ONE),             "COPY t TO STDOUT; EXECUTE s(1)",                     ONE,      false),
+        ("given anew",                 with(ONE),             "DEALLOCATE s; PREPARE s AS SELECT 2",                "",       true),
+        ("executed and given anew",    with(ONE),             "EXECUTE s(1); DEALLOCATE s; PREPARE s AS SELECT 2",  ONE,      true),
+        ("given anew, of all",         with(ONE),             "PREPARE s AS SELECT 2; DEALLOCATE ALL",              "",       true),
+        ("not given, as it is there",  with(ONE),             "PREPARE s AS SELECT 2; DEALLOCATE s",                "",       false),
+        ("by SQL that is made",        with(ONE),             "DO $$ BEGIN EXECUTE 'EXECUTE s(1)'; END $$",         ONE,      false),
+        ("the same, and deallocated",  with(ONE),             "DO 'BEGIN EXECUTE ''EXECUTE s(1)''; END'; DEALLOCATE s", ONE,  false),
+        ("the end of a failed one",    in_transaction(b'E'),  "ROLLBACK; DEALLOCATE s",                             "",       false),
+    ];
+    for (name, mut desk, text, lent, is_left) in table {
+        let (sent, stop) = desk.client(&query(text));
+        let types: &[u32] = if lent.is_empty() { &UNEXECUTABLE } else { &[] };
+        let behind = if is_left { vec![] } else { [close_statement("s"), sync()].concat() };
+        let want = [close_statement("s"), parse("s", lent, types), sync(), query(text), behind].concat();
+        assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Short), "{name}");
+        assert_eq!(desk.conn.littered, is_left, "{name}: nobody else is lent the server connection");
+    }
+}
+
+#[test]
+fn what_is_refused_or_would_be_told_to_commit_is_lent_nothing() {
+    #[rustfmt::skip]
+    let table = vec![
+        ("refused",               in_transaction(b'E'), "DEALLOCATE s"),
+        ("refused behind its end", in_transaction(b'E'), "ROLLBACK; EXECUTE s(1)"),
+        ("a COMMIT in front",     in_transaction(b'T'), "COMMIT; EXECUTE s(1)"),
+        ("an END in front",       in_transaction(b'T'), "END; EXECUTE s(1)"),
+        ("one of two phases",     in_transaction(b'T'), "PREPARE TRANSACTION 'a'; EXECUTE s(1)"),
+        ("another's name",        with(ONE),            "DO $$ BEGIN EXECUTE 'EXECUTE t'; END $$"),
+        ("no word of it",         with(ONE),            "DO $$ BEGIN EXECUTE q || 's'; END $$"),
     ];
     for (name, mut desk, text) in table {
         let (sent, stop) = desk.client(&query(text));
-        let sent = sent.strip_prefix(&*query("DISCARD SEQUENCES")).unwrap_or(&sent);
-        assert_eq!(
-            (sent.escape_ascii().to_string(), stop),
-            (query(text).escape_ascii().to_string(), Stop::Short),
-            "{name}"
-        );
+        let want = (query(text).escape_ascii().to_string(), Stop::Short);
+        assert_eq!((sent.escape_ascii().to_string(), stop), want, "{name}");
     }
-    let (sent, _) = in_transaction(b'E').client(&query("ROLLBACK; DEALLOCATE s"));
-    assert!(sent.starts_with(&close_statement("s")), "it is not refused: {}", sent.escape_ascii());
     // A portal's, where the server refuses it.
     let batch = [parse("d", "DEALLOCATE s", &[]), bind("", "d", &[]), execute("", 0), sync()].concat();
     let (sent, _) = in_transaction(b'E').client(&batch);
     assert!(memchr::memmem::find(&sent, &close_statement("s")).is_none(), "{}", sent.escape_ascii());
+    let batch = [parse("", "EXECUTE s(1)", &[]), sync()].concat();
+    assert_eq!(in_transaction(b'E').client(&batch).0, batch);
 }
 
 #[test]
-fn what_ends_otherwise_than_its_client_was_told_costs_the_connection() {
-    let failed = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
-    for (status, is_lost) in [(b'E', false), (b'I', true)] {
-        let mut desk = prepared();
-        desk.client(&query("BEGIN"));
-        desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
-        desk.client(&query("EXECUTE s(1)"));
-        if desk.aside.replaying {
-            desk.server(&[reply::done("DISCARD SEQUENCES"), reply::ready(b'T')].concat());
-        }
-        desk.server(&[&reply::bare(b'3'), &failed, &reply::ready(b'E')[..]].concat());
-        let (_, heard) = desk.server(&[failed.clone(), reply::ready(status)].concat());
-        assert_eq!(matches!(heard, Heard::Lost(_)), is_lost, "{}", char::from(status));
+fn what_a_query_gives_anew_is_what_sql_made_of_it_as_far_as_it_got() {
+    let lent = [reply::bare(b'3'), reply::bare(b'1'), reply::ready(b'I')].concat();
+    let text = "EXECUTE s(1); DEALLOCATE s; PREPARE s AS SELECT 2";
+    let done = [reply::done("SELECT 1"), reply::done("DEALLOCATE"), reply::done("PREPARE")].concat();
+    let failed = reply::error("ERROR", "22012", "division by zero");
+    for (name, answer, is_gone) in [("all of it", done, true), ("nothing", failed, false)] {
+        let mut desk = with(ONE);
+        desk.client(&query(text));
+        desk.server(&[&lent, &answer, &reply::ready(b'I')[..]].concat());
+        assert_eq!(desk.to_client, [answer, reply::ready(b'I')].concat(), "{name}");
+        assert!(desk.conn.pipeline.is_free() && desk.conn.littered, "{name}");
+        let (sent, _) = desk.client(&bind("", "s", &[]));
+        assert_eq!(sent == bind("", "s", &[]), is_gone, "{name}");
     }
+}
+
+#[test]
+fn what_executes_by_messages_is_lent_once_and_taken_back_behind_its_batch() {
+    let executing = "EXECUTE s(1)";
+    let batch = [parse("x", executing, &[]), bind("", "x", &[]), execute("", 0), sync()].concat();
+    let lent = [close_statement("s"), parse("s", ONE, &[])].concat();
+    let taken = [close_statement("s"), sync()].concat();
+    let told = [reply::bare(b'1'), reply::bare(b'2'), reply::done("SELECT 1"), reply::ready(b'I')].concat();
+    let ours = [reply::bare(b'3'), reply::bare(b'1')].concat();
+    let closed = [reply::bare(b'3'), reply::ready(b'I')].concat();
+    let mut desk = with(ONE);
+    let (sent, stop) = desk.client(&batch);
+    // One that nobody shares: it is described as what the client has under the name.
+    let own = desk.name(3);
+    let run = [bind("", &own, &[]), execute("", 0), sync()].concat();
+    let want = [lent.clone(), parse(&own, executing, &[]), run.clone(), taken.clone()].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Short));
+    assert_eq!(desk.server(&[&*ours, &told, &closed].concat()).0, told);
+    assert!(desk.conn.pipeline.is_free() && !desk.conn.littered && desk.marks.changes.is_empty());
+    assert!(desk.marks.tainted && !desk.marks.resets && desk.marks.placing.lent.is_empty());
+    // Once more, by its name; the statement that it executes is another by now, and then none.
+    desk.client(&[close_statement("s"), parse("s", "SELECT 2", &[]), sync()].concat());
+    desk.server(&[reply::bare(b'1'), reply::ready(b'I')].concat());
+    let (sent, _) =
+        desk.client(&[bind("", "x", &[]), execute("", 0), close_statement("s"), bind("", "x", &[]), sync()].concat());
+    let second = [close_statement("s"), parse("s", "SELECT 2", &[])].concat();
+    let is_in = |part: &[u8]| memchr::memmem::find_iter(&sent, part).count();
+    assert_eq!((is_in(&second), is_in(&lent), is_in(&taken)), (1, 0, 0), "{}", sent.escape_ascii());
+    assert_eq!(
+        is_in(&close_statement("s")),
+        2,
+        "in front of the second Bind, as on Postgres it is not there: {}",
+        sent.escape_ascii()
+    );
+}
+
+#[test]
+fn what_fails_by_messages_leaves_nothing_of_what_was_lent() {
+    let refused = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
+    let failed = reply::error("ERROR", "22012", "division by zero");
+    let front = [reply::bare(b'3'), reply::bare(b'1'), reply::bare(b'1'), reply::bare(b'2')].concat();
+    let closed = [reply::bare(b'3'), reply::ready(b'I')].concat();
+    let batch = [parse("", "EXECUTE s(1)", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    for (name, answer) in [
+        ("refused", [&reply::bare(b'3'), &refused, &reply::ready(b'I')[..]].concat()),
+        ("executed in vain", [&front, &failed, &reply::ready(b'I')[..]].concat()),
+    ] {
+        let mut desk = with(ONE);
+        desk.client(&batch);
+        desk.server(&[answer, closed.clone()].concat());
+        assert!(desk.to_client.ends_with(&reply::ready(b'I')), "{name}");
+        assert!(desk.conn.pipeline.is_free() && !desk.conn.littered && desk.marks.changes.is_empty(), "{name}");
+        assert_ne!(desk.client(&bind("", "s", &[])).0, bind("", "s", &[]), "{name}: it is still the client's");
+    }
+    // Behind an error nothing of it runs, and nothing is lent.
+    let mut desk = with(ONE);
+    desk.client(&bind("", "nowhere", &[]));
+    desk.server(&reply::error("ERROR", "26000", "prepared statement does not exist"));
+    assert_eq!(desk.client(&batch).0, batch);
+    // Where data may be read behind the batch nothing is put there.
+    let mut desk = with("COPY t FROM STDIN");
+    let batch = [parse("", "EXECUTE s", &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    let (sent, _) = desk.client(&batch);
+    assert!(sent.ends_with(&[execute("", 0), sync()].concat()) && desk.conn.littered, "{}", sent.escape_ascii());
+    // Nor behind a call that ends the batch.
+    let mut desk = with(ONE);
+    desk.client(&[parse("", "EXECUTE s(1)", &[]), message(b'F', &[0; 12])].concat());
+    assert!(desk.conn.littered && desk.marks.placing.lent.is_empty());
 }
 
 #[test]
@@ -706,7 +809,11 @@ fn a_portal_that_tells_the_name_does_so_beside_one_that_may_drop_statements() {
 fn a_query_that_names_very_many_is_read_in_time() {
     let mut desk = prepared();
     let text = "DEALLOCATE s;PREPARE s AS SELECT 1;".repeat(INSPECT_MAX / 40);
-    assert_eq!(desk.client(&query(&text)).0, query(&text));
+    let lent = [close_statement("s"), parse("s", "", &UNEXECUTABLE), sync()].concat();
+    assert_eq!(desk.client(&query(&text)).0, [lent, query(&text)].concat());
+    let mut desk = prepared();
+    let text = format!("DO '{}'", "EXECUTE a ".repeat(INSPECT_MAX / 11));
+    assert!(desk.client(&query(&text)).0.ends_with(&query(&text)));
 }
 
 #[test]
@@ -756,27 +863,46 @@ fn what_a_query_is_about_is_lent_in_front_of_it_and_taken_back_behind_it() {
 }
 
 #[test]
-fn what_cannot_be_lent_is_the_answer_to_its_execute() {
-    let failed = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
-    let unknown = reply::error("ERROR", "26000", "prepared statement \"s\" does not exist");
-    for status in [b'I', b'T'] {
-        let mut desk = prepared();
-        if status == b'T' {
-            desk.client(&query("BEGIN"));
-            desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
-            desk.to_client.clear();
-        }
-        desk.client(&query("EXECUTE s(1)"));
-        let after = reply::ready(if status == b'T' { b'E' } else { b'I' });
-        if desk.aside.replaying {
-            desk.server(&[reply::done("DISCARD SEQUENCES"), reply::ready(status)].concat());
-        }
-        desk.server(&[&reply::bare(b'3'), &failed, &after[..]].concat());
-        assert_eq!(desk.to_client, [&failed, &after[..]].concat());
-        desk.server(&[&unknown, &after[..], &reply::bare(b'3'), &after].concat());
-        assert_eq!(desk.to_client, [failed.clone(), after].concat(), "it is told once");
-        assert!(desk.conn.pipeline.is_settled() && desk.marks.changes.is_empty());
+fn what_cannot_be_lent_is_told_where_the_query_gets_to_it() {
+    let refused = reply::error("ERROR", "42P01", "relation \"t\" does not exist");
+    let unknown = |name: &str| reply::error("ERROR", "26000", &format!("prepared statement {name} does not exist"));
+    let (ours, others, foreign) = (unknown("\"s\""), unknown("\"t\""), unknown("»s«"));
+    let aborted = reply::error("ERROR", "25P02", "current transaction is aborted");
+    let divided = reply::error("ERROR", "22012", "division by zero");
+    let before = reply::done("SELECT 1");
+    #[rustfmt::skip]
+    let table = vec![
+        ("at once",                  with(ONE),            "EXECUTE s(1)",              b'I', vec![],         &ours,                 &refused),
+        ("in another language",      with(ONE),            "EXECUTE s(1)",              b'I', vec![],         &foreign,              &refused),
+        ("behind an answer",         with(ONE),            "SELECT 'a'; EXECUTE s(1)",  b'I', before.clone(), &ours,                 &refused),
+        ("another is not there",     with(ONE),            "EXECUTE t; EXECUTE s(1)",   b'I', vec![],         &others,               &others),
+        ("never",                    with(ONE),            "SELECT 1/0; EXECUTE s(1)",  b'I', vec![],         &divided,              &divided),
+        ("in a transaction",         in_transaction(b'T'), "SELECT 'a'; EXECUTE s(1)",  b'E', vec![],         &aborted,              &refused),
+        ("behind its end",           in_transaction(b'T'), "ROLLBACK; EXECUTE s(1)",    b'I', reply::done("ROLLBACK"), &ours,        &refused),
+    ];
+    for (name, mut desk, text, status, told, error, want) in table {
+        let status_before = desk.conn.pipeline.status();
+        desk.client(&query(text));
+        let after_refusal = reply::ready(if status_before as u8 == b'T' { b'E' } else { b'I' });
+        desk.server(&[&reply::bare(b'3'), &refused, &after_refusal[..]].concat());
+        assert_eq!(desk.to_client, b"", "{name}");
+        let ready = reply::ready(status);
+        desk.server(&[&*told, error, &ready, &reply::bare(b'3'), &ready].concat());
+        let want = [&*told, want, &ready].concat();
+        assert_eq!(desk.to_client.escape_ascii().to_string(), want.escape_ascii().to_string(), "{name}");
+        assert!(desk.conn.pipeline.is_settled() && desk.marks.changes.is_empty() && !desk.conn.littered, "{name}");
     }
+    // What the query does not need after all is told nobody, and is nobody's later.
+    let mut desk = with(ONE);
+    desk.client(&query("DO $$ BEGIN IF false THEN EXECUTE 'EXECUTE s(1)'; END IF; END $$"));
+    desk.server(&[&reply::bare(b'3'), &refused, &reply::ready(b'I')[..]].concat());
+    let answer = [reply::done("DO"), reply::ready(b'I')].concat();
+    desk.server(&[&*answer, &reply::bare(b'3'), &reply::ready(b'I')].concat());
+    desk.client(&query("EXECUTE s(1)"));
+    let lent = [reply::bare(b'3'), reply::bare(b'1'), reply::ready(b'I')].concat();
+    let told = [ours.clone(), reply::ready(b'I')].concat();
+    desk.server(&[&*lent, &told].concat());
+    assert_eq!(desk.to_client, [answer, told].concat());
 }
 
 #[test]
