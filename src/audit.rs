@@ -6,7 +6,7 @@ mod proof;
 
 use pgweir_proto::backend::row_columns;
 
-use crate::settings::Entry;
+use crate::settings::{self, Entry};
 use crate::stats::{PinReason, Reason as _};
 
 pub use proof::{Baseline, Known};
@@ -118,31 +118,35 @@ pub const CHANNELS_MAX: usize = 1000;
 ///
 /// Everything is schema-qualified: the client's own `search_path` is in force.
 pub fn audit(login: &str, custom: &[&str], out: &mut Vec<u8>) {
-    let escape = |text: &str| text.replace('\'', "''").replace('\\', "\\\\");
     let session = format!(
         " UNION ALL SELECT 's', 'session_authorization', session_user::pg_catalog.text \
-         WHERE session_user OPERATOR(pg_catalog.<>) E'{}'",
-        escape(login)
+         WHERE session_user OPERATOR(pg_catalog.<>) {}",
+        quoted(login)
     );
     // A character more than fits tells that there was more.
     let cut = CARRIED_VALUE_MAX + 1;
     let settings = format!(
         "SELECT CASE WHEN context OPERATOR(pg_catalog.=) 'superuser' AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles \
-         WHERE rolname OPERATOR(pg_catalog.=) E'{}') THEN 'u' ELSE 's' END, name, pg_catalog.left(setting, {cut}) \
+         WHERE rolname OPERATOR(pg_catalog.=) {}) THEN 'u' ELSE 's' END, name, pg_catalog.left(setting, {cut}) \
          FROM pg_catalog.pg_settings ",
-        escape(login)
+        quoted(login)
     );
     out.extend_from_slice(settings.as_bytes());
     out.extend_from_slice(AUDIT.as_bytes());
     out.extend_from_slice(OBJECTS.as_bytes());
     out.extend_from_slice(session.as_bytes());
     for name in custom {
-        let name = escape(name);
-        let value = format!("pg_catalog.left(pg_catalog.current_setting(E'{name}', true), {cut})");
-        out.extend_from_slice(
-            format!(" UNION ALL SELECT 's', E'{name}', {value} WHERE {value} IS NOT NULL").as_bytes(),
-        );
+        let name = quoted(name);
+        let value = format!("pg_catalog.left(pg_catalog.current_setting({name}, true), {cut})");
+        out.extend_from_slice(format!(" UNION ALL SELECT 's', {name}, {value} WHERE {value} IS NOT NULL").as_bytes());
     }
+}
+
+/// A literal that reads the same in whatever encoding the client has.
+fn quoted(text: &str) -> String {
+    let mut out = Vec::new();
+    settings::literal(&mut out, text.as_bytes());
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// What follows the settings' columns and table.
@@ -252,6 +256,9 @@ mod tests {
         let mut out = Vec::new();
         audit("app", &["app.it's"], &mut out);
         assert!(String::from_utf8(out).unwrap().contains("current_setting(E'app.it''s', true)"));
+        let mut out = Vec::new();
+        audit("app", &["app.\u{c1}\\"], &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("current_setting($v$app.\u{c1}\\$v$, true)"));
     }
 
     #[test]

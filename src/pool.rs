@@ -184,6 +184,8 @@ pub struct Pool {
     turned: RefCell<Turned>,
     /// Logins with a client's start-up parameters that are under way.
     opening_own: Cell<u32>,
+    /// Server connections from which a client's limit of their own is taken off.
+    disarming: Cell<u32>,
     /// When the next may be, behind one that failed.
     own_not_before: Cell<Option<Instant>>,
     /// What sessions begin with has changed since, as far as that is seen in it.
@@ -276,6 +278,7 @@ impl Pool {
             learned: RefCell::default(),
             turned: RefCell::default(),
             opening_own: Cell::new(0),
+            disarming: Cell::new(0),
             own_not_before: Cell::new(None),
             outdated: Cell::new(true),
             replaced: Cell::new(None),
@@ -315,6 +318,12 @@ impl Pool {
     #[must_use]
     pub fn login_user(&self) -> &str {
         &self.target.user
+    }
+
+    /// Whether something is run on each server connection at its beginning.
+    #[must_use]
+    pub fn has_connect_query(&self) -> bool {
+        !self.target.connect_query.is_empty()
     }
 
     /// What the server tells at login; none before the first login, and if that may be something else by now.
@@ -455,6 +464,24 @@ impl Pool {
         self.dial_if_wanted();
     }
 
+    /// Takes from a free server connection what would have the server end it while it waits here, for whoever has it by then; and
+    /// offers it.
+    #[cold]
+    fn disarm(self: &Rc<Self>, mut conn: Box<ServerConn>) {
+        let pool = self.clone();
+        self.disarming.set(self.disarming.get() + 1);
+        tokio::task::spawn_local(async move {
+            let plain = pool.profiles.plain();
+            let outcome = pool.clock.limit(watch::LIMIT, conn.apply(&plain)).await;
+            pool.disarming.set(pool.disarming.get().saturating_sub(1));
+            match outcome {
+                Ok(Ok(Ok(_))) => pool.offer(conn),
+                _ => pool.discard(conn, DiscardReason::Lost),
+            }
+            pool.dial_if_wanted();
+        });
+    }
+
     /// Gives a free server connection to the first waiter, or to the idle stack.
     fn offer(self: &Rc<Self>, conn: Box<ServerConn>) {
         debug_assert!(!conn.own, "it is one client's alone");
@@ -468,6 +495,9 @@ impl Pool {
         if conn.defaults != self.defaults.get() {
             self.discard(conn, DiscardReason::Defaults);
             return self.dial_if_wanted();
+        }
+        if conn.profile.ends_idle() {
+            return self.disarm(conn);
         }
         if self.is_surveyor && self.catalog.is_due(self.clock.now()) {
             return self.look_into_catalog(conn);
@@ -516,7 +546,7 @@ impl Pool {
     /// Server connections that log in, or run a question of the pool's own: they will be offered soon.
     fn coming(&self) -> u32 {
         let errands = self.fleet.as_ref().map_or(0, Fleet::errands);
-        self.logging_in.get() + u32::from(self.is_surveyor && self.catalog.is_asking()) + errands
+        self.logging_in.get() + u32::from(self.is_surveyor && self.catalog.is_asking()) + self.disarming.get() + errands
     }
 
     /// Why there are no more server connections, as far as that is known.
@@ -775,5 +805,23 @@ mod tests {
         pool.clock.refresh();
         pool.pause(&timeout, pool.clock.now());
         assert_eq!((pool.backoff.borrow().failures, pool.most_logins()), (2, 1));
+    }
+
+    #[test]
+    fn a_login_for_one_client_that_hangs_keeps_nobody_from_finding_out_for_all() {
+        let pool = pool(Duration::from_secs(1));
+        let timeout = DialError::Timeout;
+        let begun = pool.clock.now();
+        pool.opening_own.set(2);
+        pool.pause(&timeout, begun);
+        assert!(pool.all_logins() < pool.most_logins());
+        // They are over, well or with what says nothing of the server.
+        for left in [1, 0] {
+            pool.opening_own.set(left);
+            pool.note_over(begun);
+            assert_eq!(pool.most_logins(), left + 1);
+        }
+        pool.note_over(begun);
+        assert_eq!(pool.most_logins(), 1);
     }
 }

@@ -53,6 +53,12 @@ pub fn is_of_the_start(name: &str) -> bool {
     AT_START.contains(&name)
 }
 
+/// Whether a session that has begun takes the setting, and does nothing for it: nothing is to be heard of it from the server.
+#[must_use]
+pub fn is_of_no_use_later((name, value): &Entry) -> bool {
+    matches!(&**name, "local_preload_libraries" | "session_preload_libraries") && !value.is_empty()
+}
+
 /// Whether start-up parameters, or a switch in `options`, may have a session begin late: its login might be given up by then, and
 /// the server's process sleep on, where nobody counts it. `settings` are all of them, if `options` can be read.
 #[must_use]
@@ -94,6 +100,8 @@ pub struct Profile {
     entries: Vec<Entry>,
     /// Equal for profiles that agree in every frozen setting.
     parse_key: u32,
+    /// With it a server connection ends when it is idle for some time.
+    ends_idle: bool,
     /// What the server reported when this profile was applied for a login: names and values in its own
     /// spelling. None until then.
     reported: RefCell<Option<Rc<[Entry]>>>,
@@ -125,6 +133,15 @@ impl Profile {
     #[must_use]
     pub const fn parse_key(&self) -> u32 {
         self.parse_key
+    }
+
+    /// Whether the server ends a session with these settings that is idle: no connection is to wait in the pool with them.
+    ///
+    /// Source: `PostgreSQL` 17 docs, §20.11.1 "Statement Behavior".
+    #[must_use]
+    #[inline]
+    pub const fn ends_idle(&self) -> bool {
+        self.ends_idle
     }
 
     /// What the server reported when the profile was applied to a plain connection. None: it never was, and
@@ -212,7 +229,8 @@ impl Default for Profiles {
     fn default() -> Self {
         let reported = RefCell::new(Some(Rc::from([])));
         let notices = RefCell::default();
-        let plain = Profile { entries: Vec::new(), parse_key: 0, reported, notices, proven: Cell::default() };
+        let proven = Cell::default();
+        let plain = Profile { entries: Vec::new(), parse_key: 0, ends_idle: false, reported, notices, proven };
         Self {
             plain: Rc::new(plain),
             known: RefCell::default(),
@@ -253,7 +271,8 @@ impl Profiles {
         self.note_custom(&sorted);
         let parse_key = self.parse_key(&sorted);
         let (reported, notices, proven) = (RefCell::default(), RefCell::default(), Cell::default());
-        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, reported, notices, proven });
+        let ends_idle = sorted.iter().any(|(name, value)| **name == *IDLE_LIMIT && value.trim_ascii() != b"0");
+        let profile = Rc::new(Profile { entries: sorted.clone(), parse_key, ends_idle, reported, notices, proven });
         let mut known = self.known.borrow_mut();
         if known.len() >= SWEEP_AT {
             known.retain(|_, weak| weak.strong_count() > 0);
@@ -352,6 +371,9 @@ pub const ENCODING: &str = "client_encoding";
 
 /// The list of schemas in which names are looked up.
 const PATH: &str = "search_path";
+
+/// The setting that ends idle sessions.
+const IDLE_LIMIT: &str = "idle_session_timeout";
 
 /// The setting that says whose a connection is.
 pub const APPLICATION_NAME: &str = "application_name";

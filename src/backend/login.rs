@@ -609,6 +609,8 @@ impl Login {
                     let (name, _) = backend::parameter_status(&body)?;
                     self.encodings.hear(Tag::ParameterStatus, &body);
                     self.is_renamed |= name == APPLICATION_NAME.as_bytes();
+                    // Clients find it so, and are to be told.
+                    self.keep_parameter(&body)?;
                 }
                 (Tag::ReadyForQuery, body) => return failure.map_or_else(|| idle(&body, "connect_query"), Err),
                 (tag, _) if tag == Tag::DataRow || belongs_to_an_answer(tag) => {}
@@ -654,13 +656,13 @@ impl Login {
         let born = clock.now();
         self.encodings.begin();
         let mut parameters = std::mem::take(&mut self.parameters);
-        // The tag is none of the clients' business.
+        let is_renamed = self.is_renamed;
+        // The tag is none of the clients' business, and goes before a name that `connect_query` set.
         let name = parameters.iter_mut().find(|(name, _)| **name == *APPLICATION_NAME && !intro.tag.is_empty());
         if let Some((_, value)) = name {
-            *value = tag::without(value).into();
+            *value = if is_renamed { Box::default() } else { tag::without(value).into() };
         }
         let notices = std::mem::take(&mut self.notices);
-        let is_renamed = self.is_renamed;
         let is_standby = |(name, value): &Entry| **name == *"in_hot_standby" && **value == *b"on";
         let standby = !target.is_read_only && parameters.iter().any(is_standby);
         let mut conn = self.into_conn(target, clock, plain, permit, born);

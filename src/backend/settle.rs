@@ -158,22 +158,24 @@ impl ServerConn {
         Ok(Ok(Applied { reported: heard.parameters, notices: heard.notices }))
     }
 
-    /// Puts the values back that the session was opened with, where `connect_query` may have set others.
+    /// Puts the values back that the session was opened with, where `connect_query` may have set others. Returns what the server
+    /// reported meanwhile.
     ///
     /// # Errors
     ///
     /// [`SettleError`].
-    pub async fn prefer_start(&mut self, names: &[Box<str>]) -> Result<(), SettleError> {
+    pub async fn prefer_start(&mut self, names: &[Box<str>]) -> Result<Vec<Entry>, SettleError> {
+        let mut heard = Heard::default();
         if !self.has_connect_query() {
-            return Ok(());
+            return Ok(heard.parameters);
         }
         for name in names {
             let mut text = Vec::new();
             settings::reset(&mut text, name);
             // What cannot be reset was not set either.
-            self.ask_hearing(&text, &mut Heard::default()).await?;
+            self.ask_hearing(&text, &mut heard).await?;
         }
-        Ok(())
+        Ok(heard.parameters)
     }
 
     async fn ask_hearing(&mut self, text: &[u8], heard: &mut Heard) -> Result<(), SettleError> {
@@ -229,6 +231,21 @@ impl ServerConn {
         }
         self.untagged = !self.tag.is_empty();
         Some(())
+    }
+
+    /// Takes back all settings of an idle connection, whatever they are.
+    ///
+    /// # Errors
+    ///
+    /// [`SettleError`], also if a query fails: then its settings are not known.
+    pub async fn clear(&mut self, plain: &Rc<Profile>) -> Result<(), SettleError> {
+        let mut texts = Vec::new();
+        self.scrub(|text| texts.push(text.to_vec())).ok_or(SettleError)?;
+        for text in texts {
+            self.run(&text).await?;
+        }
+        self.profile = plain.clone();
+        Ok(())
     }
 
     /// An `application_name` that the server told, without the tag: `own`, if it is what was made of that.

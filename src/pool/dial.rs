@@ -220,6 +220,14 @@ impl Pool {
         }
     }
 
+    /// A login that began then is over, and says nothing of the server's health.
+    pub(super) fn note_over(&self, begun: Instant) {
+        let mut backoff = self.backoff.borrow_mut();
+        if backoff.failed.is_some_and(|failed| begun <= failed) {
+            backoff.older = backoff.older.saturating_sub(1);
+        }
+    }
+
     /// Notes a failure of a login that began then; the next one waits for the pause returned.
     pub(super) fn pause(&self, error: &DialError, begun: Instant) -> Duration {
         let (mut backoff, now) = (self.backoff.borrow_mut(), self.clock.now());
@@ -233,7 +241,7 @@ impl Pool {
         backoff.refusal = None;
         let doubled = FIRST_PAUSE.saturating_mul(1 << backoff.failures.min(16));
         backoff.failures += 1;
-        backoff.older = self.logging_in.get();
+        backoff.older = self.all_logins();
         let longest = self.limits.server_login_retry.max(FIRST_PAUSE);
         let pause = doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0));
         (backoff.failed, backoff.not_before) = (Some(now), now.checked_add(pause));

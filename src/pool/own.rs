@@ -141,6 +141,12 @@ impl Pool {
         self.turned.borrow_mut().get(start, self.clock.now())
     }
 
+    /// Settings were refused on a server connection that any client may have: what the server says against them is remembered
+    /// if it `lasts`.
+    pub fn turn_away(&self, start: Start, body: &[u8], lasts: bool) {
+        self.turned.borrow_mut().remember(start, self.clock.now(), body, lasts);
+    }
+
     /// Whether such a login has failed just now.
     #[must_use]
     pub fn is_wary(&self) -> bool {
@@ -204,11 +210,20 @@ impl Pool {
             Ok(logged_in) if is_told && !logged_in.conn.incarnation.is_told() => Err(DialError::Untold),
             Ok(mut logged_in) => {
                 let preferred = self.clock.limit(BASELINE_LIMIT, logged_in.conn.prefer_start(&start.names)).await;
-                if matches!(preferred, Ok(Ok(()))) { Ok(logged_in) } else { Err(DialError::Timeout) }
+                if let Ok(Ok(reported)) = preferred {
+                    logged_in.parameters.retain(|(known, _)| reported.iter().all(|(name, _)| name != known));
+                    logged_in.parameters.extend(reported);
+                    Ok(logged_in)
+                } else {
+                    Err(DialError::Timeout)
+                }
             }
             outcome => outcome,
         };
         self.opening_own.set(self.opening_own.get().saturating_sub(1));
+        if !outcome.as_ref().is_err_and(DialError::is_of_the_moment) {
+            self.note_over(begun);
+        }
         let outcome = match outcome {
             Ok(LoggedIn { mut conn, parameters, notices }) => {
                 (conn.lent, conn.defaults, conn.used) = (key, defaults, true);

@@ -123,7 +123,10 @@ impl<'a> Bound<'a> {
     }
 
     fn parameter(&self, number: usize) -> Option<(bool, Option<&'a [u8]>)> {
-        self.bind.parameter(number).filter(|_| number <= NUMBER_MAX)
+        if number > NUMBER_MAX {
+            return None;
+        }
+        self.bind.parameter(number)
     }
 
     /// Whether the type of a parameter is the one that its only place in the text gives it.

@@ -82,6 +82,13 @@ fn who_logs_in_finds_the_defaults_that_a_client_has_set_just_now() {
         let mut next = stage.client().await;
         assert_eq!(next.parameters["TimeZone"], "Asia/Tokyo");
         assert_eq!(value(&mut next, "SHOW TimeZone").await, "Asia/Tokyo");
+        // What a client asked for at its start is its own, though it was the default then.
+        let mut asked = stage.client_with(&[("TimeZone", "Asia/Tokyo"), ("client_encoding", "UTF8")]).await;
+        assert_eq!(value(&mut asked, "SHOW TimeZone").await, "Asia/Tokyo");
+        succeed(&mut one, &format!("ALTER ROLE {name} SET TimeZone = 'Asia/Seoul'")).await;
+        assert_eq!(value(&mut stage.client().await, "SHOW TimeZone").await, "Asia/Seoul");
+        assert_eq!(asked.parameters["TimeZone"], "Asia/Tokyo");
+        assert_eq!(value(&mut asked, "SHOW TimeZone").await, "Asia/Tokyo");
         // What a client has set stays its own.
         succeed(&mut one, "SET work_mem = '2222kB'").await;
         succeed(&mut next, &format!("ALTER ROLE {name} RESET ALL")).await;

@@ -497,6 +497,29 @@ fn no_value_of_a_setting_is_read_as_sql_whatever_the_clients_encoding() {
 }
 
 #[test]
+fn no_name_of_a_setting_is_read_as_sql_whatever_the_clients_encoding() {
+    // A name that is none in the client's encoding cannot be asked for: who has set it keeps its server connection.
+    let stage = Stage::new(&[("default_pool_size", "2")]);
+    run(3 * SOON, async {
+        for encoding in ["SJIS", "BIG5", "GBK", "UTF8"] {
+            let first = format!("SET client_encoding = '{encoding}'; SET backslash_quote = on; SET work_mem = '7MB'");
+            // The last bytes of the name are a character that ends with that of a backslash: read as UTF-8 they are two.
+            for name in [", $$$$ limit 0 -- a.\u{c1}\\", "a.\u{c1}\\", "a.\u{c1}\\'", "a.\u{c1}'$v$\\"] {
+                let mut client = stage.client().await;
+                succeed(&mut client, &first).await;
+                let _ = client.query(&format!("SET \"{name}\" = 1")).await.unwrap();
+                let mut next = stage.client().await;
+                for (setting, want) in [("work_mem", "4MB"), ("client_encoding", "UTF8")] {
+                    assert_eq!(value(&mut next, &format!("SHOW {setting}")).await, want, "{encoding}, {name}");
+                }
+                assert_eq!(value(&mut client, "SHOW work_mem").await, "7MB", "{encoding}, {name}");
+                client.terminate().await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn an_unknown_statement_costs_a_client_none_of_its_settings() {
     let stage = Stage::new(&[("default_pool_size", "2")]);
     run(Duration::from_mins(1), async {

@@ -303,6 +303,38 @@ async fn a_client_is_told_the_parameters_that_postgres_would_tell_it() {
 }
 
 #[tokio::test]
+async fn a_start_up_value_is_its_clients_though_connect_query_sets_another_and_all_are_told_what_is() {
+    let query = "SET TimeZone TO 'Europe/Berlin'";
+    let site = Site::start(&[("default_pool_size", "2"), ("databases.PLACE.connect_query", query)]);
+    let direct = Wire::open(site.place.cluster.addr(), site.name(), site.name(), PASSWORD).await.unwrap();
+    let default = direct.parameters.get("TimeZone").unwrap().as_str();
+    assert_ne!(default, "Europe/Berlin");
+    let (own, other) = (("ignore_system_indexes", "on"), ("IntervalStyle", "iso_8601"));
+    #[rustfmt::skip]
+    let table: [(&[(&str, &str)], &str, &str); 7] = [
+        (&[],                                    "Europe/Berlin", "Europe/Berlin"),
+        (&[("TimeZone", default)],               default,         default),
+        (&[("TimeZone", "Europe/Berlin")],       "Europe/Berlin", "Europe/Berlin"),
+        (&[("TimeZone", "Asia/Tokyo")],          "Asia/Tokyo",    "Asia/Tokyo"),
+        (&[other],                               "Europe/Berlin", "Europe/Berlin"),
+        (&[own],                                 "Europe/Berlin", default),
+        (&[own, ("TimeZone", default)],          default,         default),
+    ];
+    let mut plain = site.client().await;
+    for (settings, want, after_reset) in table.iter().chain(&table) {
+        let mut client = site.client_with(settings).await;
+        assert_eq!(client.parameters.get("TimeZone").unwrap(), want, "{settings:?}");
+        for _ in 0..2 {
+            assert_value(&client.query("SHOW TimeZone").await.unwrap(), want);
+            assert_value(&plain.query("SHOW TimeZone").await.unwrap(), "Europe/Berlin");
+        }
+        assert_eq!(client.query("RESET TimeZone").await.unwrap().error, None, "{settings:?}");
+        assert_value(&client.query("SHOW TimeZone").await.unwrap(), after_reset);
+        client.terminate().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_bad_startup_parameter_is_refused_in_the_servers_words() {
     let site = Site::start(&[("default_pool_size", "1")]);
     #[rustfmt::skip]

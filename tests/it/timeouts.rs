@@ -334,6 +334,50 @@ fn neither_who_waits_nor_who_is_in_a_transaction_is_idle() {
 /// A query is cancelled after 1 s, and its server connection given up 5.1 s later.
 const SHORT: [(&str, &str); 2] = [("query_timeout", "1s"), ("cancel_wait_timeout", "100ms")];
 
+/// Waits until the only server connection has been idle for three times the limit of [`IDLE`]: it must still be this one.
+fn outlasts(stage: &Stage<'_>, pid: &str, what: &str) {
+    let longer = "state = 'idle' AND clock_timestamp() - state_change > interval '900ms'";
+    wait_until(SOON, || {
+        let pids = stage.backends();
+        assert_eq!(pids.iter().map(i32::to_string).collect::<Vec<_>>(), [pid], "{what}");
+        !stage.pids(longer).is_empty()
+    });
+}
+
+const IDLE: (&str, &str) = ("idle_session_timeout", "300ms");
+
+#[test]
+fn a_clients_idle_session_timeout_ends_no_server_connection_that_nobody_has() {
+    const SHOW: &str = "SHOW idle_session_timeout";
+    let stage = Stage::new(&[("default_pool_size", "1")]);
+    run(3 * SOON, async {
+        let mut other = stage.client().await;
+        let pid = value(&mut other, "SELECT pg_backend_pid()").await;
+        let mut started = stage.client_with(&[IDLE]).await;
+        outlasts(&stage, &pid, "logged in with it");
+        for _ in 0..2 {
+            assert_eq!(value(&mut started, SHOW).await, "300ms");
+            outlasts(&stage, &pid, "used");
+        }
+        let mut client = stage.client().await;
+        for set in ["SET idle_session_timeout = '300ms'", "SELECT set_config('idle_session_timeout', '300', false)"] {
+            succeed(&mut client, set).await;
+            outlasts(&stage, &pid, set);
+            assert_eq!(value(&mut client, SHOW).await, "300ms");
+            outlasts(&stage, &pid, set);
+        }
+        for _ in 0..20 {
+            assert_eq!(value(&mut client, SHOW).await, "300ms");
+            assert_eq!(value(&mut other, SHOW).await, "0");
+            assert_eq!(value(&mut started, SHOW).await, "300ms");
+        }
+        // Who keeps its server connection is ended by its own limit.
+        client.send(&build::query("SELECT pg_advisory_lock(1)")).await.unwrap();
+        assert_eq!(read_to_end(&mut client).await.sqlstate(), "57P05");
+        assert_eq!(value(&mut other, SHOW).await, "0");
+    });
+}
+
 #[test]
 fn a_query_that_the_server_never_answers_ends_with_the_loss_of_its_server_connection() {
     let own = [("default_pool_size", "3"), ("users.keeper.password", PASSWORD), ("users.keeper.pool_mode", "session")];

@@ -18,7 +18,7 @@ use crate::client::relay::Relay;
 use crate::net::Peer;
 use crate::pool::{Learned, Own, PinnedPlace, Pool, Refusal};
 use crate::route::NoPool;
-use crate::settings::{self, Entry, Profile, setting_name};
+use crate::settings::{self, ENCODING, Entry, Profile, setting_name};
 use crate::stats::{DiscardReason, PinReason, RefusalReason};
 
 /// How long a client that asks for one more pinned server connection than there may be waits for another to leave: it may be the
@@ -223,8 +223,16 @@ impl Door {
         let (mut profile, mut is_of_the_start) = (pool.profiles.plain(), true);
         match settings {
             Ok(settings) => {
+                let unheeded = settings.iter().find(|entry| !may_own && settings::is_of_no_use_later(entry));
+                if let Some((name, _)) = unheeded {
+                    let message = format!("parameter \"{name}\" cannot be set after connection start");
+                    return Err(Refused::new(RefusalReason::Protocol, "55P02", &message));
+                }
                 is_of_the_start = may_own && settings.iter().any(|(name, _)| settings::is_of_the_start(name));
-                profile = pool.profiles.intern(settings.into_iter().filter(|entry| !is_default(learned, entry)));
+                // Where the operator's query sets values a reset does not lead back to those.
+                let is_plain = !pool.has_connect_query();
+                let adds = |entry: &Entry| !(is_plain && is_default(learned, entry));
+                profile = pool.profiles.intern(settings.into_iter().filter(adds));
             }
             Err(argument) if !may_own => {
                 let message = format!("invalid command-line argument for server process: {argument}");
@@ -256,12 +264,25 @@ impl Door {
         }
         let Some((loan, body)) = self.prove(pool, &profile).await? else { return Ok(Terms::Shared(profile)) };
         if !may_own || !pool.may_pin() {
-            // Half of them may be applied.
-            loan.discard(DiscardReason::Dirty);
-            let may_be_taken = may_own && describe_error(&body).0 == "55P02";
-            return Err(if may_be_taken { full(pool) } else { Refused::body(RefusalReason::Protocol, &fatal(&body)) });
+            self.put_back(pool, loan).await;
+            if may_own && describe_error(&body).0 == "55P02" {
+                // The server might take it.
+                return Err(full(pool));
+            }
+            let body = fatal(&body);
+            pool.turn_away(start, &body, lasts);
+            return Err(Refused::body(RefusalReason::Protocol, &body));
         }
         self.open(pool, Some(loan), start, lasts).await.map(Terms::Own)
+    }
+
+    /// Gives a server connection back that has refused settings: half of them may be applied. Whoever tries again and again costs
+    /// the pool none.
+    async fn put_back(&self, pool: &Pool, mut loan: Loan) {
+        let limit = self.context.config.pool.server_connect_timeout;
+        let plain = pool.profiles.plain();
+        let outcome = self.context.clock.limit(limit, async { loan.conn()?.clear(&plain).await }).await;
+        if matches!(outcome, Ok(Ok(()))) { loan.release() } else { loan.discard(DiscardReason::Dirty) }
     }
 
     /// Opens a server connection with the client's own parameters, in the place of the one that is lent, or else of the next.
@@ -452,9 +473,11 @@ fn lost() -> Refused {
     Refused::new(RefusalReason::Protocol, "08006", message)
 }
 
-/// Whether a fresh server connection has this value anyway.
+/// Whether a fresh server connection has this value anyway, and will have it: of all values that drivers send that of the
+/// encoding alone, which is hardly ever changed. Any other would be lost with the default.
 fn is_default(learned: &Learned, (name, value): &Entry) -> bool {
-    learned.parameters.iter().any(|(known, default)| known.eq_ignore_ascii_case(name) && default == value)
+    let mut known = learned.parameters.iter();
+    **name == *ENCODING && known.any(|(known, default)| **known == **name && default == value)
 }
 
 /// The same error, but one that ends the connection: as Postgres words it for a startup parameter.

@@ -296,7 +296,15 @@ async fn where_the_fleet_allows_logins_nobody_has_a_session_of_its_own() {
         let stage = Stage::new(&[budget]);
         let mut plain = stage.client_with(&[("work_mem", "1MB")]).await;
         assert_value(&plain.query("SHOW work_mem").await.unwrap(), "1MB");
-        for (parameters, code) in [(OWN, "55P02"), (("options", "-P"), "42601"), (("post_auth_delay", "0"), "55P02")] {
+        let refused = [
+            (OWN, "55P02"),
+            (("options", "-P"), "42601"),
+            (("post_auth_delay", "0"), "55P02"),
+            // A SET would be accepted, and do nothing.
+            (("local_preload_libraries", "auto_explain"), "55P02"),
+            (("options", "-c session_preload_libraries=auto_explain"), "55P02"),
+        ];
+        for (parameters, code) in refused {
             let mut wire = Wire::connect(stage.addr()).await.unwrap();
             let all = [("user", stage.name()), ("database", stage.name()), parameters];
             match wire.login_with(&all, "").await {
@@ -307,6 +315,50 @@ async fn where_the_fleet_allows_logins_nobody_has_a_session_of_its_own() {
             }
         }
         assert_value(&plain.query(SHOW).await.unwrap(), "off");
+        let mut nothing = stage.client_with(&[("local_preload_libraries", "")]).await;
+        assert_value(&nothing.query("SHOW local_preload_libraries").await.unwrap(), "");
+    }
+}
+
+#[tokio::test]
+async fn wrong_values_cost_no_server_connection_where_nobody_gets_one_of_its_own() {
+    let pins = ("max_pinned", "1");
+    for settings in [[("fleet_budget", "true")], [("db_connections", "1000")], [pins]] {
+        let is_full = settings[0] == pins;
+        let size = if is_full { "2" } else { "1" };
+        let stage = Stage::new(&[settings[0], ("default_pool_size", size), ("query_wait_timeout", "2s")]);
+        let _own = if is_full { Some(stage.client_with(&[OWN]).await) } else { None };
+        let mut plain = stage.client().await;
+        assert_value(&plain.query("SELECT 1").await.unwrap(), "1");
+        let open = stage.backends();
+        let dirty = || stage.metric("pgweir_server_discards_total");
+        let before = dirty();
+        let half = "-c client_encoding=LATIN1 -c search_path=nowhere -c app.x=1 -c work_mem=nonsense";
+        let lasting = [("work_mem", "nonsense"), ("options", half), ("no_such_setting", "1")];
+        let role = ("options", "-c search_path=nowhere -c role=no_such_role");
+        for _ in 0..3 {
+            for parameters in lasting.iter().chain([&role]) {
+                let all = [("user", stage.name()), ("database", stage.name()), *parameters];
+                let want = refusal(stage.place.cluster.addr(), &all, PASSWORD).await;
+                let got = refusal(stage.addr(), &all, "").await;
+                assert_eq!((got.severity(), got.sqlstate()), ("FATAL", want.sqlstate()), "{parameters:?}: {got}");
+                for (setting, want) in
+                    [("search_path", "\"$user\", public"), ("client_encoding", "UTF8"), ("work_mem", "4MB")]
+                {
+                    assert_value(&plain.query(&format!("SHOW {setting}")).await.unwrap(), want);
+                }
+                assert_value(&plain.query("SELECT current_user = session_user").await.unwrap(), "t");
+            }
+        }
+        // What will last is remembered: nobody is asked.
+        assert_eq!(plain.query("BEGIN").await.unwrap().status, b'T');
+        for parameters in &lasting {
+            let all = [("user", stage.name()), ("database", stage.name()), *parameters];
+            let got = refusal(stage.addr(), &all, "").await;
+            assert!(got.sqlstate() != "53300", "{settings:?}, {parameters:?}: {got}");
+        }
+        assert_eq!(stage.backends(), open, "{settings:?}");
+        assert!(dirty() - before < 0.5, "{settings:?}: {} were closed", dirty() - before);
     }
 }
 
