@@ -38,7 +38,7 @@ pub use sketch::Sketch;
 use pgweir_proto::pipeline::{Expect, Owed};
 
 use crate::settings::Splice;
-use crate::sql::{EffectSet, Effects};
+use crate::sql::{self, EffectSet, Effects};
 
 /// Bytes of the part that all server-side names of ours begin with.
 const PREFIX_LEN: usize = 14;
@@ -161,6 +161,8 @@ pub struct Statement {
     pub pool: u32,
     /// What running it may do to session state by itself.
     pub effects: Effects,
+    /// Settings may have it say something else.
+    pub is_read: bool,
     /// What it sets in motion, in the catalog that the number names.
     through: Cell<(u64, EffectSet)>,
     /// Whether it was asked for since the hand last passed it.
@@ -447,6 +449,7 @@ impl Interner {
             twin,
             pool,
             effects,
+            is_read: sql::is_read_by_settings(text),
             through: Cell::new((0, EffectSet::NONE)),
             used: Cell::new(false),
             epoch: Cell::new(0),

@@ -297,7 +297,7 @@ impl Profiles {
     }
 
     /// The settings `present`, but for those that a text took from them when it was prepared under the settings of `origin`, and keeps.
-    /// None if that is not known, or they are the same.
+    /// None if that is not known, or they are the same. Nobody cancels what waits for a lock under them: it does not wait for long.
     ///
     /// Where the `search_path` is another one Postgres reads the text anew under the settings of the moment, but not its strings.
     ///
@@ -311,9 +311,12 @@ impl Profiles {
         let then = |name: &str| frozen.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value);
         let looks_anew = then(PATH) != present.get(PATH);
         let keeps = |name: &str| sql::stays_frozen(name.as_bytes(), looks_anew);
-        let others = present.entries().iter().filter(|(name, _)| !keeps(name));
-        let original = self.intern(others.chain(frozen.iter().filter(|(name, _)| keeps(name))).cloned());
-        (!Rc::ptr_eq(&original, present)).then_some(original)
+        let kept =
+            |entries: &[Entry]| -> Vec<Entry> { entries.iter().filter(|(name, _)| keeps(name)).cloned().collect() };
+        let (then, now) = (kept(&frozen), kept(present.entries()));
+        let others = present.entries().iter().filter(|(name, _)| !keeps(name)).cloned();
+        let patience = (Box::from(LOCK_LIMIT), Box::from(PATIENCE));
+        (then != now).then(|| self.intern(others.chain(then).chain([patience])))
     }
 
     /// The key of what was prepared under the settings of `origin` and is run under those of `present`: Postgres may come to read it
@@ -368,6 +371,10 @@ pub const fn is_private(parse_key: u32) -> bool {
 
 /// The setting by which all others are read.
 pub const ENCODING: &str = "client_encoding";
+
+/// The setting that limits how long a lock is waited for, and how long whoever cannot be cancelled waits.
+const LOCK_LIMIT: &str = "lock_timeout";
+const PATIENCE: &[u8] = b"1s";
 
 /// The list of schemas in which names are looked up.
 const PATH: &str = "search_path";
@@ -716,7 +723,11 @@ mod tests {
         for (name, then, now, want) in table {
             let (then, now) = (profiles.intern(entries(then)), profiles.intern(entries(now)));
             let got = profiles.original(then.parse_key(), &now);
-            assert_eq!(got.map(|got| got.entries().to_vec()), want.map(entries), "{name}");
+            let want_all = want.map(|want| {
+                let patient = profiles.intern(entries(want).into_iter().chain(entries(&[("lock_timeout", "1s")])));
+                patient.entries().to_vec()
+            });
+            assert_eq!(got.map(|got| got.entries().to_vec()), want_all, "{name}");
             let pair = profiles.pair(then.parse_key(), &now);
             assert_eq!(pair.is_some(), want.is_some(), "{name}");
             assert_eq!(pair, profiles.pair(then.parse_key(), &now), "{name}");

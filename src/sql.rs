@@ -56,7 +56,7 @@ pub use effects::{EffectSet, Effects};
 pub(crate) use facts::RUNNERS;
 pub use facts::{Aside, Call, Facts, Relation, Source, is_own_setting, runs_text};
 pub use fingerprint::{Class, Fingerprint, Literal};
-pub use frozen::{is_frozen, is_read_by_settings, stays_frozen};
+pub use frozen::{is_frozen, is_read_by_settings, may_read_otherwise, stays_frozen};
 pub use head::FirstWord;
 pub use library::{Library, Reading};
 pub use margins::margins;

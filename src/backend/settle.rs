@@ -14,7 +14,7 @@ use pgweir_proto::scanner::{HEADER, Scanned};
 use super::{ServerConn, Unnamed, Values, longest};
 use crate::audit::{Baseline, Findings};
 use crate::budget::tag;
-use crate::prepared::{Leavings, named_id};
+use crate::prepared::{Leavings, ORIGINAL, REPLAY, named_id};
 use crate::settings::{self, APPLICATION_NAME, Entry, NAME_MAX, Profile};
 
 /// The most that is heard of what the operator's queries have left; bytes.
@@ -380,8 +380,10 @@ impl ServerConn {
                         kept.doubt(id);
                     }
                 };
+                // Settings that were not put on, or not taken back, are not those that are known.
+                let sets = self.pipeline.front().is_some_and(|owed| matches!(owed.note, REPLAY | ORIGINAL));
                 self.pipeline.error(undone).map_err(|_| SettleError)?;
-                self.littered |= leavings.any;
+                self.littered |= leavings.any || sets;
                 self.unnamed = Unnamed::Unknown;
             }
             (Tag::ReadyForQuery, Some(status)) => drop(self.pipeline.ready(status).map_err(|_| SettleError)?),

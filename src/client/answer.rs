@@ -508,7 +508,7 @@ impl Answer<'_> {
             return Origin::Pooler;
         }
         self.marks.tainted = true;
-        self.marks.unsettled = true;
+        (self.marks.unsettled, self.marks.reads_otherwise) = (true, true);
         Origin::Client
     }
 
@@ -651,6 +651,11 @@ impl Answer<'_> {
             return Err(Heard::ReplayFailed(body.into()));
         }
         if self.is_of_the_original(front) {
+            if front.expect == Expect::Query {
+                // Nobody knows how it stands with the settings, nor what was read by them.
+                self.conn.littered = true;
+                self.marks.placing.original.inspect(|id| self.conn.shelf.doubt(*id));
+            }
             self.fail(front, fields.code)?;
             plan.skip(len);
             return Ok(());

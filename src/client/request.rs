@@ -57,6 +57,8 @@ pub struct Marks {
     pub tainted: bool,
     /// Settings may differ from the profile, or temporary objects be in front of others: texts parsed now are private.
     pub unsettled: bool,
+    /// Among them, settings by which prepared texts are read. Always with `unsettled`.
+    pub reads_otherwise: bool,
     /// Settings that no one can list may have been set: all are to be reset before another client comes.
     pub scrub: bool,
     /// The client may have listened: notifications are its own.
@@ -130,6 +132,8 @@ impl Marks {
             harmless: _,
             tainted,
             unsettled,
+            // With it.
+            reads_otherwise: _,
             scrub,
             listening,
             // Where it is listening.
@@ -177,6 +181,7 @@ impl Marks {
     #[inline]
     pub fn settle(&mut self) {
         self.unsettled = self.pins.has(PinReason::Temp);
+        self.reads_otherwise = false;
     }
 
     /// A lease begins. What sequences gave on its server connection is the client's `own`.
@@ -201,7 +206,10 @@ impl Marks {
         // Where nothing is listened to there is nothing to be found.
         self.tainted |= self.listening && effects.set.intersects(EffectSet::UNLISTEN);
         // Until the end of the transaction.
-        self.unsettled |= effects.set.intersects(EffectSet::LOCAL);
+        if effects.set.intersects(EffectSet::LOCAL) {
+            self.unsettled = true;
+            self.reads_otherwise = self.reads_otherwise || sql::may_read_otherwise(text);
+        }
         if state::taints(effects) {
             self.taints(effects, text);
         }
@@ -233,6 +241,8 @@ impl Marks {
         const HIDES: EffectSet = EffectSet::SUSPECT.union(EffectSet::OPAQUE);
         self.tainted = true;
         self.unsettled |= effects.set.intersects(EffectSet::SETTINGS.union(EffectSet::TEMP).union(HIDES));
+        self.reads_otherwise |= effects.set.intersects(HIDES)
+            || effects.set.intersects(EffectSet::SETTINGS) && sql::may_read_otherwise(text);
         self.listening |= effects.set.intersects(EffectSet::LISTEN.union(HIDES));
         self.hidden |= effects.set.intersects(HIDES);
         if effects.set.contains(EffectSet::OPAQUE.union(EffectSet::CUSTOM)) {
@@ -285,7 +295,7 @@ impl Marks {
     pub fn runs_unjudged(&mut self) {
         self.tainted = true;
         self.scrub = true;
-        self.unsettled = true;
+        (self.unsettled, self.reads_otherwise) = (true, true);
         self.listening = true;
         self.hidden = true;
     }
@@ -956,7 +966,8 @@ impl Request<'_> {
                 let (mut statement, told) = (mine.clone(), *told);
                 let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
                 let is_other = statement.parse_key != self.parse_key || self.marks.unsettled;
-                self.conn.strays |= is_other && sql::is_read_by_settings(&statement.text);
+                let reads_otherwise = statement.parse_key != self.parse_key || self.marks.reads_otherwise;
+                self.conn.strays |= reads_otherwise && statement.is_read;
                 if !held && is_other {
                     let key = self.present_key();
                     statement = self.interner.intern_again(mine, (key, key));

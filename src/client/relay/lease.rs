@@ -488,6 +488,7 @@ impl Relay {
         marks.settle();
         // What the client sent meanwhile may have changed things again.
         marks.unsettled |= marks.tainted;
+        marks.reads_otherwise |= marks.tainted;
         if !marks.tainted && !failed {
             marks.listening = pins.has(PinReason::Listen) || marks.listens_too;
         }

@@ -23,9 +23,9 @@ use pgweir_config::StatementMode;
 use super::super::plan::Plan;
 use super::listen::is_between;
 use super::{Renamed, Request, Stop};
-use crate::prepared::{AUDIT, DESCRIBES, ORIGINAL, Statement};
+use crate::prepared::{AUDIT, DESCRIBES, ORIGINAL, Place, Room, Statement};
 use crate::settings::{self, Profile};
-use crate::sql::{self, EffectSet};
+use crate::sql::EffectSet;
 
 impl Request<'_> {
     /// The statement, or the one that is to be run in its place where the settings are others than those that it was prepared under.
@@ -47,26 +47,25 @@ impl Request<'_> {
         statement: Rc<Statement>,
         plan: &mut Plan<'_>,
     ) -> Result<Rc<Statement>, Stop> {
-        let is_here = self.conn.shelf.has(statement.id) || self.is_stripped(&statement);
-        let is_read = sql::is_read_by_settings(&statement.text);
-        if is_read && self.marks.unsettled && self.is_audited() {
+        if statement.is_read && self.marks.unsettled && self.is_audited() {
             return Err(Stop::Unsettled);
         }
-        if is_here && (!is_read || self.marks.unsettled) {
-            if is_read {
+        let is_here = self.conn.shelf.has(statement.id) || self.is_stripped(&statement);
+        if is_here && (!statement.is_read || self.marks.unsettled) {
+            if statement.is_read && self.marks.reads_otherwise {
                 self.strays(&statement);
             }
             return Ok(statement);
         }
-        let pair = if is_read { self.pair(&statement) } else { None };
-        let Some(key) = pair else {
-            let key = self.present_key();
-            return Ok(self.instead(name, &statement, (key, key)));
-        };
-        let statement = self.instead(name, &statement, (key, statement.origin));
+        let pair = if statement.is_read { self.pair(&statement) } else { None };
+        let key = pair.unwrap_or_else(|| self.present_key());
+        let keeps = pair.is_some() || settings::is_private(key);
+        let statement = self.instead(name, &statement, (key, if keeps { statement.origin } else { key }));
         // Who asks again is to find the same.
         self.statements.rename(name, &statement);
-        self.comes_here(&statement, plan)?;
+        if pair.is_some() {
+            self.comes_here(&statement, plan)?;
+        }
         Ok(statement)
     }
 
@@ -108,13 +107,16 @@ impl Request<'_> {
     /// again.
     fn comes_here(&mut self, statement: &Rc<Statement>, plan: &mut Plan<'_>) -> Result<(), Stop> {
         let was_tried = self.marks.placing.original == Some(statement.id);
-        if self.conn.shelf.has(statement.id) || self.is_stripped(statement) {
+        let is_here = |place: &mut Place| place.parsed.epoch == statement.epoch();
+        if self.conn.shelf.get(statement.id).is_some_and(is_here) {
             if was_tried {
                 self.marks.placing.original = None;
             }
             return Ok(());
         }
-        if was_tried || self.mode == StatementMode::Strip {
+        let size = statement.text.len() + statement.types.len();
+        let has_room = || self.conn.shelf.room(self.budget, size, None) != Room::None;
+        if was_tried || self.mode == StatementMode::Strip || !has_room() {
             return Ok(());
         }
         let Some(original) = self.profiles.original(statement.origin, &self.conn.profile) else { return Ok(()) };
@@ -129,8 +131,8 @@ impl Request<'_> {
             TxStatus::Idle => false,
         };
         if !pipeline.is_settled() && !self.is_first_of_lease() {
-            // What is ours alone is no reason to wait: a lease in which nothing was passed on yet would end meanwhile.
-            let waits = pipeline.iter().any(|owed| owed.origin == Origin::Client);
+            // What else is ours alone is no reason to wait: a lease in which nothing was passed on yet would end meanwhile.
+            let waits = self.is_audited() || pipeline.iter().any(|owed| owed.origin == Origin::Client);
             return if waits { Err(Stop::Unsettled) } else { Ok(()) };
         }
         if self.marks.tainted && !in_transaction {
@@ -157,7 +159,7 @@ impl Request<'_> {
         for text in &texts {
             self.query_of_ours(text, plan);
         }
-        if self.make_room(statement, self.cold(), plan) {
+        if self.make_room(statement, None, plan) {
             self.send_parse(statement, Origin::Pooler, 0, false, plan);
             let renamed = Renamed::To(statement.id);
             self.conn.pipeline.sent(Expect::Describe, Origin::Pooler, DESCRIBES | renamed.note());
@@ -174,6 +176,13 @@ impl Request<'_> {
             self.conn.profile = original;
         }
         *self.replaying = true;
+    }
+
+    /// What has to be parsed under the settings of the moment is for whoever needs it so now.
+    pub(super) fn parsed_now(&mut self, statement: &Statement) {
+        if statement.origin != statement.parse_key {
+            self.strays(statement);
+        }
     }
 
     fn query_of_ours(&mut self, text: &[u8], plan: &mut Plan<'_>) {

@@ -269,6 +269,7 @@ impl Request<'_> {
         let counts = purpose.runs && !renewed;
         if self.goes_by_name(statement, counts) && self.make_room(statement, self.cold(), plan) {
             self.send_parse(statement, Origin::Pooler, 0, spelled, plan);
+            self.parsed_now(statement);
             let renamed = Renamed::To(statement.id);
             if asks {
                 if let Some(place) = self.conn.shelf.get(statement.id) {
@@ -351,6 +352,7 @@ impl Request<'_> {
             return Ok(());
         }
         self.parse_stripped(statement, Origin::Pooler, 0, spelled, plan);
+        self.parsed_now(statement);
         if asks {
             if let Held::Holds(_, parsed) = &mut self.conn.unnamed {
                 parsed.renewed = true;

@@ -1017,16 +1017,18 @@ fn elsewhen(text: &str) -> Desk {
 #[test]
 fn a_statement_is_parsed_under_the_settings_that_it_was_prepared_under() {
     const TEXT: &str = "SELECT timestamptz '2024-01-01'";
-    let plain = Profiles::default().plain();
     let mut desk = elsewhen(TEXT);
     let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
     let (sent, stop) = desk.client(&run);
     let anew = |desk: &Desk| [parse(&desk.name(2), TEXT, &[]), describe_statement(&desk.name(2)), sync()].concat();
-    let want = [query("RESET \"timezone\";"), anew(&desk)].concat();
+    let patience = "SELECT pg_catalog.set_config(E'lock_timeout',E'1s',false);";
+    let sets = [query("RESET \"timezone\";"), query(patience)].concat();
+    let want = [sets.clone(), anew(&desk)].concat();
     assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Held));
-    assert!(desk.aside.replaying && desk.conn.profile.entries() == plain.entries(), "what is in force now");
+    assert!(desk.aside.replaying && desk.conn.profile.get("timezone").is_none(), "what is in force now");
     // All of it is ours, and what it is about to be refused is told to nobody.
-    let all = [reply::done("RESET"), reply::parameter("TimeZone", "GMT"), reply::ready(b'I')].concat();
+    let told = [reply::done("RESET"), reply::parameter("TimeZone", "GMT"), reply::ready(b'I')].concat();
+    let all = [told, reply::done("SELECT 1"), reply::ready(b'I')].concat();
     assert_eq!(desk.server(&all).0, b"");
     assert!(desk.aside.replaying);
     let described = [reply::bare(b'1'), message(b't', &[0, 0]), reply::bare(b'n'), reply::ready(b'I')].concat();
@@ -1041,9 +1043,10 @@ fn a_statement_is_parsed_under_the_settings_that_it_was_prepared_under() {
     let mut desk = elsewhen(TEXT);
     let (_, stop) = desk.client(&run);
     assert_eq!(stop, Stop::Held);
-    let refused =
-        [reply::done("RESET"), reply::ready(b'I'), reply::error("ERROR", "42P01", "gone"), reply::ready(b'I')];
+    let put_on = [reply::done("RESET"), reply::ready(b'I'), reply::done("SELECT 1"), reply::ready(b'I')].concat();
+    let refused = [put_on, reply::error("ERROR", "42P01", "gone"), reply::ready(b'I')];
     assert_eq!(desk.server(&refused.concat()).0, b"");
+    assert!(!desk.conn.littered);
     desk.replayed();
     let (sent, stop) = desk.client(b"");
     let want = [parse(&desk.name(2), TEXT, &[]), bind("", &desk.name(2), &[]), execute("", 0), sync()].concat();
@@ -1055,11 +1058,25 @@ fn a_statement_is_parsed_under_the_settings_that_it_was_prepared_under() {
     desk.server(&[reply::done("BEGIN"), reply::ready(b'T')].concat());
     let (sent, stop) = desk.client(&run);
     let point = format!("{}original", String::from_utf8_lossy(desk.interner.prefix.as_bytes()));
-    let front = [query(&format!("SAVEPOINT {point}")), query("RESET \"timezone\";")].concat();
+    let front = [query(&format!("SAVEPOINT {point}")), sets].concat();
     let behind = query(&format!("ROLLBACK TO {point};RELEASE {point}"));
     assert_eq!(sent.escape_ascii().to_string(), [front, anew(&desk), behind].concat().escape_ascii().to_string());
     assert_eq!((stop, desk.conn.profile.get("timezone")), (Stop::Held, Some(&b"Asia/Tokyo"[..])));
 
+    // Settings that were not put on are not known any more, nor what was read by them.
+    let mut desk = elsewhen(TEXT);
+    desk.client(&run);
+    let failed = [reply::error("ERROR", "57014", "canceled"), reply::ready(b'I')].concat();
+    let behind =
+        [reply::done("SELECT 1"), reply::ready(b'I'), reply::bare(b'1'), message(b't', &[0, 0]), reply::bare(b'n')];
+    assert_eq!(desk.server(&[failed, behind.concat(), reply::ready(b'I')].concat()).0, b"");
+    assert!(desk.conn.littered && !desk.conn.shelf.has(2));
+    // No room, no settings.
+    let mut desk = elsewhen(TEXT);
+    desk.budget.count = 0;
+    let (sent, stop) = desk.client(&run);
+    let want = [parse("", TEXT, &[]), bind("", "", &[]), execute("", 0), sync()].concat();
+    assert_eq!((sent.escape_ascii().to_string(), stop), (want.escape_ascii().to_string(), Stop::Short));
     // What has no constants means the same.
     let mut desk = elsewhen("SELECT $1::int + 1");
     let (sent, stop) = desk.client(&run);
