@@ -481,7 +481,17 @@ pub fn replay(from: &Profile, to: &Profile, tag: &str, connect_query: &str, mut 
 #[must_use]
 pub fn may_reset(text: &[u8]) -> bool {
     const WORDS: [&[u8]; 5] = [b"reset", b"discard", b"default", b"local", b"null"];
-    WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
+    // No part of a longer one, such as a name.
+    let ends =
+        |byte: Option<&u8>| byte.is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
+    let stands = |word: &[u8], at: usize| {
+        let before = at.checked_sub(1).and_then(|before| text.get(before));
+        ends(before) && ends(text.get(at + word.len()))
+    };
+    WORDS.iter().any(|word| {
+        let mut parts = text.windows(word.len()).enumerate();
+        parts.any(|(at, part)| part.eq_ignore_ascii_case(word) && stands(word, at))
+    })
 }
 
 /// Whether a text gives the custom setting `name` a value, or takes it, where no word follows that may reset it: an empty

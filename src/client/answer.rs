@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use pgweir_proto::backend::{self, Tag, TxStatus};
 use pgweir_proto::encode;
 use pgweir_proto::error::Fields;
-use pgweir_proto::pipeline::{Expect, Origin, Owed, Reply};
+use pgweir_proto::pipeline::{Expect, Origin, Owed, Pipeline, Reply};
 use pgweir_proto::scanner::{HEADER, Scanned};
 
 use super::local::Failure;
@@ -108,12 +108,31 @@ impl Aside {
         }
     }
 
+    /// Whether the server is at something of ours that no cancel request may hit, as far as it has said. What puts start-up values
+    /// back stands behind a query of the client's: until that is answered a request is for that.
+    #[must_use]
+    pub fn bars_cancel(&self, pipeline: &Pipeline) -> bool {
+        self.replaying || pipeline.front().is_some_and(|owed| owed.note == RESTORE)
+    }
+
+    /// A `ReadyForQuery` of the client's that was held back: it is owed still.
+    #[must_use]
+    pub fn held_sync(&self) -> Option<Owed> {
+        self.ready_held.then_some(Owed { expect: Expect::Sync, origin: Origin::Client, note: 0 })
+    }
+
     /// Whether an audit that nobody has looked at yet found that the server connection does not listen to a channel. What it brings
     /// of that is behind another LISTEN, of which the hub knows nothing.
     fn finds_left(&self, channel: &[u8]) -> bool {
         let found = self.audit.as_ref().filter(|_| self.audited);
         found.is_some_and(|found| !found.channels.iter().any(|name| **name == *channel))
     }
+}
+
+/// What a client is owed: what was held back of it first.
+#[must_use]
+pub fn owed(held: Option<Owed>, all: impl Iterator<Item = Owed>) -> Vec<Owed> {
+    held.into_iter().chain(all.filter(|owed| owed.origin != Origin::Pooler)).collect()
 }
 
 /// What the client was told, in one turn, besides what the server answers to its batch.
@@ -394,8 +413,8 @@ impl Answer<'_> {
                 let mut rest = self.conn.pipeline.iter();
                 self.aside.replaying = rest.any(|owed| matches!(owed.note, MARK | REPLAY | ORIGINAL));
             }
-            // It may be behind what the client was told last.
-            Some(LENT) => self.rests(status),
+            // They may be behind what the client was told last.
+            Some(LENT | RESTORE) => self.rests(status),
             _ => {}
         }
         Ok(Origin::Pooler)

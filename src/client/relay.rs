@@ -151,7 +151,11 @@ impl Relay {
         relay.entry.keeps.set(relay.keeps);
         if let Some(mut conn) = conn {
             let own = relay.owns_values(&mut conn);
-            let marks = &mut relay.active().marks;
+            let active = relay.active();
+            active.marks.placing.begin();
+            active.aside.begin_reports();
+            active.cancels = 0;
+            let marks = &mut active.marks;
             marks.begin_values(own);
             marks.listening = true;
             if conn.own {
@@ -242,8 +246,7 @@ impl Relay {
         if self.entry.is_cancelled() {
             self.cancel()?;
         }
-        let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
-        if !replaying
+        if !self.bars_cancel()
             && let Some(begun) = self.entry.take_again()
             && self.is_alone_at_work(begun)
         {

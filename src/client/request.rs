@@ -110,6 +110,8 @@ pub struct Marks {
     pub leaves_role: bool,
     /// Start-up settings that are the client's own again: not to be put back, however empty they are.
     pub own: Vec<Box<str>>,
+    /// The latest batch of messages with something in it that reads data of the client's, if there was one.
+    pub copies: Option<u32>,
     /// Changes of the client's statements that the server has not confirmed yet.
     pub changes: Changes,
     /// What is remembered from one message to the next of the statements that they name.
@@ -160,6 +162,8 @@ impl Marks {
             leaves_role,
             // Of those that may have been reset.
             own: _,
+            // Of a batch.
+            copies: _,
             changes,
             placing: _,
         } = self;
@@ -769,6 +773,10 @@ impl Request<'_> {
             return Ok(());
         }
         let parse = Parse::parse(body).map_err(Stop::Malformed)?;
+        if self.marks.unsettled && self.is_audited() && sql::is_read_by_settings(parse.query) {
+            // What it is prepared under is known in a moment.
+            return Err(Stop::Unsettled);
+        }
         let key = self.present_key();
         if parse.statement.is_empty() {
             let (mut statement, is_ours) = self.intern(key, &parse);
@@ -1048,6 +1056,9 @@ impl Request<'_> {
     #[inline]
     fn binds(&mut self, effects: Effects, text: &[u8], portal: &[u8]) {
         self.marks.placing.shows = effects.first == FirstWord::Show && self.tells_name(text);
+        if effects.set.intersects(EffectSet::COPY) && sql::reads_copy(text) {
+            self.marks.copies = Some(self.marks.changes.batch());
+        }
         self.runs(effects, text, Some(portal));
     }
 

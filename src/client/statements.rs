@@ -139,6 +139,12 @@ fn is_quoted(body: &[u8], name: &[u8], open: &str, close: &str) -> bool {
 }
 
 impl Changes {
+    /// The batch that is being passed on.
+    #[must_use]
+    pub const fn batch(&self) -> u32 {
+        self.batch
+    }
+
     /// A `Sync`, `Query` or `FunctionCall` was passed on.
     #[inline]
     pub fn next_batch(&mut self) {
@@ -415,11 +421,22 @@ impl Names {
         });
     }
 
-    /// The names with unconfirmed changes, which stand for nothing.
-    fn pending(&self) -> Self {
-        let pending = self.by_name.iter().filter(|(_, known)| known.pending > 0);
-        let by_name = pending.map(|(name, known)| (name.clone(), Name { named: None, pending: known.pending }));
-        Self { by_name: by_name.collect(), ..Self::default() }
+    /// Takes what the names stand for; of these, those with unconfirmed changes stay. What stands for nothing is left where it is:
+    /// however often all are taken, and however many changes are under way, each meaning is moved once.
+    fn take_all(&mut self) -> Self {
+        let mut taken = Self {
+            by_id: std::mem::take(&mut self.by_id),
+            former: std::mem::take(&mut self.former),
+            ..Self::default()
+        };
+        self.by_name.retain(|name, known| {
+            let (named, is_pending) = (known.named.take(), known.pending > 0);
+            if named.is_some() {
+                taken.by_name.insert(name.clone(), Name { named, pending: 0 });
+            }
+            is_pending
+        });
+        taken
     }
 
     /// What `before` says of what names stand for holds again.
@@ -476,10 +493,9 @@ impl Statements {
 
     /// A `DEALLOCATE ALL` or `DISCARD ALL` is on its way, behind nothing of an earlier batch that is about names.
     pub fn cleared(&mut self, changes: &mut Changes) {
-        let before = self.named.take().unwrap_or_default();
-        self.named = Some(Box::new(before.pending()));
+        let before = self.named.get_or_insert_default().take_all();
         changes.begin_named();
-        changes.queue.push_back(Change::Cleared(before));
+        changes.queue.push_back(Change::Cleared(Box::new(before)));
     }
 
     /// A `Close` of `name` is on its way, or will be answered here.
@@ -875,6 +891,44 @@ mod tests {
         changes.end_query();
         assert!(!knows(&statements, b"a", &changes) && knows(&statements, b"b", &changes) && changes.is_empty());
         statements.deallocated(b"DISCARD ALL", &mut changes);
+        assert!(statements.named.is_some_and(|names| names.by_name.is_empty() && names.by_id.is_empty()));
+    }
+
+    /// In one batch, behind something slow: names are given, and all are taken, again and again.
+    #[test]
+    fn what_is_kept_of_deallocating_all_grows_with_what_was_sent() {
+        const NAMES: usize = 20;
+        let interner = Interner::new(1 << 20);
+        let (mut statements, mut changes, mut held) = (Statements::default(), Changes::default(), Held::Empty);
+        statements.parsed(b"first", shared(&interner, b"SELECT 0"), &mut changes);
+        statements.confirm(&mut changes);
+        for number in 0..NAMES {
+            let name = format!("n{number}");
+            let text = format!("SELECT {name}");
+            statements.parsed(name.as_bytes(), shared(&interner, text.as_bytes()), &mut changes);
+        }
+        for _ in 0..NAMES {
+            statements.cleared(&mut changes);
+        }
+        let kept = |changes: &Changes| -> usize {
+            let of = |change: &Change| if let Change::Cleared(names) = change { names.by_name.len() } else { 0 };
+            changes.queue.iter().map(of).sum()
+        };
+        assert_eq!(kept(&changes), NAMES + 1);
+        assert!(!knows(&statements, b"first", &changes) && !knows(&statements, b"n1", &changes));
+        // Whatever of it never happened.
+        statements.parsed(b"n1", shared(&interner, b"SELECT 1"), &mut changes);
+        for _ in 0..NAMES {
+            statements.confirm(&mut changes);
+        }
+        statements.undo(NAMES + 1, false, &mut changes, &mut held);
+        assert!(changes.is_empty());
+        for name in [&b"first"[..], b"n0", b"n1", b"n19"] {
+            assert!(knows(&statements, name, &changes), "{}", name.escape_ascii());
+        }
+        // A batch of which all happened leaves nothing.
+        statements.cleared(&mut changes);
+        statements.confirm(&mut changes);
         assert!(statements.named.is_some_and(|names| names.by_name.is_empty() && names.by_id.is_empty()));
     }
 

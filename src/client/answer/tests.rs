@@ -6,12 +6,12 @@ use pgweir_harness::wire::build::{
     bind, close_statement, copy_data, copy_done, describe_statement, execute, message, parse, query, sync,
 };
 use pgweir_proto::encode;
-use pgweir_proto::pipeline::{Expect, Origin};
+use pgweir_proto::pipeline::{Expect, Origin, Owed};
 use proptest::prelude::*;
 
 use super::super::desk::{Desk, STATEMENTS_MAX, reply};
 use super::super::statements::Unnamed;
-use super::{Heard, Unserved};
+use super::{Heard, Unserved, owed};
 use crate::prepared::{AUDIT, REPLAY, RESTORE};
 use crate::state::Findings;
 
@@ -728,4 +728,41 @@ fn of_resets_nothing_is_left_to_the_next_client_and_no_more_is_kept_than_once() 
         desk.server(&[reply::done("RESET"), reply::done("SET"), reply::done("SET"), reply::ready(b'I')].concat());
     }
     assert!(desk.conn.pipeline.is_free());
+}
+
+#[test]
+fn behind_what_puts_values_back_nothing_is_on_its_way() {
+    let mut desk = Desk::logged_in_with(&[("work_mem", "1MB")]);
+    let (sent, _) = desk.client(&query("BEGIN; SELECT 1; COMMIT; RESET work_mem"));
+    assert!(memchr::memmem::find(&sent, b"AS startup").is_some(), "{}", show(&sent));
+    let all = ["BEGIN", "SELECT 1", "COMMIT", "RESET"].map(reply::done).concat();
+    desk.server(&[&*all, &reply::ready(b'I')].concat());
+    assert!(desk.marks.begin_sent && desk.marks.commit_sent);
+    desk.server(&[reply::done("SELECT 1"), reply::ready(b'I')].concat());
+    assert!(desk.conn.pipeline.is_free() && !desk.marks.begin_sent && !desk.marks.commit_sent);
+}
+
+#[test]
+fn what_puts_values_back_is_not_cancelled_and_what_is_in_front_of_it_and_behind_it_is() {
+    let mut desk = Desk::logged_in_with(&[("app.x", "1")]);
+    desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
+    assert!(!desk.aside.bars_cancel(&desk.conn.pipeline), "it is the RESET that runs");
+    desk.server(&[reply::done("RESET"), reply::ready(b'I')].concat());
+    assert!(desk.aside.bars_cancel(&desk.conn.pipeline));
+    let done = desk.server(&[reply::done("SELECT 1"), reply::ready(b'I')].concat()).0;
+    assert_eq!(show(&done), show(&reply::ready(b'I')));
+    assert!(!desk.aside.bars_cancel(&desk.conn.pipeline), "it is the client's next");
+}
+
+#[test]
+fn a_ready_that_is_held_back_is_owed_when_the_server_is_lost() {
+    let held = Owed { expect: Expect::Sync, origin: Origin::Client, note: 0 };
+    let next = Owed { expect: Expect::Query, ..held };
+    let mut desk = Desk::logged_in_with(&[("app.x", "1")]);
+    desk.client(&[query("RESET ALL"), query("SELECT 1")].concat());
+    assert_eq!(owed(desk.aside.held_sync(), desk.conn.pipeline.iter()), [next, next]);
+    desk.server(&[reply::done("RESET"), reply::ready(b'I')].concat());
+    assert_eq!(owed(desk.aside.held_sync(), desk.conn.pipeline.iter()), [held, next]);
+    desk.server(&[reply::done("SELECT 1"), reply::ready(b'I')].concat());
+    assert_eq!(owed(desk.aside.held_sync(), desk.conn.pipeline.iter()), [next]);
 }

@@ -125,6 +125,7 @@ impl Active {
     pub fn end(&mut self) {
         self.marks.placing.end();
         self.marks.forget_resets();
+        self.aside.begin_reports();
     }
 
     /// Whether forgetting it loses nothing.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
-use pgweir_proto::pipeline::{Origin, Owed};
+use pgweir_proto::pipeline::Owed;
 
 use super::super::aftermath::Orphan;
 use super::super::ahead::{Ahead, Piece};
-use super::super::answer::{Aside, Unserved};
+use super::super::answer::{Unserved, owed};
 use super::super::end::End;
 use super::super::local::{Failure, Local};
 use super::loss::lost_failure;
@@ -90,17 +90,18 @@ impl Relay {
     /// What runs on the follower is of no use to anyone: it is rolled back there. The client is told why.
     fn abandon(&mut self, failure: Failure, cx: &mut Task<'_>) -> Result<(), End> {
         let dirty = self.leaves_traces();
+        let mut held = None;
         let Lease::Held(conn) = std::mem::replace(&mut self.lease, Lease::None) else { return Ok(()) };
         if let Some(active) = &mut self.active {
             // What it gave and took back without being told of it is as it was.
             let mut marks = std::mem::take(&mut active.marks);
             self.statements.undo_all(&mut marks.changes);
             (active.hold, active.stalled, active.resume) = (false, false, true);
-            active.aside = Aside::default();
+            held = std::mem::take(&mut active.aside).held_sync();
         }
         let pipeline = &conn.pipeline;
         let debt = Debt {
-            owed: pipeline.iter().filter(|owed| owed.origin != Origin::Pooler).collect(),
+            owed: owed(held, pipeline.iter()),
             batch_open: pipeline.is_batch_open(),
             skipping: pipeline.is_skipping(),
         };
@@ -198,9 +199,10 @@ impl Relay {
         (active.hold, active.resume, active.stalled) = (false, true, false);
         // Settings of one client's may be impossible there: that says nothing of the follower.
         let is_well = matches!(lost, Lost::Protocol) && active.aside.replaying && active.aside.unserved.is_none();
-        active.aside = Aside::default();
+        let held = std::mem::take(&mut active.aside).held_sync();
         let mid_message = conn.scanner.is_inside();
-        let kept = active.rerun.is_routed() && !mid_message;
+        // What was told but for its end does not run again.
+        let kept = active.rerun.is_routed() && !mid_message && held.is_none();
         // In the way of the replay is a query only where there is one: on a follower.
         let is_conflict = matches!(&lost, Lost::Fatal(body) if describe_error(body).0 == "40001");
         let is_overdue = matches!(lost, Lost::Overdue);
@@ -210,8 +212,7 @@ impl Relay {
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
-        let owed: Vec<_> = pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler).collect();
-        let debt = Debt { owed, batch_open, skipping };
+        let debt = Debt { owed: owed(held, pipeline.abandon()), batch_open, skipping };
         let concerned = batch_open || skipping || !debt.owed.is_empty();
         if !is_well {
             routing.replicas.failed(&self.lender);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use pgweir_proto::backend::TxStatus;
 use pgweir_proto::frontend::Tag;
-use pgweir_proto::pipeline::{Expect, Origin, Owed};
+use pgweir_proto::pipeline::Origin;
 use pgweir_proto::scanner::{HEADER, Scanned};
 
-use super::super::answer::Aside;
+use super::super::answer::{Aside, owed};
 use super::super::end::{End, refused};
 use super::super::local::{Failure, Local};
 use super::{Lease, Relay, rerun};
@@ -114,19 +114,17 @@ impl Relay {
         active.stalled = false;
         // State that was not read back yet is lost with the connection, as that of a pinned one is.
         let unread = marks.tainted || active.aside.audit.is_some() && active.aside.audits_client;
-        let ready_held = active.aside.ready_held;
+        // It was told already, but for that.
+        let held = active.aside.held_sync();
         active.aside = Aside::default();
         let pipeline = &mut conn.pipeline;
         let in_transaction = pipeline.status() != TxStatus::Idle || marks.begin_sent;
         let (batch_open, skipping) = (pipeline.is_batch_open(), pipeline.is_skipping());
-        // A ReadyForQuery that was held back is owed still.
-        let held = ready_held.then_some(Owed { expect: Expect::Sync, origin: Origin::Client, note: 0 });
-        let owed: Vec<_> =
-            held.into_iter().chain(pipeline.abandon().filter(|owed| owed.origin != Origin::Pooler)).collect();
+        let owed = owed(held, pipeline.abandon());
         let concerned = in_transaction || batch_open || skipping || !owed.is_empty();
         let kept = unread || self.pinned || !marks.pins.is_empty() || self.keeps;
         let mid_message = conn.scanner.is_inside();
-        let batch = batch.filter(|_| !mid_message && !kept && !ready_held);
+        let batch = batch.filter(|_| !mid_message && !kept && held.is_none());
         if let Some(routing) = &mut self.routing {
             // Whoever is told that the outcome is unknown looks what became of it.
             routing.ended(self.context.clock.moment(), &conn);
@@ -184,9 +182,8 @@ impl Relay {
     }
 
     pub(super) fn cancel(&mut self) -> Result<(), End> {
-        let replaying = self.active.as_ref().is_some_and(|active| active.aside.replaying);
-        if replaying || self.gives_way() {
-            // It would hit the replay of settings; or nothing, because what it is meant for was not read yet. It waits for the answer
+        if self.bars_cancel() || self.gives_way() {
+            // It would hit a replay of settings; or nothing, because what it is meant for was not read yet. It waits for the answer
             // to what is ours: whatever the client has sent by then is read before it is heeded.
             return Ok(());
         }
@@ -205,6 +202,14 @@ impl Relay {
         }
     }
 
+    /// Whether the server is at something of ours that no cancel request may hit.
+    pub(super) fn bars_cancel(&self) -> bool {
+        match (&self.lease, &self.active) {
+            (Lease::Held(conn), Some(active)) => active.aside.bars_cancel(&conn.pipeline),
+            (_, active) => active.as_ref().is_some_and(|active| active.aside.replaying),
+        }
+    }
+
     /// Whether the query that began at `begun` still runs, and none is behind it: a request that comes late would hit that one.
     pub(super) fn is_alone_at_work(&self, begun: Moment) -> bool {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &self.active) else { return false };
@@ -215,7 +220,7 @@ impl Relay {
     /// Has what runs on the server cancelled. `waiting` are dropped when that is done.
     pub(super) fn cancel_server(&mut self, waiting: Vec<tokio::sync::oneshot::Sender<()>>) {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return };
-        debug_assert!(!active.aside.replaying, "it would hit the replay of settings");
+        debug_assert!(!active.aside.bars_cancel(&conn.pipeline), "it would hit the replay of settings");
         // What is ours alone on the way is not the client's to cancel.
         if !conn.pipeline.iter().any(|owed| owed.origin == Origin::Client) && !conn.pipeline.is_batch_open() {
             return;

@@ -32,7 +32,7 @@ pub struct Overdue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Query {
     begun: Option<Moment>,
-    /// The settings in front of it.
+    /// The settings in front of it, or those behind the one before.
     replaying: bool,
 }
 
@@ -44,7 +44,7 @@ impl Relay {
     pub(super) fn end_query(&mut self, cx: &mut Task<'_>) -> Result<(), End> {
         let (Lease::Held(conn), Some(active)) = (&self.lease, &mut self.active) else { return Ok(()) };
         let (clock, limits) = (&self.context.clock, &self.pool.limits);
-        let query = Query { begun: active.aside.query_begun, replaying: active.aside.replaying };
+        let query = Query { begun: active.aside.query_begun, replaying: active.aside.bars_cancel(&conn.pipeline) };
         let ran = query.begun.map_or(u64::MAX, |begun| clock.moment().since(begun));
         if ran < micros(limits.times.query) {
             // Of a pipeline each query has its time.

@@ -170,7 +170,7 @@ impl Request<'_> {
             self.runs(effects, &statement.text, None);
         }
         plan.forward(len);
-        self.restore(Tag::Query, b"", plan);
+        self.restore(Tag::Query, text, plan);
         self.conn.littered |= loans.iter().any(|loan| loan.is_left);
         let mut taken = loans.iter().filter(|loan| !loan.is_left).peekable();
         if taken.peek().is_some() {
@@ -224,10 +224,18 @@ impl Request<'_> {
         !pipeline.is_batch_open() && !is_refused
     }
 
+    /// Whether a text in an open transaction may say what snapshot that has, or wait for a lock before it has one: what is lent in
+    /// front of it would take it before.
+    fn sets_snapshot(&self, text: &[u8]) -> bool {
+        const WORDS: [&[u8]; 2] = [b"transaction", b"lock"];
+        let spells = |word: &&[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        self.conn.pipeline.status() == TxStatus::Open && WORDS.iter().any(spells)
+    }
+
     /// What has to be lent for a text that is about `names`.
     fn loans(&self, effects: Effects, text: &[u8], names: &[Naming]) -> Result<Vec<Loan>, Stop> {
         let mut loans: Vec<Loan> = Vec::new();
-        if !self.may_lend(effects) {
+        if !self.may_lend(effects) || self.sets_snapshot(text) {
             return Ok(loans);
         }
         let mut reads = effects.set.intersects(EffectSet::COPY) && sql::reads_copy(text);

@@ -70,7 +70,7 @@ impl Request<'_> {
     }
 
     /// Whether it is known in a moment what the settings are.
-    fn is_audited(&self) -> bool {
+    pub(super) fn is_audited(&self) -> bool {
         let pipeline = &self.conn.pipeline;
         is_between(pipeline) && pipeline.iter().any(|owed| owed.note == AUDIT)
     }

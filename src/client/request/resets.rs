@@ -185,6 +185,9 @@ impl Request<'_> {
     pub(super) fn put_back(&mut self, tag: Tag, body: &[u8], plan: &mut Plan<'_>) {
         match tag {
             Tag::Execute => self.put_back_in_batch(body, plan),
+            // In front of the data of a COPY it would be taken for a part of that: it comes behind what is next.
+            Tag::Query if reads_data(body) => {}
+            Tag::Sync if self.awaits_data() => {}
             Tag::Query | Tag::Sync => {
                 // What is bound may be executed in another batch.
                 self.marks.resets = self.marks.placing.resets;
@@ -195,6 +198,11 @@ impl Request<'_> {
             }
             _ => {}
         }
+    }
+
+    /// Whether something in the batch that has just ended reads data of the client's.
+    fn awaits_data(&self) -> bool {
+        self.marks.copies.is_some_and(|copies| copies.wrapping_add(1) == self.marks.changes.batch())
     }
 
     /// Behind the portal bound last, if all of it is run; but not in place of an unnamed statement that nobody but the server has.
@@ -237,4 +245,11 @@ impl Request<'_> {
             plan.insert(|out| encode::query(out, &text));
         }
     }
+}
+
+/// Whether a query may read data of the client's.
+fn reads_data(text: &[u8]) -> bool {
+    const COPY: &[u8] = b"copy";
+    let spells = text.windows(COPY.len()).any(|word| word.eq_ignore_ascii_case(COPY));
+    spells && sql::reads_copy(text.strip_suffix(b"\0").unwrap_or(text))
 }
