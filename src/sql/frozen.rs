@@ -36,7 +36,7 @@ pub fn is_frozen(name: &[u8]) -> bool {
     FROZEN.iter().any(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 
-/// Whether a prepared text may say something else under other [`Frozen::Read`] or [`Frozen::Spelled`] settings: it has strings in it,
+/// Whether a prepared text may say something else under other settings by which constants or strings are read: it has strings in it,
 /// or compares something with NULL.
 #[must_use]
 pub fn is_read_by_settings(text: &[u8]) -> bool {
