@@ -480,18 +480,9 @@ pub fn replay(from: &Profile, to: &Profile, tag: &str, connect_query: &str, mut 
 /// followed by [`restore`].
 #[must_use]
 pub fn may_reset(text: &[u8]) -> bool {
-    const WORDS: [&[u8]; 5] = [b"reset", b"discard", b"default", b"local", b"null"];
-    // No part of a longer one, such as a name.
-    let ends =
-        |byte: Option<&u8>| byte.is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
-    let stands = |word: &[u8], at: usize| {
-        let before = at.checked_sub(1).and_then(|before| text.get(before));
-        ends(before) && ends(text.get(at + word.len()))
-    };
-    WORDS.iter().any(|word| {
-        let mut parts = text.windows(word.len()).enumerate();
-        parts.any(|(at, part)| part.eq_ignore_ascii_case(word) && stands(word, at))
-    })
+    // What NULLIF gives may be NULL.
+    const WORDS: [&[u8]; 6] = [b"reset", b"discard", b"default", b"local", b"null", b"nullif"];
+    sql::spells_words(text, &WORDS)
 }
 
 /// Whether a text gives the custom setting `name` a value, or takes it, where no word follows that may reset it: an empty
@@ -872,6 +863,8 @@ mod tests {
             ("SET /* x */ app.x TO DEFAULT",     true),
             ("SET TIME ZONE LOCAL",              true),
             ("SELECT set_config('a', NULL, $1)", true),
+            ("SELECT set_config('a', NULLIF($1, ''), false)", true),
+            ("SET default_tablespace TO x",      false),
             ("SET timezone TO 'UTC'",            false),
             ("SELECT set_config('a', 'b', $1)",  false),
             ("",                                 false),

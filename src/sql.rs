@@ -71,6 +71,21 @@ pub use statement::names_temp_schema;
 
 use lexer::{Backslash, Doubt, Lexer, Token};
 
+/// Whether one of these words stands anywhere in a text, be it in a string; but not as part of a longer one, such as a name.
+#[must_use]
+pub fn spells_words(text: &[u8], words: &[&[u8]]) -> bool {
+    let ends =
+        |byte: Option<&u8>| byte.is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
+    let stands = |at: usize, word: &[u8]| {
+        let before = at.checked_sub(1).and_then(|before| text.get(before));
+        ends(before) && ends(text.get(at + word.len()))
+    };
+    words.iter().any(|word| {
+        let mut parts = text.windows(word.len()).enumerate();
+        parts.any(|(at, part)| part.eq_ignore_ascii_case(word) && stands(at, word))
+    })
+}
+
 /// What `text` may do to its session. `text` is the body of a `Query` or `Parse`, without its NUL.
 ///
 /// Any bytes are answered; what cannot be read to its end is [`EffectSet::OPAQUE`]. Allocates nothing but for the name of a setting

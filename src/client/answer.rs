@@ -474,6 +474,9 @@ impl Answer<'_> {
 
     /// One with a remark was.
     fn noted(&mut self, owed: Owed) {
+        if owed.note == LENT && owed.expect == Expect::Parse {
+            self.marks.changes.end_lent();
+        }
         if changes(owed) {
             self.statements.confirm(&mut self.marks.changes);
         }
@@ -611,7 +614,8 @@ impl Answer<'_> {
 
     /// Where nobody has set one, the server has another default now.
     fn hear_encoding(&mut self, tag: Tag, body: &[u8]) {
-        let is_plain = self.conn.profile.get(settings::ENCODING).is_none() && !self.marks.tainted;
+        let is_known = !self.marks.tainted && !self.marks.unsettled;
+        let is_plain = self.conn.profile.get(settings::ENCODING).is_none() && is_known;
         if self.conn.encodings.hear(tag, body) && is_plain {
             self.conn.encodings.begin();
         }

@@ -828,6 +828,7 @@ impl Request<'_> {
                 // Kept by no one but the server: the client keeps this server connection.
                 self.marks.pins.add(PinReason::Statements);
                 self.marks.tainted = true;
+                self.take_back_early(parse.statement, plan);
                 self.statements.parsed(parse.statement, Named::Raw, &mut self.marks.changes);
                 self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
                 let is_ours = sql::shows_watermark(parse.query);
@@ -1211,6 +1212,7 @@ impl Request<'_> {
                         self.conn.pipeline.sent(Expect::Parse, Origin::Client, 0);
                     }
                     Look::Unknown => {
+                        self.take_back_early(name, plan);
                         self.statements.parsed(name, Named::Raw, &mut self.marks.changes);
                         self.conn.pipeline.sent(Expect::Parse, Origin::Client, CHANGES);
                     }

@@ -117,17 +117,21 @@ pub struct Changes {
 struct Awaited {
     /// The names that it deallocates, in its order.
     deallocates: VecDeque<Box<[u8]>>,
-    /// Those that it executes, and that the server was lent.
-    executes: Vec<Box<[u8]>>,
-    /// The body of the error with which the server refused to take one of them.
-    refusal: Option<Box<[u8]>>,
+    /// Those that the server was lent for it, in that order; with the body of the error by which one was refused.
+    executes: Vec<(Box<[u8]>, Option<Box<[u8]>>)>,
+    /// How many of them the server has dealt with.
+    lent: usize,
 }
 
 impl Awaited {
-    /// Whether an error says no more than that what was refused is not there: in a transaction, that it has failed.
-    fn is_of_refused(&self, code: &[u8], body: &[u8]) -> bool {
+    /// The refusal that an error says no more of than that something is not there: in a transaction, that it has failed.
+    fn take_refusal(&mut self, code: &[u8], body: &[u8]) -> Option<Box<[u8]>> {
         let tells = |name: &[u8]| QUOTES.iter().any(|[open, close]| is_quoted(body, name, open, close));
-        code == b"25P02" || code == b"26000" && self.executes.iter().any(|name| tells(name))
+        let is_it = |(name, refusal): &(Box<[u8]>, Option<Box<[u8]>>)| {
+            refusal.is_some() && (code == b"25P02" || code == b"26000" && tells(name))
+        };
+        let at = self.executes.iter().position(is_it)?;
+        self.executes.get_mut(at)?.1.take()
     }
 }
 
@@ -287,20 +291,33 @@ impl Changes {
     pub fn begin_query(&mut self, deallocates: VecDeque<Box<[u8]>>, executes: Vec<Box<[u8]>>) {
         debug_assert!(self.awaited.is_none(), "two queries that deallocate are on their way");
         self.begin_named();
-        self.awaited = Some(Box::new(Awaited { deallocates, executes, refusal: None }));
+        self.awaited = Some(Box::new(Awaited {
+            deallocates,
+            executes: executes.into_iter().map(|name| (name, None)).collect(),
+            lent: 0,
+        }));
     }
 
     /// The server refused to take what that query executes: the error's body.
     pub fn refused_lent(&mut self, body: &[u8]) {
+        if let Some(awaited) = &mut self.awaited
+            && let Some((_, refusal)) = awaited.executes.get_mut(awaited.lent)
+        {
+            *refusal = Some(body.into());
+        }
+        self.end_lent();
+    }
+
+    /// The server has dealt with one of those that it was lent.
+    pub fn end_lent(&mut self) {
         if let Some(awaited) = &mut self.awaited {
-            awaited.refusal.get_or_insert_with(|| body.into());
+            awaited.lent += 1;
         }
     }
 
     /// What is to be told in the place of an error of that query, if that says no more than that something was not taken.
     pub fn take_refusal(&mut self, code: &[u8], body: &[u8]) -> Option<Box<[u8]>> {
-        let awaited = self.awaited.as_mut()?;
-        if awaited.is_of_refused(code, body) { awaited.refusal.take() } else { None }
+        self.awaited.as_mut()?.take_refusal(code, body)
     }
 
     /// Whether such a query is on its way.

@@ -504,7 +504,9 @@ impl<'a> SetConfig<'a> {
         match (token, bound) {
             (Token::Parameter, Some(bound)) => self.value(bound.value(here.parameter())),
             (Token::Parameter, None) => self.by_value = true,
-            (Token::Text { exact: true, .. } | Token::Mark(b',' | b')'), _) => {}
+            (Token::Text { exact: true, .. } | Token::Mark(b',' | b'(' | b')'), _) => {}
+            // One of those in its brackets.
+            (Token::Word(word), _) if word.eq_ignore_ascii_case(b"coalesce") => {}
             (Token::Text { body, exact: false }, _) => match here.unescape(body) {
                 Some(value) => self.temp |= names_temp_schema(&value),
                 None => self.is_made = true,

@@ -396,7 +396,15 @@ impl Door {
             conn.prove(profile).await
         });
         match outcome.await {
-            Ok(Ok(Ok(Applied { reported, notices }))) => {
+            Ok(Ok(Ok(Applied { mut reported, notices }))) => {
+                // What was so anyway is not reported, and may be otherwise when the next client comes, or on another server.
+                let is_missing = |name: &str| !reported.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+                let same: Vec<Entry> = pool.learned().map_or_else(Vec::new, |learned| {
+                    let own = |name: &str| profile.names().any(|known| known.eq_ignore_ascii_case(name));
+                    let same = learned.parameters.iter().filter(|(name, _)| own(name) && is_missing(name));
+                    same.cloned().collect()
+                });
+                reported.extend(same);
                 profile.prove(reported, notices);
                 loan.release();
                 Ok(None)

@@ -145,11 +145,12 @@ impl Request<'_> {
             let effects = self.effects(statement);
             self.forget_sequences(effects, plan);
         }
-        for Loan { name, statement, .. } in &loans {
+        for (at, Loan { name, statement, .. }) in loans.iter().enumerate() {
             self.lend(name, statement.as_deref(), LENT, plan);
-        }
-        if !loans.is_empty() {
-            self.end_loan(plan);
+            // What is refused is refused by itself.
+            if statement.is_some() || at + 1 == loans.len() {
+                self.end_loan(plan);
+            }
         }
         let notes = is_read && (effects.set.intersects(FORGETS) || !loans.is_empty());
         if notes {
@@ -157,9 +158,9 @@ impl Request<'_> {
                 Naming::Deallocates(name) => Some(name),
                 Naming::Prepares(_) | Naming::Executes(_) => None,
             });
-            let executes = loans.iter().filter(|loan| loan.statement.is_some()).map(|loan| loan.name.clone());
+            let lent = loans.iter().map(|loan| loan.name.clone());
             self.marks.placing.tells = true;
-            self.marks.changes.begin_query(deallocates.collect(), executes.collect());
+            self.marks.changes.begin_query(deallocates.collect(), lent.collect());
         }
         let is_plain = effects.set == EffectSet::DEALLOCATE && !loans.is_empty();
         // Nothing but what was lent is deallocated by that: what is shared stays.
@@ -227,15 +228,13 @@ impl Request<'_> {
     /// Whether a text in an open transaction may say what snapshot that has, or wait for a lock before it has one: what is lent in
     /// front of it would take it before.
     fn sets_snapshot(&self, text: &[u8]) -> bool {
-        const WORDS: [&[u8]; 2] = [b"transaction", b"lock"];
-        let spells = |word: &&[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
-        self.conn.pipeline.status() == TxStatus::Open && WORDS.iter().any(spells)
+        self.conn.pipeline.status() == TxStatus::Open && sql::spells_words(text, &[b"transaction", b"lock"])
     }
 
     /// What has to be lent for a text that is about `names`.
     fn loans(&self, effects: Effects, text: &[u8], names: &[Naming]) -> Result<Vec<Loan>, Stop> {
         let mut loans: Vec<Loan> = Vec::new();
-        if !self.may_lend(effects) || self.sets_snapshot(text) {
+        if !self.may_lend(effects) {
             return Ok(loans);
         }
         let mut reads = effects.set.intersects(EffectSet::COPY) && sql::reads_copy(text);
@@ -247,7 +246,7 @@ impl Request<'_> {
                 break;
             }
             let Some(statement) = self.own(name)? else { continue };
-            if used.is_executed && !self.may_execute(effects)? {
+            if used.is_executed && (self.sets_snapshot(text) || !self.may_execute(effects)?) {
                 continue;
             }
             // What would be taken back behind a text that gives the name anew is what that made.
@@ -417,7 +416,7 @@ impl Request<'_> {
     }
 
     /// What was lent in this batch under a name that is not what it stands for any more.
-    fn take_back_early(&mut self, name: &[u8], plan: &mut Plan<'_>) {
+    pub(super) fn take_back_early(&mut self, name: &[u8], plan: &mut Plan<'_>) {
         let lent = &mut self.marks.placing.lent;
         if let Some(at) = lent.iter().position(|(known, _)| **known == *name) {
             lent.swap_remove(at);
@@ -432,7 +431,8 @@ impl Request<'_> {
         if lent.is_empty() {
             return;
         }
-        if self.marks.placing.copies || self.conn.pipeline.is_copy_in() {
+        // Behind a query in the middle of a batch the server may skip what comes up to the client's own Sync.
+        if self.marks.placing.copies || self.conn.pipeline.is_copy_in() || self.conn.mixed {
             self.conn.littered = true;
             return;
         }
@@ -440,6 +440,12 @@ impl Request<'_> {
             self.take_back(name, plan);
         }
         self.end_loan(plan);
+    }
+
+    /// The end of a batch was passed on, and nothing may stand behind it now.
+    pub(super) fn leave_batch_loans(&mut self) {
+        self.conn.littered |= !self.marks.placing.lent.is_empty();
+        self.marks.placing.lent.clear();
     }
 
     /// A `Parse` of a name that SQL may have given: if it has, the server says so.

@@ -23,6 +23,7 @@ use pgweir_proto::encode;
 use pgweir_proto::pipeline::{Expect, Origin};
 
 use super::super::plan::Plan;
+use super::super::statements::Unnamed;
 use super::{Renamed, Renaming, Request, Stop, is_of};
 use crate::backend::Unnamed as Held;
 use crate::prepared::{
@@ -289,6 +290,10 @@ impl Request<'_> {
 
     /// Whether the pool's mode has this statement kept under a name.
     pub(super) fn goes_by_name(&self, statement: &Statement, runs: bool) -> bool {
+        if matches!(self.statements.unnamed, Unnamed::Raw) {
+            // Nobody has that but the server.
+            return true;
+        }
         match self.mode {
             StatementMode::Rewrite | StatementMode::Session => true,
             StatementMode::Strip => false,
@@ -373,7 +378,8 @@ impl Request<'_> {
         let pipeline = &self.conn.pipeline;
         // To be described it serves wherever it gets; bound behind what has ended the transaction, it would be run.
         let is_refused = pipeline.status() == TxStatus::Failed && (pipeline.is_settled() || !purpose.runs);
-        if !is_refused || matches!(statement.effects.first, Commit | End | Rollback | Abort | Prepare) {
+        let is_owned = matches!(self.statements.unnamed, Unnamed::Raw);
+        if !is_refused || is_owned || matches!(statement.effects.first, Commit | End | Rollback | Abort | Prepare) {
             return false;
         }
         let spelled = statement.resolved.makes(told.without_rows());

@@ -10,6 +10,7 @@
 
 use std::rc::Rc;
 
+use pgweir_proto::backend::TxStatus;
 use pgweir_proto::encode;
 use pgweir_proto::frontend::{Parse, Tag};
 use pgweir_proto::pipeline::{Expect, Origin};
@@ -79,11 +80,12 @@ impl Request<'_> {
         self.forget_sequences(effects, plan);
         let before = (self.marks.resets, self.marks.resets_late);
         self.noted_query(SPLICED, effects, text);
-        self.marks.respells |= spliced.respells;
-        if !(spliced.more || spliced.respells || self.marks.resets_role || effects.has(UNREAD)) {
+        if !(spliced.more || self.marks.resets_role || effects.has(UNREAD)) {
             (self.marks.resets, self.marks.resets_late) = before;
             self.forget_own();
         }
+        self.marks.respells |= spliced.respells;
+        self.marks.resets |= spliced.respells;
         self.marks.placing.tells = true;
         self.marks.spliced = Some(spliced.splice);
         self.marks.remembers = true;
@@ -150,8 +152,7 @@ impl Request<'_> {
             && let Some(behind) = settings::behind(text, self.startup, &self.conn.tag)
             && !(behind.is_alone && self.is_behind_another())
         {
-            // What is rolled back may be respelled, and is put back late as well.
-            let late = self.marks.resets_late || behind.is_alone || behind.respells;
+            let late = self.marks.resets_late || behind.is_alone;
             let placing = &mut self.marks.placing;
             (placing.resets, placing.restores, placing.late) = (true, behind.texts, late);
             placing.alone = behind.is_alone;
@@ -186,14 +187,15 @@ impl Request<'_> {
         match tag {
             Tag::Execute => self.put_back_in_batch(body, plan),
             // In front of the data of a COPY it would be taken for a part of that: it comes behind what is next.
-            Tag::Query if reads_data(body) => {}
-            Tag::Sync if self.awaits_data() => {}
+            Tag::Query if reads_data(body) => self.leave_batch_loans(),
+            Tag::Sync if self.awaits_data() => self.leave_batch_loans(),
             Tag::Query | Tag::Sync => {
                 // What is bound may be executed in another batch.
                 self.marks.resets = self.marks.placing.resets;
                 if std::mem::take(&mut self.marks.resets_late) {
                     self.put_back_late(plan);
                 }
+                self.respell(plan);
                 self.end_batch_loans(plan);
             }
             _ => {}
@@ -222,7 +224,7 @@ impl Request<'_> {
         }
         placing.resets = false;
         self.marks.resets_late = placing.late;
-        self.marks.resets = placing.late || !placing.lent.is_empty();
+        self.marks.resets = placing.late || self.marks.respells || !placing.lent.is_empty();
         for text in std::mem::take(&mut placing.restores) {
             self.run_in_batch(&text, plan);
         }
@@ -237,12 +239,26 @@ impl Request<'_> {
         if std::mem::take(&mut self.marks.resets_role) {
             settings::restore_role(self.startup, &mut text);
         }
-        if std::mem::take(&mut self.marks.respells) {
+        self.send_back(&text, plan);
+    }
+
+    /// A list that a SET of ours has spelled anew: behind the transaction, which a query of ours would give its snapshot.
+    fn respell(&mut self, plan: &mut Plan<'_>) {
+        let marks = &mut self.marks;
+        let is_open = marks.begin_sent || self.conn.pipeline.status() == TxStatus::Open;
+        if marks.respells && is_open && !marks.commit_sent {
+            marks.resets = true;
+        } else if std::mem::take(&mut marks.respells) {
+            let mut text = Vec::new();
             settings::restore_spelling(self.startup, &mut text);
+            self.send_back(&text, plan);
         }
+    }
+
+    fn send_back(&mut self, text: &[u8], plan: &mut Plan<'_>) {
         if !text.is_empty() && self.conn.pipeline.sent(Expect::Query, Origin::Pooler, RESTORE) {
             self.destroy_held();
-            plan.insert(|out| encode::query(out, &text));
+            plan.insert(|out| encode::query(out, text));
         }
     }
 }
