@@ -244,7 +244,7 @@ impl Request<'_> {
 
     /// A list that a SET of ours has spelled anew: behind the transaction, which a query of ours would give its snapshot.
     fn respell(&mut self, plan: &mut Plan<'_>) {
-        let marks = &mut self.marks;
+        let marks = &mut *self.marks;
         let is_open = marks.begin_sent || self.conn.pipeline.status() == TxStatus::Open;
         if marks.respells && is_open && !marks.commit_sent {
             marks.resets = true;
