@@ -37,8 +37,7 @@ pub use sketch::Sketch;
 
 use pgweir_proto::pipeline::{Expect, Owed};
 
-use crate::settings::Splice;
-use crate::sql::{self, EffectSet, Effects};
+use crate::sql::{self, EffectSet, Effects, Splice};
 
 /// Bytes of the part that all server-side names of ours begin with.
 const PREFIX_LEN: usize = 14;

@@ -14,7 +14,7 @@ use std::rc::{Rc, Weak};
 use hashbrown::HashMap;
 
 pub use encoding::{Encoding, Encodings};
-pub use splice::{Behind, Splice, behind, filled, splice};
+pub use splice::{Behind, behind, filled, splice};
 
 use crate::sql;
 

@@ -41,6 +41,7 @@ mod prefilter;
 mod resets;
 mod role;
 mod routine;
+mod splice;
 mod statement;
 #[cfg(test)]
 mod tests;
@@ -67,6 +68,7 @@ pub use outline::{OUTLINE_TEXT_MAX, outline};
 pub use resets::{Reset, Resets, What, resets};
 pub use role::{RoleWord, role_word};
 pub use routine::{Mention, routine};
+pub use splice::{Cut, Splice};
 pub use statement::names_temp_schema;
 
 use lexer::{Backslash, Doubt, Lexer, Token};

@@ -99,7 +99,7 @@ pub struct Marks {
     /// Behind the batch. Always with `resets`.
     pub resets_late: bool,
     /// How the answer to a query is read that has statements of ours in it: the latest, and never another is owed.
-    pub spliced: Option<settings::Splice>,
+    pub spliced: Option<sql::Splice>,
     /// With what is put back behind the batch, a list is spelled as at the start.
     pub respells: bool,
     /// Something of these may be left when the session ends.

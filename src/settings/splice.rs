@@ -12,7 +12,7 @@ use puts::Puts;
 pub use puts::filled;
 
 use super::{APPLICATION_NAME, Encoding, NAME_MAX, PATH, Profile, RISKY, is_role, list, literal, may_reset, tagged};
-use crate::sql::{self, EffectSet, Reset, Resets, What};
+use crate::sql::{self, Cut, EffectSet, Reset, Resets, Splice, What};
 
 /// What a RESET ALL leaves alone.
 ///
@@ -231,27 +231,6 @@ const GROWTH_MAX: usize = 64 * 1024;
 /// The longest value; bytes. One row of ours tells it.
 const VALUE_MAX: usize = 1024;
 
-/// A text for the server, and what tells its answers from those that the client is owed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Splice {
-    /// The answers: how many have come.
-    done: usize,
-    /// Those that are ours, counted from 0.
-    ours: Vec<usize>,
-    cuts: Vec<Cut>,
-}
-
-/// Where the server's text has more, or something else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Cut {
-    /// Characters of the server's text in front of what is ours.
-    at: usize,
-    /// Characters of it.
-    put: usize,
-    /// Characters of the client's text that it replaces.
-    gone: usize,
-}
-
 /// What becomes of a text.
 #[derive(Debug)]
 pub struct Spliced {
@@ -274,58 +253,6 @@ pub struct Behind {
     pub is_alone: bool,
     /// A list may be spelled otherwise than at the start.
     pub respells: bool,
-}
-
-impl Splice {
-    /// Bytes it takes.
-    #[must_use]
-    pub const fn size(&self) -> usize {
-        size_of::<Self>() + self.ours.len() * size_of::<usize>() + self.cuts.len() * size_of::<Cut>()
-    }
-
-    /// Whether the answer under way is that to something of ours.
-    #[must_use]
-    pub fn is_ours(&self) -> bool {
-        self.ours.binary_search(&self.done).is_ok()
-    }
-
-    /// A statement is done.
-    pub const fn complete(&mut self) {
-        self.done += 1;
-    }
-
-    /// The place in the client's text of a character of the server's, both counted from 1. What is ours is where it was put.
-    #[must_use]
-    pub fn position(&self, position: usize) -> usize {
-        let (mut put, mut gone) = (0, 0);
-        for cut in self.cuts.iter().take_while(|cut| cut.at < position) {
-            if position <= cut.at + cut.put {
-                return (cut.at + 1 + gone).saturating_sub(put);
-            }
-            put += cut.put;
-            gone += cut.gone;
-        }
-        (position + gone).saturating_sub(put)
-    }
-
-    /// The body of an error or a notice with the position in it that the client is to be told. None if it is the same.
-    #[must_use]
-    pub fn shift(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let mut rest = body;
-        while let Some((&kind, value)) = rest.split_first() {
-            let end = memchr::memchr(0, value)?;
-            if kind == b'P' {
-                let front = body.len() - value.len();
-                let (digits, back) = value.split_at_checked(end)?;
-                let told = std::str::from_utf8(digits).ok()?.parse().ok()?;
-                let position = self.position(told);
-                let made = || [body.get(..front).unwrap_or_default(), position.to_string().as_bytes(), back].concat();
-                return (position != told).then(made);
-            }
-            rest = value.get(end + 1..)?;
-        }
-        None
-    }
 }
 
 /// What the server is to get in place of a simple query of a client that began with `startup`, in a transaction or not, as

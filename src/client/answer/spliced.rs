@@ -6,7 +6,7 @@ use pgweir_proto::encode;
 
 use super::{Answer, Plan};
 use crate::prepared::{SPLICED, statement_id};
-use crate::settings::Splice;
+use crate::sql::Splice;
 
 impl Answer<'_> {
     /// How the answer under way is read, if it is one of these: never two of them are owed.

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::super::{APPLICATION_NAME, NAME_MAX, Profile, RISKY, is_role, literal};
-use super::{Cut, GROWTH_MAX, RESETS_MAX, STAY, Splice, VALUE_MAX};
-use crate::sql;
+use super::{GROWTH_MAX, RESETS_MAX, STAY, VALUE_MAX};
+use crate::sql::{self, Cut, Splice};
 
 /// Half of it is left as it is by a value of the other half, and not put back.
 const DATESTYLE: &str = "datestyle";
