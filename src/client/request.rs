@@ -32,7 +32,7 @@ use crate::prepared::{
 };
 use crate::prepared::{STRIPPED, Statement, UNNAMED};
 use crate::replica::watermark;
-use crate::settings::{self, Profile, Profiles};
+use crate::settings::{Profile, Profiles};
 use crate::sql::{self, Bound, EffectSet, Effects, FirstWord};
 use crate::state::{self, Pins};
 use crate::stats::{PinReason, PoolStats};
