@@ -89,6 +89,10 @@ fn who_logs_in_finds_the_defaults_that_a_client_has_set_just_now() {
         assert_eq!(value(&mut stage.client().await, "SHOW TimeZone").await, "Asia/Seoul");
         assert_eq!(asked.parameters["TimeZone"], "Asia/Tokyo");
         assert_eq!(value(&mut asked, "SHOW TimeZone").await, "Asia/Tokyo");
+        // Whoever asks for the same now is told so.
+        let mut alike = stage.client_with(&[("TimeZone", "Asia/Tokyo"), ("client_encoding", "UTF8")]).await;
+        assert_eq!(alike.parameters["TimeZone"], "Asia/Tokyo");
+        assert_eq!(value(&mut alike, "SHOW TimeZone").await, "Asia/Tokyo");
         // What a client has set stays its own.
         succeed(&mut one, "SET work_mem = '2222kB'").await;
         succeed(&mut next, &format!("ALTER ROLE {name} RESET ALL")).await;
