@@ -16,7 +16,7 @@
 //! | all that could make room is in use in the batch | stripped |
 //! | a table or type is altered | [`Described`] tells whether the client would still read it right |
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::rc::Rc;
@@ -160,8 +160,8 @@ pub struct Statement {
     pub pool: u32,
     /// What running it may do to session state by itself.
     pub effects: Effects,
-    /// Settings may have it say something else.
-    pub is_read: bool,
+    /// Whether settings may have it say something else, once somebody has asked.
+    is_read: OnceCell<bool>,
     /// What it sets in motion, in the catalog that the number names.
     through: Cell<(u64, EffectSet)>,
     /// Whether it was asked for since the hand last passed it.
@@ -178,6 +178,11 @@ impl Statement {
     pub fn size(&self) -> usize {
         let put = self.put.as_ref().map_or(0, |put| put.size());
         self.text.len() + self.types.len() + self.resolved.room() + size_of::<Self>() + put
+    }
+
+    /// Whether settings may have it say something else.
+    pub fn is_read(&self) -> bool {
+        *self.is_read.get_or_init(|| sql::is_read_by_settings(&self.text))
     }
 
     /// What servers have parsed of it is of no more use: it is to be parsed anew.
@@ -448,7 +453,7 @@ impl Interner {
             twin,
             pool,
             effects,
-            is_read: sql::is_read_by_settings(text),
+            is_read: OnceCell::new(),
             through: Cell::new((0, EffectSet::NONE)),
             used: Cell::new(false),
             epoch: Cell::new(0),

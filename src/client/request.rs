@@ -976,7 +976,7 @@ impl Request<'_> {
                 let held = matches!(theirs, Held::Holds(theirs, _) if Rc::ptr_eq(mine, theirs));
                 let is_other = statement.parse_key != self.parse_key || self.marks.unsettled;
                 let reads_otherwise = statement.parse_key != self.parse_key || self.marks.reads_otherwise;
-                self.conn.strays |= reads_otherwise && statement.is_read;
+                self.conn.strays |= reads_otherwise && statement.is_read();
                 if !held && is_other {
                     let key = self.present_key();
                     statement = self.interner.intern_again(mine, (key, key));

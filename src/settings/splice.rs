@@ -1,8 +1,9 @@
 //! Texts in which settings go back to where their client began, and not to where the server connection did.
 //!
 //! Behind each reset of a start-up setting stands a SET of ours, which takes no snapshot, so that a SET TRANSACTION may follow.
-//! The value in the place of the NULL of a `set_config` is that of the start. The answers to what is ours are not the client's, and the positions in errors are made those of its own text. Where a SET
-//! might fail and a reset would not, or where anything else is in doubt, the text stays as it is.
+//! The value in the place of the NULL of a `set_config` is that of the start. The answers to what is ours are not the client's, and
+//! the positions in errors are made those of its own text. Where a SET might fail and a reset would not, or where anything else is
+//! in doubt, the text stays as it is.
 
 mod puts;
 

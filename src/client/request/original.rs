@@ -47,17 +47,17 @@ impl Request<'_> {
         statement: Rc<Statement>,
         plan: &mut Plan<'_>,
     ) -> Result<Rc<Statement>, Stop> {
-        if statement.is_read && self.marks.unsettled && self.is_audited() {
+        if statement.is_read() && self.marks.unsettled && self.is_audited() {
             return Err(Stop::Unsettled);
         }
         let is_here = self.conn.shelf.has(statement.id) || self.is_stripped(&statement);
-        if is_here && (!statement.is_read || self.marks.unsettled) {
-            if statement.is_read && self.marks.reads_otherwise {
+        if is_here && (!statement.is_read() || self.marks.unsettled) {
+            if statement.is_read() && self.marks.reads_otherwise {
                 self.strays(&statement);
             }
             return Ok(statement);
         }
-        let pair = if statement.is_read { self.pair(&statement) } else { None };
+        let pair = if statement.is_read() { self.pair(&statement) } else { None };
         let key = pair.unwrap_or_else(|| self.present_key());
         let keeps = pair.is_some() || settings::is_private(key);
         let statement = self.instead(name, &statement, (key, if keeps { statement.origin } else { key }));

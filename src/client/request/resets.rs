@@ -93,7 +93,8 @@ impl Request<'_> {
         true
     }
 
-    /// The statement in place of one that sets a start-up setting to NULL, or to a parameter, which may be. Its values never change while the client is there.
+    /// The statement in place of one that sets a start-up setting to NULL, or to a parameter, which may be. Its values never change
+    /// while the client is there.
     #[cold]
     pub(super) fn filled(&self, key: u32, parse: &Parse<'_>) -> Option<Rc<Statement>> {
         if self.startup.entries().is_empty() {
@@ -265,7 +266,5 @@ impl Request<'_> {
 
 /// Whether a query may read data of the client's.
 fn reads_data(text: &[u8]) -> bool {
-    const COPY: &[u8] = b"copy";
-    let spells = text.windows(COPY.len()).any(|word| word.eq_ignore_ascii_case(COPY));
-    spells && sql::reads_copy(text.strip_suffix(b"\0").unwrap_or(text))
+    sql::spells_words(text, &[b"copy"]) && sql::reads_copy(text.strip_suffix(b"\0").unwrap_or(text))
 }
